@@ -1,0 +1,3 @@
+"""The ambassador."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,177 @@
+"""The one tree of errors that a client of the ambassador can see.
+
+Each leaf has a stable `code` (the `code` of the problem document, contract 3), the HTTP status and the gRPC status
+it is answered with, whose fault it is, and the `proxy-status` error type of RFC 9209. Libraries' errors are mapped to
+these where the library is imported; nothing else decides a status.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import ClassVar
+
+
+class Fault(enum.Enum):
+    """Whose doing an error is: decides what counts against an upstream and who is told."""
+
+    CLIENT = "client"
+    UPSTREAM = "upstream"
+    AMBASSADOR = "ambassador"
+
+
+class ProxyError(Exception):
+    """Base of every coded error.
+
+    `detail` is one sentence for the caller; it never holds header values, credentials or upstream bodies.
+    `retry_after_s` becomes `Retry-After` (whole seconds, at least 1); None sends no such header.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    grpc_status: ClassVar[int] = 13
+    title: ClassVar[str] = "Internal error"
+    fault: ClassVar[Fault] = Fault.AMBASSADOR
+    proxy_error: ClassVar[str] = "proxy_internal_error"
+
+    def __init__(self, detail: str = "", *, retry_after_s: float | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+
+
+class ClientError(ProxyError):
+    """The caller's message cannot be accepted; the connection is closed after the answer."""
+
+    code = "bad_request"
+    status = 400
+    grpc_status = 3
+    title = "Bad request"
+    fault = Fault.CLIENT
+    proxy_error = "http_request_error"
+
+
+class BadRequest(ClientError):
+    """Malformed, ambiguous or abusive input (RFC 9112)."""
+
+
+class HeaderTooLarge(ClientError):
+    code = "header_too_large"
+    status = 431
+    title = "Request header fields too large"
+
+
+class UriTooLong(ClientError):
+    code = "uri_too_long"
+    status = 414
+    title = "URI too long"
+
+
+class BodyTooLarge(ClientError):
+    code = "body_too_large"
+    status = 413
+    grpc_status = 8
+    title = "Content too large"
+
+
+class RequestTimeout(ClientError):
+    code = "request_timeout"
+    status = 408
+    grpc_status = 4
+    title = "Request timeout"
+
+
+class NotImplementedByProxy(ClientError):
+    code = "not_implemented"
+    status = 501
+    grpc_status = 12
+    title = "Not implemented"
+
+
+class VersionNotSupported(ClientError):
+    code = "version_not_supported"
+    status = 505
+    grpc_status = 12
+    title = "HTTP version not supported"
+
+
+class ExpectationFailed(ClientError):
+    code = "expectation_failed"
+    status = 417
+    title = "Expectation failed"
+
+
+class LoopDetected(ClientError):
+    code = "loop_detected"
+    status = 508
+    grpc_status = 13
+    title = "Loop detected"
+    proxy_error = "proxy_loop_detected"
+
+
+class NoRoute(ClientError):
+    code = "no_route"
+    status = 404
+    grpc_status = 12
+    title = "No route"
+    proxy_error = "destination_not_found"
+
+
+class Overloaded(ProxyError):
+    code = "overloaded"
+    status = 503
+    grpc_status = 14
+    title = "Overloaded"
+    proxy_error = "connection_limit_reached"
+
+
+class UpstreamError(ProxyError):
+    """The upstream did not give a usable answer, after all attempts allowed."""
+
+    code = "upstream_reset"
+    status = 502
+    grpc_status = 14
+    title = "Bad gateway"
+    fault = Fault.UPSTREAM
+    proxy_error = "connection_terminated"
+
+
+class NoEndpoint(UpstreamError):
+    code = "no_endpoint"
+    status = 503
+    title = "No endpoint"
+    proxy_error = "destination_unavailable"
+
+
+class ConnectFailed(UpstreamError):
+    code = "connect_failed"
+    status = 503
+    title = "Connection to the upstream failed"
+    proxy_error = "connection_refused"
+
+
+class UpstreamReset(UpstreamError):
+    code = "upstream_reset"
+    title = "Upstream closed the connection"
+
+
+class UpstreamProtocol(UpstreamError):
+    code = "upstream_protocol"
+    grpc_status = 13
+    title = "Upstream sent a malformed answer"
+    proxy_error = "http_protocol_error"
+
+
+class UpstreamTimeout(UpstreamError):
+    code = "upstream_timeout"
+    status = 504
+    grpc_status = 4
+    title = "Upstream timeout"
+    proxy_error = "http_response_timeout"
+
+
+class DeadlineExceeded(ProxyError):
+    code = "deadline_exceeded"
+    status = 504
+    grpc_status = 4
+    title = "Deadline exceeded"
+    proxy_error = "http_response_timeout"
