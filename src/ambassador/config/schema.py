@@ -1,0 +1,396 @@
+"""The config as Structs: what every other part reads, after `config.load` has checked and completed it.
+
+All of it is canonical. Durations are seconds, sizes bytes, percents fractions, `off` is None. `listen` is folded into
+`listeners`, `defaults` into the routes, an inline `to:` is an upstream with the route's name, so `Route.to` is always
+the name of an upstream. A Config survives msgpack unchanged; that is how workers get it.
+
+Strings that go on the wire are checked here once (tokens, no CR, LF or NUL) and are str until compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from msgspec import Meta, field
+
+from ambassador.proxy.policies import headers, retry
+from ambassador.proxy.policies.redirect import Redirect
+from ambassador.proxy.policies.respond import Respond
+from ambassador.proxy.policies.rewrite import Rewrite
+from ambassador.settings import (
+    Bytes,
+    BytesPerSecond,
+    Cidr,
+    Count,
+    CountOrNone,
+    EndpointUrl,
+    Fraction,
+    HeaderName,
+    HostPattern,
+    Internal,
+    ListenAddress,
+    Method,
+    Name,
+    PathPattern,
+    Regex,
+    Seconds,
+    SecondsOrNone,
+    Secret,
+    Section,
+)
+
+__all__ = [
+    "Admin",
+    "Config",
+    "Connections",
+    "Drain",
+    "Endpoint",
+    "Listener",
+    "ListenerLimits",
+    "Match",
+    "PathRegex",
+    "Redirect",
+    "Respond",
+    "Rewrite",
+    "Route",
+    "State",
+    "Telemetry",
+    "Timeout",
+    "Upstream",
+    "ValueMatch",
+]
+
+
+class ListenerLimits(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one client may use. Beyond a limit the answer has the code named here."""
+
+    connections: Count = 10_000
+    """Connections of this listener in each worker; more are answered `overloaded` and closed."""
+
+    header_bytes: Bytes = 64 * 1024
+    """Size of a request's head, or of its trailers (`header_too_large`)."""
+
+    headers: Count = 100
+    """Header lines of a request (`header_too_large`)."""
+
+    uri: Bytes = 8 * 1024
+    """Length of the request target (`uri_too_long`)."""
+
+    body: Bytes | None = None
+    """Size of a request's body (`body_too_large`)."""
+
+    idle: Seconds = 75.0
+    """How long a connection may wait between requests. nginx: 75 s."""
+
+    header_timeout: Seconds = 10.0
+    """How long a request's head may take from its first byte (`request_timeout`)."""
+
+    body_timeout: Seconds = 30.0
+    """How long nothing may move, in either direction, while something is due (`request_timeout`)."""
+
+    min_rate: BytesPerSecond | None = 256.0
+    """The slowest transfer that is put up with, in bytes a second over 30 s."""
+
+    requests_per_connection: Count | None = None
+    """After so many requests a connection is closed, so that clients spread over new endpoints of the service."""
+
+
+class Listener(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One address on which clients are served."""
+
+    shorthand: ClassVar[str | None] = "address"
+    later: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "protocol": ("http",),
+        "mode": ("reverse",),
+        "tls": ("off", "false"),
+        "proxy_protocol": ("off", "false"),
+        "to": (),
+    }
+
+    address: ListenAddress
+    """`host:port`, `[v6]:port` or `unix:/path`. Port 0 lets the system choose one."""
+
+    trusted: tuple[Cidr, ...] = ()
+    """Networks of load balancers whose `X-Forwarded-*` headers are kept and appended to; from others they are
+    replaced."""
+
+    half_close: Literal["continue", "cancel"] = "continue"
+    """What a client's FIN after a complete request means: it still reads (`continue`), or it left (`cancel`)."""
+
+    limits: ListenerLimits = ListenerLimits()
+    """What one client may use."""
+
+
+class Admin(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The admin API, metrics and dashboard."""
+
+    shorthand: ClassVar[str | None] = "address"
+
+    address: ListenAddress
+    """`host:port`, `[v6]:port` or `unix:/path`. Beyond loopback a `token` is required."""
+
+    token: Secret | None = None
+    """What `Authorization: Bearer` must hold: `env:NAME` or `file:/path`."""
+
+    metrics: Literal["open", "token"] = "token"
+    """Whether `/metrics` is open to everybody (`open`) or guarded like every other GET (`token`)."""
+
+
+class State(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where replicas share what they count."""
+
+    shorthand: ClassVar[str | None] = "url"
+    later: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "prefix": (),
+        "secret_key": (),
+        "on_loss": (),
+        "max_wait": (),
+        "expected_replicas": (),
+    }
+
+    url: Literal["local"] = "local"
+    """`local`: shared by the workers of this host only."""
+
+
+class Endpoint(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One server of an upstream."""
+
+    shorthand: ClassVar[str | None] = "url"
+    later: ClassVar[Mapping[str, tuple[str, ...]]] = {"zone": (), "priority": ("0",)}
+
+    url: EndpointUrl
+    """`http://host:port` or `unix:/path`; a path in the URL is refused. After loading: scheme and host in lower
+    case, the port always written."""
+
+    weight: Annotated[Count, Meta(le=1000)] = 1
+    """Share of the requests, in proportion to the other endpoints' weights."""
+
+
+class Connections(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Connections to an upstream's endpoints."""
+
+    later: ClassVar[Mapping[str, tuple[str, ...]]] = {"max_age": ("off", "false"), "via": ()}
+
+    max: Count = 256
+    """Connections to each endpoint from each worker."""
+
+    max_pending: CountOrNone = 1024
+    """Requests that may wait for a connection; more are answered `overloaded`."""
+
+    idle_timeout: Seconds = 30.0
+    """How long an unused connection is kept. Shorter than the upstream's own, or requests meet a closing connection."""
+
+
+class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A service: one or more endpoints that do the same."""
+
+    later: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "discover": (),
+        "protocol": ("auto", "http1"),
+        "balance": ("p2c",),
+        "hash": (),
+        "zone_aware": ("off", "false"),
+        "slow_start": ("0s", "0", "off", "false"),
+        "tls": (),
+        "health": ("off", "false"),
+        "outlier": ("off", "false"),
+        "auth": (),
+        "limit": (),
+        "cooldown": ("off", "false"),
+        "breaker": ("off", "false"),
+    }
+
+    endpoints: Annotated[tuple[Endpoint, ...], Meta(min_length=1)]
+    """The servers. A name's addresses are all tried within `connect` before an attempt has failed."""
+
+    connections: Connections = Connections()
+    """Bounds on connections to each endpoint."""
+
+
+class PathRegex(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A path pattern as a regular expression."""
+
+    regex: Regex
+    """Must match the whole path. Named groups, `(?P<id>…)`, become parameters."""
+
+
+class ValueMatch(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a header or a query parameter must be. Exactly one of the fields is set."""
+
+    shorthand: ClassVar[str | None] = "exact"
+
+    exact: tuple[str, ...] | None = None
+    """One of these values, compared byte for byte. A bare `"*"` is `present: true`."""
+
+    regex: Regex | None = None
+    """A regular expression that must match the whole value."""
+
+    present: bool | None = None
+    """Whether it must be there (true) or must be missing (false), whatever its value."""
+
+
+class Match(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which requests a route takes: all that is written must hold."""
+
+    later: ClassVar[Mapping[str, tuple[str, ...]]] = {"client": ()}
+
+    host: tuple[HostPattern, ...] = ("*",)
+    """One or more of: a host name, `*.suffix` (any name below it, not itself), `"*"`. Ports are ignored."""
+
+    path: PathPattern | PathRegex | None = None
+    """`/exact`, `/prefix/**` (on segment borders, `/prefix` included), `/v1/accounts/{id}` (one segment), or
+    `{regex: …}`. Unset: every path."""
+
+    methods: tuple[Method, ...] = ()
+    """Methods. Unset: every method."""
+
+    headers: dict[HeaderName, ValueMatch] = field(default_factory=dict)
+    """Headers (names in lower case after loading): a value, a list of values, `{regex: …}`, or `{present: true}`."""
+
+    query: dict[str, ValueMatch] = field(default_factory=dict)
+    """Query parameters, likewise."""
+
+
+class Timeout(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long things may take. A bare duration is `total`."""
+
+    shorthand: ClassVar[str | None] = "total"
+
+    connect: Seconds = 1.0
+    """Opening a connection, over all addresses of a name."""
+
+    first_byte: Seconds | None = None
+    """From the request's last byte to the answer's first, in one attempt."""
+
+    per_try: Seconds | None = None
+    """One attempt, from its start to the answer's head."""
+
+    total: Seconds = 15.0
+    """From the request's last byte to the answer's head, over all attempts."""
+
+    total_body: Seconds | None = None
+    """From the request's first byte to the answer's last. Streams live longer: off unless written."""
+
+    idle: Seconds = 300.0
+    """How long nothing may move in a body or a tunnel."""
+
+
+class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which requests go where, and how. Exactly one of `to`, `redirect` and `respond` is set."""
+
+    later: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(
+        (
+            "split",
+            "migrate",
+            "hedge",
+            "breaker",
+            "limit",
+            "idempotency",
+            "concurrency",
+            "access",
+            "translate",
+            "mirror",
+            "fallback",
+            "cache",
+            "fault",
+        ),
+        ("off", "false"),
+    )
+
+    name: Name
+    """Names the route in metrics, logs and commands."""
+
+    match: Match = Match()
+    """Which requests. The first route of the file that matches takes the request."""
+
+    to: Annotated[str | None, Meta(extra={"form": "target"})] = None
+    """The name of an upstream, a URL or a list of URLs. After loading: the name of an upstream."""
+
+    redirect: Redirect | None = None
+    """Send the client elsewhere."""
+
+    respond: Respond | None = None
+    """Answer here."""
+
+    rewrite: Rewrite | None = None
+    """Change the path or the host on the way."""
+
+    timeout: Timeout = Timeout()
+    """How long things may take."""
+
+    retry: retry.Config | None = retry.UNSET
+    """Further attempts. Unset: one, on `connect` and `refused_stream`. `off`: none."""
+
+    headers: headers.Config | None = None
+    """Headers to set, add and remove."""
+
+    line: Annotated[int, Internal]
+    """The line of its file where the route begins; 0 when it comes from the command line."""
+
+    file: Annotated[str, Internal]
+    """The file it is written in; empty when it comes from the command line."""
+
+
+class Telemetry(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is told about requests."""
+
+    later: ClassVar[Mapping[str, tuple[str, ...]]] = {"otlp": ("off", "false"), "trace_sample": ()}
+
+    access_log: Annotated[str | None, Meta(extra={"form": "log_target"})] = "stdout"
+    """`stdout`, a file, or `off`: one JSON line per request."""
+
+    sample: Fraction = 1.0
+    """The share of successful requests that is logged; others always are."""
+
+    debug_headers: bool = False
+    """Whether answers carry `x-ambassador-upstream-ms` and `x-ambassador-attempts`."""
+
+
+class Drain(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the service ends."""
+
+    delay: SecondsOrNone = 5.0
+    """How long it goes on accepting, not ready, so that load balancers notice."""
+
+    timeout: Seconds = 20.0
+    """How long requests then have to finish before they are cut."""
+
+
+class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole config of an instance."""
+
+    later: ClassVar[Mapping[str, tuple[str, ...]]] = {"clients": (), "egress": (), "overload": ()}
+
+    version: Literal[1] = 1
+    """The version of this format."""
+
+    name: Name | None = None
+    """The instance's name, the pseudonym in `via`. Unset: random for each start."""
+
+    listeners: tuple[Listener, ...]
+    """The addresses on which clients are served. `listen: ADDRESS` is short for one or more of them."""
+
+    admin: Admin | None = None
+    """The admin API, metrics and dashboard. Unset: none."""
+
+    workers: Annotated[Annotated[int, Meta(ge=1, le=1024)] | None, Meta(extra={"form": "workers"})] = None
+    """Worker processes. `auto`, or unset: the CPUs this process may use."""
+
+    control: Annotated[str | None, Meta(extra={"form": "control"})] = None
+    """The control socket, `unix:/path`. Unset: `$XDG_RUNTIME_DIR/ambassador-PORT.sock`."""
+
+    state: State = State()
+    """Where replicas share what they count."""
+
+    routes: tuple[Route, ...] = ()
+    """In order; the first that matches takes the request."""
+
+    upstreams: dict[str, Upstream] = field(default_factory=dict)
+    """The services behind, by name."""
+
+    telemetry: Telemetry = Telemetry()
+    """Logs and metrics."""
+
+    drain: Drain = Drain()
+    """How the service ends."""

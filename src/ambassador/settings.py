@@ -1,0 +1,91 @@
+"""The vocabulary in which settings are declared: `Section` and the kinds of value a setting can have.
+
+A section of the config is one frozen Struct, next to the code that obeys it (a policy's `Config` is in the policy's
+file). Its annotations say two things at once: the type after loading (what the code gets: seconds, bytes, fractions)
+and the form in the file (what people write: `250ms`, `64KiB`, `20%`). `config.load` reads the second to make the
+first, and `config.schema` prints the second as JSON Schema. Nothing here parses anything.
+
+The string literal under a field is its reference documentation; every field has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+from msgspec import Meta, Struct
+
+
+class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A mapping of the config, after loading: immutable, complete, in base units."""
+
+    shorthand: ClassVar[str | None] = None
+    """The field that a bare value stands for: `timeout: 2s` is `timeout: {total: 2s}`. None: a mapping only."""
+
+    later: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Keys of the reference that this version does not build, each with the values that ask for nothing new."""
+
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Other spellings of a key, each with the key it stands for."""
+
+
+def _form(name: str, **bounds: float) -> Meta:
+    return Meta(extra={"form": name}, **bounds)
+
+
+# Quantities. `X | None` in a field means that the file may say `off`.
+Seconds = Annotated[float, _form("duration", gt=0)]
+"""A duration, `250ms`, `2s`, `5m`; more than nothing."""
+SecondsOrNone = Annotated[float, _form("duration", ge=0)]
+"""A duration where `0s` has a meaning."""
+SecondsRange = Annotated[tuple[float, float], _form("duration_range")]
+"""`25ms..250ms`, or one duration, which is both ends; 0 < low <= high."""
+Bytes = Annotated[int, _form("size", ge=1)]
+"""A size, `64KiB`, `1MB`, `512B`; at least one byte."""
+BytesOrNone = Annotated[int, _form("size", ge=0)]
+"""A size where `0B` has a meaning."""
+BytesPerSecond = Annotated[float, _form("byte_rate", gt=0)]
+"""A transfer rate, `256B/s`."""
+Fraction = Annotated[float, _form("percent", ge=0, le=1)]
+"""`20%`, which is 0.2 after loading."""
+Count = Annotated[int, Meta(ge=1)]
+"""A whole number, at least 1."""
+CountOrNone = Annotated[int, Meta(ge=0)]
+"""A whole number where 0 has a meaning."""
+Status = Annotated[int, Meta(ge=200, le=599)]
+"""A final HTTP status."""
+
+# Words.
+Name = Annotated[str, _form("name")]
+"""Names a route, an upstream or an instance: letters, digits, `_`, `.`, `-`; it becomes a label of metrics."""
+Secret = Annotated[str, _form("secret")]
+"""`env:NAME` or `file:/path`; never the secret itself. It stays a reference after loading."""
+ListenAddress = Annotated[str, _form("listen_address")]
+"""`host:port`, `[v6]:port`, or `unix:/path`; port 0 lets the system choose."""
+EndpointUrl = Annotated[str, _form("endpoint_url")]
+"""`http://host:port` without a path, or `unix:/path`."""
+Cidr = Annotated[str, _form("cidr")]
+"""A network, `10.0.0.0/8`, or one address."""
+HostPattern = Annotated[str, _form("host_pattern")]
+"""A host name, `*.suffix`, or `*`; lower case and without a port after loading."""
+Host = Annotated[str, _form("host")]
+"""A host name or address, with or without a port."""
+PathPattern = Annotated[str, _form("path_pattern")]
+"""`/exact`, `/prefix/**`, or with parameters, `/v1/accounts/{id}`."""
+Path = Annotated[str, _form("path")]
+"""An absolute path, without query."""
+Regex = Annotated[str, _form("regex")]
+"""A regular expression that is matched in linear time."""
+Method = Annotated[str, _form("method")]
+"""An HTTP method, upper case."""
+HeaderName = Annotated[str, _form("header_name")]
+"""A header's name: a token of RFC 9110."""
+Template = Annotated[str, _form("template")]
+"""A header's value, in which `{client}`, `{request_id}`, `{route}` and `{param.NAME}` are replaced."""
+HeaderValue = Annotated[str, _form("header_value")]
+"""A header's value: no CR, LF or NUL."""
+RetryCondition = Annotated[str, _form("retry_condition")]
+"""`connect`, `reset`, `refused_stream`, `timeout`, a status (`429`), a range (`502-504`) or a class (`5xx`)."""
+
+Internal = Meta(extra={"internal": True})
+"""Marks a field that the loader fills in and no file may write."""
