@@ -21,7 +21,7 @@ _TAKEN: Final = 2  # understood here, and not passed on (or written anew)
 _DROPPED: Final = 3
 
 _HOP_BY_HOP: Final = frozenset({
-    b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
+    b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade",
     b"http2-settings",
 })  # fmt: skip
 
@@ -133,7 +133,7 @@ def tokens(value: bytes) -> set[bytes]:
 
 
 _TRAILERS_REFUSED: Final = (
-    _HOP_BY_HOP | _PROTECTED | {b"expect", b"max-forwards", b"range", b"te", b"proxy-authorization", b"www-authenticate"}
+    _HOP_BY_HOP | _PROTECTED | {b"expect", b"trailer", b"max-forwards", b"range", b"te", b"proxy-authorization", b"www-authenticate"}
 )
 
 

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 _METHODS: Final = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
 _VERSION: Final = re.compile(rb" HTTP/(\d+(?:\.\d+)?)[\r\n]")
 _METHOD_LINE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} +[!-~]+ +HTTP/1\.[01]\r\n")
+HEALTH_TARGET: Final = b"/.well-known/ambassador/health"
+"""What load balancers ask; the one target that needs no Host."""
+
 _CHUNKED_HEAD: Final = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 _MAX_CHUNK_OVERHEAD: Final = 65536
@@ -172,7 +175,7 @@ class RequestReader:
         authority = special.get(b"host")
         if authority is not None:
             request.authority = authority
-        elif request.minor:
+        elif request.minor and self._url != HEALTH_TARGET:
             raise BadRequest("HTTP/1.1 requests need one Host field")
         if b"content-length" in special:
             request.content_length = self._length(special)
@@ -304,7 +307,7 @@ class ResponseReader:
     """
 
     __slots__ = (
-        "_close_delimited", "_fed_after", "_for_head", "_headers", "_parser", "_received", "body", "complete", "head",
+        "_body_bytes", "_close_delimited", "_fed_after", "_for_head", "_headers", "_parser", "_received", "body", "complete", "head",
         "interim", "trailers",
     )  # fmt: skip
 
@@ -314,6 +317,7 @@ class ResponseReader:
         self._for_head = False
         self._close_delimited = False
         self._received = 0
+        self._body_bytes = 0
         self._fed_after = False
         self.head: ResponseHead | None = None
         self.body: list[bytes] = []
@@ -328,6 +332,7 @@ class ResponseReader:
         self._for_head = for_head
         self._close_delimited = False
         self._received = 0
+        self._body_bytes = 0
         self.head = None
         self.complete = False
         if self.interim:
@@ -386,7 +391,7 @@ class ResponseReader:
         if head is None or self.complete or head.content_length is None:
             return None
         self._parser = None
-        return head.content_length - self._received
+        return head.content_length - self._body_bytes
 
     # Callbacks of httptools
 
@@ -418,7 +423,6 @@ class ResponseReader:
             head.content_length = _response_length(special)
         if b"transfer-encoding" in special:
             self._check_coding(head, special, parser.get_http_version())
-        self._received = 0
         self.head = head
         self._headers = self.trailers
         if bodiless:
@@ -435,7 +439,7 @@ class ResponseReader:
             self._fed_after = True
             return
         self.body.append(body)
-        self._received += len(body)
+        self._body_bytes += len(body)
 
     def on_message_complete(self) -> None:
         if self.head is not None:

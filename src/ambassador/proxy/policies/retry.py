@@ -98,3 +98,98 @@ def status_range(text: str) -> tuple[int, int]:
 
 def _three_digits(text: str) -> bool:
     return len(text) == 3 and text.isascii() and text.isdigit()
+
+
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+"""RFC 9110 9.2.2."""
+
+_BUDGET_SECONDS = 10
+"""Over how long requests earn and retries spend. Finagle and Linkerd: 10 s."""
+
+
+class RetryBudget:
+    """How many retries are left: a share of the requests of the last 10 s, plus a floor.
+
+    Counted by one worker, in buckets of one second; `now` is in seconds of any monotonic clock. Source: Finagle's
+    RetryBudget. Depositing costs one comparison and one addition, since it happens for every request.
+    """
+
+    __slots__ = ("_floor", "_next", "_requests", "_retries", "_share", "requests")
+
+    def __init__(self, *, percent: float, min_per_second: float) -> None:
+        self._share = percent
+        self._floor = min_per_second * _BUDGET_SECONDS
+        self._requests = [0] * _BUDGET_SECONDS
+        self._retries = [0] * _BUDGET_SECONDS
+        self._next = 0.0
+        self.requests = 0
+
+    def deposit(self, now: float) -> None:
+        """Count a first attempt."""
+        if now >= self._next:
+            self._rotate(now)
+        self.requests += 1
+
+    def withdraw(self, now: float) -> bool:
+        """Take one retry. False if the budget is spent."""
+        if now >= self._next:
+            self._rotate(now)
+        earned = self._share * (sum(self._requests) + self.requests) + self._floor
+        if sum(self._retries) + 1 > earned:
+            return False
+        self._retries[0] += 1
+        return True
+
+    def _rotate(self, now: float) -> None:
+        elapsed = min(_BUDGET_SECONDS, int(now - self._next) + 1)
+        self._requests = [0] * (elapsed - 1) + [self.requests] + self._requests
+        del self._requests[_BUDGET_SECONDS - 1 :]
+        self._retries = [0] * elapsed + self._retries
+        del self._retries[_BUDGET_SECONDS:]
+        self.requests = 0
+        self._next = now + 1.0 if elapsed == _BUDGET_SECONDS else self._next + elapsed
+
+
+class RetryPolicy:
+    """A route's `retry`, compiled: plain decisions, no I/O, no clock, no randomness of its own."""
+
+    __slots__ = ("_kinds", "_methods", "attempts", "base_s", "budget", "buffer", "cap_s", "retry_after_s", "statuses")
+
+    def __init__(self, config: Config) -> None:
+        self.attempts = config.attempts
+        self._kinds = config.kinds
+        self.statuses = config.statuses
+        self._methods: frozenset[str] | None
+        if config.methods == "idempotent":
+            self._methods = IDEMPOTENT
+        else:
+            self._methods = None if config.methods == "all" else frozenset(config.methods)
+        self.base_s, self.cap_s = config.backoff
+        self.buffer = config.buffer
+        self.retry_after_s = config.retry_after
+        self.budget = RetryBudget(percent=config.budget.percent, min_per_second=config.budget.min_per_second)
+
+    def allows(self, reason: str, method: str, *, keyed: bool) -> bool:
+        """Whether a failure of this kind (`KINDS`, or a status as text) may be tried again for this request.
+
+        `keyed`: it has an `idempotency-key`. What the upstream cannot have seen is tried again whatever the method.
+        """
+        if reason not in self._kinds and not (reason.isdigit() and int(reason) in self.statuses):
+            return False
+        if reason in ("connect", "refused_stream"):
+            return True
+        return keyed or self._methods is None or method in self._methods
+
+    def delay_s(self, retry: int, random: float, retry_after_s: float | None) -> float | None:
+        """How long to wait before the `retry`-th retry (1 for the first), or None if it must not be made.
+
+        Full jitter: uniform in [0, min(cap, (2^retry - 1) * base)), `random` in [0, 1) (AWS, Envoy). An upstream's
+        `Retry-After` is waited for, spread over half as much again so that clients do not return together; one over
+        the cap forbids the retry.
+        """
+        wait = random * min(self.cap_s, (2**retry - 1) * self.base_s)
+        if retry_after_s is None or self.retry_after_s is None:
+            return wait
+        if retry_after_s > self.retry_after_s:
+            return None
+        return max(wait, retry_after_s * (1.0 + random / 2))

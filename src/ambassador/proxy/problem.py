@@ -1,0 +1,64 @@
+"""Answers for errors: problem documents (RFC 9457) with `proxy-status` (RFC 9209), or a gRPC status for gRPC callers."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ambassador.errors import Fault
+from ambassador.messages import Reply
+
+if TYPE_CHECKING:
+    from ambassador.errors import ProxyError
+    from ambassador.messages import Fields
+
+_ENCODE = msgspec.json.Encoder().encode
+
+
+def error_reply(
+    error: ProxyError, *, pseudonym: str, request_id: str, route: str, attempts: int, grpc: bool
+) -> Reply:
+    """The answer to a request that failed with `error`.
+
+    `pseudonym` is the instance's name in `proxy-status`; `attempts` is told there when it is more than one, so that an
+    ambassador in front does not multiply retries. `grpc`: the caller speaks gRPC and reads no JSON.
+    """
+    headers: Fields = [(b"proxy-status", proxy_status(error, pseudonym=pseudonym, attempts=attempts))]
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
+    if grpc and error.fault is not Fault.CLIENT:
+        headers += [
+            (b"content-type", b"application/grpc"),
+            (b"grpc-status", b"%d" % error.grpc_status),
+            (b"grpc-message", error.code.encode()),
+        ]
+        return Reply(200, headers)
+    headers.append((b"content-type", b"application/problem+json"))
+    return Reply(error.status, headers, _document(error, request_id=request_id, route=route))
+
+
+def proxy_status(error: ProxyError, *, pseudonym: str, attempts: int) -> bytes:
+    """The `proxy-status` member for an error of our own: `name; error=…; details="code"`."""
+    text = f'{pseudonym}; error={error.proxy_error}; details="{error.code}"'
+    return (f"{text}; attempts={attempts}" if attempts > 1 else text).encode()
+
+
+def forbids_retry(status: bytes) -> bool:
+    """Whether a `proxy-status` field says that its maker retried, limited, or had its breaker open."""
+    return any(
+        mark in status for mark in (b"; attempts=", b'details="limited"', b'details="breaker_open"')
+    )
+
+
+def _document(error: ProxyError, *, request_id: str, route: str) -> bytes:
+    return _ENCODE({
+        "type": "about:blank",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail or error.title,
+        "code": error.code,
+        "request_id": request_id,
+        "route": route,
+    })

@@ -1,0 +1,50 @@
+"""An endpoint: one server of an upstream, its addresses, its connections, and what is in flight to it."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ambassador.proxy.upstream.connect import Address
+    from ambassador.proxy.upstream.pool import Pool
+
+
+class Endpoint:
+    """`url` as configured; `host` and `port`, or `path` of a unix socket. `weight` is at least 1."""
+
+    __slots__ = ("addresses", "authority", "host", "inflight", "path", "pool", "port", "url", "weight")
+
+    def __init__(self, url: str, *, host: str, port: int, path: str | None = None, weight: int = 1) -> None:
+        self.url = url
+        self.host = host
+        self.port = port
+        self.path = path
+        self.weight = weight
+        self.inflight = 0
+        """Attempts of this worker that have not ended."""
+        self.addresses: Sequence[Address] = ()
+        if path is not None:
+            self.addresses = ((socket.AF_UNIX, path),)
+            self.authority = b"localhost"
+        else:
+            self.authority = host.encode("ascii") if port == 80 else b"%s:%d" % (host.encode("ascii"), port)
+            self.resolve([host])
+        self.pool: Pool
+
+    def resolve(self, addresses: Sequence[str]) -> None:
+        """Set the IP addresses that the name has now; what is not an address is passed over."""
+        found: list[Address] = []
+        for text in addresses:
+            try:
+                address = ipaddress.ip_address(text.strip("[]"))
+            except ValueError:
+                continue
+            if address.version == 4:
+                found.append((socket.AF_INET, (str(address), self.port)))
+            else:
+                found.append((socket.AF_INET6, (str(address), self.port, 0, 0)))
+        self.addresses = tuple(found)

@@ -1,0 +1,85 @@
+"""An HTTP/1.1 connection to an endpoint: the small protocol that an exchange speaks with any upstream connection.
+
+`start` a request, `write` its body (never while `blocked`), `flush`, `receive` until `reader.head` is set, take
+`reader.body`, and in the end `release` or `close`. Nothing here waits: the exchange waits on `link` for what these
+methods say is missing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ambassador.errors import UpstreamReset
+from ambassador.proxy.http1_parser import ResponseReader
+from ambassador.proxy.wire import READ_SIZE, SCRATCH, Wire
+
+if TYPE_CHECKING:
+    from ambassador.proxy.lane import Link, Strand
+    from ambassador.proxy.upstream.pool import Pool
+
+
+class Http1Connection(Wire):
+    """One connection; carries one exchange at a time. Owned by its `pool` while idle, by an exchange otherwise."""
+
+    __slots__ = ("idle_until", "on_idle_event", "pool", "reader", "used", "written_before")
+
+    def __init__(self, link: Link, pool: Pool) -> None:
+        super().__init__(link)
+        self.pool = pool
+        self.reader = ResponseReader()
+        self.used = False
+        """It has carried a complete exchange: the other side may close it at any moment."""
+        self.written_before = 0
+        self.idle_until = 0.0
+        self.on_idle_event = self._on_idle_event
+
+    @property
+    def untouched(self) -> bool:
+        """Not one byte of the present request was taken by the kernel."""
+        return self.bytes_written == self.written_before
+
+    def start(self, strand: Strand, data: bytes, *, for_head: bool) -> None:
+        """Begin a request with its head and whatever body is at hand; events of this connection wake `strand`."""
+        link = self.link
+        link.callback = None
+        link.strand = strand
+        self.reader.begin(for_head=for_head)
+        self.written_before = self.bytes_written
+        self.write(data)
+
+    def receive(self) -> bool:
+        """One read into the reader. False: nothing there. Raises `UpstreamReset` and what the reader raises."""
+        count = self.receive_raw(READ_SIZE)
+        if count is None:
+            return False
+        if count:
+            self.reader.feed(SCRATCH[:count])
+        else:
+            self.reader.end_of_input()
+        return True
+
+    def receive_raw(self, size: int) -> int | None:
+        """Like `read`, with a reset connection as `UpstreamReset`."""
+        try:
+            return self.read(size)
+        except OSError:
+            raise UpstreamReset("the upstream reset the connection") from None
+
+    def release(self) -> None:
+        """Give the connection back after its exchange: to the pool if it may carry another one, else closed."""
+        if self.reader.reusable and self.blocked is None and not self.write_failed and self.is_quiet():
+            self.used = True
+            self.pool.put(self)
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """Close at once; a no-op the second time."""
+        if not self.link.closed:
+            self.link.close()
+            self.pool.forget()
+
+    def _on_idle_event(self) -> None:
+        """Bytes or a FIN on an idle connection: either way it carries no further request."""
+        if not self.is_quiet():
+            self.pool.drop(self)

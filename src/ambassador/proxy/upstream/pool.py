@@ -1,0 +1,171 @@
+"""The connections of one worker to one endpoint: last in, first out, bounded, with a bounded queue in front.
+
+LIFO keeps the few connections in use warm and lets the rest run into `idle_timeout`. An idle connection costs
+nothing: the lane tells of its end, so taking one asks the kernel nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from ambassador.errors import Overloaded
+from ambassador.proxy.lane import HANGUP, READ, Timer
+from ambassador.proxy.upstream.connect import connect
+from ambassador.proxy.upstream.h1 import Http1Connection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ambassador.proxy.lane import Lane, Strand
+    from ambassador.proxy.upstream.connect import Address
+
+
+class _Ticket:
+    """A request's place in the queue. `connection` is set when it is its turn, or `may_open` when it may open one."""
+
+    __slots__ = ("connection", "may_open", "strand")
+
+    def __init__(self, strand: Strand) -> None:
+        self.strand = strand
+        self.connection: Http1Connection | None = None
+        self.may_open = False
+
+
+class Pool(Timer):
+    """Connections to one endpoint. `addresses` is asked for each new connection, so that DNS changes take effect.
+
+    `max_open` bounds open connections, `max_pending` the requests that wait for one, `idle_timeout_s` how long an
+    unused one is kept.
+    """
+
+    __slots__ = ("_addresses", "_idle", "_lane", "_max_open", "_max_pending", "_waiting", "idle_timeout_s", "open")
+
+    def __init__(
+        self,
+        lane: Lane,
+        addresses: Callable[[], Sequence[Address]],
+        *,
+        max_open: int,
+        max_pending: int,
+        idle_timeout_s: float,
+    ) -> None:
+        super().__init__()
+        self._lane = lane
+        self._addresses = addresses
+        self._max_open = max_open
+        self._max_pending = max_pending
+        self.idle_timeout_s = idle_timeout_s
+        self._idle: list[Http1Connection] = []
+        self._waiting: deque[_Ticket] = deque()
+        self.open = 0
+        """Connections open or being opened."""
+
+    @property
+    def idle_count(self) -> int:
+        """Connections that wait for a request."""
+        return len(self._idle)
+
+    def take(self) -> Http1Connection | None:
+        """The idle connection used last, if there is one that is still good."""
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
+            if not connection.link.ready & (READ | HANGUP):
+                return connection
+            connection.close()
+        return None
+
+    async def acquire(
+        self, strand: Strand, connect_timeout_s: float, deadline: float, *, fresh: bool = False
+    ) -> Http1Connection:
+        """A new connection, or one that came free while this request queued.
+
+        `deadline` (seconds of the lane's clock) bounds queueing and connecting together. `fresh`: make room for a new
+        one if need be. Raises `ConnectFailed`, `Overloaded`, `TimedOut` (in the queue).
+        """
+        while fresh and self._idle and self.open >= self._max_open:
+            self._idle.pop(0).close()
+        if self.open >= self._max_open:
+            queued = await self._queue(strand, deadline)
+            if queued is not None:
+                return queued
+        else:
+            self.open += 1
+        try:
+            link = await connect(self._lane, strand, self._addresses(), min(self._lane.now + connect_timeout_s, deadline))
+        except BaseException:
+            self.forget()
+            raise
+        return Http1Connection(link, self)
+
+    async def _queue(self, strand: Strand, deadline: float) -> Http1Connection | None:
+        """Wait for a connection, or for the right to open one (None; `open` then counts it)."""
+        if len(self._waiting) >= self._max_pending:
+            raise Overloaded("too many requests wait for a connection to the upstream")
+        ticket = _Ticket(strand)
+        self._waiting.append(ticket)
+        try:
+            while ticket.connection is None and not ticket.may_open:
+                await strand.wait(deadline)
+        except BaseException:
+            self._leave_queue(ticket)
+            raise
+        return ticket.connection
+
+    def _leave_queue(self, ticket: _Ticket) -> None:
+        if ticket.connection is not None:
+            self.put(ticket.connection)
+        elif ticket.may_open:
+            self.forget()
+        else:
+            self._waiting.remove(ticket)
+
+    def put(self, connection: Http1Connection) -> None:
+        """Take back a connection that can carry another request."""
+        link = connection.link
+        if self._waiting:
+            ticket = self._waiting.popleft()
+            ticket.connection = connection
+            self._lane.wake(ticket.strand)
+            return
+        link.strand = None
+        link.callback = connection.on_idle_event
+        connection.idle_until = self._lane.now + self.idle_timeout_s
+        self._idle.append(connection)
+        if self._bucket is None:
+            self.deadline = connection.idle_until
+            self._lane.arm(self)
+
+    def drop(self, connection: Http1Connection) -> None:
+        """Close an idle connection."""
+        if connection in self._idle:
+            self._idle.remove(connection)
+        connection.close()
+
+    def forget(self) -> None:
+        """One connection fewer is open: somebody who waits may open one. Called by a connection that closed."""
+        self.open -= 1
+        if self._waiting and self.open < self._max_open:
+            ticket = self._waiting.popleft()
+            ticket.may_open = True
+            self.open += 1
+            self._lane.wake(ticket.strand)
+
+    def expire(self) -> None:
+        """Close what has been idle too long: those at the bottom of the stack."""
+        now = self._lane.now
+        idle = self._idle
+        while idle and idle[0].idle_until <= now:
+            idle.pop(0).close()
+        if idle:
+            self.deadline = idle[0].idle_until
+            self._lane.arm(self)
+
+    def close_idle(self) -> None:
+        """Close every unused connection: at the end of a config's or a worker's life."""
+        while self._idle:
+            self._idle.pop().close()
+        self._lane.disarm(self)
+
+
