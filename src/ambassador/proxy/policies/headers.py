@@ -1,10 +1,30 @@
-"""Headers: set, add and remove headers of requests and answers."""
+"""Headers: set, add and remove headers of requests and answers.
+
+Phase SHAPE, on each attempt's own copy and on the answer. A constant value is a tuple made at load and costs one append;
+`{param.NAME}` is put in percent-decoded, and a value that would hold CR, LF, NUL or another control character is left
+out, while the header of that name that the client sent is still taken away.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeAlias
+
 from msgspec import field
 
+from ambassador.proxy import template
 from ambassador.settings import HeaderName, Section, Template
+
+if TYPE_CHECKING:
+    from ambassador.messages import Field, Fields, Request
+
+    Shape: TypeAlias = "Callable[[Request, Fields], None]"
+
+FRAMING = frozenset({
+    "connection", "content-length", "expect", "host", "keep-alive", "proxy-connection", "te", "trailer",
+    "transfer-encoding", "upgrade",
+})  # fmt: skip
+"""Headers that no config may touch: they say where a message ends and which way it goes (`host` is `rewrite.host`)."""
 
 
 class Changes(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,3 +51,49 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     response: Changes | None = None
     """Changes to the answer."""
+
+
+def shaper(changes: Changes | None) -> Shape | None:
+    """The hook that makes `changes` to a list of fields in place; None when there is nothing to change.
+
+    Raises ValueError for a header of FRAMING.
+    """
+    if changes is None or not (changes.set or changes.add or changes.remove):
+        return None
+    _refuse_framing(changes)
+    replaced = frozenset(name.lower().encode() for name in (*changes.remove, *changes.set))
+    additions = [*_additions(changes.set), *_additions(changes.add)]
+    if all(isinstance(value, bytes) for _, value in additions):
+        return _constant_shape(replaced, [(name, value) for name, value in additions if isinstance(value, bytes)])
+    return _shape(replaced, additions)
+
+
+def _refuse_framing(changes: Changes) -> None:
+    for name in (*changes.set, *changes.add, *changes.remove):
+        if name.lower() in FRAMING:
+            raise ValueError(f"the header {name!r} is the proxy's own and cannot be changed here")
+
+
+def _additions(values: Mapping[str, str]) -> list[tuple[bytes, bytes | template.Render]]:
+    return [(name.encode(), template.compile(value)) for name, value in values.items()]
+
+
+def _constant_shape(replaced: frozenset[bytes], additions: list[Field]) -> Shape:
+    def shape(request: Request, fields: Fields) -> None:
+        if replaced:
+            fields[:] = [field for field in fields if field[0].lower() not in replaced]
+        fields.extend(additions)
+
+    return shape
+
+
+def _shape(replaced: frozenset[bytes], additions: list[tuple[bytes, bytes | template.Render]]) -> Shape:
+    def shape(request: Request, fields: Fields) -> None:
+        if replaced:
+            fields[:] = [field for field in fields if field[0].lower() not in replaced]
+        for name, made in additions:
+            value = made if isinstance(made, bytes) else made(request)
+            if value is not None:
+                fields.append((name, value))
+
+    return shape

@@ -1,12 +1,21 @@
-"""Respond: a fixed answer, made here."""
+"""Respond: a fixed answer, made here.
+
+Phase ADMIT: nothing goes upstream. The body is encoded once; each answer gets its own list of headers, which later hooks edit.
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
 
 from msgspec import field
 
+from ambassador.messages import Reply
+from ambassador.proxy import template
 from ambassador.settings import HeaderName, Section, Status, Template
+
+if TYPE_CHECKING:
+    from ambassador.messages import Fields, Request
 
 
 class Respond(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,3 +31,22 @@ class Respond(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     headers: dict[HeaderName, Template] = field(default_factory=dict)
     """Headers of the answer. Values as in `headers` of the route."""
+
+
+def responder(config: Respond) -> Callable[[Request], Reply]:
+    """The hook that answers every request of the route. A header whose value cannot be made is left out."""
+    status = config.status
+    body = config.body.encode()
+    made = [(name.encode(), template.compile(value)) for name, value in config.headers.items()]
+    if body and not any(name.lower() == b"content-type" for name, _ in made):
+        made.append((b"content-type", b"text/plain; charset=utf-8"))
+
+    def respond(request: Request) -> Reply:
+        headers: Fields = []
+        for name, value in made:
+            made_value = value if isinstance(value, bytes) else value(request)
+            if made_value is not None:
+                headers.append((name, made_value))
+        return Reply(status, headers, body)
+
+    return respond

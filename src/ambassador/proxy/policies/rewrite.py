@@ -1,8 +1,33 @@
-"""Rewrite: the path and the host that the upstream sees."""
+"""Rewrite: the path and the host that the upstream sees, and the way back for `Location` (contract 7.15).
+
+Phase SHAPE. The matched prefix is the literal beginning of the route's path pattern: all of `/v1/x`, `/v1` of `/v1/**`,
+`/v1/accounts` of `/v1/accounts/{id}` (so that nothing the client said is lost), nothing of a regular expression.
+
+What a regular expression makes of a path must still be a normalised path: one that a client's captured text turns into
+a dot segment is refused, since it would lead out of where the config sends it.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from ambassador.errors import BadRequest
+from ambassador.proxy import path_regex
+from ambassador.proxy.path import authority_host, normalise
 from ambassador.settings import Host, Path, Regex, Section
+
+if TYPE_CHECKING:
+    from ambassador.messages import Fields, Request
+
+KEEP = "keep"
+"""The value of `host` that sends the client's own."""
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_LITERAL = re.compile(r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/]|%[0-9A-F]{2})*")
+_ABSOLUTE = re.compile(rb"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 
 
 class Rewrite(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -16,3 +41,127 @@ class Rewrite(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     regex: tuple[Regex, str] | None = None
     """`[pattern, substitution]`: every match in the path is replaced; `\\1` or `\\g<name>` is what a group matched."""
+
+
+def path_rewriter(config: Rewrite | None, pattern: str | None) -> Callable[[Request], bytes] | None:
+    """What gives the path to forward; None where it stays as it is. `pattern`: the route's path, None if it is unset or a
+    regular expression.
+
+    Raises ValueError for a regular expression or a substitution that cannot be used.
+    """
+    if config is None:
+        return None
+    if config.regex is not None:
+        return _regex_rewriter(*config.regex)
+    if config.prefix is not None:
+        return _prefix_rewriter(literal_prefix(pattern), config.prefix)
+    return None
+
+
+def literal_prefix(pattern: str | None) -> str:
+    """What `rewrite.prefix` replaces in paths of `pattern`: its segments before the first parameter or `/**`, without a
+    slash at the end; empty for None."""
+    if pattern is None:
+        return ""
+    segments = pattern.split("/")
+    variable = (index for index, segment in enumerate(segments) if segment == "**" or segment[:1] == "{")
+    return "/".join(segments[: next(variable, len(segments))]).rstrip("/")
+
+
+def _prefix_rewriter(old: str, new: str) -> Callable[[Request], bytes]:
+    cut = len(old)
+    begin = new.rstrip("/").encode()
+
+    def rewrite(request: Request) -> bytes:
+        return begin + request.path[cut:] or b"/"
+
+    return rewrite
+
+
+def _regex_rewriter(pattern: str, substitution: str) -> Callable[[Request], bytes]:
+    matcher = path_regex.compile(pattern, whole=False)
+    parts = path_regex.substitution(substitution, matcher)
+    for part in parts:
+        if isinstance(part, str) and _LITERAL.fullmatch(part) is None:
+            raise path_regex.Refused(f"the substitution holds {part!r}, which is not a path")
+
+    def rewrite(request: Request) -> bytes:
+        path = matcher.replace(request.path.decode("ascii"), parts).encode("ascii") or b"/"
+        if normalise(path) != path:
+            raise BadRequest("the path cannot be rewritten")
+        return path
+
+    return rewrite
+
+
+def location_rewriter(
+    config: Rewrite | None, pattern: str | None, endpoints: Sequence[str]
+) -> Callable[[Request, Fields], None] | None:
+    """The hook that turns `Location` of the upstream's own address into the client's view of it; None where nothing
+    was rewritten (`host: keep` and no prefix). It is of use in answers with a 3xx status and 201.
+
+    `endpoints`: the upstream's URLs. Own addresses are these and the `Host` that is sent. Their scheme and authority become
+    the request's; a path under `prefix` gets the matched prefix back, also in a `Location` that is only a path. Another
+    path keeps its spelling.
+    """
+    prefix = None if config is None else config.prefix
+    keeps_host = config is not None and config.host == KEEP
+    if keeps_host and prefix is None:
+        return None
+    own = _own_addresses(config, endpoints)
+    back = _way_back(literal_prefix(pattern), prefix.rstrip("/")) if prefix is not None else _unchanged
+
+    def rewrite(request: Request, fields: Fields) -> None:
+        for index, (name, value) in enumerate(fields):
+            if len(name) == 8 and name.lower() == b"location":
+                fields[index] = (name, _client_view(value, request, own, back))
+
+    return rewrite
+
+
+def _own_addresses(config: Rewrite | None, endpoints: Sequence[str]) -> frozenset[tuple[str, int]]:
+    addresses = {_address(urlsplit(url).scheme, urlsplit(url).netloc.encode()) for url in endpoints if "://" in url}
+    if config is not None and config.host not in (None, KEEP):
+        addresses.add(_address("http", str(config.host).encode()))
+    return frozenset(address for address in addresses if address is not None)
+
+
+def _address(scheme: str, authority: bytes) -> tuple[str, int] | None:
+    try:
+        host, port = authority_host(authority)
+    except BadRequest:
+        return None
+    return host, port or _DEFAULT_PORTS[scheme]
+
+
+def _client_view(
+    location: bytes, request: Request, own: frozenset[tuple[str, int]], back: Callable[[bytes], bytes]
+) -> bytes:
+    absolute = _ABSOLUTE.fullmatch(location)
+    if absolute is not None:
+        scheme, authority, rest = absolute.groups()
+        if _address(scheme.decode("ascii").lower(), authority) not in own:
+            return location
+        origin = request.scheme.encode() + b"://" + request.authority if request.authority else b""
+        return origin + back(rest or b"/")
+    if location[:1] == b"/" and location[:2] != b"//":
+        return back(location)
+    return location
+
+
+def _unchanged(target: bytes) -> bytes:
+    return target
+
+
+def _way_back(old: str, new: str) -> Callable[[bytes], bytes]:
+    begin = old.encode()
+    under = re.compile(re.escape(new.encode()) + rb"(?=[/?#]|\Z)")
+
+    def back(target: bytes) -> bytes:
+        found = under.match(target)
+        if found is None:
+            return target
+        rest = target[found.end() :]
+        return begin + rest if begin or rest[:1] == b"/" else b"/" + rest
+
+    return back

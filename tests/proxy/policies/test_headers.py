@@ -1,0 +1,53 @@
+"""Header changes: order, case, duplicates, and what may not be touched."""
+
+from __future__ import annotations
+
+import pytest
+
+from ambassador.messages import Fields, Request
+from ambassador.proxy.policies.headers import FRAMING, Changes, shaper
+
+
+def shaped(changes: Changes, fields: Fields, **params: str) -> Fields:
+    request = Request("GET", b"/", [], 1)
+    request.params = params
+    hook = shaper(changes)
+    assert hook is not None
+    hook(request, fields)
+    return fields
+
+
+def test_nothing_to_change_is_no_hook() -> None:
+    assert shaper(None) is None
+    assert shaper(Changes()) is None
+
+
+def test_set_replaces_every_spelling_and_keeps_the_rest_in_order() -> None:
+    fields = [(b"A", b"1"), (b"x-tenant", b"evil"), (b"B", b"2"), (b"X-TENANT", b"evil"), (b"a", b"3")]
+    assert shaped(Changes(set={"X-Tenant": "acme"}), fields) == [(b"A", b"1"), (b"B", b"2"), (b"a", b"3"), (b"X-Tenant", b"acme")]
+
+
+def test_add_keeps_what_is_there() -> None:
+    assert shaped(Changes(add={"x": "2"}), [(b"x", b"1")]) == [(b"x", b"1"), (b"x", b"2")]
+
+
+def test_remove_then_set_then_add() -> None:
+    changes = Changes(remove=("x", "Y"), set={"x": "set"}, add={"x": "{param.id}"})
+    assert shaped(changes, [(b"X", b"1"), (b"y", b"1"), (b"z", b"1")], id="7") == [(b"z", b"1"), (b"x", b"set"), (b"x", b"7")]
+
+
+def test_value_that_cannot_be_made_is_left_out_but_the_clients_own_is_gone() -> None:
+    changes = Changes(set={"x-account": "{param.id}"})
+    assert shaped(changes, [(b"x-account", b"forged")], id="a%0d%0ax-admin: 1") == []
+
+
+def test_hook_of_constants_only_extends() -> None:
+    fields: Fields = [(b"a", b"1")]
+    assert shaped(Changes(add={"b": "2", "c": "3"}), fields) == [(b"a", b"1"), (b"b", b"2"), (b"c", b"3")]
+
+
+@pytest.mark.parametrize("name", sorted(FRAMING))
+def test_framing_headers_are_refused(name: str) -> None:
+    for changes in (Changes(set={name.title(): "x"}), Changes(add={name: "x"}), Changes(remove=(name.upper(),))):
+        with pytest.raises(ValueError, match="own"):
+            shaper(changes)
