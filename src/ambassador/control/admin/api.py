@@ -1,0 +1,177 @@
+"""What the admin API answers. Who may ask has been decided (`rules`); what is served is the supervisor's (`Service`)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol, TypeAlias
+
+import msgspec
+
+from ambassador.control.admin.dashboard import PAGE, PAGE_HEADERS
+from ambassador.control.admin.http import Request, Response, problem
+from ambassador.control.reload import LastReload
+from ambassador.control.status import RouteStatus, Status
+
+_JSON = msgspec.json.Encoder()
+_MOST_WORKERS = 1024
+
+_NOT_BUILT = frozenset({"/api/breakers", "/api/limits", "/api/migrations", "/api/tap"})
+
+
+class Replica(msgspec.Struct, frozen=True, kw_only=True):
+    """`/api/replicas`: one host's ambassador. Times are in unix seconds."""
+
+    id: str
+    workers: int
+    since: float
+    last_beat: float
+    version: str
+    generation: int
+    state_up: bool
+
+
+class Service(Protocol):
+    """What the API tells of and acts on."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it should be left running: no upstream and no store has a say in this."""
+
+    @property
+    def not_ready_because(self) -> str | None:
+        """Why no traffic should be sent here; None: it should."""
+
+    def status(self) -> Status:
+        """The whole state."""
+
+    def config(self) -> dict[str, Any]:
+        """The config that is served, without secrets."""
+
+    def routes(self) -> list[RouteStatus]:
+        """The routes in order."""
+
+    def replicas(self) -> list[Replica]:
+        """Those that share the state."""
+
+    def metrics(self) -> bytes:
+        """Prometheus text."""
+
+    async def upstreams(self) -> list[dict[str, Any]]:
+        """All workers' upstreams, summed."""
+
+    async def tasks(self) -> list[list[dict[str, Any]]]:
+        """What each worker's tasks are, counted by name."""
+
+    async def reload(self) -> LastReload:
+        """Serve what the config file says now."""
+
+    def begin_drain(self) -> None:
+        """Finish and exit."""
+
+    async def resize(self, workers: int) -> None:
+        """Have so many workers."""
+
+
+Action: TypeAlias = Callable[[Request], Awaitable[Response]]
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(status, msgspec.json.format(_JSON.encode(value), indent=2) + b"\n")
+
+
+class Api:
+    """The handler for `http.serve`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._actions: Mapping[str, Mapping[str, Action]] = {
+            "/": {"GET": self._dashboard},
+            "/livez": {"GET": self._livez},
+            "/readyz": {"GET": self._readyz},
+            "/metrics": {"GET": self._metrics},
+            "/api/status": {"GET": self._status},
+            "/api/config": {"GET": self._config},
+            "/api/routes": {"GET": self._routes},
+            "/api/upstreams": {"GET": self._upstreams},
+            "/api/tasks": {"GET": self._tasks},
+            "/api/replicas": {"GET": self._replicas},
+            "/api/reload": {"POST": self._reload},
+            "/api/drain": {"POST": self._drain},
+            "/api/workers": {"POST": self._workers},
+        }
+
+    async def __call__(self, request: Request) -> Response:
+        """Answer one request."""
+        actions = self._actions.get(request.path)
+        if actions is None:
+            detail = (
+                "not supported by this version"
+                if request.path in _NOT_BUILT
+                else f"there is no {request.path}"
+            )
+            return problem(404, "Not found", detail)
+        action = actions.get("GET" if request.method == "HEAD" else request.method)
+        if action is None:
+            allowed = ", ".join([*actions, *(["HEAD"] if "GET" in actions else [])])
+            return problem(405, "Method not allowed", f"use {' or '.join(actions)}", {"allow": allowed})
+        return await action(request)
+
+    async def _dashboard(self, _: Request) -> Response:
+        return Response(200, PAGE, "text/html; charset=utf-8", PAGE_HEADERS)
+
+    async def _livez(self, request: Request) -> Response:
+        return _health(request, None if self._service.alive else "no worker is serving")
+
+    async def _readyz(self, request: Request) -> Response:
+        return _health(request, self._service.not_ready_because)
+
+    async def _metrics(self, _: Request) -> Response:
+        return Response(200, self._service.metrics(), "text/plain; version=0.0.4; charset=utf-8")
+
+    async def _status(self, _: Request) -> Response:
+        return _json(self._service.status())
+
+    async def _config(self, _: Request) -> Response:
+        return _json(self._service.config())
+
+    async def _routes(self, _: Request) -> Response:
+        return _json(self._service.routes())
+
+    async def _upstreams(self, _: Request) -> Response:
+        return _json(await self._service.upstreams())
+
+    async def _tasks(self, _: Request) -> Response:
+        return _json(await self._service.tasks())
+
+    async def _replicas(self, _: Request) -> Response:
+        return _json(self._service.replicas())
+
+    async def _reload(self, _: Request) -> Response:
+        done = await self._service.reload()
+        generation = self._service.status().generation
+        return _json(msgspec.to_builtins(done) | {"generation": generation}, 200 if done.ok else 409)
+
+    async def _drain(self, _: Request) -> Response:
+        self._service.begin_drain()
+        return _json({"draining": True}, 202)
+
+    async def _workers(self, request: Request) -> Response:
+        try:
+            asked = msgspec.json.decode(request.body, type=_Workers).workers
+        except msgspec.MsgspecError as error:
+            return problem(400, "Bad request", f'the body must be like {{"workers": 2}}: {error}')
+        if not 1 <= asked <= _MOST_WORKERS:
+            return problem(400, "Bad request", f"workers must be from 1 to {_MOST_WORKERS}")
+        await self._service.resize(asked)
+        return _json({"workers": asked})
+
+
+class _Workers(msgspec.Struct, forbid_unknown_fields=True):
+    workers: int
+
+
+def _health(request: Request, trouble: str | None) -> Response:
+    status = 200 if trouble is None else 503
+    if "verbose" in request.query:
+        return _json({"ok": trouble is None, "reason": trouble}, status)
+    return Response(status, (trouble or "ok").encode() + b"\n", "text/plain; charset=utf-8")

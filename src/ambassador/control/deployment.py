@@ -1,0 +1,95 @@
+"""What is served now: the committed config, its generation, its sockets, its upstreams' addresses.
+
+This is what a worker is given when it starts; `reload.py` is what changes it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from ambassador.config.schema import Config
+from ambassador.control.names import Names
+from ambassador.control.orders import Brief, SocketRef
+from ambassador.control.pages import Pages
+from ambassador.control.slots import Binding
+
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+def encode_config(config: Config) -> bytes:
+    """The config as workers get it."""
+    return _ENCODER.encode(config)
+
+
+class Deployment:
+    """One for the supervisor's life. `generation` grows by one with each committed reload."""
+
+    def __init__(self, config: Config, instance: str, pages: Pages, names: Names) -> None:
+        self.config = config
+        self.instance = instance
+        self.generation = 1
+        self.bindings: dict[str, Binding] = {}
+        self.pages = pages
+        self.names = names
+        self._encoded = encode_config(config)
+        self._blocks = pages.place(config)
+
+    def bind(self, slots: Iterable[int]) -> None:
+        """Bind every listener for `slots`. Raises `BindError`, and nothing is bound then."""
+        slots = list(slots)
+        try:
+            for listener in self.config.listeners:
+                self.bindings[listener.address] = Binding(listener.address, slots)
+        except BaseException:
+            self.close()
+            raise
+
+    def brief(self) -> Brief:
+        """What a worker needs in order to serve the committed generation."""
+        return self.brief_of(self.generation, self._encoded, self._blocks)
+
+    def brief_of(self, generation: int, config: bytes, blocks: bytes) -> Brief:
+        """The same for another generation."""
+        return Brief(
+            generation=generation,
+            config=config,
+            blocks=blocks,
+            page_size=self.pages.size,
+            addresses=self.names.known,
+        )
+
+    def sockets(self) -> tuple[tuple[SocketRef, ...], list[int]]:
+        """All sockets of all slots: their references, and their descriptors in the same order."""
+        return pair(each for binding in self.bindings.values() for each in binding.sockets())
+
+    def commit(self, config: Config, encoded: bytes, blocks: bytes, bindings: Mapping[str, Binding]) -> None:
+        """Make another config the one that is served, with `bindings` as its sockets."""
+        self.config = config
+        self.generation += 1
+        self.bindings = dict(bindings)
+        self._encoded = encoded
+        self._blocks = blocks
+
+    def urls(self) -> list[str]:
+        """Where clients connect, in the config's order."""
+        return [self.bindings[listener.address].url for listener in self.config.listeners]
+
+    def close(self) -> None:
+        """Close the listening sockets; unix listeners' files go."""
+        for binding in self.bindings.values():
+            binding.close()
+        self.bindings.clear()
+
+
+def pair(sockets: Iterable[tuple[SocketRef, int]]) -> tuple[tuple[SocketRef, ...], list[int]]:
+    """References and descriptors, apart."""
+    listed = list(sockets)
+    return tuple(ref for ref, _ in listed), [fd for _, fd in listed]
+
+
+def random_name() -> str:
+    """An instance's name when none is configured."""
+    return "ambassador-" + os.urandom(4).hex()

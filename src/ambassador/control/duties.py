@@ -1,0 +1,354 @@
+"""How a worker obeys: orders in, reports out, whatever serves the clients.
+
+What serves them is a `Plane`; `worker.py` builds the real one, and nothing here knows of HTTP. A plane is told which
+sockets to accept from, one by one; which those are is decided here from `Serve` and from the config's listeners.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from typing import Final, Protocol, TypeAlias
+
+import msgspec
+import trio
+
+from ambassador.config.schema import Config
+from ambassador.control.channel import Channel, Closed
+from ambassador.control.host import SUPERVISOR_SIGNALS, die_with_parent
+from ambassador.control.orders import (
+    Abort,
+    Addresses,
+    Answer,
+    Ask,
+    Beat,
+    Brief,
+    Commit,
+    Committed,
+    Drain,
+    Drained,
+    Failed,
+    Leaving,
+    Order,
+    Prepare,
+    Prepared,
+    Ready,
+    Refused,
+    Reopen,
+    Serve,
+    SocketRef,
+    Sockets,
+    Start,
+)
+
+_BEAT_EVERY_S = 0.5
+_POLL_S = 0.02
+_EMPTY_WITHIN_S = 2.0  # a queue that grows as fast as it is emptied is left at some point
+_LAST_SECOND_S = 1.0
+_REPLACED_WITHIN_S = 30.0  # beyond it a worker told to leave goes without a successor
+_LAST_WORDS_S = 1.0
+
+_ORDERS: Final = msgspec.msgpack.Decoder(Order)
+_CONFIG: Final = msgspec.msgpack.Decoder(Config)
+
+
+class Plane(Protocol):
+    """What serves clients. Every method is called from the worker's trio thread."""
+
+    def prepare(self, config: Config, brief: Brief) -> None:
+        """Make ready for another generation. Whatever it raises is the reason why it cannot be."""
+
+    def commit(self) -> None:
+        """Serve what was prepared; requests under way keep what they began with."""
+
+    def abort(self) -> None:
+        """Forget what was prepared."""
+
+    def add(self, address: str, sock: socket.socket) -> None:
+        """Accept from a socket of the listener with this address."""
+
+    def remove(self, address: str, sock: socket.socket) -> None:
+        """Accept from it no more; it stays open."""
+
+    def set_addresses(self, host: str, addresses: tuple[str, ...]) -> None:
+        """A name has other addresses now."""
+
+    def drain(self) -> None:
+        """From now on answers say `Connection: close`."""
+
+    def close_idle(self) -> None:
+        """Close connections that wait for a request."""
+
+    def reopen(self) -> None:
+        """Open log files again, by name."""
+
+    def answer(self, what: str) -> bytes:
+        """The answer to a question of the admin API, as JSON."""
+
+    def take_lag_ms(self) -> float:
+        """The loop's longest turn since the last call."""
+
+    @property
+    def connections(self) -> int:
+        """Client connections that are open."""
+
+    @property
+    def inflight(self) -> int:
+        """Requests that are not finished."""
+
+
+OpenPlane: TypeAlias = Callable[[Start, Config, int, int], AbstractAsyncContextManager[Plane]]
+"""(start, config, page descriptor, log pipe descriptor) -> a plane that serves `start.brief`. Leaving the context cuts
+what is under way and flushes logs. The descriptors belong to the plane."""
+
+
+def obey(control_fd: int, supervisor: int, open_plane: OpenPlane) -> int:
+    """Be a worker: from here to the end of the process. Returns its exit status.
+
+    `control_fd` is this side of the channel, `supervisor` the process that started this one.
+    """
+    for number in SUPERVISOR_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SUPERVISOR_SIGNALS)
+    channel: Channel[Order] = Channel(socket.socket(fileno=control_fd), _ORDERS)
+    return trio.run(_work, channel, supervisor, open_plane)
+
+
+async def _work(channel: Channel[Order], supervisor: int, open_plane: OpenPlane) -> int:
+    with trio.open_signal_receiver(signal.SIGTERM) as terminations:
+        die_with_parent(supervisor)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(channel.run)
+            status = await _serve(channel, open_plane, terminations)
+            with trio.move_on_after(_LAST_WORDS_S), contextlib.suppress(OSError):
+                await channel.flush()
+            nursery.cancel_scope.cancel()
+    channel.close()
+    return status
+
+
+async def _serve(channel: Channel[Order], open_plane: OpenPlane, terminations: AsyncIterator[int]) -> int:
+    try:
+        start = await channel.receive()
+        if not isinstance(start, Start):
+            raise Closed
+        page_fd, log_fd = channel.take(2)
+        config = _CONFIG.decode(start.brief.config)
+        async with open_plane(start, config, page_fd, log_fd) as plane:
+            duties = Duties(channel, plane, config)
+            duties.take_sockets(start.sockets)
+            channel.post(Ready())
+            await duties.run(terminations)
+        channel.post(Drained())
+    except Closed:
+        return 0
+    except Exception as error:
+        # The worker's catch-all: its supervisor is told why it ends, and the log has the place.
+        traceback.print_exc(file=sys.stderr)
+        channel.post(Failed(error=_describe(error)))
+        return 1
+    return 0
+
+
+def _describe(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
+
+
+class Duties:
+    """A worker's state between orders."""
+
+    def __init__(self, channel: Channel[Order], plane: Plane, config: Config) -> None:
+        self._channel = channel
+        self._plane = plane
+        self._config = config
+        self._prepared: Config | None = None
+        self._sockets: dict[SocketRef, socket.socket] = {}
+        self._served: set[SocketRef] = set()
+        self._slots: tuple[int, ...] | None = None
+        self._drain: _Drain | None = None
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, terminations: AsyncIterator[int]) -> None:
+        """Obey until drained. The plane is left as it is then: idle, or out of time."""
+        async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._beat)
+            self._nursery.start_soon(self._leave_on_signal, terminations)
+            try:
+                while True:
+                    self._obey(await self._channel.receive())
+            except Closed:
+                # The supervisor is gone, and its sockets with it: nobody serves our queues after us.
+                self._begin_drain(0.0, self._config.drain.timeout, last=True)
+
+    def _obey(self, order: Order) -> None:
+        assert self._nursery is not None
+        match order:
+            case Sockets():
+                self.take_sockets(order.sockets)
+            case Prepare():
+                self._prepare(order.brief)
+            case Commit():
+                self._nursery.start_soon(self._commit, order.generation)
+            case Abort():
+                self._abort()
+            case Serve():
+                self._slots = order.slots
+                self._serve_wanted()
+            case Addresses():
+                for host, addresses in order.addresses.items():
+                    self._plane.set_addresses(host, addresses)
+            case Drain():
+                self._begin_drain(order.delay_s, order.timeout_s, last=order.last)
+            case Reopen():
+                self._plane.reopen()
+            case Ask():
+                self._channel.post(Answer(id=order.id, data=self._plane.answer(order.what)))
+
+    async def _beat(self) -> None:
+        while True:
+            lag = self._plane.take_lag_ms()
+            beat = Beat(connections=self._plane.connections, inflight=self._plane.inflight, loop_lag_ms=lag)
+            self._channel.post(beat)
+            await trio.sleep(_BEAT_EVERY_S)
+
+    async def _leave_on_signal(self, terminations: AsyncIterator[int]) -> None:
+        """Ask to be replaced rather than leave the slot without a worker."""
+        await terminations.__anext__()
+        self._channel.post(Leaving())
+        await trio.sleep(_REPLACED_WITHIN_S)
+        if self._drain is None:
+            self._begin_drain(0.0, self._config.drain.timeout, last=False)
+
+    # Sockets
+
+    def take_sockets(self, refs: Iterable[SocketRef]) -> None:
+        """Take the descriptors that came with a message; they are not served yet."""
+        refs = tuple(refs)
+        for ref, fd in zip(refs, self._channel.take(len(refs)), strict=True):
+            known = self._sockets.get(ref)
+            if known is not None and os.path.sameopenfile(known.fileno(), fd):
+                os.close(fd)
+                continue
+            if known is not None:
+                self._close([ref])
+            sock = socket.socket(fileno=fd)
+            sock.setblocking(False)
+            self._sockets[ref] = sock
+
+    def _serve_wanted(self) -> None:
+        wanted = self._wanted()
+        for ref in self._served - wanted:
+            self._let_go(ref)
+        for ref in wanted - self._served:
+            self._plane.add(ref.address, self._sockets[ref])
+            self._served.add(ref)
+
+    def _wanted(self) -> set[SocketRef]:
+        if self._slots is None or (self._drain is not None and self._drain.stopped):
+            return set()
+        addresses = {listener.address for listener in self._config.listeners}
+        return {
+            ref
+            for ref in self._sockets
+            if ref.address in addresses and (ref.slot is None or ref.slot in self._slots)
+        }
+
+    def _let_go(self, ref: SocketRef) -> None:
+        self._plane.remove(ref.address, self._sockets[ref])
+        self._served.discard(ref)
+
+    async def _empty(self, refs: Iterable[SocketRef]) -> None:
+        """Wait until the queues of these sockets are empty, while the plane accepts from them."""
+        poll = select.poll()
+        for ref in refs:
+            poll.register(self._sockets[ref], select.POLLIN)
+        with trio.move_on_after(_EMPTY_WITHIN_S):
+            while poll.poll(0):
+                await trio.sleep(_POLL_S)
+
+    def _close(self, refs: Iterable[SocketRef]) -> None:
+        for ref in list(refs):
+            if ref in self._served:
+                self._let_go(ref)
+            self._sockets.pop(ref).close()
+
+    # Generations
+
+    def _prepare(self, brief: Brief) -> None:
+        try:
+            config = _CONFIG.decode(brief.config)
+            self._plane.prepare(config, brief)
+        except Exception as error:
+            # Whatever is wrong with this generation, the old one is served on, and the caller is told.
+            self._channel.post(Refused(generation=brief.generation, error=_describe(error)))
+            return
+        self._prepared = config
+        self._channel.post(Prepared(generation=brief.generation))
+
+    async def _commit(self, generation: int) -> None:
+        if self._prepared is None:
+            return
+        addresses = {listener.address for listener in self._prepared.listeners}
+        removed = [ref for ref in self._sockets if ref.address not in addresses]
+        await self._empty(ref for ref in removed if ref in self._served)
+        self._close(removed)
+        self._config, self._prepared = self._prepared, None
+        self._plane.commit()
+        self._serve_wanted()
+        self._channel.post(Committed(generation=generation))
+
+    def _abort(self) -> None:
+        self._prepared = None
+        self._plane.abort()
+        addresses = {listener.address for listener in self._config.listeners}
+        self._close([ref for ref in self._sockets if ref.address not in addresses])
+
+    # The end
+
+    def _begin_drain(self, delay_s: float, timeout_s: float, *, last: bool) -> None:
+        assert self._nursery is not None
+        stop_at = trio.current_time() + delay_s
+        if self._drain is None:
+            self._drain = _Drain(stop_at, stop_at + timeout_s, last=last)
+            self._plane.drain()
+            self._nursery.start_soon(self._finish, self._drain)
+        else:
+            self._drain.hasten(stop_at, stop_at + timeout_s)
+
+    async def _finish(self, drain: _Drain) -> None:
+        assert self._nursery is not None
+        with drain.accepting:
+            await trio.sleep_forever()
+        if drain.last:
+            await self._empty(self._served)
+        drain.stopped = True
+        self._close(self._sockets)
+        with drain.finishing:
+            while self._plane.connections:
+                if trio.current_time() >= drain.finishing.deadline - _LAST_SECOND_S:
+                    self._plane.close_idle()
+                await trio.sleep(_POLL_S)
+        self._nursery.cancel_scope.cancel()
+
+
+class _Drain:
+    """The times of a drain, which can only come nearer."""
+
+    def __init__(self, stop_at: float, cut_at: float, *, last: bool) -> None:
+        self.accepting = trio.CancelScope(deadline=stop_at)
+        self.finishing = trio.CancelScope(deadline=cut_at)
+        self.last = last
+        self.stopped = False
+
+    def hasten(self, stop_at: float, cut_at: float) -> None:
+        self.accepting.deadline = min(self.accepting.deadline, stop_at)
+        self.finishing.deadline = min(self.finishing.deadline, cut_at)

@@ -1,0 +1,169 @@
+"""What the supervisor and a worker say to each other, as msgpack over a socketpair (`channel.py`).
+
+The supervisor gives orders, the worker reports. Descriptors travel beside a message in the order that its docstring
+names. A worker serves nothing until the first `Serve`: so who accepts from which socket is decided in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """One message; its tag is its class's name."""
+
+
+class SocketRef(msgspec.Struct, frozen=True, array_like=True):
+    """Which listening socket a descriptor is.
+
+    `address` is the listener's as configured. `slot` None: one socket for all slots (unix listeners).
+    """
+
+    address: str
+    slot: int | None
+
+
+class Brief(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker needs in order to serve one generation of the config.
+
+    `config` is the msgpack of a `Config`; `blocks` tells where in the worker's page each block of counters lies, as
+    the registry made it; `page_size` is the page's size in bytes; `addresses` are those that upstreams' names have.
+    """
+
+    generation: int
+    config: bytes
+    blocks: bytes
+    page_size: int
+    addresses: Mapping[str, tuple[str, ...]]
+
+
+class Start(Message, frozen=True):
+    """The first order. Descriptors: the page of counters, the pipe for log lines, then one for each of `sockets`."""
+
+    slot: int
+    instance: str
+    brief: Brief
+    sockets: tuple[SocketRef, ...]
+
+
+class Sockets(Message, frozen=True):
+    """More sockets, not served before a `Serve` says so. Descriptors: one for each of `sockets`."""
+
+    sockets: tuple[SocketRef, ...]
+
+
+class Prepare(Message, frozen=True):
+    """Make ready to serve another generation; answered `Prepared` or `Refused`."""
+
+    brief: Brief
+
+
+class Commit(Message, frozen=True):
+    """Serve what was prepared; answered `Committed` once the queues of removed listeners are empty."""
+
+    generation: int
+
+
+class Abort(Message, frozen=True):
+    """Forget what was prepared."""
+
+    generation: int
+
+
+class Serve(Message, frozen=True):
+    """Accept from the sockets of these slots, and of those that all share, and from no others."""
+
+    slots: tuple[int, ...]
+
+
+class Addresses(Message, frozen=True):
+    """Names whose addresses changed."""
+
+    addresses: Mapping[str, tuple[str, ...]]
+
+
+class Drain(Message, frozen=True):
+    """Finish and exit. Sent again, it can only bring the end nearer.
+
+    For `delay_s` go on accepting; then take no more and have `timeout_s` for what is under way. `last`: nobody else
+    serves these sockets after, so empty their queues before letting go of them.
+    """
+
+    delay_s: float
+    timeout_s: float
+    last: bool
+
+
+class Reopen(Message, frozen=True):
+    """Open log files again, by name."""
+
+
+class Ask(Message, frozen=True):
+    """A question for the admin API, `upstreams` or `tasks`; answered with `Answer`."""
+
+    id: int
+    what: str
+
+
+Order: TypeAlias = Start | Sockets | Prepare | Commit | Abort | Serve | Addresses | Drain | Reopen | Ask
+
+
+class Ready(Message, frozen=True):
+    """The worker can serve the generation it was started with."""
+
+
+class Failed(Message, frozen=True):
+    """The worker cannot start, because of `error`, and exits."""
+
+    error: str
+
+
+class Prepared(Message, frozen=True):
+    """`Commit` will do."""
+
+    generation: int
+
+
+class Refused(Message, frozen=True):
+    """The generation cannot be served, because of `error`."""
+
+    generation: int
+    error: str
+
+
+class Committed(Message, frozen=True):
+    """The generation is served."""
+
+    generation: int
+
+
+class Beat(Message, frozen=True):
+    """Sent twice a second by the worker's loop: that it comes proves that the loop runs.
+
+    `loop_lag_ms` is the longest turn of the loop since the last beat.
+    """
+
+    connections: int
+    inflight: int
+    loop_lag_ms: float
+
+
+class Answer(Message, frozen=True):
+    """The answer to `Ask`, as JSON."""
+
+    id: int
+    data: bytes
+
+
+class Leaving(Message, frozen=True):
+    """The worker was told by a signal to end: it goes on until another has taken its place."""
+
+
+class Drained(Message, frozen=True):
+    """Nothing is under way any more; the worker exits."""
+
+
+Report: TypeAlias = Ready | Failed | Prepared | Refused | Committed | Beat | Answer | Leaving | Drained

@@ -1,0 +1,155 @@
+"""Reload of the config: check, prepare on all workers, commit; on any error the old one is served on.
+
+The steps are in this order so that each can still be taken back until the commit, and the commit cannot fail: what
+could fail (binding, listening, compiling in each worker) has been done by then.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+
+import msgspec
+import trio
+
+from ambassador.config.schema import Config
+from ambassador.control.checking import Checked
+from ambassador.control.crew import Crew
+from ambassador.control.deployment import Deployment, encode_config, pair
+from ambassador.control.incarnation import Incarnation
+from ambassador.control.names import host_names
+from ambassador.control.orders import Abort, Brief, Commit, Prepare, Refused, Sockets
+from ambassador.control.slots import BindError, Binding
+
+PREPARE_TIMEOUT_S = 10.0
+COMMIT_TIMEOUT_S = 5.0
+
+
+class LastReload(msgspec.Struct, frozen=True, kw_only=True):
+    """How the last reload went; `at` is in unix seconds. `errors` are those of the check, or of what refused."""
+
+    ok: bool
+    at: float
+    errors: tuple[str, ...] = ()
+
+
+class _Impossible(Exception):
+    """The new config cannot be served; the arguments say why."""
+
+
+class Reload:
+    """Carries one checked config to the workers. `deployment` and `crew` are the supervisor's."""
+
+    def __init__(self, deployment: Deployment, crew: Crew, log: logging.Logger) -> None:
+        self._deployment = deployment
+        self._crew = crew
+        self._log = log
+
+    async def apply(self, checked: Checked) -> LastReload:
+        """Serve the checked config, or say why not."""
+        now = time.time()
+        try:
+            if checked.config is None:
+                raise _Impossible(*checked.errors)
+            await self._apply(checked.config)
+        except (_Impossible, BindError) as error:
+            errors = tuple(str(argument) for argument in error.args)
+            for line in errors:
+                self._log.error("reload: %s", line)
+            return LastReload(ok=False, at=now, errors=errors)
+        self._log.info("reload: generation %d is served", self._deployment.generation)
+        return LastReload(ok=True, at=now)
+
+    async def _apply(self, config: Config) -> None:
+        deployment = self._deployment
+        if config.control != deployment.config.control:
+            raise _Impossible("control: the control socket can only change with a restart")
+        await deployment.names.want(host_names(config) | host_names(deployment.config))
+        bindings, added = self._bind(config)
+        try:
+            encoded = encode_config(config)
+            blocks = deployment.pages.place(config)
+            brief = deployment.brief_of(deployment.generation + 1, encoded, blocks)
+            prepared = await self._prepare(brief, added)
+            for binding in added.values():
+                binding.listen(self._crew.listening)
+        except BaseException:
+            self._crew.post(Abort(generation=deployment.generation + 1))
+            for binding in added.values():
+                binding.close()
+            raise
+        removed = [binding for address, binding in deployment.bindings.items() if address not in bindings]
+        # From here on a worker that starts takes the new generation.
+        deployment.commit(config, encoded, blocks, bindings)
+        await self._commit(deployment.generation, prepared)
+        for binding in removed:
+            binding.close()
+        await deployment.names.want(host_names(config))
+
+    def _bind(self, config: Config) -> tuple[dict[str, Binding], dict[str, Binding]]:
+        """(all listeners' sockets, those that are new)."""
+        bindings: dict[str, Binding] = {}
+        added: dict[str, Binding] = {}
+        try:
+            for listener in config.listeners:
+                binding = self._deployment.bindings.get(listener.address)
+                if binding is None:
+                    binding = added[listener.address] = Binding(listener.address, self._crew.slots)
+                bindings[listener.address] = binding
+        except BindError:
+            for binding in added.values():
+                binding.close()
+            raise
+        return bindings, added
+
+    async def _prepare(self, brief: Brief, added: Mapping[str, Binding]) -> set[Incarnation]:
+        """Those that are prepared. Who does not answer is stalled or dying, and does not hold up the others."""
+        refs, descriptors = pair(each for binding in added.values() for each in binding.sockets())
+        refusals: list[str] = []
+        prepared: set[Incarnation] = set()
+
+        async def prepare_one(worker: Incarnation) -> None:
+            if refs:
+                worker.post(Sockets(sockets=refs), descriptors)
+            reply = await worker.prepare(Prepare(brief=brief), PREPARE_TIMEOUT_S)
+            if isinstance(reply, Refused):
+                refusals.append(reply.error)
+            elif reply is not None:
+                prepared.add(worker)
+
+        async with trio.open_nursery() as nursery:
+            for worker in self._crew.current:
+                nursery.start_soon(prepare_one, worker)
+        if refusals:
+            raise _Impossible(*sorted(set(refusals)))
+        return prepared
+
+    async def _commit(self, generation: int, prepared: set[Incarnation]) -> None:
+        """Have all workers serve it, those too that became ready meanwhile; replace who does not."""
+
+        async def commit_one(worker: Incarnation) -> None:
+            if worker in prepared:
+                done = await worker.commit(Commit(generation=generation), COMMIT_TIMEOUT_S)
+            else:
+                done = await catch_up(self._deployment, worker)
+            if not done and worker in self._crew.current:
+                await self._crew.replace(worker.slot)
+
+        async with trio.open_nursery() as nursery:
+            for worker in self._crew.current:
+                nursery.start_soon(commit_one, worker)
+
+
+async def catch_up(deployment: Deployment, worker: Incarnation) -> bool:
+    """Bring a worker that started while a reload was committed to what is served now; whether it is there."""
+    while worker.generation != deployment.generation:
+        brief = deployment.brief()
+        refs, descriptors = deployment.sockets()
+        worker.post(Sockets(sockets=refs), descriptors)
+        reply = await worker.prepare(Prepare(brief=brief), PREPARE_TIMEOUT_S)
+        if reply is None or isinstance(reply, Refused):
+            return False
+        if not await worker.commit(Commit(generation=brief.generation), COMMIT_TIMEOUT_S):
+            return False
+    return True

@@ -1,0 +1,142 @@
+"""The shapes of what the admin API tells (contract 7.11, 7.17), made from the supervisor's state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ambassador.config.schema import Config, Match, PathRegex, Route
+from ambassador.control.host import resident_bytes
+from ambassador.control.incarnation import Incarnation
+from ambassador.control.reload import LastReload
+
+_MASK = "***"
+_SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"})
+
+
+class StateStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The state store: which, and whether it answers."""
+
+    backend: str
+    up: bool
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker. `started` is in unix seconds, `rss` in bytes, None when it cannot be read."""
+
+    slot: int
+    pid: int
+    ready: bool
+    started: float
+    connections: int
+    inflight: int
+    loop_lag_ms: float
+    rss: int | None
+    generation: int
+    state: str
+
+
+class ListenerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A listener: its address as configured, and where clients connect."""
+
+    address: str
+    url: str
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """`/api/status`."""
+
+    version: str
+    name: str
+    pid: int
+    generation: int
+    started: float
+    draining: bool
+    ready: bool
+    state: StateStatus
+    workers: list[WorkerStatus]
+    listeners: list[ListenerStatus]
+    admin: str | None
+    control: str
+    config_file: str | None
+    worker_restarts: int
+    last_reload: LastReload | None
+
+
+def worker_status(worker: Incarnation) -> WorkerStatus:
+    """One process as it is now."""
+    return WorkerStatus(
+        slot=worker.slot,
+        pid=worker.pid,
+        ready=worker.ready and not worker.stalled and not worker.retiring,
+        started=worker.started,
+        connections=worker.beat.connections,
+        inflight=worker.beat.inflight,
+        loop_lag_ms=round(worker.beat.loop_lag_ms, 3),
+        rss=resident_bytes(worker.pid),
+        generation=worker.generation,
+        state=_state(worker),
+    )
+
+
+def _state(worker: Incarnation) -> str:
+    if worker.retiring:
+        return "draining"
+    if worker.stalled:
+        return "stalled"
+    return "ready" if worker.ready else "starting"
+
+
+def masked(config: Config) -> dict[str, Any]:
+    """The config for people: JSON types, with every secret, and what may be one, as `***`."""
+    tree: dict[str, Any] = msgspec.to_builtins(config)
+    if tree["admin"] and tree["admin"]["token"]:
+        tree["admin"]["token"] = _MASK
+    for route in tree["routes"]:
+        _mask_headers(route)
+    return tree
+
+
+def _mask_headers(node: Any) -> None:
+    """Mask credentials that somebody wrote into a header's value."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if isinstance(value, str) and str(key).lower() in _SECRET_HEADERS:
+                node[key] = _MASK
+            else:
+                _mask_headers(value)
+    elif isinstance(node, list):
+        for value in node:
+            _mask_headers(value)
+
+
+class RouteStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """`/api/routes`: one route. `to` is an upstream's name, or what is done instead."""
+
+    name: str
+    match: dict[str, Any]
+    to: str | None
+    policies: list[str]
+    line: int
+
+
+def route_status(route: Route) -> RouteStatus:
+    """A route in short: what is not written is left out."""
+    instead = "redirect" if route.redirect is not None else "respond"
+    policies = [name for name in ("rewrite", "retry", "headers") if getattr(route, name) is not None]
+    return RouteStatus(
+        name=route.name,
+        match=_match(route.match),
+        to=route.to if route.to is not None else instead,
+        policies=["timeout", *policies],
+        line=route.line,
+    )
+
+
+def _match(match: Match) -> dict[str, Any]:
+    path = {"regex": match.path.regex} if isinstance(match.path, PathRegex) else match.path
+    host: Any = match.host[0] if len(match.host) == 1 else list(match.host)
+    tree = {"host": host, "path": path, "methods": list(match.methods)}
+    tree |= {"headers": msgspec.to_builtins(match.headers), "query": msgspec.to_builtins(match.query)}
+    return {key: value for key, value in tree.items() if value}

@@ -1,0 +1,376 @@
+"""The supervisor: one `trio.run` that owns what must outlive a worker, and serves no client itself.
+
+It binds (`slots`), starts workers (`crew`), tells about them (`admin`), and obeys signals (`signals`) and the API in
+the same way: reload (`reload`), resize, replace, drain. Its loop must never stall, since heartbeats, counters and the
+health of the whole service are told by it: the config is checked in a child process, standard output has a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import msgspec
+import trio
+
+from ambassador import __version__
+from ambassador.config.schema import Config
+from ambassador.control import socket_path
+from ambassador.control.admin.api import Api, Replica
+from ambassador.control.admin.doors import AdminDoor, ControlDoor, serve_door
+from ambassador.control.checking import Checked, check_in_child
+from ambassador.control.crew import Crew
+from ambassador.control.deployment import Deployment, random_name
+from ambassador.control.host import raise_descriptor_limit, usable_cpus
+from ambassador.control.incarnation import WORKER_MODULE, Incarnation
+from ambassador.control.names import Names, host_names
+from ambassador.control.orders import Addresses, Reopen, Sockets, Start
+from ambassador.control.output import Output, copy_lines
+from ambassador.control.pages import Pages
+from ambassador.control.reload import LastReload, Reload, catch_up
+from ambassador.control.slots import BindError
+from ambassador.control.status import (
+    ListenerStatus,
+    RouteStatus,
+    StateStatus,
+    Status,
+    masked,
+    route_status,
+    worker_status,
+)
+from ambassador.control.sums import sum_upstreams
+
+_ASK_TIMEOUT_S = 2.0
+_OUTPUT_TIMEOUT_S = 1.0
+_INTERRUPTED_S = 5.0  # what Ctrl-C leaves for requests under way
+
+
+class Announcement(msgspec.Struct, frozen=True, kw_only=True):
+    """What is told when the service is there."""
+
+    listeners: tuple[str, ...]
+    admin: str | None
+    control: str
+    state: str
+    pid: int
+
+
+class Supervisor:
+    """`run` serves until it has drained; the rest is what signals and the admin API ask of it.
+
+    `config_file` is what a reload reads; None when the config came from the command line. `workers` overrides the
+    config's number, until the next reload brings another.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        log: logging.Logger,
+        *,
+        config_file: str | None = None,
+        workers: int | None = None,
+        module: str = WORKER_MODULE,
+    ) -> None:
+        self._log = log
+        self._file = config_file
+        self._asked_workers = workers
+        self._pages = Pages()
+        names = Names(log, self._push_addresses)
+        self._deployment = Deployment(config, config.name or random_name(), self._pages, names)
+        self._crew = Crew(self, log, module=module)
+        self._output = Output(1)
+        self._changing = trio.Lock()
+        self._started = time.time()
+        self._last_reload: LastReload | None = None
+        self._draining = False
+        self._drained = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self._admin: AdminDoor | None = None
+        self._control: ControlDoor | None = None
+        self._api = Api(self)
+
+    # Life
+
+    async def run(self, *, task_status: trio.TaskStatus[Announcement] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until drained; reports started when clients are served.
+
+        Raises `BindError` when an address cannot be had, `NoWorker` when no worker can start.
+        """
+        raise_descriptor_limit()
+        config = self._deployment.config
+        size = self._asked_workers or config.workers or usable_cpus()
+        with ExitStack() as stack:
+            stack.callback(self._output.close, _OUTPUT_TIMEOUT_S)
+            stack.callback(self._deployment.close)
+            self._deployment.bind(range(size))
+            self._open_doors(stack)
+            async with trio.open_nursery() as self._nursery:
+                await self._deployment.names.want(host_names(config))
+                self._nursery.start_soon(self._deployment.names.run)
+                self._serve_doors()
+                await self._nursery.start(self._crew.run, size)
+                task_status.started(self._announcement())
+                await self._drained.wait()
+                self._crew.stop()
+                self._nursery.cancel_scope.cancel()
+
+    def _open_doors(self, stack: ExitStack) -> None:
+        config = self._deployment.config
+        if config.admin is not None:
+            self._admin = AdminDoor(config.admin)
+        stack.callback(self._close_admin)
+        if config.control is not None:
+            path = config.control.removeprefix("unix:")
+        else:
+            socket_path.make_directory()
+            path = str(socket_path.default_path(self._label()))
+        self._control = ControlDoor(path)
+        stack.callback(self._control.close)
+
+    def _label(self) -> int | str:
+        """What names this instance's control socket: its first port, or the name of its first unix socket."""
+        first = next(iter(self._deployment.bindings.values()))
+        return first.port or os.path.basename(first.address).removesuffix(".sock")
+
+    def _close_admin(self) -> None:
+        if self._admin is not None:
+            self._admin.close()
+
+    def _serve_doors(self) -> None:
+        assert self._nursery is not None
+        for door in (self._admin, self._control):
+            if door is not None:
+                self._nursery.start_soon(serve_door, door, self._api, self._log)
+
+    def _announcement(self) -> Announcement:
+        assert self._control is not None
+        return Announcement(
+            listeners=tuple(self._deployment.urls()),
+            admin=None if self._admin is None else self._admin.url,
+            control=self._control.path,
+            state=self._deployment.config.state.url,
+            pid=os.getpid(),
+        )
+
+    def say(self, text: str) -> None:
+        """A line on standard output, never inside a line of the access log."""
+        self._output.put(text.encode() + b"\n")
+
+    # What the crew needs of us (crew.Provision)
+
+    def open_slot(self, slot: int) -> None:
+        """Make the slot's sockets and give them to the workers that are there."""
+        known = {ref for ref in self._deployment.sockets()[0]}
+        for binding in self._deployment.bindings.values():
+            binding.extend([slot])
+        refs, descriptors = self._deployment.sockets()
+        added = [(ref, fd) for ref, fd in zip(refs, descriptors, strict=True) if ref not in known]
+        if added:
+            order = Sockets(sockets=tuple(ref for ref, _ in added))
+            for worker in self._crew.live:
+                worker.post(order, [fd for _, fd in added])
+
+    def listen_slot(self, slot: int) -> None:
+        """Let connections come to the slot."""
+        for binding in self._deployment.bindings.values():
+            binding.listen([slot])
+
+    def equip(self, worker: Incarnation) -> None:
+        """Give a new worker its first order, its page of counters and its pipe for log lines."""
+        assert self._nursery is not None
+        reads, writes = os.pipe2(os.O_CLOEXEC)
+        try:
+            refs, descriptors = self._deployment.sockets()
+            brief = self._deployment.brief()
+            start = Start(slot=worker.slot, instance=self._deployment.instance, brief=brief, sockets=refs)
+            worker.generation = brief.generation
+            worker.post(start, [self._pages.open(worker), writes, *descriptors])
+        finally:
+            os.close(writes)
+        self._nursery.start_soon(copy_lines, reads, self._output)
+
+    async def catch_up(self, worker: Incarnation) -> bool:
+        """Bring it to the generation that is served now."""
+        return await catch_up(self._deployment, worker)
+
+    def settle(self, worker: Incarnation) -> None:
+        """Keep the counters of a worker that has ended."""
+        self._pages.settle(worker)
+
+    @property
+    def drain_timeout_s(self) -> float:
+        """How long a worker that is replaced has to finish."""
+        return self._deployment.config.drain.timeout
+
+    # What is asked of us, by signals and by the API
+
+    async def reload(self) -> LastReload:
+        """Serve what the config file says now; on any error, what was served before."""
+        async with self._changing:
+            self._last_reload = await self._reload()
+            return self._last_reload
+
+    async def _reload(self) -> LastReload:
+        if self._draining:
+            return LastReload(ok=False, at=time.time(), errors=("the service is draining",))
+        before = self._deployment.config
+        done = await Reload(self._deployment, self._crew, self._log).apply(await self._check())
+        config = self._deployment.config
+        if done.ok and config.workers != before.workers:
+            self._crew.resize(config.workers or usable_cpus())
+        return done
+
+    async def _check(self) -> Checked:
+        if self._file is None:
+            return Checked(config=None, errors=("there is no config file to read again: started with --to",))
+        checked = await check_in_child(self._file)
+        for line in checked.warnings:
+            self._log.warning("%s", line)
+        return checked
+
+    async def resize(self, workers: int) -> None:
+        """Have so many workers, at least one."""
+        async with self._changing:
+            if not self._draining:
+                self._crew.resize(max(1, workers))
+
+    async def resize_by(self, difference: int) -> None:
+        """So many workers more, or less."""
+        await self.resize(self._crew.size + difference)
+
+    async def replace_all(self) -> None:
+        """Put workers that run the code as it is now installed in the places of all."""
+        if await self._crew.replace_all():
+            self._log.info("every worker is replaced")
+        else:
+            self._log.error("not every worker is replaced; those that could not be serve on")
+
+    def reopen(self) -> None:
+        """Open log files again, by name."""
+        self._crew.post(Reopen())
+
+    def begin_drain(self) -> None:
+        """Finish as the config says, and exit."""
+        drain = self._deployment.config.drain
+        self._begin_drain(drain.delay, drain.timeout)
+
+    def interrupt(self) -> None:
+        """Finish within five seconds, and exit; asked again, at once."""
+        timeout_s = min(_INTERRUPTED_S, self._deployment.config.drain.timeout)
+        if self._draining:
+            self._crew.shorten(0.0, timeout_s)
+        else:
+            self._begin_drain(0.0, timeout_s)
+
+    def exit_now(self) -> None:
+        """Cut everything."""
+        self._draining = True
+        self._crew.ending = True
+        self._crew.kill()
+        self._drained.set()
+
+    def _begin_drain(self, delay_s: float, timeout_s: float) -> None:
+        assert self._nursery is not None
+        if not self._draining:
+            self._draining = True
+            self._log.info("draining: accepting for %g s more, then %g s to finish", delay_s, timeout_s)
+            self._nursery.start_soon(self._drain, delay_s, timeout_s)
+
+    async def _drain(self, delay_s: float, timeout_s: float) -> None:
+        await self._crew.drain(delay_s, timeout_s)
+        self._drained.set()
+
+    def _push_addresses(self, addresses: dict[str, tuple[str, ...]]) -> None:
+        self._crew.post(Addresses(addresses=addresses))
+
+    # What is told (admin.api.Service)
+
+    @property
+    def alive(self) -> bool:
+        """Workers may all be down for a moment; they are being restarted here, and nowhere else."""
+        return True
+
+    @property
+    def not_ready_because(self) -> str | None:
+        """Why no traffic should come."""
+        if self._draining:
+            return "draining"
+        return None if self._crew.available else "no worker is ready"
+
+    def status(self) -> Status:
+        """The whole state."""
+        assert self._control is not None
+        bindings = self._deployment.bindings.values()
+        return Status(
+            version=__version__,
+            name=self._deployment.instance,
+            pid=os.getpid(),
+            generation=self._deployment.generation,
+            started=self._started,
+            draining=self._draining,
+            ready=self.not_ready_because is None,
+            state=StateStatus(backend=self._deployment.config.state.url, up=True),
+            workers=[worker_status(worker) for worker in sorted(self._crew.live, key=lambda each: each.slot)],
+            listeners=[ListenerStatus(address=binding.address, url=binding.url) for binding in bindings],
+            admin=None if self._admin is None else self._admin.url,
+            control=self._control.path,
+            config_file=self._file,
+            worker_restarts=self._crew.restarts,
+            last_reload=self._last_reload,
+        )
+
+    def config(self) -> dict[str, Any]:
+        """The config that is served, without secrets."""
+        return masked(self._deployment.config)
+
+    def routes(self) -> list[RouteStatus]:
+        """The routes in order."""
+        return [route_status(route) for route in self._deployment.config.routes]
+
+    def replicas(self) -> list[Replica]:
+        """This one: what is shared is shared by its workers only."""
+        return [
+            Replica(
+                id=self._deployment.instance,
+                workers=len(self._crew.current),
+                since=self._started,
+                last_beat=time.time(),
+                version=__version__,
+                generation=self._deployment.generation,
+                state_up=True,
+            )
+        ]
+
+    def metrics(self) -> bytes:
+        """Prometheus text."""
+        return self._pages.render(generation=self._deployment.generation, restarts=self._crew.restarts)
+
+    async def upstreams(self) -> list[dict[str, Any]]:
+        """All workers' upstreams, summed."""
+        return sum_upstreams(await self._ask("upstreams"))
+
+    async def tasks(self) -> list[list[dict[str, Any]]]:
+        """What each worker's tasks are, counted by name."""
+        return await self._ask("tasks")
+
+    async def _ask(self, what: str) -> list[Any]:
+        """Each current worker's answer, by slot; one that does not answer is left out."""
+        workers: Sequence[Incarnation] = self._crew.current
+        answers: dict[int, bytes] = {}
+
+        async def ask_one(worker: Incarnation) -> None:
+            answer = await worker.ask(what, _ASK_TIMEOUT_S)
+            if answer is not None:
+                answers[worker.slot] = answer
+
+        async with trio.open_nursery() as nursery:
+            for worker in workers:
+                nursery.start_soon(ask_one, worker)
+        return [msgspec.json.decode(answers[slot]) for slot in sorted(answers)]
+
+
+__all__ = ["Announcement", "BindError", "Supervisor"]
