@@ -70,7 +70,26 @@ def test_normalise_table(path: bytes, expected: bytes | None) -> None:
 
 
 _PIECES = st.sampled_from(
-    [b"/", b"//", b".", b"..", b"a", b"%2e", b"%2E", b"%2f", b"%5c", b"%00", b"%41", b"%", b"%2", b";", b"[", b"~", b"\\", b"\x80"]
+    [
+        b"/",
+        b"//",
+        b".",
+        b"..",
+        b"a",
+        b"%2e",
+        b"%2E",
+        b"%2f",
+        b"%5c",
+        b"%00",
+        b"%41",
+        b"%",
+        b"%2",
+        b";",
+        b"[",
+        b"~",
+        b"\\",
+        b"\x80",
+    ]
 )
 
 
@@ -115,7 +134,20 @@ def test_split_target_forms(target: bytes, expected: tuple[bytes | None, bytes, 
 
 
 @pytest.mark.parametrize(
-    "target", [b"", b"h:443", b"ftp://h/", b"a/b", b"/a?b#c", b"/a?b c", b"/a?b\0", b"/a?\r\nx: y", b"://h/", b"?a", b"http:/h"]
+    "target",
+    [
+        b"",
+        b"h:443",
+        b"ftp://h/",
+        b"a/b",
+        b"/a?b#c",
+        b"/a?b c",
+        b"/a?b\0",
+        b"/a?\r\nx: y",
+        b"://h/",
+        b"?a",
+        b"http:/h",
+    ],
 )
 def test_split_target_refuses(target: bytes) -> None:
     with pytest.raises(BadRequest):

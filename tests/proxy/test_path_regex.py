@@ -16,7 +16,16 @@ EVIL = [
     r"(?:(?:a{1,30}){1,30}){1,30}b", r"(ab|[a-c]x)*", r"[a-z]+[a-f]", r"a*a*a*a*b", r"(a*?)*?b", r"((a|b)+|a)c", r"(a?b?)*c", r"\d{1,3}\d",
     r"(|a)+", r"(a{0})*", r"((((a?b?c?)p(e?f?))+)+)+",
 ]  # fmt: skip
-NOT_REGULAR = [r"(a)\1", r"(?P<x>a)(?P=x)", r"a(?=b)", r"a(?!b)", r"(?<=a)b", r"(a)?(?(1)b|c)", r"(?>a)b", r"a++b"]
+NOT_REGULAR = [
+    r"(a)\1",
+    r"(?P<x>a)(?P=x)",
+    r"a(?=b)",
+    r"a(?!b)",
+    r"(?<=a)b",
+    r"(a)?(?(1)b|c)",
+    r"(?>a)b",
+    r"a++b",
+]
 FINE = [
     (r"/v1/(?P<id>[^/]+)/items/\d+", "/v1/a/items/3", "/v1/a/items/"),
     (r"/(a|b)/.*", "/a/x", "/c/x"),
@@ -44,7 +53,19 @@ def test_constructs_that_need_backtracking_are_refused_by_either_engine(pattern:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["(", "(?i)a", "(?i:a)B", "(?s:.)", "[z-a]", "((?:^){999}){999}", "a{5000}", "a" * 1001, "(?z)", "(" * 900]
+    "pattern",
+    [
+        "(",
+        "(?i)a",
+        "(?i:a)B",
+        "(?s:.)",
+        "[z-a]",
+        "((?:^){999}){999}",
+        "a{5000}",
+        "a" * 1001,
+        "(?z)",
+        "(" * 900,
+    ],
 )
 def test_malformed_flagged_and_oversized_patterns_are_refused_without_re2(pattern: str) -> None:
     with pytest.raises(Refused):

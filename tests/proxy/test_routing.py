@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ambassador.config.schema import Match, PathRegex, ValueMatch
 from ambassador.proxy import path_regex
 from ambassador.proxy.routing import MatchSpec, Router, ValueTest, spec, why_not
 
@@ -32,7 +33,9 @@ class Blind:
         raise AssertionError("the query was read")
 
 
-def takes(match: MatchSpec, host: str = "h", path: str = "/", method: str = "GET", asked: Asked | None = None) -> bool:
+def takes(
+    match: MatchSpec, host: str = "h", path: str = "/", method: str = "GET", asked: Asked | None = None
+) -> bool:
     asked = asked or Asked()
     found = Router([(match, "it")]).match(host, path, method, asked) is not None
     assert found is (why_not(match, host, path, method, asked) is None)
@@ -110,11 +113,13 @@ def test_methods_are_exact() -> None:
 
 
 def test_headers_and_query_are_read_only_when_a_candidate_asks() -> None:
-    router = Router([
-        (MatchSpec(hosts=("other",), headers=(ValueTest("x", present=True),)), 0),
-        (MatchSpec(path="/a", methods=frozenset({"PUT"}), query=(ValueTest("x", present=True),)), 1),
-        (MatchSpec(), 2),
-    ])
+    router = Router(
+        [
+            (MatchSpec(hosts=("other",), headers=(ValueTest("x", present=True),)), 0),
+            (MatchSpec(path="/a", methods=frozenset({"PUT"}), query=(ValueTest("x", present=True),)), 1),
+            (MatchSpec(), 2),
+        ]
+    )
     assert router.match("h", "/a", "GET", Blind()) == (2, None)
 
 
@@ -139,10 +144,21 @@ def test_header_conditions(test: ValueTest, headers: list[tuple[bytes, bytes]], 
 
 @pytest.mark.parametrize(
     ("query", "expected"),
-    [(b"v=a%20b", True), (b"x=1&v=a+b", True), (b"v=1&v=a+b", True), (b"%76=a+b", True), (b"v=", False), (b"", False), (None, False)],
+    [
+        (b"v=a%20b", True),
+        (b"x=1&v=a+b", True),
+        (b"v=1&v=a+b", True),
+        (b"%76=a+b", True),
+        (b"v=", False),
+        (b"", False),
+        (None, False),
+    ],
 )
 def test_query_conditions_are_decoded(query: bytes | None, expected: bool) -> None:
-    assert takes(MatchSpec(query=(ValueTest("v", exact=frozenset({b"a b"})),)), asked=Asked(query=query)) is expected
+    assert (
+        takes(MatchSpec(query=(ValueTest("v", exact=frozenset({b"a b"})),)), asked=Asked(query=query))
+        is expected
+    )
 
 
 def test_first_route_of_the_file_wins_over_every_structure() -> None:
@@ -161,19 +177,19 @@ def test_first_route_of_the_file_wins_over_every_structure() -> None:
 
 
 def test_a_route_that_fails_a_condition_leaves_the_request_to_the_next() -> None:
-    router = Router([
-        (MatchSpec(path="/a", headers=(ValueTest("x", exact=frozenset({b"1"})),)), "header"),
-        (MatchSpec(path="/{p}", methods=frozenset({"PUT"})), "method"),
-        (MatchSpec(path="/a"), "plain"),
-    ])
+    router = Router(
+        [
+            (MatchSpec(path="/a", headers=(ValueTest("x", exact=frozenset({b"1"})),)), "header"),
+            (MatchSpec(path="/{p}", methods=frozenset({"PUT"})), "method"),
+            (MatchSpec(path="/a"), "plain"),
+        ]
+    )
     assert router.match("h", "/a", "GET", Asked([(b"x", b"1")])) == ("header", None)
     assert router.match("h", "/a", "PUT", Asked()) == ("method", {"p": "a"})
     assert router.match("h", "/a", "GET", Asked()) == ("plain", None)
 
 
 def test_spec_of_a_config() -> None:
-    from ambassador.config.schema import Match, PathRegex, ValueMatch
-
     match = spec(
         Match(
             host=("a",),
@@ -190,15 +206,21 @@ def test_spec_of_a_config() -> None:
 
 _SEGMENTS = st.sampled_from(["a", "b", "", "{p}", "{q}"])
 _HOSTS = st.sampled_from(["*", "a", "x.a", "y.x.a", "*.a", "*.x.a"])
-_TESTS = st.builds(ValueTest, st.sampled_from(["x", "y"]), exact=st.sampled_from([None, frozenset({b"1"})]), present=st.none()).map(
-    lambda test: test if test.exact is not None else ValueTest(test.name, present=True)
-)
+_TESTS = st.builds(
+    ValueTest,
+    st.sampled_from(["x", "y"]),
+    exact=st.sampled_from([None, frozenset({b"1"})]),
+    present=st.none(),
+).map(lambda test: test if test.exact is not None else ValueTest(test.name, present=True))
 
 
 @st.composite
 def _patterns(draw: st.DrawFn) -> str:
     segments = draw(st.lists(_SEGMENTS, max_size=4))
-    once = ["a" if segment[:1] == "{" and segment in segments[:index] else segment for index, segment in enumerate(segments)]
+    once = [
+        "a" if segment[:1] == "{" and segment in segments[:index] else segment
+        for index, segment in enumerate(segments)
+    ]
     return "/" + "/".join([*once, *draw(st.sampled_from([[], ["**"]]))])
 
 
@@ -219,17 +241,29 @@ _SPECS = st.builds(
     st.sampled_from(["", "a", "x.a", "y.x.a", "z.y.x.a", ".a", "other"]),
     st.lists(st.sampled_from(["a", "b", "c", ""]), max_size=5).map(lambda segments: "/" + "/".join(segments)),
     st.sampled_from(["GET", "PUT", "POST"]),
-    st.builds(Asked, st.lists(st.sampled_from([(b"X", b"1"), (b"y", b"2")])), st.sampled_from([None, b"", b"x=1", b"y=1&x"])),
+    st.builds(
+        Asked,
+        st.lists(st.sampled_from([(b"X", b"1"), (b"y", b"2")])),
+        st.sampled_from([None, b"", b"x=1", b"y=1&x"]),
+    ),
 )
-def test_table_agrees_with_a_linear_scan(specs: list[MatchSpec], host: str, path: str, method: str, asked: Asked) -> None:
-    scanned = next((index for index, match in enumerate(specs) if why_not(match, host, path, method, asked) is None), None)
+def test_table_agrees_with_a_linear_scan(
+    specs: list[MatchSpec], host: str, path: str, method: str, asked: Asked
+) -> None:
+    scanned = next(
+        (index for index, match in enumerate(specs) if why_not(match, host, path, method, asked) is None),
+        None,
+    )
     found = Router([(match, index) for index, match in enumerate(specs)]).match(host, path, method, asked)
     assert (found and found[0]) == scanned
     if found is not None:
         pattern = specs[found[0]].path
         for name, value in (found[1] or {}).items():
             assert value
-            assert not isinstance(pattern, str) or path.split("/")[pattern.split("/").index("{" + name + "}")] == value
+            assert (
+                not isinstance(pattern, str)
+                or path.split("/")[pattern.split("/").index("{" + name + "}")] == value
+            )
 
 
 def test_cost_does_not_grow_with_the_number_of_routes() -> None:
@@ -241,6 +275,12 @@ def test_cost_does_not_grow_with_the_number_of_routes() -> None:
             considered.append(method)
             return True
 
-    specs = [MatchSpec(hosts=("h",), path=f"/svc{number}/v1/**", methods=Counted({"GET"})) for number in range(1000)]
-    assert Router([(match, match) for match in specs]).match("h", "/svc500/v1/42", "GET", Blind()) == (specs[500], None)
+    specs = [
+        MatchSpec(hosts=("h",), path=f"/svc{number}/v1/**", methods=Counted({"GET"}))
+        for number in range(1000)
+    ]
+    assert Router([(match, match) for match in specs]).match("h", "/svc500/v1/42", "GET", Blind()) == (
+        specs[500],
+        None,
+    )
     assert len(considered) == 1

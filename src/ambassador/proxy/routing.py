@@ -1,7 +1,7 @@
 """The route table: immutable, built when a config is loaded; the first route of the file that matches wins.
 
-Cost hardly grows with the number of routes. A host is looked up in a dictionary (exact names, then the suffixes, then the
-routes for every host); under it, paths without parameters are one dictionary hit, and prefixes and parameters are a
+Cost hardly grows with the number of routes. A host is looked up in a dictionary (exact names, then the suffixes, then
+the routes for every host); under it, paths without parameters are one dictionary hit, and prefixes and parameters are a
 trie of segments that is walked once. Every candidate carries its place in the file: the lowest that holds wins, and a
 subtree whose lowest place is not below the best found so far is not entered. What is scanned one by one are routes of
 the same path that differ only in method, header or query, and regular expressions under one host.
@@ -32,56 +32,68 @@ class Conditional(Protocol):
     """What a condition may look at: `messages.Request` and anything like it."""
 
     @property
-    def headers(self) -> Sequence[tuple[bytes, bytes]]: ...
+    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """Every field, in any case and order."""
 
     @property
-    def query(self) -> bytes | None: ...
+    def query(self) -> bytes | None:
+        """As received; None without a `?`."""
 
 
 class ValueSettings(Protocol):
     """`config.schema.ValueMatch`, as seen from here."""
 
     @property
-    def exact(self) -> tuple[str, ...] | None: ...
+    def exact(self) -> tuple[str, ...] | None:
+        """One of these values."""
 
     @property
-    def regex(self) -> str | None: ...
+    def regex(self) -> str | None:
+        """The whole value."""
 
     @property
-    def present(self) -> bool | None: ...
+    def present(self) -> bool | None:
+        """Is there, or is missing."""
 
 
 class RegexSettings(Protocol):
     """`config.schema.PathRegex`, as seen from here."""
 
     @property
-    def regex(self) -> str: ...
+    def regex(self) -> str:
+        """The whole path."""
 
 
 class MatchSettings(Protocol):
     """`config.schema.Match`, as seen from here."""
 
     @property
-    def host(self) -> tuple[str, ...]: ...
+    def host(self) -> tuple[str, ...]:
+        """Names, `*.suffix` or `*`, lower case."""
 
     @property
-    def path(self) -> str | RegexSettings | None: ...
+    def path(self) -> str | RegexSettings | None:
+        """A pattern; None is every path."""
 
     @property
-    def methods(self) -> tuple[str, ...]: ...
+    def methods(self) -> tuple[str, ...]:
+        """Empty is every method."""
 
     @property
-    def headers(self) -> Mapping[str, ValueSettings]: ...
+    def headers(self) -> Mapping[str, ValueSettings]:
+        """By name."""
 
     @property
-    def query(self) -> Mapping[str, ValueSettings]: ...
+    def query(self) -> Mapping[str, ValueSettings]:
+        """By name."""
 
 
 @dataclass(frozen=True, slots=True)
 class ValueTest:
     """What the values of a header or query parameter must be: one of them must pass.
 
-    Exactly one of `exact` (one of these, byte for byte), `regex` (the whole value) and `present` (is there, or is not) is set.
+    Exactly one of `exact` (one of these, byte for byte), `regex` (the whole value) and `present` (is there, or is not)
+    is set.
     """
 
     name: str
@@ -185,7 +197,8 @@ class _Conditions:
 
 class _Candidate:
     """One route at one place of the table. `result` is what a match returns; `parameters` are names with the index of
-    their segment, counted with the empty one before the first slash."""
+    their segment, counted with the empty one before the first slash.
+    """
 
     __slots__ = ("conditions", "methods", "order", "parameters", "regex", "result")
 
@@ -210,7 +223,8 @@ def _is_parameter(segment: str) -> bool:
 
 class _Node:
     """A segment of the trie: `here` are patterns that end at it, `below` those that end at it with `/**`; `lowest` is
-    the lowest place in the file of any candidate here or further down."""
+    the lowest place in the file of any candidate here or further down.
+    """
 
     __slots__ = ("below", "children", "here", "lowest", "parameter")
 
@@ -269,7 +283,7 @@ class _Search:
 
 
 class _Paths:
-    """The routes of one host: exact paths, the trie, and those that see every path (no path, or a regular expression)."""
+    """The routes of one host: exact paths, the trie, and those that see every path (none, or a regular expression)."""
 
     __slots__ = ("_depth", "_every", "_exact", "_root", "lowest")
 
@@ -302,7 +316,8 @@ class _Paths:
 
     def _walk(self, search: _Search, path: str, segments: list[str]) -> None:
         """Walk down by the path's segments. Where a segment's own name and a parameter both go on, the parameter's
-        branch is kept for later; there are never more such branches than nodes on one level."""
+        branch is kept for later; no node is met twice.
+        """
         later: list[tuple[_Node, int]] = []
         node = self._root
         index = 1
@@ -347,9 +362,11 @@ class Router(Generic[T]):
         self._suffixes = {host[2:]: table for host, table in tables.items() if host.startswith("*.")}
         self._exact = {host: table for host, table in tables.items() if not host.startswith("*.")}
 
-    def match(self, host: str, path: str, method: str, request: Conditional) -> tuple[T, dict[str, str] | None] | None:
-        """The first route that takes the request, with its parameters as the path spells them (percent-escapes kept), or
-        None. Parameters are None for a route that has none.
+    def match(
+        self, host: str, path: str, method: str, request: Conditional
+    ) -> tuple[T, dict[str, str] | None] | None:
+        """The first route that takes the request, with its parameters as the path spells them (percent-escapes kept),
+        or None. Parameters are None for a route that has none.
 
         `host`: lower case, no port, empty when the request named none. `path`: normalised, without the query.
         """
@@ -387,9 +404,17 @@ def why_not(match: MatchSpec, host: str, path: str, method: str, request: Condit
     tests hold the table against it.
     """
     checks: tuple[Callable[[], str | None], ...] = (
-        lambda: None if any(_host_matches(pattern, host) for pattern in match.hosts) else "host " + ", ".join(match.hosts),
+        lambda: (
+            None
+            if any(_host_matches(pattern, host) for pattern in match.hosts)
+            else "host " + ", ".join(match.hosts)
+        ),
         lambda: None if _path_matches(match.path, path) else f"path {_path_text(match.path)}",
-        lambda: None if match.methods is None or method in match.methods else "methods " + ", ".join(sorted(match.methods)),
+        lambda: (
+            None
+            if match.methods is None or method in match.methods
+            else "methods " + ", ".join(sorted(match.methods))
+        ),
         lambda: _failed(match, _View(request)),
     )
     return next((reason for check in checks if (reason := check()) is not None), None)

@@ -22,19 +22,19 @@ _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-def compile(text: str, *, decode: bool = True) -> bytes | Render:
+def compile(text: str, *, decode: bool = True) -> bytes | Render:  # noqa: A001 - read as `template.compile`
     """The bytes of a constant value, or the function that makes the value of a request.
 
     `decode`: parameters are put in percent-decoded, as headers want them; False leaves them as the path spells them, as
     URLs want them. Raises ValueError for an unknown placeholder or a lonely brace.
     """
-    parts = _parts(text, decode)
+    parts = _parts(text, decode=decode)
     if all(isinstance(part, bytes) for part in parts):
         return b"".join(part for part in parts if isinstance(part, bytes))
     return _renderer(parts)
 
 
-def _parts(text: str, decode: bool) -> list[bytes | Render]:
+def _parts(text: str, *, decode: bool) -> list[bytes | Render]:
     parts: list[bytes | Render] = []
     end = 0
     for match in _PLACEHOLDER.finditer(text):
@@ -45,14 +45,14 @@ def _parts(text: str, decode: bool) -> list[bytes | Render]:
         elif match[1] is None:
             raise ValueError(f"a brace without its other half in {text!r}")
         else:
-            parts.append(_placeholder(match[1], decode))
+            parts.append(_placeholder(match[1], decode=decode))
     parts.append(text[end:].encode())
     return [part for part in parts if part != b""]
 
 
-def _placeholder(name: str, decode: bool) -> Render:
+def _placeholder(name: str, *, decode: bool) -> Render:
     if name.startswith("param."):
-        return _parameter(name.removeprefix("param."), decode)
+        return _parameter(name.removeprefix("param."), decode=decode)
     try:
         return _KNOWN[name]
     except KeyError:
@@ -74,7 +74,7 @@ def _route(request: Request) -> bytes | None:
 _KNOWN: dict[str, Render] = {"client": _client, "request_id": _request_id, "route": _route}
 
 
-def _parameter(name: str, decode: bool) -> Render:
+def _parameter(name: str, *, decode: bool) -> Render:
     def render(request: Request) -> bytes | None:
         value = None if request.params is None else request.params.get(name)
         if value is None:

@@ -24,7 +24,12 @@ def test_nothing_to_change_is_no_hook() -> None:
 
 def test_set_replaces_every_spelling_and_keeps_the_rest_in_order() -> None:
     fields = [(b"A", b"1"), (b"x-tenant", b"evil"), (b"B", b"2"), (b"X-TENANT", b"evil"), (b"a", b"3")]
-    assert shaped(Changes(set={"X-Tenant": "acme"}), fields) == [(b"A", b"1"), (b"B", b"2"), (b"a", b"3"), (b"X-Tenant", b"acme")]
+    assert shaped(Changes(set={"X-Tenant": "acme"}), fields) == [
+        (b"A", b"1"),
+        (b"B", b"2"),
+        (b"a", b"3"),
+        (b"X-Tenant", b"acme"),
+    ]
 
 
 def test_add_keeps_what_is_there() -> None:
@@ -33,7 +38,11 @@ def test_add_keeps_what_is_there() -> None:
 
 def test_remove_then_set_then_add() -> None:
     changes = Changes(remove=("x", "Y"), set={"x": "set"}, add={"x": "{param.id}"})
-    assert shaped(changes, [(b"X", b"1"), (b"y", b"1"), (b"z", b"1")], id="7") == [(b"z", b"1"), (b"x", b"set"), (b"x", b"7")]
+    assert shaped(changes, [(b"X", b"1"), (b"y", b"1"), (b"z", b"1")], id="7") == [
+        (b"z", b"1"),
+        (b"x", b"set"),
+        (b"x", b"7"),
+    ]
 
 
 def test_value_that_cannot_be_made_is_left_out_but_the_clients_own_is_gone() -> None:
@@ -48,6 +57,10 @@ def test_hook_of_constants_only_extends() -> None:
 
 @pytest.mark.parametrize("name", sorted(FRAMING))
 def test_framing_headers_are_refused(name: str) -> None:
-    for changes in (Changes(set={name.title(): "x"}), Changes(add={name: "x"}), Changes(remove=(name.upper(),))):
+    for changes in (
+        Changes(set={name.title(): "x"}),
+        Changes(add={name: "x"}),
+        Changes(remove=(name.upper(),)),
+    ):
         with pytest.raises(ValueError, match="own"):
             shaper(changes)

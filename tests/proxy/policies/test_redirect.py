@@ -9,7 +9,9 @@ from ambassador.messages import Request
 from ambassador.proxy.policies.redirect import Redirect, redirector
 
 
-def a_request(path: bytes = b"/a/b", query: bytes | None = b"q=1", host: str = "old.example", port: int | None = 8080) -> Request:
+def a_request(
+    path: bytes = b"/a/b", query: bytes | None = b"q=1", host: str = "old.example", port: int | None = 8080
+) -> Request:
     request = Request("GET", path, [], 1)
     request.path, request.query, request.host, request.port = path, query, host, port
     request.params = {"id": "4%202"}
@@ -49,7 +51,10 @@ def test_status_is_the_configs() -> None:
 
 def test_request_path_cannot_become_a_host() -> None:
     assert location(Redirect(query="drop"), a_request(b"//evil.example/x")) == b"/evil.example/x"
-    assert location(Redirect(scheme="https"), a_request(b"//evil.example/x", None)) == b"https://old.example//evil.example/x"
+    assert (
+        location(Redirect(scheme="https"), a_request(b"//evil.example/x", None))
+        == b"https://old.example//evil.example/x"
+    )
 
 
 def test_target_that_cannot_be_made_is_refused() -> None:

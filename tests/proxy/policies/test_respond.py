@@ -18,7 +18,9 @@ def test_status_alone_has_no_body_and_no_type() -> None:
 
 
 def test_body_is_text_unless_said_otherwise() -> None:
-    assert responder(Respond(body="é"))(a_request()).headers == [(b"content-type", b"text/plain; charset=utf-8")]
+    assert responder(Respond(body="é"))(a_request()).headers == [
+        (b"content-type", b"text/plain; charset=utf-8")
+    ]
     reply = responder(Respond(body="{}", headers={"Content-Type": "application/json"}))(a_request())
     assert reply.headers == [(b"Content-Type", b"application/json")]
     assert reply.body == b"{}"

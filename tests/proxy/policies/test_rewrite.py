@@ -48,7 +48,14 @@ def test_no_rewrite_of_the_path_is_no_function() -> None:
 
 
 def test_literal_prefix_ends_before_the_first_variable_segment() -> None:
-    assert [literal_prefix(p) for p in (None, "/", "/a/b", "/a/**", "/a/{b}/c", "/{b}")] == ["", "", "/a/b", "/a", "/a", ""]
+    assert [literal_prefix(p) for p in (None, "/", "/a/b", "/a/**", "/a/{b}/c", "/{b}")] == [
+        "",
+        "",
+        "/a/b",
+        "/a",
+        "/a",
+        "",
+    ]
 
 
 def regex(pattern: str, substitution: str, path: bytes) -> bytes:
@@ -79,7 +86,9 @@ def test_regex_substitution_must_be_a_path(substitution: str) -> None:
 ENDPOINTS = ("http://10.0.0.1:9000", "http://backend:80", "unix:/run/x.sock")
 
 
-def location(config: Rewrite | None, value: bytes, pattern: str = "/api/**", authority: bytes | None = None) -> bytes:
+def location(
+    config: Rewrite | None, value: bytes, pattern: str = "/api/**", authority: bytes | None = None
+) -> bytes:
     hook = location_rewriter(config, pattern, ENDPOINTS)
     assert hook is not None
     request = a_request()
@@ -121,7 +130,9 @@ def test_location_with_the_prefix_taken_off() -> None:
 
 
 def test_location_of_the_host_that_was_sent() -> None:
-    assert location(Rewrite(host="public.example"), b"http://public.example/x") == b"http://shop.example:8080/x"
+    assert (
+        location(Rewrite(host="public.example"), b"http://public.example/x") == b"http://shop.example:8080/x"
+    )
     assert location(None, b"http://10.0.0.1:9000/x") == b"http://shop.example:8080/x"
     assert location(None, b"/x") == b"/x"
     assert location(None, b"http://10.0.0.1:9000/x", authority=b"") == b"/x"

@@ -1,8 +1,8 @@
 """Headers: set, add and remove headers of requests and answers.
 
-Phase SHAPE, on each attempt's own copy and on the answer. A constant value is a tuple made at load and costs one append;
-`{param.NAME}` is put in percent-decoded, and a value that would hold CR, LF, NUL or another control character is left
-out, while the header of that name that the client sent is still taken away.
+Phase SHAPE, on each attempt's own copy and on the answer. A constant value is a tuple made at load and costs one
+append; `{param.NAME}` is put in percent-decoded, and a value that would hold CR, LF, NUL or another control character
+is left out, while the header of that name that the client sent is still taken away.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Headers of the request that goes upstream and of the answer that goes to the client.
 
     Values may hold `{client}`, `{request_id}`, `{route}` and `{param.NAME}` (a parameter of the path pattern);
-    `{{` and `}}` are braces."""
+    `{{` and `}}` are braces.
+    """
 
     request: Changes | None = None
     """Changes to the request, made for each attempt."""
@@ -64,7 +65,9 @@ def shaper(changes: Changes | None) -> Shape | None:
     replaced = frozenset(name.lower().encode() for name in (*changes.remove, *changes.set))
     additions = [*_additions(changes.set), *_additions(changes.add)]
     if all(isinstance(value, bytes) for _, value in additions):
-        return _constant_shape(replaced, [(name, value) for name, value in additions if isinstance(value, bytes)])
+        return _constant_shape(
+            replaced, [(name, value) for name, value in additions if isinstance(value, bytes)]
+        )
     return _shape(replaced, additions)
 
 
@@ -79,7 +82,7 @@ def _additions(values: Mapping[str, str]) -> list[tuple[bytes, bytes | template.
 
 
 def _constant_shape(replaced: frozenset[bytes], additions: list[Field]) -> Shape:
-    def shape(request: Request, fields: Fields) -> None:
+    def shape(_request: Request, fields: Fields) -> None:
         if replaced:
             fields[:] = [field for field in fields if field[0].lower() not in replaced]
         fields.extend(additions)

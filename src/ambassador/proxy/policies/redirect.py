@@ -1,7 +1,7 @@
 """Redirect: an answer that sends the client elsewhere.
 
-Phase ADMIT: nothing goes upstream. Parameters are put in as the path spells them, percent-escapes kept. A target that is
-a path never begins with two slashes, whatever the request's path: clients would read a host there.
+Phase ADMIT: nothing goes upstream. Parameters are put in as the path spells them, percent-escapes kept. A target that
+is a path never begins with two slashes, whatever the request's path: clients would read a host there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Target: TypeAlias = "Callable[[Request], bytes]"
 
 class Redirect(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where to, and with which status. `location` says it whole; else `scheme`, `host`, `port` and `path` replace
-    those parts of the request's own URL."""
+    those parts of the request's own URL.
+    """
 
     shorthand: ClassVar[str | None] = "location"
 
@@ -72,7 +73,7 @@ def _location_target(location: str) -> Target:
 def _value(text: str) -> Target:
     made = template.compile(text, decode=False)
     if isinstance(made, bytes):
-        return lambda request: made
+        return lambda _request: made
 
     def value(request: Request) -> bytes:
         result = made(request)
@@ -107,7 +108,7 @@ def _path(request: Request) -> bytes:
 def _origin(config: Redirect) -> Target:
     """Scheme and authority of the target; nothing where they stay, so that a TLS terminator in front is not undone."""
     if config.scheme is None and config.host is None and config.port is None:
-        return lambda request: b""
+        return lambda _request: b""
     own_port = config.scheme is None and config.host is None
 
     def origin(request: Request) -> bytes:

@@ -1,6 +1,7 @@
 """Respond: a fixed answer, made here.
 
-Phase ADMIT: nothing goes upstream. The body is encoded once; each answer gets its own list of headers, which later hooks edit.
+Phase ADMIT: nothing goes upstream. The body is encoded once; each answer gets its own list of headers, which later
+hooks edit.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ class Rewrite(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the request's target changes on its way. `prefix` and `regex` exclude each other."""
 
     prefix: Path | None = None
-    """What takes the place of the matched prefix: with `path: /old/**` and `prefix: /new`, `/old/a` becomes `/new/a`."""
+    """What takes the place of the matched prefix: with `path: /old/**` and `prefix: /new`, `/old/a` becomes `/new/a`.
+    The prefix is the literal part of the path pattern, before the first parameter."""
 
     host: Host | None = None
     """The `Host` that is sent: a name, or `keep` for the client's own. Unset: the endpoint's."""
@@ -44,8 +45,8 @@ class Rewrite(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def path_rewriter(config: Rewrite | None, pattern: str | None) -> Callable[[Request], bytes] | None:
-    """What gives the path to forward; None where it stays as it is. `pattern`: the route's path, None if it is unset or a
-    regular expression.
+    """What gives the path to forward; None where it stays as it is. `pattern`: the route's path, None if it is unset
+    or a regular expression.
 
     Raises ValueError for a regular expression or a substitution that cannot be used.
     """
@@ -60,7 +61,8 @@ def path_rewriter(config: Rewrite | None, pattern: str | None) -> Callable[[Requ
 
 def literal_prefix(pattern: str | None) -> str:
     """What `rewrite.prefix` replaces in paths of `pattern`: its segments before the first parameter or `/**`, without a
-    slash at the end; empty for None."""
+    slash at the end; empty for None.
+    """
     if pattern is None:
         return ""
     segments = pattern.split("/")
@@ -100,9 +102,9 @@ def location_rewriter(
     """The hook that turns `Location` of the upstream's own address into the client's view of it; None where nothing
     was rewritten (`host: keep` and no prefix). It is of use in answers with a 3xx status and 201.
 
-    `endpoints`: the upstream's URLs. Own addresses are these and the `Host` that is sent. Their scheme and authority become
-    the request's; a path under `prefix` gets the matched prefix back, also in a `Location` that is only a path. Another
-    path keeps its spelling.
+    `endpoints`: the upstream's URLs. Own addresses are these and the `Host` that is sent. Their scheme and authority
+    become the request's; a path under `prefix` gets the matched prefix back, also in a `Location` that is only a
+    path. Another path keeps its spelling.
     """
     prefix = None if config is None else config.prefix
     keeps_host = config is not None and config.host == KEEP
@@ -120,7 +122,9 @@ def location_rewriter(
 
 
 def _own_addresses(config: Rewrite | None, endpoints: Sequence[str]) -> frozenset[tuple[str, int]]:
-    addresses = {_address(urlsplit(url).scheme, urlsplit(url).netloc.encode()) for url in endpoints if "://" in url}
+    addresses = {
+        _address(urlsplit(url).scheme, urlsplit(url).netloc.encode()) for url in endpoints if "://" in url
+    }
     if config is not None and config.host not in (None, KEEP):
         addresses.add(_address("http", str(config.host).encode()))
     return frozenset(address for address in addresses if address is not None)

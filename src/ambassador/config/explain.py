@@ -1,0 +1,355 @@
+"""What would happen to a request, and why: pure, from a config and a request that is never sent.
+
+The same code as the service's does the splitting, normalising, matching and rewriting (`proxy.path`, `proxy.routing`,
+the policies); only the reasons why a route was passed over come from `routing.why_not`, which the tests hold against
+the table. What depends on the moment (which of the endpoints, how many tokens are left) is told as what could be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from urllib.parse import quote
+
+from msgspec import Struct
+
+from ambassador.config.schema import Config, Match, PathRegex, Route, Timeout, Upstream, ValueMatch
+from ambassador.config.units import format_duration, format_duration_range, format_percent, format_size
+from ambassador.errors import BadRequest, NoRoute
+from ambassador.messages import Fields, Request
+from ambassador.proxy.path import authority_host, normalise, split_target
+from ambassador.proxy.policies import headers as headers_policy
+from ambassador.proxy.policies import redirect, respond, retry, rewrite
+from ambassador.proxy.routing import Router, spec, why_not
+
+__all__ = ["BadUrl", "Considered", "Explanation", "Line", "explain", "render"]
+
+_PLACEHOLDER_ID = b"REQUEST-ID"
+_DEADLINES = ("x-request-deadline", "x-envoy-upstream-rq-timeout-ms", "grpc-timeout")
+_LABEL_WIDTH = 10
+_SHOWN = 10  # routes that were passed over, in the text; JSON has all of them
+
+
+class BadUrl(ValueError):
+    """What was asked about is neither an http URL nor a path."""
+
+
+class Considered(Struct, frozen=True, kw_only=True):
+    """A route that comes before the one taken, and the first reason why it does not take the request."""
+
+    route: str
+    place: str
+    why_not: str
+
+
+class Line(Struct, frozen=True, kw_only=True):
+    """One thing that would be done: `what` names it (`rewrite`, `retry`), `text` tells it, `key` is the setting's."""
+
+    what: str
+    text: str
+    key: str | None = None
+
+
+class Explanation(Struct, frozen=True, kw_only=True):
+    """The whole answer; times in seconds. Without a route, `code` and `status` are those of the answer that the caller
+    would get, and `problem` says why; with one they are None.
+    """
+
+    method: str
+    url: str
+    headers: tuple[tuple[str, str], ...]
+    listeners: tuple[str, ...]
+    path: str | None = None
+    route: str | None = None
+    place: str | None = None
+    matched: str | None = None
+    parameters: dict[str, str] = {}
+    considered: tuple[Considered, ...] = ()
+    lines: tuple[Line, ...] = ()
+    upstream: str | None = None
+    endpoints: tuple[str, ...] = ()
+    timeouts: Timeout | None = None
+    code: str | None = None
+    status: int | None = None
+    problem: str | None = None
+
+
+def explain(config: Config, method: str, url: str, headers: Sequence[tuple[str, str]] = ()) -> Explanation:
+    """What `config` does with `method url` and `headers`.
+
+    `url` is an http URL, or a path (with `Host` among the headers, if any). A `Host` header wins over the URL's host,
+    as with curl.
+
+    Raises BadUrl. What the service would refuse is no error but an Explanation with a `code`.
+    """
+    asked = Explanation(
+        method=method,
+        url=url,
+        headers=tuple(headers),
+        listeners=tuple(listener.address for listener in config.listeners),
+    )
+    try:
+        request = _request(method, url, headers)
+        return _explain(config, request, asked)
+    except BadRequest as error:
+        return _but(asked, code=error.code, status=error.status, problem=error.detail)
+
+
+def _but(explanation: Explanation, **changes: object) -> Explanation:
+    fields = {name: getattr(explanation, name) for name in explanation.__struct_fields__}
+    return Explanation(**{**fields, **changes})
+
+
+def _request(method: str, url: str, headers: Sequence[tuple[str, str]]) -> Request:
+    target, _, _ = url.partition("#")  # clients keep the fragment to themselves
+    scheme = target.partition("://")[0].lower() if "://" in target else ""
+    if scheme not in ("", "http", "https") or (not scheme and not target.startswith("/") and target != "*"):
+        raise BadUrl(f"{url!r} is neither an http URL nor a path")
+    raw = quote(target, safe="/%:@!$&'()*+,;=~?[]\\\"<>^`{|} ").encode("ascii")
+    fields: Fields = [(name.encode(), value.encode()) for name, value in headers]
+    request = Request(method, raw, fields, 1)
+    authority, path, request.query = split_target(raw)
+    given = [value for name, value in fields if name.lower() == b"host"]
+    if len(given) > 1:
+        raise BadRequest("more than one Host header")
+    request.authority = given[0] if given else authority or b""
+    if request.authority:
+        request.host, request.port = authority_host(request.authority)
+    request.path = path if path == b"*" and method == "OPTIONS" else normalise(path)
+    request.scheme = "http"
+    request.request_id = _PLACEHOLDER_ID
+    return request
+
+
+def _explain(config: Config, request: Request, asked: Explanation) -> Explanation:
+    path = request.path.decode("ascii")
+    asked = _but(asked, path=path)
+    specs = [spec(route.match) for route in config.routes]
+    found = Router(list(zip(specs, range(len(specs)), strict=True))).match(
+        request.host, path, request.method, request
+    )
+    taken = len(specs) if found is None else found[0]
+    considered = tuple(
+        Considered(route=route.name, place=_place(route), why_not=reason)
+        for route, match in zip(config.routes[:taken], specs, strict=False)
+        if (reason := why_not(match, request.host, path, request.method, request)) is not None
+    )
+    if found is None:
+        return _but(
+            asked,
+            considered=considered,
+            code=NoRoute.code,
+            status=NoRoute.status,
+            problem="no route takes this request",
+        )
+    route = config.routes[found[0]]
+    request.route = route.name
+    request.params = found[1]
+    if route.to is not None:
+        endpoints = tuple(endpoint.url for endpoint in config.upstreams[route.to].endpoints)
+        asked = _but(asked, upstream=route.to, endpoints=endpoints, timeouts=route.timeout)
+    return _but(
+        asked,
+        route=route.name,
+        place=_place(route),
+        matched=_match_text(route.match, request.host),
+        parameters=found[1] or {},
+        considered=considered,
+        lines=tuple(_lines(config, route, request)),
+    )
+
+
+def _place(route: Route) -> str:
+    return f"{route.file}:{route.line}" if route.line else "command line"
+
+
+def _match_text(match: Match, host: str) -> str:
+    parts = [f"host {'*' if match.host == ('*',) else host}"]
+    if match.path is not None:
+        parts.append(f"path {match.path.regex if isinstance(match.path, PathRegex) else match.path}")
+    if match.methods:
+        parts.append("methods " + ", ".join(match.methods))
+    parts += [f"header {name} {_value_text(value)}" for name, value in match.headers.items()]
+    parts += [f"query {name} {_value_text(value)}" for name, value in match.query.items()]
+    return ", ".join(parts)
+
+
+def _value_text(value: ValueMatch) -> str:
+    if value.exact is not None:
+        return "= " + " or ".join(value.exact)
+    return (
+        f"matches {value.regex}" if value.regex is not None else "is there" if value.present else "is missing"
+    )
+
+
+def _lines(config: Config, route: Route, request: Request) -> Iterable[Line]:
+    if route.redirect is not None:
+        yield _redirect_line(route.redirect, request)
+    elif route.respond is not None:
+        yield _respond_line(route.respond, request)
+    if route.headers is not None:
+        yield from _header_lines(route.headers, forwarded=route.to is not None)
+    if route.to is not None:
+        upstream = config.upstreams[route.to]
+        yield from _rewrite_lines(route, request, upstream)
+        yield _upstream_line(route.to, upstream)
+        yield _timeout_line(route.timeout, request)
+        yield _retry_line(route.retry, request)
+
+
+def _redirect_line(config: redirect.Redirect, request: Request) -> Line:
+    reply = redirect.redirector(config)(request)
+    return Line(what="redirect", text=f"{reply.status} to {_text(reply.headers[0][1])}", key="redirect")
+
+
+def _respond_line(config: respond.Respond, request: Request) -> Line:
+    reply = respond.responder(config)(request)
+    kind = next((_text(value) for name, value in reply.headers if name.lower() == b"content-type"), None)
+    body = f"{len(reply.body)} bytes of {kind}" if reply.body else "no body"
+    return Line(what="respond", text=f"{reply.status}, {body}; nothing is sent upstream", key="respond")
+
+
+def _header_lines(config: headers_policy.Config, *, forwarded: bool) -> Iterable[Line]:
+    for side, changes in (("request", config.request if forwarded else None), ("response", config.response)):
+        if changes is not None:
+            done = [f"remove {name}" for name in changes.remove]
+            done += [f"set {name}: {value}" for name, value in changes.set.items()]
+            done += [f"add {name}: {value}" for name, value in changes.add.items()]
+            yield Line(what="headers", text=f"{side}: " + ", ".join(done), key=f"headers.{side}")
+
+
+def _rewrite_lines(route: Route, request: Request, upstream: Upstream) -> Iterable[Line]:
+    pattern = route.match.path if isinstance(route.match.path, str) else None
+    path_of = rewrite.path_rewriter(route.rewrite, pattern)
+    if path_of is not None:
+        yield Line(
+            what="rewrite",
+            text=f"path {_text(request.path)} is sent as {_text(path_of(request))}",
+            key="rewrite",
+        )
+    host = None if route.rewrite is None else route.rewrite.host
+    if host == rewrite.KEEP:
+        yield Line(
+            what="host", text=f"{_text(request.authority) or 'none'} (the client's)", key="rewrite.host"
+        )
+    elif host is not None:
+        yield Line(what="host", text=host, key="rewrite.host")
+    else:
+        yield Line(
+            what="host", text="the endpoint's own" if len(upstream.endpoints) > 1 else _authority(upstream)
+        )
+
+
+def _authority(upstream: Upstream) -> str:
+    url = upstream.endpoints[0].url
+    return url.partition("://")[2] or "the endpoint's own"
+
+
+def _upstream_line(name: str, upstream: Upstream) -> Line:
+    endpoints = ", ".join(
+        endpoint.url if endpoint.weight == 1 else f"{endpoint.url} (weight {endpoint.weight})"
+        for endpoint in upstream.endpoints
+    )
+    text = (
+        endpoints
+        if len(upstream.endpoints) == 1
+        else f"the less busy of two picked at random from {endpoints}"
+    )
+    return Line(what="upstream", text=f"{name}: {text}", key=f"upstreams.{name}")
+
+
+def _timeout_line(timeout: Timeout, request: Request) -> Line:
+    values = [
+        ("connect", timeout.connect),
+        ("first byte", timeout.first_byte),
+        ("per try", timeout.per_try),
+        ("total", timeout.total),
+        ("total body", timeout.total_body),
+        ("idle", timeout.idle),
+    ]
+    text = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in values if seconds is not None)
+    names = {_text(name).lower() for name, _ in request.headers}
+    shortened = [name for name in _DEADLINES if name in names]
+    return Line(
+        what="timeouts",
+        text=f"{text}{'; shortened by ' + ', '.join(shortened) if shortened else ''}",
+        key="timeout",
+    )
+
+
+def _retry_line(config: retry.Config | None, request: Request) -> Line:
+    if config is None or config.attempts == 0:
+        return Line(what="retries", text="none", key="retry")
+    when = [condition for condition in config.when if _retried(config, condition, request)]
+    skipped = [condition for condition in config.when if condition not in when]
+    if not when:
+        text = f"none: {request.method} is not retried on {', '.join(skipped)}"
+    else:
+        budget = f"{format_percent(config.budget.percent)} of requests"
+        text = (
+            f"up to {config.attempts} more on {', '.join(when)}; after {format_duration_range(config.backoff)}; "
+            f"budget {budget}; bodies up to {format_size(config.buffer)}"
+        )
+        if skipped:
+            text += f"; not on {', '.join(skipped)}, since {request.method} is not idempotent"
+    return Line(what="retries", text=text, key="retry")
+
+
+def _retried(config: retry.Config, condition: str, request: Request) -> bool:
+    """`connect` and `refused_stream` apply to every method; the rest only where sending twice does no harm."""
+    if condition in ("connect", "refused_stream") or config.methods == "all":
+        return True
+    if any(name.lower() == b"idempotency-key" for name, _ in request.headers):
+        return True
+    methods = retry.IDEMPOTENT if config.methods == "idempotent" else config.methods
+    return request.method in methods
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "backslashreplace")
+
+
+def render(explanation: Explanation) -> str:
+    """The text for people: one block, a label in front of each line, ending in a newline."""
+    asked = "   ".join(
+        [
+            f"{explanation.method} {explanation.url}",
+            *(f"{name}: {value}" for name, value in explanation.headers),
+        ]
+    )
+    rows = [("listener", ", ".join(explanation.listeners))]
+    if explanation.path is not None and explanation.path != _path_of(explanation.url):
+        rows.append(("path", f"{explanation.path} after normalising"))
+    if explanation.route is None:
+        rows.append(("answer", f"{explanation.status} {explanation.code}: {explanation.problem}"))
+    else:
+        rows.append(("route", f"{explanation.route}   {explanation.place}   matched {explanation.matched}"))
+    rows += [("", text) for text in _considered_texts(explanation.considered)]
+    rows += [("param", f"{name} = {value}") for name, value in explanation.parameters.items()]
+    rows += [(line.what, line.text) for line in explanation.lines]
+    return (
+        "\n".join(
+            [_printable(asked), *(f"  {label:<{_LABEL_WIDTH}}{_printable(text)}" for label, text in rows)]
+        )
+        + "\n"
+    )
+
+
+def _considered_texts(considered: Sequence[Considered]) -> list[str]:
+    """The routes that came nearest first: those of another host are the least telling."""
+    nearest = sorted(considered, key=lambda passed: passed.why_not.startswith("host "))
+    texts = [f"{passed.route}   {passed.place}   no: {passed.why_not}" for passed in nearest[:_SHOWN]]
+    if len(nearest) > _SHOWN:
+        texts.append(f"and {len(nearest) - _SHOWN} more")
+    return texts
+
+
+def _path_of(url: str) -> str:
+    rest = url.partition("#")[0].partition("?")[0]
+    if "://" in rest:
+        rest = "/" + rest.partition("://")[2].partition("/")[2]
+    return rest
+
+
+def _printable(text: str) -> str:
+    """Control characters would let a header of the question draw on the terminal."""
+    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)

@@ -1,0 +1,216 @@
+"""What explain says: the route, the reasons, and what would be sent."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from ambassador.config.explain import BadUrl, Explanation, explain, render
+from ambassador.config.schema import (
+    Config,
+    Endpoint,
+    Listener,
+    Match,
+    PathRegex,
+    Redirect,
+    Respond,
+    Rewrite,
+    Route,
+    Timeout,
+    Upstream,
+    ValueMatch,
+)
+from ambassador.proxy.policies import headers, retry
+
+
+def a_route(name: str, line: int, match: Match, **settings: object) -> Route:
+    return msgspec.convert(
+        {"name": name, "line": line, "file": "a.yaml", "match": match, **settings},
+        Route,
+        from_attributes=True,
+    )
+
+
+ROUTES = (
+    a_route("soap", 10, Match(host=("billing.internal",), path="/soap/**"), to="billing"),
+    a_route(
+        "beta",
+        15,
+        Match(headers={"x-beta": ValueMatch(exact=("1",))}, query={"b": ValueMatch(present=True)}),
+        to="one",
+    ),
+    a_route(
+        "accounts",
+        20,
+        Match(host=("billing.internal",), path="/v1/accounts/{id}", methods=("GET", "POST")),
+        to="billing",
+        rewrite=Rewrite(prefix="/acc"),
+        timeout=Timeout(total=2.0, per_try=0.5),
+        retry=retry.Config(attempts=3),
+        headers=headers.Config(
+            request=headers.Changes(remove=("b",), set={"x-id": "{param.id}"}),
+            response=headers.Changes(add={"c": "d"}),
+        ),
+    ),
+    a_route("old", 40, Match(host=("old",)), redirect=Redirect(location="https://new/")),
+    a_route(
+        "gone",
+        44,
+        Match(host=("gone",), path=PathRegex(regex="/[a-z]*")),
+        respond=Respond(status=410, body="gone"),
+    ),
+    a_route("kept", 48, Match(host=("kept",)), to="one", rewrite=Rewrite(host="keep"), retry=None),
+)
+CONFIG = Config(
+    listeners=(Listener(address="127.0.0.1:8080"),),
+    upstreams={
+        "billing": Upstream(endpoints=(Endpoint(url="http://a:80"), Endpoint(url="http://b:80", weight=3))),
+        "one": Upstream(endpoints=(Endpoint(url="http://one:81"),)),
+    },
+    routes=ROUTES,
+)
+
+
+def lines(explanation: Explanation) -> dict[str, str]:
+    return {line.what: line.text for line in explanation.lines}
+
+
+def test_route_with_the_reasons_for_those_passed_over() -> None:
+    explanation = explain(
+        CONFIG, "GET", "http://billing.internal/v1/./accounts/42?x=1#y", [("x-tenant", "acme")]
+    )
+    assert (explanation.route, explanation.place, explanation.path) == (
+        "accounts",
+        "a.yaml:20",
+        "/v1/accounts/42",
+    )
+    assert explanation.matched == "host billing.internal, path /v1/accounts/{id}, methods GET, POST"
+    assert explanation.parameters == {"id": "42"}
+    assert [(passed.route, passed.why_not) for passed in explanation.considered] == [
+        ("soap", "path /soap/**"),
+        ("beta", "header x-beta is not 1"),
+    ]
+    assert (explanation.upstream, explanation.endpoints) == ("billing", ("http://a:80", "http://b:80"))
+    assert explanation.timeouts == Timeout(total=2.0, per_try=0.5)
+
+
+def test_lines_tell_what_would_be_done() -> None:
+    explanation = explain(CONFIG, "GET", "http://billing.internal/v1/accounts/42")
+    told = lines(explanation)
+    assert told["rewrite"] == "path /v1/accounts/42 is sent as /acc/42"
+    assert told["timeouts"] == "connect 1s, per try 500ms, total 2s, idle 5m"
+    assert told["retries"].startswith(
+        "up to 3 more on connect, refused_stream, reset, 502-504; after 25ms..250ms"
+    )
+    assert "http://b:80 (weight 3)" in told["upstream"]
+    texts = [line.text for line in explanation.lines if line.what == "headers"]
+    assert texts == ["request: remove b, set x-id: {param.id}", "response: add c: d"]
+
+
+def test_retries_of_a_method_that_is_not_idempotent() -> None:
+    url = "http://billing.internal/v1/accounts/42"
+    assert (
+        "not on reset, 502-504, since POST is not idempotent"
+        in lines(explain(CONFIG, "POST", url))["retries"]
+    )
+    assert "not on" not in lines(explain(CONFIG, "POST", url, [("Idempotency-Key", "k")]))["retries"]
+    assert lines(explain(CONFIG, "GET", "http://kept/"))["retries"] == "none"
+
+
+def test_deadline_of_the_caller_is_told() -> None:
+    told = lines(explain(CONFIG, "GET", "http://billing.internal/v1/accounts/1", [("grpc-timeout", "1S")]))
+    assert told["timeouts"].endswith("; shortened by grpc-timeout")
+
+
+def test_host_header_wins_over_the_url() -> None:
+    explanation = explain(CONFIG, "GET", "http://127.0.0.1:8080/", [("Host", "kept")])
+    assert explanation.route == "kept"
+    assert lines(explanation)["host"] == "kept (the client's)"
+    assert explain(CONFIG, "GET", "/", [("host", "kept")]).route == "kept"
+
+
+def test_headers_and_query_are_matched() -> None:
+    explanation = explain(CONFIG, "GET", "/?b", [("X-Beta", "1")])
+    assert explanation.route == "beta"
+    assert explanation.matched == "host *, header x-beta = 1, query b is there"
+    assert lines(explanation)["host"] == "one:81"
+
+
+def test_answers_made_here() -> None:
+    assert lines(explain(CONFIG, "GET", "http://old/x")) == {"redirect": "308 to https://new/"}
+    told = lines(explain(CONFIG, "GET", "http://gone/x"))
+    assert told == {"respond": "410, 4 bytes of text/plain; charset=utf-8; nothing is sent upstream"}
+
+
+def test_no_route_is_told_with_every_reason() -> None:
+    explanation = explain(CONFIG, "GET", "http://nowhere/")
+    assert (explanation.code, explanation.status, explanation.route) == ("no_route", 404, None)
+    assert len(explanation.considered) == len(ROUTES)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://gone/../x",
+        "http://u@gone/",
+        "http://gone/a%zz",
+        "http://gone/a b",
+        "http://gone:0/",
+        "http://a b/",
+    ],
+)
+def test_request_that_would_be_refused(url: str) -> None:
+    explanation = explain(CONFIG, "GET", url)
+    assert (explanation.code, explanation.status) == ("bad_request", 400)
+    assert explanation.problem
+
+
+def test_two_hosts_would_be_refused() -> None:
+    assert explain(CONFIG, "GET", "/", [("host", "gone"), ("Host", "old")]).code == "bad_request"
+
+
+@pytest.mark.parametrize("url", ["ftp://h/", "h/x", "", "h:80"])
+def test_what_is_no_url_is_an_error(url: str) -> None:
+    with pytest.raises(BadUrl):
+        explain(CONFIG, "GET", url)
+
+
+def test_letters_beyond_ascii_are_escaped_as_clients_do() -> None:
+    assert explain(CONFIG, "GET", "http://kept/café?x=é").path == "/caf%C3%A9"
+
+
+def test_render_is_a_block_with_labels() -> None:
+    text = render(explain(CONFIG, "GET", "http://billing.internal/v1/accounts/42", [("x", "y")]))
+    assert text.splitlines()[:4] == [
+        "GET http://billing.internal/v1/accounts/42   x: y",
+        "  listener  127.0.0.1:8080",
+        "  route     accounts   a.yaml:20   matched host billing.internal, path /v1/accounts/{id}, methods GET, POST",
+        "            soap   a.yaml:10   no: path /soap/**",
+    ]
+    assert text.endswith("\n")
+
+
+def test_render_tells_a_changed_path_and_a_refusal() -> None:
+    assert "  path      /x after normalising\n" in render(explain(CONFIG, "GET", "http://kept/a/../x"))
+    assert "after normalising" not in render(explain(CONFIG, "GET", "http://kept"))
+    assert "  answer    404 no_route: no route takes this request\n" in render(
+        explain(CONFIG, "GET", "http://nowhere/")
+    )
+
+
+def test_render_shows_the_nearest_of_many() -> None:
+    far = tuple(a_route(f"r{n}", n, Match(host=(f"h{n}",)), to="one") for n in range(30))
+    near = a_route("near", 99, Match(path="/x"), to="one")
+    text = render(explain(msgspec.structs.replace(CONFIG, routes=(*far, near)), "GET", "http://nowhere/"))
+    assert "            near   a.yaml:99   no: path /x\n" in text
+    assert "            and 21 more\n" in text
+
+
+def test_render_prints_no_control_characters() -> None:
+    text = render(explain(CONFIG, "GET", "http://kept/", [("x", "\x1b[2J\n")]))
+    assert "\\x1b[2J\\x0a" in text.splitlines()[0]
+
+
+def test_explanation_is_json() -> None:
+    explanation = explain(CONFIG, "GET", "http://billing.internal/v1/accounts/42")
+    assert msgspec.json.decode(msgspec.json.encode(explanation), type=Explanation) == explanation
