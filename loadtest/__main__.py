@@ -1,0 +1,231 @@
+"""The command line: `python -m loadtest compare`, `python -m loadtest profile`."""
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from loadtest import compare, hotspots, idle, machine, nginx_common, origin, processes, report, wrk
+from loadtest.job import Job, Proxy
+from loadtest.peers import PROXIES, ambassador
+from loadtest.scenarios import SCENARIOS, Scenario
+
+OK, SAID_NO, USAGE, CANNOT = 0, 1, 2, 3
+
+
+class UsageError(Exception):
+    """What was asked for cannot be done; the text says why."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status: 0 ok, 1 a check said no, 2 usage, 3 could not measure."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGHUP, _interrupt)
+    try:
+        status: int = options.run(options)
+    except UsageError as error:
+        print(f"loadtest: {error}", file=sys.stderr)
+        return USAGE
+    except (processes.StartError, wrk.WrkError, idle.IdleError, hotspots.ProfileError) as error:
+        print(f"loadtest: {error}", file=sys.stderr)
+        return CANNOT
+    except KeyboardInterrupt:
+        print("loadtest: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return status
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m loadtest", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    names = ",".join(scenario.name for scenario in SCENARIOS)
+    proxies = ",".join(proxy.name for proxy in PROXIES)
+
+    comparison = commands.add_parser("compare", help="measure the ambassador beside its peers")
+    comparison.add_argument("--scenarios", default=names, help=f"some of {names}")
+    comparison.add_argument("--proxies", default=proxies, help=f"some of {proxies}")
+    comparison.add_argument("--rounds", type=_count, default=3, help="turns of each proxy; default 3")
+    comparison.add_argument("--connections", type=_count, default=idle.CONNECTIONS, help="idle connections")
+    comparison.add_argument("--access-log", action="store_true", help="JSON access logs to a file, for all")
+    comparison.add_argument("--json", metavar="FILE", help="write everything as JSON; - for standard output")
+    comparison.add_argument(
+        "--check", action="store_true", help="exit 1 when a target is missed or unmeasured"
+    )
+    comparison.set_defaults(run=_compare)
+
+    profile = commands.add_parser("profile", help="show where the ambassador's worker spends its time")
+    profile.add_argument("--scenario", default="plain", help=f"one of {names}")
+    profile.add_argument("--top", type=_count, default=30, help="functions to show; default 30")
+    profile.add_argument("--native", action="store_true", help="C functions too (py-spy; slows the worker)")
+    profile.set_defaults(run=_profile)
+
+    for command in (comparison, profile):
+        command.add_argument(
+            "--duration", type=_seconds, default=5, metavar="5s", help="whole seconds a turn"
+        )
+        command.add_argument("--ambassador-cmd", metavar="CMD", help=ambassador.custom.__doc__)
+        command.add_argument("--proxy-core", type=int, help="default: the first core of this process")
+        command.add_argument("--generator-core", type=int, help="default: the second")
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def _seconds(text: str) -> int:
+    return _count(text.removesuffix("s"))
+
+
+def choose_scenarios(text: str) -> list[Scenario]:
+    """Scenarios by name, in the order given. Raises UsageError."""
+    known = {scenario.name: scenario for scenario in SCENARIOS}
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise UsageError(f"no such scenario: {', '.join(unknown) or text!r}; there are {', '.join(known)}")
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+def choose_proxies(text: str, ambassador_command: str | None) -> list[Proxy]:
+    """Proxies by name, in the order given; a command line takes the ambassador's place. Raises UsageError."""
+    known = {proxy.name: proxy for proxy in PROXIES}
+    if ambassador_command is not None:
+        known[ambassador.NAME] = ambassador.custom(ambassador_command)
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise UsageError(f"no such proxy: {', '.join(unknown) or text!r}; there are {', '.join(known)}")
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+def _choose_cores(options: argparse.Namespace) -> compare.Cores:
+    mine = sorted(os.sched_getaffinity(0))
+    if len(mine) < 2:
+        print("loadtest: one core only: the generator disturbs the proxy", file=sys.stderr)
+        return compare.Cores(proxy=options.proxy_core, generator=options.generator_core)
+    proxy = mine[0] if options.proxy_core is None else options.proxy_core
+    generator = mine[1] if options.generator_core is None else options.generator_core
+    if not {proxy, generator} <= set(mine):
+        raise UsageError(f"cores must be among {', '.join(map(str, mine))}")
+    return compare.Cores(proxy=proxy, generator=generator)
+
+
+def _found(proxies: Sequence[Proxy]) -> list[tuple[Proxy, str]]:
+    found = []
+    for proxy in proxies:
+        binary = proxy.find()
+        if binary is None:
+            print(f"loadtest: {proxy.name} not found, skipped; install it: {proxy.install}", file=sys.stderr)
+        else:
+            found.append((proxy, binary))
+    if not found:
+        raise UsageError("no proxy to measure")
+    return found
+
+
+@contextlib.contextmanager
+def _origin(directory: Path, cores: compare.Cores) -> Iterator[int]:
+    binary = nginx_common.find()
+    if binary is None:
+        raise UsageError(f"the origin needs nginx: {nginx_common.INSTALL}")
+    [port] = processes.free_ports(1)
+    command = nginx_common.command(binary, origin.write(directory, port))
+    with processes.running("origin", command, port=port, core=cores.generator, directory=directory):
+        yield port
+
+
+def _compare(options: argparse.Namespace) -> int:
+    cores = _choose_cores(options)
+    proxies = _found(choose_proxies(options.proxies, options.ambassador_cmd))
+    scenarios = choose_scenarios(options.scenarios)
+    described = machine.describe(proxies, now=datetime.datetime.now(datetime.UTC))
+    prose = sys.stderr if options.json == "-" else sys.stdout
+    with tempfile.TemporaryDirectory(prefix="loadtest-") as name, _origin(Path(name), cores) as origin_port:
+        plan = compare.Plan(
+            proxies=proxies,
+            scenarios=scenarios,
+            rounds=options.rounds,
+            duration_s=options.duration,
+            connections=options.connections,
+            access_log=options.access_log,
+            cores=cores,
+            directory=Path(name),
+        )
+        print(f"loadtest: about {plan.estimate_s() / 60:.0f} min", file=sys.stderr)
+        measurements = compare.run(plan, origin_port, _tell)
+    print(report.machine_line(described), file=prose)
+    print(file=prose)
+    print(report.text(measurements), file=prose)
+    if options.json is not None:
+        asked = {
+            "rounds": options.rounds,
+            "duration_s": options.duration,
+            "connections": options.connections,
+            "access_log": options.access_log,
+            "ambassador_cmd": options.ambassador_cmd,
+        }
+        _write_json(options.json, report.document(measurements, machine=described, options=asked))
+    return _status(measurements, check=options.check)
+
+
+def _status(measurements: Sequence[compare.Measurement], *, check: bool) -> int:
+    if any(measurement.problem is not None for measurement in measurements):
+        return SAID_NO
+    scenarios = {measurement.scenario for measurement in measurements}
+    held = report.verdicts(report.summarise(measurements), scenarios=scenarios)
+    return SAID_NO if check and not all(verdict.held for verdict in held) else OK
+
+
+def _tell(measurement: compare.Measurement) -> None:
+    print(f"loadtest: {report.line(measurement)}", file=sys.stderr, flush=True)
+
+
+def _write_json(target: str, document: dict[str, object]) -> None:
+    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        Path(target).write_text(text)
+
+
+def _profile(options: argparse.Namespace) -> int:
+    cores = _choose_cores(options)
+    [scenario] = choose_scenarios(options.scenario)
+    if scenario.memory:
+        raise UsageError(f"nothing to profile in {scenario.name}")
+    [(proxy, binary)] = _found(choose_proxies(ambassador.NAME, options.ambassador_cmd))
+    with tempfile.TemporaryDirectory(prefix="loadtest-") as name, _origin(Path(name), cores) as origin_port:
+        port, admin_port = processes.free_ports(2)
+        job = Job(
+            scenario=scenario,
+            port=port,
+            upstream_port=origin_port,
+            admin_port=admin_port,
+            directory=Path(name),
+        )
+        tool, spots = hotspots.run(
+            job, proxy, binary, duration_s=options.duration, cores=cores, native=options.native
+        )
+    print(f"{scenario.name}: {scenario.about}; the worker under {tool}\n")
+    rows = ([f"{spot.own:.1%}", f"{spot.total:.1%}", spot.name] for spot in spots[: options.top])
+    print(report.table(["own", "with callees", "function"], rows, left=(2,)))
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

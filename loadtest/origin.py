@@ -1,0 +1,47 @@
+"""The upstream of every proxy: one nginx worker without logs.
+
+It answers 92 bytes of JSON on every path, a 64 KiB and a 1 MiB file, and POSTs on /post. `return` alone would answer a
+POST before its body is there, and proxies rightly close such a connection; the mirror module reads the body first.
+"""
+
+from pathlib import Path
+
+from loadtest import nginx_common
+
+ANSWER = '{"id":"0001","status":"active","currency":"EUR","amount":"1250.00","name":"account-0001-x"}'
+assert len(ANSWER) == 91, len(ANSWER)
+
+
+def write(directory: Path, port: int) -> Path:
+    """Write the files and the configuration of the origin; returns the configuration's path."""
+    files = directory / "origin"
+    files.mkdir()
+    for name, size in (("64k", 64 * 1024), ("1m", 1024 * 1024)):
+        (files / name).write_bytes(b"x" * size)
+    path = directory / "origin.conf"
+    path.write_text(configuration(directory, files, port))
+    return path
+
+
+def configuration(directory: Path, files: Path, port: int) -> str:
+    """The text of the origin's configuration."""
+    http = f"""
+    sendfile on;
+    default_type application/octet-stream;
+    open_file_cache max=16;
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        root {files};
+        location / {{ default_type application/json; return 200 '{ANSWER}\\n'; }}
+        location = /64k {{ }}
+        location = /1m {{ }}
+        location = /post {{
+            client_body_buffer_size 64k;
+            mirror /read;
+            error_page 405 =200 @posted;
+        }}
+        location = /read {{ internal; return 204; }}
+        location @posted {{ default_type application/json; return 200 '{ANSWER}\\n'; }}
+    }}
+"""
+    return nginx_common.configuration(directory / "origin-state", http)

