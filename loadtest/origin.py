@@ -1,7 +1,8 @@
 """The upstream of every proxy: one nginx worker without logs.
 
 It answers 92 bytes of JSON on every path, a 64 KiB and a 1 MiB file, and POSTs on /post. `return` alone would answer a
-POST before its body is there, and proxies rightly close such a connection; the mirror module reads the body first.
+POST before its body is there, and proxies rightly close such a connection; the mirror module reads
+the body first, then the static module refuses the method, and that refusal is turned into the answer.
 """
 
 from pathlib import Path
@@ -18,6 +19,7 @@ def write(directory: Path, port: int) -> Path:
     files.mkdir()
     for name, size in (("64k", 64 * 1024), ("1m", 1024 * 1024)):
         (files / name).write_bytes(b"x" * size)
+    (files / "post").touch()  # the static module looks for the file before it refuses the method
     path = directory / "origin.conf"
     path.write_text(configuration(directory, files, port))
     return path
