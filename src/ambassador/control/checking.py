@@ -6,10 +6,13 @@ Run as `python -m ambassador.control.checking FILE`: prints a `Checked` as msgpa
 from __future__ import annotations
 
 import sys
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 
 import msgspec
 import trio
 
+from ambassador.config.problem import ConfigError
 from ambassador.config.schema import Config
 
 _TIMEOUT_S = 30.0
@@ -23,12 +26,29 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
 
 
+Check: TypeAlias = Callable[[str], Awaitable[Checked]]
+"""Reads and checks the file with this path."""
+
+
 def check_file(path: str) -> Checked:
     """Read and check a file in this process."""
     from ambassador.config import load
 
-    result = load.load_file(path)
-    return Checked(config=result, errors=())
+    return _checked(load.load_file, path)
+
+
+def check_text(text: str) -> Checked:
+    """Check a config that is in no file, as the command line makes one."""
+    from ambassador.config import load
+
+    return _checked(load.load_text, text)
+
+
+def _checked(load: Callable[[str], Config], source: str) -> Checked:
+    try:
+        return Checked(config=load(source))
+    except ConfigError as error:
+        return Checked(config=None, errors=tuple(problem.text() for problem in error.problems))
 
 
 async def check_in_child(path: str) -> Checked:

@@ -192,11 +192,9 @@ class Crew:
         self.live.append(worker)
         self._provision.equip(worker)
         self._nursery.start_soon(self._attend, worker)
-        with trio.move_on_after(START_TIMEOUT_S):
-            await worker.settled.wait()
-            if worker.ready and await self._provision.catch_up(worker) and not worker.gone.is_set():
-                self._install(slot, worker)
-                return True
+        if await self._get_ready(worker):
+            self._install(slot, worker)
+            return True
         worker.kill()
         with trio.move_on_after(_KILL_GRACE_S):
             await worker.gone.wait()
@@ -206,6 +204,13 @@ class Crew:
         )
         self._log.error("slot %d: %s", slot.index, slot.error)
         self._ring(slot)
+        return False
+
+    async def _get_ready(self, worker: Incarnation) -> bool:
+        """Wait until it can serve what is served now. True: it lives, and nothing was awaited since that was sure."""
+        with trio.move_on_after(START_TIMEOUT_S):
+            await worker.settled.wait()
+            return worker.ready and await self._provision.catch_up(worker) and worker in self.live
         return False
 
     def _install(self, slot: _Slot, worker: Incarnation) -> None:
@@ -358,11 +363,6 @@ class Crew:
         """End every worker at once."""
         for worker in self.live:
             worker.kill()
-
-    def stop(self) -> None:
-        """End `run`, after the workers have ended."""
-        if self._nursery is not None:
-            self._nursery.cancel_scope.cancel()
 
 
 async def _all_gone(workers: Iterable[Incarnation]) -> None:

@@ -22,7 +22,7 @@ from ambassador.config.schema import Config
 from ambassador.control import socket_path
 from ambassador.control.admin.api import Api, Replica
 from ambassador.control.admin.doors import AdminDoor, ControlDoor, serve_door
-from ambassador.control.checking import Checked, check_in_child
+from ambassador.control.checking import Check, Checked, check_in_child
 from ambassador.control.crew import Crew
 from ambassador.control.deployment import Deployment, random_name
 from ambassador.control.host import raise_descriptor_limit, usable_cpus
@@ -74,9 +74,11 @@ class Supervisor:
         config_file: str | None = None,
         workers: int | None = None,
         module: str = WORKER_MODULE,
+        check: Check = check_in_child,
     ) -> None:
         self._log = log
         self._file = config_file
+        self._check_file = check
         self._asked_workers = workers
         self._pages = Pages()
         names = Names(log, self._push_addresses)
@@ -87,6 +89,7 @@ class Supervisor:
         self._started = time.time()
         self._last_reload: LastReload | None = None
         self._draining = False
+        self._there = trio.Event()
         self._drained = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._admin: AdminDoor | None = None
@@ -95,8 +98,8 @@ class Supervisor:
 
     # Life
 
-    async def run(self, *, task_status: trio.TaskStatus[Announcement] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until drained; reports started when clients are served.
+    async def run(self) -> None:
+        """Serve until drained.
 
         Raises `BindError` when an address cannot be had, `NoWorker` when no worker can start.
         """
@@ -112,11 +115,9 @@ class Supervisor:
                 await self._deployment.names.want(host_names(config))
                 self._nursery.start_soon(self._deployment.names.run)
                 self._serve_doors()
+                self._nursery.start_soon(self._end_when_drained)
                 await self._nursery.start(self._crew.run, size)
-                task_status.started(self._announcement())
-                await self._drained.wait()
-                self._crew.stop()
-                self._nursery.cancel_scope.cancel()
+                self._there.set()
 
     def _open_doors(self, stack: ExitStack) -> None:
         config = self._deployment.config
@@ -146,7 +147,14 @@ class Supervisor:
             if door is not None:
                 self._nursery.start_soon(serve_door, door, self._api, self._log)
 
-    def _announcement(self) -> Announcement:
+    async def _end_when_drained(self) -> None:
+        assert self._nursery is not None
+        await self._drained.wait()
+        self._nursery.cancel_scope.cancel()
+
+    async def announcement(self) -> Announcement:
+        """What there is, once clients are served."""
+        await self._there.wait()
         assert self._control is not None
         return Announcement(
             listeners=tuple(self._deployment.urls()),
@@ -227,7 +235,7 @@ class Supervisor:
     async def _check(self) -> Checked:
         if self._file is None:
             return Checked(config=None, errors=("there is no config file to read again: started with --to",))
-        checked = await check_in_child(self._file)
+        checked = await self._check_file(self._file)
         for line in checked.warnings:
             self._log.warning("%s", line)
         return checked
