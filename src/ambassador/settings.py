@@ -10,7 +10,7 @@ The string literal under a field is its reference documentation; every field has
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar
 
 from msgspec import Meta, Struct
@@ -27,6 +27,10 @@ class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     aliases: ClassVar[Mapping[str, str]] = {}
     """Other spellings of a key, each with the key it stands for."""
+
+    def conflicts(self) -> Iterator[tuple[str | None, str]]:
+        """Combinations of good values that are wrong together: a field (None: the whole) and the problem with it."""
+        return iter(())
 
 
 def _form(name: str, **bounds: float) -> Meta:
@@ -80,6 +84,8 @@ Method = Annotated[str, _form("method")]
 """An HTTP method, upper case."""
 HeaderName = Annotated[str, _form("header_name")]
 """A header's name: a token of RFC 9110."""
+MatchHeader = Annotated[str, _form("match_header")]
+"""A header's name to look for; lower case after loading."""
 Template = Annotated[str, _form("template")]
 """A header's value, in which `{client}`, `{request_id}`, `{route}` and `{param.NAME}` are replaced."""
 HeaderValue = Annotated[str, _form("header_value")]

@@ -9,11 +9,12 @@ Strings that go on the wire are checked here once (tokens, no CR, LF or NUL) and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, field
 
+from ambassador.config.units import format_duration
 from ambassador.proxy.policies import headers, retry
 from ambassador.proxy.policies.redirect import Redirect
 from ambassador.proxy.policies.respond import Respond
@@ -26,10 +27,10 @@ from ambassador.settings import (
     CountOrNone,
     EndpointUrl,
     Fraction,
-    HeaderName,
     HostPattern,
     Internal,
     ListenAddress,
+    MatchHeader,
     Method,
     Name,
     PathPattern,
@@ -44,8 +45,11 @@ __all__ = [
     "Admin",
     "Config",
     "Connections",
+    "Defaults",
+    "Document",
     "Drain",
     "Endpoint",
+    "Fragment",
     "Listener",
     "ListenerLimits",
     "Match",
@@ -229,6 +233,10 @@ class ValueMatch(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     present: bool | None = None
     """Whether it must be there (true) or must be missing (false), whatever its value."""
 
+    def conflicts(self) -> Iterator[tuple[str | None, str]]:
+        if bool(self.exact) + (self.regex is not None) + (self.present is not None) != 1:
+            yield None, "needs exactly one of 'exact', 'regex' and 'present'"
+
 
 class Match(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which requests a route takes: all that is written must hold."""
@@ -245,7 +253,7 @@ class Match(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     methods: tuple[Method, ...] = ()
     """Methods. Unset: every method."""
 
-    headers: dict[HeaderName, ValueMatch] = field(default_factory=dict)
+    headers: dict[MatchHeader, ValueMatch] = field(default_factory=dict)
     """Headers (names in lower case after loading): a value, a list of values, `{regex: …}`, or `{present: true}`."""
 
     query: dict[str, ValueMatch] = field(default_factory=dict)
@@ -274,6 +282,15 @@ class Timeout(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     idle: Seconds = 300.0
     """How long nothing may move in a body or a tunnel."""
+
+    def conflicts(self) -> Iterator[tuple[str | None, str]]:
+        for part in ("per_try", "first_byte"):
+            value = getattr(self, part)
+            if value is not None and value > self.total:
+                yield (
+                    part,
+                    f"is longer than 'total' ({format_duration(self.total)}), so it would never end anything",
+                )
 
 
 class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -386,7 +403,7 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     routes: tuple[Route, ...] = ()
     """In order; the first that matches takes the request."""
 
-    upstreams: dict[str, Upstream] = field(default_factory=dict)
+    upstreams: dict[Name, Upstream] = field(default_factory=dict)
     """The services behind, by name."""
 
     telemetry: Telemetry = Telemetry()
@@ -394,3 +411,50 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     drain: Drain = Drain()
     """How the service ends."""
+
+
+class Defaults(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every route has unless it says otherwise. Mappings are merged key by key."""
+
+    later: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(
+        ("breaker", "limit", "concurrency"), ("off", "false")
+    )
+
+    timeout: Timeout = Timeout()
+    """How long things may take."""
+
+    retry: retry.Config | None = retry.UNSET
+    """Further attempts."""
+
+    headers: headers.Config | None = None
+    """Headers to set, add and remove; those of the route win."""
+
+
+class Document(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A config as it is written: with the short forms that loading folds away."""
+
+    listen: tuple[Listener, ...] = ()
+    """Short for `listeners`: an address, or a list of them."""
+
+    listeners: tuple[Listener, ...] = ()
+    """The addresses on which clients are served."""
+
+    defaults: Defaults = Defaults()
+    """What every route has unless it says otherwise."""
+
+    include: tuple[str, ...] = ()
+    """Files, with wildcards and relative to this one, whose `routes` and `upstreams` are added to those here, in the
+    order of their names."""
+
+
+class Fragment(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An included file."""
+
+    version: Literal[1] = 1
+    """The version of this format."""
+
+    routes: tuple[Route, ...] = ()
+    """Routes, after those of the file that includes this one."""
+
+    upstreams: dict[Name, Upstream] = field(default_factory=dict)
+    """The services behind, by name."""

@@ -6,7 +6,7 @@ is a path never begins with two slashes, whatever the request's path: clients wo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from msgspec import Meta
@@ -50,6 +50,13 @@ class Redirect(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     status: Literal[301, 302, 303, 307, 308] = 308
     """The status: 308 and 301 are remembered by clients, 307 and 302 are not; 307 and 308 keep the method."""
+
+    def conflicts(self) -> Iterator[tuple[str | None, str]]:
+        parts = [part for part in ("scheme", "host", "port", "path") if getattr(self, part) is not None]
+        if self.location is None and not parts:
+            yield None, "needs 'location', or one of 'scheme', 'host', 'port' and 'path'"
+        if self.location is not None and parts:
+            yield parts[0], f"'location' is the whole target, so '{parts[0]}' has no place"
 
 
 def redirector(config: Redirect) -> Callable[[Request], Reply]:

@@ -10,7 +10,7 @@ a dot segment is refused, since it would lead out of where the config sends it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -42,6 +42,15 @@ class Rewrite(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     regex: tuple[Regex, str] | None = None
     """`[pattern, substitution]`: every match in the path is replaced; `\\1` or `\\g<name>` is what a group matched."""
+
+    def conflicts(self) -> Iterator[tuple[str | None, str]]:
+        if self.prefix is not None and self.regex is not None:
+            yield "regex", "'prefix' and 'regex' exclude each other"
+        if self.regex is not None:
+            try:
+                _regex_rewriter(*self.regex)
+            except ValueError as error:
+                yield "regex", f"cannot be used: {error}"
 
 
 def path_rewriter(config: Rewrite | None, pattern: str | None) -> Callable[[Request], bytes] | None:

@@ -1,0 +1,189 @@
+"""Warnings: what a config may hold and hardly means. Pure; looks at a config that has no errors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+from ambassador.config.read import Part
+from ambassador.config.schema import Config, Match, Route
+from ambassador.config.units import format_duration
+
+IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
+"""RFC 9110 9.2.2."""
+
+
+def warn(config: Config, routes: Sequence[Part], upstreams: dict[str, Part], document: Part | None) -> None:
+    """Reports the warnings at their places. `routes` are the parts of `config.routes`, in the same order."""
+    for route, part in zip(config.routes, routes, strict=True):
+        _warn_of_retry(route, part)
+        _warn_of_timeout(route, part)
+    _warn_of_shadows(config.routes, routes)
+    _warn_of_unused(config, upstreams)
+    _warn_of_secrets(document)
+    if not config.routes and document is not None:
+        document.node.report("", "has no routes, so every request is answered 404", level="warning")
+
+
+def _warn_of_retry(route: Route, part: Part) -> None:
+    retry = route.retry
+    if retry is None or route.to is None or retry.methods == "idempotent":
+        return
+    seen = frozenset(("POST", "PATCH")) if retry.methods == "all" else frozenset(retry.methods) - IDEMPOTENT
+    risky = sorted(seen & frozenset(route.match.methods) if route.match.methods else seen)
+    if risky and (retry.kinds - {"connect", "refused_stream"} or retry.statuses):
+        node, path = part.place("retry")
+        node.report(
+            path,
+            f"{', '.join(risky)} is not idempotent, and is tried again after the upstream may have acted on it",
+            "send an 'idempotency-key', or keep to 'methods: idempotent'",
+            level="warning",
+        )
+
+
+def _warn_of_timeout(route: Route, part: Part) -> None:
+    written = part.values.get("timeout")
+    timeout = route.timeout
+    if isinstance(written, Part) and "connect" in written.keys and timeout.connect > timeout.total:
+        node, path = written.place("connect")
+        total = format_duration(timeout.total)
+        node.report(path, f"is longer than 'total' ({total}), which ends the request first", level="warning")
+
+
+def _warn_of_unused(config: Config, upstreams: dict[str, Part]) -> None:
+    used = {route.to for route in config.routes}
+    for name, part in upstreams.items():
+        if name not in used:
+            part.node.report(
+                f"upstreams.{name}", f"the upstream '{name}' is used by no route", level="warning"
+            )
+
+
+def _warn_of_secrets(document: Part | None) -> None:
+    admin = document.values.get("admin") if document is not None else None
+    token = admin.values.get("token") if isinstance(admin, Part) else None
+    if not isinstance(admin, Part) or not isinstance(token, str):
+        return
+    kind, _, where = token.partition(":")
+    if kind == "file" and not os.access(where, os.R_OK):
+        admin.nodes["token"].report("admin.token", f"'{where}' cannot be read here", level="warning")
+    if kind == "env" and not os.environ.get(where):
+        admin.nodes["token"].report("admin.token", f"the variable '{where}' is not set here", level="warning")
+
+
+def _warn_of_shadows(routes: Sequence[Route], parts: Sequence[Part]) -> None:
+    index = _Shadows()
+    for number, (route, part) in enumerate(zip(routes, parts, strict=True)):
+        earlier = index.shadowing(route.match)
+        if earlier is None:
+            index.add(number, route.match)
+            continue
+        other = routes[earlier]
+        where = f"line {other.line}" if other.file == route.file else f"{other.file}:{other.line}"
+        node, path = part.place("match")
+        node.report(
+            path,
+            f"is never reached: route '{other.name}' ({where}) takes all of its requests",
+            level="warning",
+        )
+
+
+class _Level:
+    """A place in the tree of path patterns: what may follow, and the routes that end here."""
+
+    __slots__ = ("ends", "next", "rest")
+
+    def __init__(self) -> None:
+        self.next: dict[str, _Level] = {}
+        self.ends: list[tuple[int, Match]] = []
+        self.rest: list[tuple[int, Match]] = []
+        """Routes whose pattern ends in `/**` here."""
+
+
+class _Shadows:
+    """Earlier routes, by host and by path, so that five hundred routes are not compared each with each."""
+
+    def __init__(self) -> None:
+        self._hosts: dict[str, _Level] = {}
+        self._regexes: dict[tuple[str, str], list[tuple[int, Match]]] = {}
+
+    def add(self, number: int, match: Match) -> None:
+        """Adds a route."""
+        for host in match.host:
+            if match.path is not None and not isinstance(match.path, str):
+                self._regexes.setdefault((host, match.path.regex), []).append((number, match))
+                continue
+            level = self._hosts.setdefault(host, _Level())
+            segments = _segments(match.path)
+            for segment in segments:
+                if segment == "**":
+                    level.rest.append((number, match))
+                    break
+                level = level.next.setdefault(segment, _Level())
+            else:
+                level.ends.append((number, match))
+
+    def shadowing(self, match: Match) -> int | None:
+        """The first earlier route that takes every request of this one; None if there is none."""
+        found = [
+            number
+            for host in _wider_hosts(match.host[0])
+            for number, other in self._candidates(host, match)
+            if _covers(other, match)
+        ]
+        return min(found, default=None)
+
+    def _candidates(self, host: str, match: Match) -> Iterator[tuple[int, Match]]:
+        root = self._hosts.get(host)
+        if match.path is not None and not isinstance(match.path, str):
+            yield from self._regexes.get((host, match.path.regex), ())
+            if root is not None:
+                yield from root.rest
+        elif root is not None:
+            yield from _covering(root, _segments(match.path))
+
+
+def _segments(path: str | None) -> list[str]:
+    """The segments of a pattern, with every parameter as `{}`. No pattern takes everything."""
+    if path is None:
+        return ["**"]
+    return ["{}" if segment.startswith("{") else segment for segment in path.split("/")[1:]]
+
+
+def _covering(level: _Level, segments: list[str]) -> Iterator[tuple[int, Match]]:
+    """The routes whose patterns take every path of the pattern with these segments."""
+    levels = [level]
+    for segment in segments:
+        for level in levels:
+            yield from level.rest
+        if segment == "**":
+            return
+        steps = (segment,) if segment in ("{}", "") else (segment, "{}")
+        levels = [level.next[step] for level in levels for step in steps if step in level.next]
+    for level in levels:
+        yield from level.ends
+        yield from level.rest
+
+
+def _wider_hosts(host: str) -> Iterator[str]:
+    """The host patterns that take all of a pattern's hosts: itself, the suffixes above it, and `*`."""
+    yield host
+    labels = host.removeprefix("*.").split(".")
+    first = 0 if host.startswith("*.") else 1
+    for at in range(first, len(labels)):
+        wider = "*." + ".".join(labels[at:])
+        if wider != host:
+            yield wider
+    if host != "*":
+        yield "*"
+
+
+def _covers(wide: Match, narrow: Match) -> bool:
+    """Whether `wide` takes every request of `narrow`, given that its path does."""
+    hosts = frozenset(wide.host)
+    return (
+        (not wide.methods or (bool(narrow.methods) and frozenset(narrow.methods) <= frozenset(wide.methods)))
+        and all(narrow.headers.get(name) == value for name, value in wide.headers.items())
+        and all(narrow.query.get(name) == value for name, value in wide.query.items())
+        and all(not hosts.isdisjoint(_wider_hosts(host)) for host in narrow.host)
+    )

@@ -1,0 +1,63 @@
+"""The effective config as people write it: what `/api/config` shows. Secrets are masked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct, inspect
+
+from ambassador.config import units
+from ambassador.config.schema import Config
+
+MASK = "***"
+"""What stands for a secret; not even where it is kept is shown."""
+
+_FORMATS: dict[str, Callable[[Any], str]] = {
+    "duration": units.format_duration,
+    "duration_range": units.format_duration_range,
+    "size": units.format_size,
+    "byte_rate": units.format_byte_rate,
+    "percent": units.format_percent,
+    "secret": lambda value: MASK,
+}
+
+
+def to_display(config: Config) -> dict[str, Any]:
+    """The config as plain data for JSON: quantities with their units, None as null, secrets as `***`.
+
+    `line` and `file` of the routes stay, so that it can be said where each comes from.
+    """
+    shown = _show(config, inspect.type_info(Config), None)
+    assert isinstance(shown, dict)
+    return shown
+
+
+def _show(value: Any, info: inspect.Type, form: str | None) -> Any:
+    if value is None:
+        return None
+    if isinstance(info, inspect.Metadata):
+        return _show(value, info.type, (info.extra or {}).get("form", form))
+    if isinstance(info, inspect.UnionType):
+        return _show(value, _member(value, info), form)
+    if form in _FORMATS:
+        return _FORMATS[form](value)
+    if isinstance(info, inspect.StructType):
+        return {field.name: _show(getattr(value, field.name), field.type, None) for field in info.fields}
+    if isinstance(info, inspect.DictType):
+        return {key: _show(inner, info.value_type, None) for key, inner in value.items()}
+    if isinstance(info, inspect.VarTupleType):
+        return [_show(inner, info.item_type, None) for inner in value]
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _member(value: Any, info: inspect.UnionType) -> inspect.Type:
+    """The member of a union that a value is of."""
+    others = [inner for inner in info.types if not isinstance(inner, inspect.NoneType)]
+    for inner in others:
+        bare = inner.type if isinstance(inner, inspect.Metadata) else inner
+        if isinstance(bare, inspect.StructType) == isinstance(value, Struct) and (
+            isinstance(bare, inspect.VarTupleType) == isinstance(value, tuple)
+        ):
+            return inner
+    return others[0]

@@ -1,0 +1,636 @@
+"""A config from its files: every mistake of every file in one run, or the canonical `schema.Config`.
+
+The steps: each file's text to nodes (`compose`, over PyYAML's events, so that nothing recurses and nothing is
+expanded), nodes to parts by the schema (`read`), then what only the whole can tell: includes, names, defaults, inline
+upstreams, references; then `build`, and the warnings of `check`. A step that finds mistakes does not keep the others
+from looking, except that a file which is not YAML says nothing else.
+
+Nothing here raises for what a file holds; `load_file` and `load_text` raise ConfigError with all of it.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from msgspec import Struct, structs
+
+from ambassador.config import check, words
+from ambassador.config.node import Node, Source
+from ambassador.config.problem import ConfigError, Problem, in_order
+from ambassador.config.read import BAD, Items, Part, build, merge, read
+from ambassador.config.schema import Config, Document, Fragment, Route, Upstream
+
+__all__ = ["Loaded", "for_urls", "load", "load_file", "load_string", "load_text"]
+
+TEXT = "-"
+"""What a text is called that comes from no file."""
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+LARGEST_FILE = 16 * 2**20
+"""Bytes of a file; ten thousand routes are a tenth of it."""
+DEEPEST = 64
+"""Levels of nesting; a config needs eight."""
+MOST_ALIASED = 100_000
+"""Values that aliases may repeat, so that a short file cannot become a gigabyte ("billion laughs")."""
+
+
+class Loaded(Struct, frozen=True, kw_only=True):
+    """What came of loading."""
+
+    config: Config | None
+    """The config, or None if there is an error."""
+
+    problems: tuple[Problem, ...] = ()
+    """Errors and warnings, file by file, in the order of their lines."""
+
+    files: tuple[str, ...] = ()
+    """Every file that was read, included ones too."""
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """The problems that keep the config from being used."""
+        return tuple(problem for problem in self.problems if problem.level == "error")
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """The problems that do not."""
+        return tuple(problem for problem in self.problems if problem.level == "warning")
+
+    def require(self) -> Config:
+        """The config. Raises ConfigError with the errors if there is none."""
+        if self.config is None:
+            raise ConfigError(self.errors)
+        return self.config
+
+
+def load(*paths: str | os.PathLike[str]) -> Loaded:
+    """Loads a config file. Further files are read as if the first included them."""
+    problems: list[Problem] = []
+    sources = [_read_file(os.fspath(path), problems) for path in paths]
+    return _load(sources, problems, Path(paths[0]).parent)
+
+
+def load_string(text: str, name: str = TEXT) -> Loaded:
+    """Loads a config from its text; what it includes is relative to the working directory."""
+    problems: list[Problem] = []
+    return _load([(Source(name, text, problems), text)], problems, Path())
+
+
+def load_file(path: str | os.PathLike[str]) -> Config:
+    """The config of a file. Raises ConfigError with every mistake."""
+    return load(path).require()
+
+
+def load_text(text: str) -> Config:
+    """The config of a text. Raises ConfigError with every mistake."""
+    return load_string(text).require()
+
+
+def for_urls(
+    urls: Sequence[str], listen: str = "127.0.0.1:8080", admin: str | None = None, workers: int | None = None
+) -> Config:
+    """The config of `run --to URL`: one route, `default`, from everything to these endpoints.
+
+    `admin` None: no admin API. `workers` None: as many as CPUs. Raises ConfigError.
+    """
+    document: dict[str, Any] = {
+        "version": 1,
+        "listen": listen,
+        "routes": [{"name": "default", "to": list(urls)}],
+    }
+    if admin is not None:
+        document["admin"] = admin
+    if workers is not None:
+        document["workers"] = workers
+    return load_text(json.dumps(document))
+
+
+# Files to nodes
+
+
+def _read_file(path: str, problems: list[Problem]) -> tuple[Source, str | None]:
+    """A file's text, or None with the reason reported."""
+    nothing = Source(path, "", problems)
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(LARGEST_FILE + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        nothing.report(0, 0, "", f"cannot be read: {reason}")
+        return nothing, None
+    if len(raw) > LARGEST_FILE:
+        nothing.report(0, 0, "", f"is larger than {LARGEST_FILE // 2**20} MiB")
+        return nothing, None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        column = error.start - raw.rfind(b"\n", 0, error.start)
+        nothing.report(line, column, "", f"is not UTF-8: byte 0x{raw[error.start]:02x}")
+        return nothing, None
+    return Source(path, text, problems), text
+
+
+_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def compose(source: Source, text: str) -> Node | None:
+    """The root node of a text, or None: with the reason reported, or for an empty text."""
+    odd = _UNPRINTABLE.search(text)
+    if odd is not None:
+        line = text.count("\n", 0, odd.start()) + 1
+        source.report(
+            line, odd.start() - text.rfind("\n", 0, odd.start()), "", f"holds the character {odd[0]!r}"
+        )
+        return None
+    composer = _Composer(source)
+    try:
+        for event in yaml.parse(text, Loader=_LOADER):
+            if not composer.take(event):
+                return None
+    except yaml.MarkedYAMLError as error:
+        _report_syntax(source, error)
+        return None
+    except (yaml.YAMLError, ValueError) as error:
+        source.report(0, 0, "", f"is not YAML: {error}")
+        return None
+    return composer.root
+
+
+class _Composer:
+    """Puts events together to nodes."""
+
+    def __init__(self, source: Source) -> None:
+        self.root: Node | None = None
+        self._source = source
+        self._anchors: dict[str, Node] = {}
+        self._open: list[tuple[Node, list[Node]]] = []
+        self._aliased = 0
+        self._documents = 0
+
+    def take(self, event: Any) -> bool:
+        """Takes the next event; False ends it, with the reason reported."""
+        kind = type(event)
+        if kind is yaml.ScalarEvent:
+            node = self._node("scalar", event)
+            node.value = event.value
+            node.plain = not event.style
+            self._add(node)
+        elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
+            return self._begin(event, "mapping" if kind is yaml.MappingStartEvent else "sequence")
+        elif kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
+            self._end()
+        elif kind is yaml.AliasEvent:
+            return self._alias(event)
+        elif kind is yaml.DocumentStartEvent:
+            self._documents += 1
+            return self._documents == 1 or self._refuse(event, "a second document; a file holds one")
+        return True
+
+    def _node(self, kind: Any, event: Any) -> Node:
+        mark = event.start_mark
+        node = Node(kind, self._source, mark.line + 1, mark.column + 1)
+        if event.tag is not None and event.tag not in ("!", "tag:yaml.org,2002:str"):
+            node.report("", f"the tag '{event.tag}' is not supported")
+        if event.anchor is not None:
+            self._anchors[event.anchor] = node
+        return node
+
+    def _refuse(self, event: Any, problem: str) -> bool:
+        mark = event.start_mark
+        self._source.report(mark.line + 1, mark.column + 1, "", problem)
+        return False
+
+    def _add(self, node: Node) -> None:
+        if self._open:
+            self._open[-1][1].append(node)
+        else:
+            self.root = node
+
+    def _begin(self, event: Any, kind: Any) -> bool:
+        if len(self._open) >= DEEPEST:
+            return self._refuse(event, f"nested deeper than {DEEPEST} levels")
+        node = self._node(kind, event)
+        node.size = 0
+        self._add(node)
+        self._open.append((node, []))
+        return True
+
+    def _end(self) -> None:
+        node, inner = self._open.pop()
+        node.size = 1 + sum(child.size for child in inner)
+        if node.kind == "sequence":
+            node.value = inner
+            return
+        pairs = list(zip(inner[::2], inner[1::2], strict=True))
+        node.value = [pair for pair in pairs if not _is_merge(pair[0])]
+        if len(node.value) < len(pairs):
+            node.merged = list(_merged(pairs))
+
+    def _alias(self, event: Any) -> bool:
+        node = self._anchors.get(event.anchor)
+        if node is None:
+            return self._refuse(event, f"the alias '*{event.anchor}' names nothing")
+        if node.size == 0:
+            return self._refuse(event, f"the alias '*{event.anchor}' is inside of what it names")
+        self._aliased += node.size
+        if self._aliased > MOST_ALIASED:
+            return self._refuse(event, f"the aliases repeat more than {MOST_ALIASED} values")
+        self._add(node)
+        return True
+
+
+def _is_merge(key: Node) -> bool:
+    return key.plain and key.value == "<<"
+
+
+def _merged(pairs: list[tuple[Node, Node]]) -> Iterator[tuple[Node, Node]]:
+    """The pairs that `<<` brings and that no pair before overrides."""
+    known = {key.text for key, _ in pairs}
+    for key, value in pairs:
+        if not _is_merge(key):
+            continue
+        for mapping in value.items or [value]:
+            if mapping.kind != "mapping":
+                mapping.report("", "'<<' takes a mapping, or a list of them")
+            for pair in [*mapping.pairs, *mapping.merged]:
+                if pair[0].text not in known:
+                    known.add(pair[0].text)
+                    yield pair
+
+
+_BRACED = re.compile(r"[^\s\"',{}\[\]]*\{[A-Za-z_][\w.]*\}[^\s\"',}\]]*")
+_V6 = re.compile(r"\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\](?::[0-9]*)?")
+_STARRED = re.compile(r"\*[^\s,}\]]*")
+
+
+def _report_syntax(source: Source, error: yaml.MarkedYAMLError) -> None:
+    """Reports what the parser could not read, with the hint for the usual causes (contract 7.18)."""
+    mark = error.problem_mark or error.context_mark
+    line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
+    shown = source.line(line)
+    problem = f"is not YAML: {error.problem}" + (f" {error.context}" if error.context else "")
+    for pattern, context in ((_STARRED, "alias"), (_V6, "flow node"), (_BRACED, "flow mapping")):
+        match = next((m for m in pattern.finditer(shown) if m.start() < column <= m.end() + 1), None)
+        if match is not None and context in (error.context or ""):
+            source.report(line, match.start() + 1, "", problem, f'quote this: "{match[0]}"')
+            return
+    source.report(line, column, "", problem, _syntax_hint(error, shown[column - 1 : column]))
+
+
+def _syntax_hint(error: yaml.MarkedYAMLError, character: str) -> str | None:
+    if "cannot start any token" in (error.problem or ""):
+        return (
+            "indent with spaces, not tabs" if character == "\t" else f"quote what begins with {character!r}"
+        )
+    if "mapping values are not allowed" in (error.problem or ""):
+        return "quote a text that holds ': ', and check the indentation"
+    return None
+
+
+# Nodes to a config
+
+
+def _load(sources: list[tuple[Source, str | None]], problems: list[Problem], folder: Path) -> Loaded:
+    assembly = _Assembly(problems, folder)
+    for number, (source, text) in enumerate(sources):
+        assembly.files.append(source.name)
+        if text is not None:
+            assembly.read(Document if number == 0 else Fragment, source, text)
+    config = assembly.finish()
+    if any(problem.level == "error" for problem in problems):
+        config = None
+    if config is not None:
+        check.warn(config, assembly.routes, assembly.upstreams, assembly.document)
+    files = tuple(name for name in assembly.files if name != TEXT)
+    return Loaded(config=config, problems=in_order(problems), files=files)
+
+
+class _Assembly:
+    """The parts of all files, and how they become one config."""
+
+    def __init__(self, problems: list[Problem], folder: Path) -> None:
+        self.document: Part | None = None
+        self.routes: list[Part] = []
+        self.upstreams: dict[str, Part] = {}
+        self.files: list[str] = []
+        self._problems = problems
+        self._folder = folder
+        self._unread: set[str] = set()
+        """Names of upstreams that are there but could not be read."""
+        self._names: dict[str, Node] = {}
+        self._partial = False
+
+    def read(self, section: type[Document | Fragment], source: Source, text: str) -> None:
+        """Reads one file's text and takes in what it holds."""
+        before = len(self._problems)
+        root = compose(source, text)
+        if root is None and len(self._problems) == before:
+            root = Node("mapping", source, 1, 1)
+            root.value = []
+        part = BAD if root is None else self._read_root(section, root)
+        if not isinstance(part, Part):
+            self._partial = True
+            return
+        if section is Document:
+            self.document = part
+        self._take(part)
+        self._include(part)
+
+    def _read_root(self, section: type[Document | Fragment], root: Node) -> Any:
+        if section is Fragment:
+            for key, _ in root.pairs:
+                if key.text in Document.__struct_fields__ and key.text not in Fragment.__struct_fields__:
+                    key.report(key.text, "belongs into the file that includes this one")
+            kept = Node("mapping", root.source, root.line, root.column)
+            outer = {*Document.__struct_fields__} - {*Fragment.__struct_fields__}
+            kept.value = [pair for pair in root.pairs if pair[0].text not in outer]
+            root = root if root.kind != "mapping" else kept
+        return read(section, root)
+
+    def _take(self, part: Part) -> None:
+        upstreams = part.values.pop("upstreams", None)
+        if isinstance(upstreams, Part):
+            for name, value in upstreams.values.items():
+                self._take_upstream(name, value, upstreams)
+        elif upstreams is BAD:
+            self._partial = True
+        routes = part.values.pop("routes", None)
+        if isinstance(routes, Items):
+            self.routes += [route for route in routes.values if isinstance(route, Part)]
+
+    def _take_upstream(self, name: str, value: Any, upstreams: Part) -> None:
+        first = self.upstreams.get(name)
+        if first is not None:
+            upstreams.keys[name].report(
+                f"upstreams.{name}", f"the upstream '{name}' is there already ({_where(first.node)})"
+            )
+        elif isinstance(value, Part):
+            self.upstreams[name] = value
+        else:
+            self._unread.add(name)
+
+    def _include(self, part: Part) -> None:
+        patterns = part.values.pop("include", None)
+        if not isinstance(patterns, Items):
+            return
+        for pattern, node in zip(patterns.values, patterns.nodes, strict=True):
+            if pattern is not BAD:
+                self._include_matching(pattern, node)
+
+    def _include_matching(self, pattern: str, node: Node) -> None:
+        wild = glob.has_magic(pattern)
+        try:
+            found = (
+                sorted(glob.glob(str(self._folder / pattern), recursive=True))
+                if wild
+                else [str(self._folder / pattern)]
+            )
+        except (ValueError, OSError, re.error) as error:
+            node.report("include", f"cannot be searched: {error}")
+            return
+        if not found:
+            node.report("include", f"{pattern!r} matches no file", level="warning")
+        for path in found:
+            if any(os.path.realpath(path) == os.path.realpath(file) for file in self.files):
+                continue
+            source, text = _read_file(path, self._problems)
+            self.files.append(path)
+            if text is None:
+                self._partial = True
+            else:
+                self.read(Fragment, source, text)
+
+    def finish(self) -> Config | None:
+        """The config, or None where something is missing for it; the problems say what."""
+        if self.document is None:
+            return None
+        defaults = self.document.values.pop("defaults", None)
+        self.routes = [self._with_defaults(route, defaults) for route in self.routes]
+        for route in self.routes:
+            self._check_name(route)
+            self._resolve_target(route)
+            self._check_placeholders(route)
+        self._fold_listeners(self.document)
+        self._check_addresses(self.document)
+        upstreams = {name: build(part) for name, part in self.upstreams.items()}
+        routes = [_build_route(route) for route in self.routes]
+        settings = {name: build(value) for name, value in self.document.values.items()}
+        if BAD in (*upstreams.values(), *routes, *settings.values()):
+            return None
+        if "listeners" not in settings:
+            return None
+        return Config(routes=tuple(routes), upstreams=upstreams, **settings)
+
+    def _with_defaults(self, route: Part, defaults: Any) -> Part:
+        if not isinstance(defaults, Part):
+            return route
+        for key, default in defaults.values.items():
+            if key in ("timeout", "retry") and "to" not in route.keys:
+                continue
+            own = route.values.get(key)
+            if key not in route.values:
+                # `keys` stays as it is: it says what the route itself wrote.
+                route.values[key] = default
+                route.nodes[key] = defaults.nodes[key]
+            elif isinstance(own, Part):
+                route.values[key] = merge(_without_removed(default, own), own)
+        return route
+
+    def _check_name(self, route: Part) -> None:
+        name = route.values.get("name")
+        if not isinstance(name, str):
+            return
+        first = self._names.setdefault(name, route.nodes["name"])
+        if first is not route.nodes["name"]:
+            node, path = route.place("name")
+            node.report(path, f"the name '{name}' is taken by another route ({_where(first)})")
+
+    def _resolve_target(self, route: Part) -> None:
+        targets = [
+            key
+            for key in ("to", "redirect", "respond")
+            if key in route.keys and route.values.get(key) is not None
+        ]
+        if len(targets) > 1:
+            node, path = route.place(targets[1])
+            node.report(
+                path,
+                f"a route has one of 'to', 'redirect' and 'respond', and this has '{targets[0]}' already",
+            )
+        elif not targets and not any(
+            value is BAD and key.startswith("?") for key, value in route.values.items()
+        ):
+            route.node.report(route.path, "missing one of 'to', 'redirect' and 'respond'")
+        if targets and targets[0] != "to":
+            for key in ("rewrite", "timeout", "retry"):
+                if key in route.keys and route.values.get(key) is not None:
+                    node, path = route.place(key)
+                    node.report(path, f"'{key}' has no effect with '{targets[0]}'")
+        target = route.values.get("to")
+        if isinstance(target, Items):
+            self._inline_upstream(route, target)
+        elif isinstance(target, str) and target not in self.upstreams and target not in self._unread:
+            if not self._partial:
+                node, path = route.place("to")
+                hint = words.did_you_mean(target, list(self.upstreams)) or "a URL begins with 'http://'"
+                node.report(path, f"there is no upstream '{target}'", hint)
+
+    def _inline_upstream(self, route: Part, endpoints: Items) -> None:
+        name = route.values.get("name")
+        if not isinstance(name, str):
+            route.values["to"] = BAD
+            return
+        node, path = route.place("to")
+        if name in self.upstreams and self._names[name] is route.nodes["name"]:
+            node.report(path, f"the upstream '{name}' is there already ({_where(self.upstreams[name].node)})",
+                        "URLs here make an upstream with the route's name; rename one of them")  # fmt: skip
+        upstream = Part(Upstream, node, path)
+        upstream.put("endpoints", endpoints, node, node)
+        self.upstreams.setdefault(name, upstream)
+        route.values["to"] = name
+
+    def _check_placeholders(self, route: Part) -> None:
+        match = route.values.get("match")
+        path = match.values.get("path") if isinstance(match, Part) else None
+        if path is BAD or match is BAD:
+            return
+        known = _parameters(path)
+        for key in ("headers", "redirect", "respond"):
+            for template, node, place in _templates(route.values.get(key)):
+                for name in words.placeholders(template):
+                    parameter = name.removeprefix("param.")
+                    if parameter != name and parameter not in known:
+                        who = route.values.get("name")
+                        hint = words.did_you_mean(parameter, sorted(known))
+                        node.report(place, f"the path of route '{who}' has no parameter '{parameter}'", hint)
+
+    def _fold_listeners(self, document: Part) -> None:
+        short = document.values.pop("listen", None)
+        long = document.values.get("listeners")
+        if short is None and long is None and "listeners" not in document.values:
+            if not any(key.startswith("?") and "listen" in key for key in document.values):
+                document.node.report("", "missing required key 'listen'", "as in 'listen: 127.0.0.1:8080'")
+        elif short is not None and long is not None:
+            document.keys["listen"].report("listen", "is short for 'listeners', and both are there")
+        elif short is not None:
+            document.values["listeners"] = short
+            document.nodes["listeners"] = document.nodes["listen"]
+            document.keys["listeners"] = document.keys["listen"]
+        for key in [key for key in document.values if key.startswith("?")]:
+            del document.values[key]
+        listeners = document.values.get("listeners")
+        if isinstance(listeners, Items) and not listeners.values:
+            document.nodes["listeners"].report("listeners", "must not be empty")
+
+    def _check_addresses(self, document: Part) -> None:
+        seen: dict[str, Node] = {}
+        listeners = document.values.get("listeners")
+        key = "listen" if "listen" in document.keys else "listeners"
+        for at, listener in enumerate(listeners.values if isinstance(listeners, Items) else []):
+            if isinstance(listener, Part):
+                self._check_address(listener, f"{key}[{at}].address", seen)
+        admin = document.values.get("admin")
+        if isinstance(admin, Part):
+            self._check_address(admin, "admin.address", seen)
+            address = admin.values.get("address")
+            if (
+                isinstance(address, str)
+                and not words.is_loopback(address)
+                and admin.values.get("token") is None
+            ):
+                admin.nodes["address"].report(
+                    "admin", f"'{address}' is beyond loopback, so a token is needed",
+                    "write it as {address: …, token: 'env:NAME'}, or listen on 127.0.0.1",
+                )  # fmt: skip
+
+    def _check_address(self, part: Part, path: str, seen: dict[str, Node]) -> None:
+        address = part.values.get("address")
+        if not isinstance(address, str) or address.endswith(":0"):
+            return
+        node = part.nodes["address"]
+        first = seen.setdefault(address, node)
+        if first is not node:
+            node.report(path, f"'{address}' is listened on already ({_where(first)})")
+
+
+def _build_route(route: Part) -> Any:
+    route.values["line"] = route.node.line
+    route.values["file"] = "" if route.node.source.name == TEXT else route.node.source.name
+    built = build(route)
+    if isinstance(built, Route) and built.retry is not None and built.retry.attempts == 0:
+        return structs.replace(built, retry=None)
+    return built
+
+
+def _without_removed(default: Any, own: Part) -> Any:
+    """Default headers without those that the route removes, and with its own `remove` added to the default's."""
+    if not (
+        (isinstance(default, Part) and "request" in default.values | own.values) or "response" in own.values
+    ):
+        return default
+    if not isinstance(default, Part):
+        return default
+    kept = Part(default.section, default.node, default.path)
+    for side, changes in default.values.items():
+        kept.put(side, _less(changes, own.values.get(side)), default.keys[side], default.nodes[side])
+    return kept
+
+
+def _less(changes: Any, own: Any) -> Any:
+    if not (isinstance(changes, Part) and isinstance(own, Part)):
+        return changes
+    removed = own.values.get("remove")
+    if not isinstance(removed, Items):
+        return changes
+    names = {name.lower() for name in removed.values if isinstance(name, str)}
+    kept = Part(changes.section, changes.node, changes.path)
+    for key, value in changes.values.items():
+        if isinstance(value, Part):
+            value = _without_keys(value, names)
+        elif isinstance(value, Items):
+            removed.values += [name for name in value.values if name not in removed.values]
+        kept.put(key, value, changes.keys[key], changes.nodes[key])
+    return kept
+
+
+def _without_keys(part: Part, names: set[str]) -> Part:
+    kept = Part(part.section, part.node, part.path)
+    for key, value in part.values.items():
+        if key.lower() not in names:
+            kept.put(key, value, part.keys[key], part.nodes[key])
+    return kept
+
+
+def _parameters(path: Any) -> frozenset[str]:
+    if isinstance(path, str):
+        return words.path_parameters(path)
+    if isinstance(path, Part) and isinstance(path.values.get("regex"), str):
+        return frozenset(re.findall(r"\(\?P<(\w+)>", path.values["regex"]))
+    return frozenset()
+
+
+_TEMPLATED = frozenset(("set", "add", "headers", "location", "path"))
+
+
+def _templates(value: Any, key: str = "") -> Iterator[tuple[str, Node, str]]:
+    """Every value with placeholders below a part, with its place."""
+    if not isinstance(value, Part):
+        return
+    for name, inner in value.values.items():
+        if isinstance(inner, str) and (key in _TEMPLATED or (key == "" and name in _TEMPLATED)):
+            yield inner, *value.place(name)
+        else:
+            yield from _templates(inner, name)
+
+
+def _where(node: Node) -> str:
+    return f"line {node.line} of {node.source.name}" if node.source.name != TEXT else f"line {node.line}"

@@ -1,0 +1,398 @@
+"""Words as people write them: addresses, hosts, paths, header names. Pure; text to canonical text, or `Wrong`.
+
+What is checked here ends up on the wire or in a match, so a word that gets past is safe there: no CR, LF or NUL
+anywhere, names are tokens (RFC 9110 5.6.2), and a pattern that could never match is refused with what would.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from difflib import get_close_matches
+from urllib.parse import quote
+
+from ambassador.config.units import Wrong
+from ambassador.errors import BadRequest
+from ambassador.proxy import path_regex
+from ambassador.proxy.path import normalise
+from ambassador.proxy.policies.retry import KINDS, status_range
+
+NOT_SUPPORTED = "not supported by this version"
+
+METHODS = [
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "PATCH",
+    "DELETE",
+    "OPTIONS",
+    "TRACE",
+    "CONNECT",
+    "COPY",
+    "LOCK",
+    "MKCOL",
+    "MOVE",
+    "PROPFIND",
+    "PROPPATCH",
+    "UNLOCK",
+    "SEARCH",
+    "REPORT",
+    "CHECKOUT",
+    "MERGE",
+    "PURGE",
+    "LINK",
+    "UNLINK",
+    "BIND",
+    "REBIND",
+    "UNBIND",
+    "ACL",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "NOTIFY",
+    "SUBSCRIBE",
+    "UNSUBSCRIBE",
+]
+"""The methods that the parser knows; no other ever arrives."""
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", re.ASCII)
+_SECRET = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/.*", re.ASCII)
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
+_HOST_NAME = re.compile(
+    r"(?=.{1,253}\Z)[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)*"
+)
+_PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}", re.ASCII)
+_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+_KNOWN_PLACEHOLDERS = ("client", "request_id", "route")
+
+
+def name(text: str) -> str:
+    """The name of a route, an upstream or an instance."""
+    if not _NAME.fullmatch(text):
+        raise Wrong(
+            f"{text!r} is not a name", "letters, digits, '_', '.' and '-', not first a '-', at most 100"
+        )
+    return text
+
+
+def secret(text: str) -> str:
+    """A reference to a secret. The problem never repeats the text, which may be the secret itself."""
+    if not _SECRET.fullmatch(text) or "\0" in text:
+        raise Wrong("must be 'env:NAME' or 'file:/path', never the secret itself")
+    return text
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port of `host:port` or `[v6]:port` (the host without brackets). Wrong if it is neither."""
+    bracketed = re.fullmatch(r"\[([^\[\]]*)\]:([0-9]{1,5})", text, re.ASCII)
+    plain = re.fullmatch(r"([^:\[\]]+):([0-9]{1,5})", text, re.ASCII)
+    match = bracketed or plain
+    if match is None:
+        raise Wrong(f"{text!r} is not an address", _address_hint(text))
+    host, port = match[1].lower(), int(match[2])
+    if port > 65535:
+        raise Wrong(f"{text!r}: port {port} is over 65535")
+    if bracketed:
+        return str(_ip_address(host, 6)), port
+    return _host_name(host), port
+
+
+def _address_hint(text: str) -> str:
+    port = re.fullmatch(r"\*?:?([0-9]{1,5})", text, re.ASCII)
+    if port:
+        return f"did you mean '127.0.0.1:{port[1]}', or '0.0.0.0:{port[1]}' for all interfaces?"
+    if text.count(":") > 1 and not text.startswith("["):
+        return "an IPv6 address stands in brackets: '[::1]:8080'"
+    return "write it like '127.0.0.1:8080', '[::1]:8080' or 'unix:/path'"
+
+
+def _ip_address(text: str, version: int | None = None) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise Wrong(f"{text!r} is not an IP address") from None
+    if version is not None and address.version != version:
+        raise Wrong(f"{text!r} is not an IPv{version} address")
+    return address
+
+
+def _host_name(text: str) -> str:
+    lower = text.lower().removesuffix(".")
+    if re.fullmatch(r"[0-9.]+", lower, re.ASCII):
+        return str(_ip_address(lower, 4))
+    if not lower.isascii():
+        raise Wrong(f"{text!r} is not ASCII", "write the name in its 'xn--' form")
+    if not _HOST_NAME.fullmatch(lower):
+        raise Wrong(f"{text!r} is not a host name")
+    return lower
+
+
+def _unix_path(text: str) -> str:
+    path = text.removeprefix("unix:")
+    if not path.startswith("/") or "\0" in path:
+        raise Wrong(f"{text!r} is not a socket's path", "write it like 'unix:/run/app.sock'")
+    # sun_path of Linux is 108 bytes with its NUL.
+    if len(path.encode("utf-8", "surrogateescape")) > 107:
+        raise Wrong(f"{text!r} is longer than a socket's path may be, 107 bytes")
+    return text
+
+
+def listen_address(text: str) -> str:
+    """`host:port`, `[v6]:port` or `unix:/path`; the host in lower case."""
+    if text.startswith("unix:"):
+        return _unix_path(text)
+    host, port = split_address(text)
+    return _join(host, port)
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this host reaches a listen address. `localhost` counts; any other name does not."""
+    if address.startswith("unix:"):
+        return True
+    host, _ = split_address(address)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def control(text: str) -> str:
+    """`unix:/path`."""
+    if not text.startswith("unix:"):
+        raise Wrong(f"{text!r} is not a socket", "write it like 'unix:/run/ambassador.sock'")
+    return _unix_path(text)
+
+
+def endpoint_url(text: str) -> str:
+    """`http://host:port` with the port always there, or `unix:/path`."""
+    if text.startswith("unix:"):
+        return _unix_path(text)
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        raise Wrong(f"{text!r} is not a URL", f"did you mean 'http://{text}'?")
+    if scheme.lower() == "https":
+        raise Wrong(f"{text!r}: https endpoints are {NOT_SUPPORTED}")
+    if scheme.lower() != "http":
+        raise Wrong(f"{text!r} is not an http URL")
+    authority, tail = re.fullmatch(r"([^/?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+    if "@" in authority:
+        raise Wrong("credentials do not belong into a URL")
+    if tail not in ("", "/"):
+        raise Wrong(f"{text!r}: an endpoint has no path or query", "use 'rewrite' to change the path")
+    if re.fullmatch(r"\[[^\[\]]*\]|[^:]*", authority):
+        authority += ":80"
+    try:
+        host, port = split_address(authority)
+    except Wrong as wrong:
+        raise Wrong(
+            f"{text!r} is not a URL", wrong.hint if authority.count(":") > 1 else wrong.problem
+        ) from None
+    if port == 0:
+        raise Wrong(f"{text!r}: port 0 cannot be connected to")
+    return f"http://{_join(host, port)}"
+
+
+def cidr(text: str) -> str:
+    """A network; one address is a network of one."""
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        pass
+    try:
+        loose = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise Wrong(f"{text!r} is not a network", "write it like '10.0.0.0/8' or '::1'") from None
+    raise Wrong(f"{text!r} has host bits set", f"did you mean '{loose}'?")
+
+
+def host_pattern(text: str) -> str:
+    """A host name, `*.suffix` or `*`; lower case."""
+    if text == "*":
+        return text
+    if text.startswith("*."):
+        return "*." + _host_name(text[2:])
+    if "*" in text:
+        raise Wrong(
+            f"{text!r} is not a host pattern", "a wildcard is '*' alone or the first label, '*.example.com'"
+        )
+    return _bare_host(text)
+
+
+def _bare_host(text: str) -> str:
+    if text.startswith("[") and text.endswith("]"):
+        return f"[{_ip_address(text[1:-1], 6)}]"
+    if text.count(":") == 1 and text.partition(":")[2].isdigit():
+        raise Wrong(
+            f"{text!r} has a port, and ports are not matched", f"did you mean '{text.partition(':')[0]}'?"
+        )
+    return _host_name(text)
+
+
+def host(text: str) -> str:
+    """A host name or address with or without a port, or the word `keep`."""
+    if re.fullmatch(r"\[[^\[\]]*\]|[^:]*", text):
+        return _bare_host(text)
+    return _join(*split_address(text))
+
+
+def path(text: str) -> str:
+    """An absolute path in its normalised spelling."""
+    if not text.startswith("/"):
+        raise Wrong(f"{text!r} must begin with '/'", f"did you mean '/{text}'?" if text else None)
+    if "?" in text or "#" in text:
+        raise Wrong(f"{text!r} holds more than a path", "match a query with 'match.query'")
+    normal = _normalised(text)
+    if normal != text:
+        raise Wrong(
+            f"{text!r} is matched by no request, since paths are normalised", f"did you mean '{normal}'?"
+        )
+    return text
+
+
+def _normalised(text: str) -> str:
+    try:
+        return normalise(quote(text, safe="/%:@!$&'()*+,;=~-._").encode("ascii")).decode("ascii")
+    except (BadRequest, UnicodeError) as error:
+        raise Wrong(f"{text!r} is not a path", str(error)) from None
+
+
+def path_pattern(text: str) -> str:
+    """`/exact`, `/prefix/**`, or with parameters, `/v1/accounts/{id}`."""
+    seen: set[str] = set()
+    segments = text.split("/")
+    for position, segment in enumerate(segments):
+        _check_segment(text, segment, seen, last=position == len(segments) - 1)
+    # The parameters are out of the way before the rest is checked as a path, in which braces would be escaped.
+    literal = _PARAMETER.sub("x", text)
+    path(literal) if literal == text else _check_literal(text, literal)
+    return text
+
+
+def _check_literal(text: str, literal: str) -> None:
+    try:
+        path(literal)
+    except Wrong as wrong:
+        raise Wrong(wrong.problem.replace(repr(literal), repr(text)), None) from None
+
+
+def _check_segment(text: str, segment: str, seen: set[str], *, last: bool) -> None:
+    parameter = _PARAMETER.fullmatch(segment)
+    if parameter:
+        if parameter[1] in seen:
+            raise Wrong(f"{text!r} has the parameter '{parameter[1]}' twice")
+        seen.add(parameter[1])
+    elif segment == "**":
+        if not last:
+            raise Wrong(f"{text!r}: '**' can only be the last segment")
+    elif "{" in segment or "}" in segment:
+        raise Wrong(f"{text!r}: a parameter is a whole segment", "as in '/v1/accounts/{id}'")
+    elif segment == "*" or "**" in segment:
+        raise Wrong(
+            f"{text!r}: {segment!r} is no wildcard",
+            "use '{name}' for one segment, '/**' at the end for the rest",
+        )
+
+
+def path_parameters(pattern: str) -> frozenset[str]:
+    """The names of a path pattern's parameters."""
+    return frozenset(_PARAMETER.findall(pattern))
+
+
+def regex(text: str) -> str:
+    """A regular expression that is sure to be matched in linear time."""
+    try:
+        path_regex.compile(text)
+    except path_regex.Refused as refused:
+        raise Wrong(f"{text!r} is not accepted: {refused}") from None
+    return text
+
+
+def method(text: str) -> str:
+    """An HTTP method that the parser knows."""
+    if text in METHODS:
+        return text
+    if text.upper() in METHODS:
+        raise Wrong(f"{text!r} is not a method; methods are upper case", f"did you mean '{text.upper()}'?")
+    raise Wrong(f"{text!r} is not a method", did_you_mean(text.upper(), METHODS))
+
+
+def header_name(text: str) -> str:
+    """A header's name, in the case it is written in."""
+    if not _TOKEN.fullmatch(text):
+        raise Wrong(f"{text!r} is not a header's name")
+    return text
+
+
+def header_value(text: str) -> str:
+    """A header's value: no control characters but tab, no space around it."""
+    bad = re.search(r"[\x00-\x08\x0a-\x1f\x7f]", text)
+    if bad:
+        raise Wrong(f"{text!r} holds the control character {bad[0]!r}")
+    if text != text.strip(" \t"):
+        raise Wrong(f"{text!r} begins or ends with a space, which is not sent")
+    return text
+
+
+def template(text: str) -> str:
+    """A header's value with placeholders; whether `{param.NAME}` exists is the route's to say."""
+    for placeholder in placeholders(header_value(text)):
+        if placeholder not in _KNOWN_PLACEHOLDERS and not re.fullmatch(
+            r"param\.[A-Za-z_][A-Za-z0-9_]*", placeholder
+        ):
+            close = did_you_mean(placeholder, [*_KNOWN_PLACEHOLDERS])
+            raise Wrong(
+                f"'{{{placeholder}}}' is not known",
+                close or "known are {client}, {request_id}, {route}, {param.NAME}",
+            )
+    return text
+
+
+def placeholders(text: str) -> list[str]:
+    """The names in braces, in order; `{{` and `}}` are braces. Wrong if one is left open."""
+    found: list[str] = []
+    for match in _PLACEHOLDER.finditer(text):
+        if match[0] in ("{", "}"):
+            raise Wrong(
+                f"{text!r} has a brace without its other half", f"write '{match[0] * 2}' for one brace"
+            )
+        if match[1] is not None:
+            found.append(match[1])
+    return found
+
+
+def retry_condition(text: str) -> str:
+    """A failure or a status that can be retried."""
+    if text in KINDS:
+        return text
+    if text.startswith("grpc:"):
+        raise Wrong(f"{text!r} is {NOT_SUPPORTED}")
+    try:
+        low, high = status_range(text)
+    except ValueError:
+        hint = did_you_mean(text, [*KINDS, "5xx", "4xx"])
+        raise Wrong(
+            f"{text!r} is not one of connect, reset, refused_stream, timeout, a status (429), a range (502-504) or a class (5xx)",
+            hint,
+        ) from None
+    if low > high:
+        raise Wrong(f"{text!r} ends before it begins", f"did you mean '{high}-{low}'?")
+    if low < 400 or high > 599:
+        raise Wrong(f"{text!r} is not a range of errors, 400 to 599")
+    return text
+
+
+def log_target(text: str) -> str:
+    """`stdout` or a file."""
+    if text == "stdout" or "/" in text:
+        return text
+    raise Wrong(f"{text!r} is not 'stdout', 'off' or a file", f"did you mean './{text}'?" if text else None)
+
+
+def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str | None:
+    """The hint that names the known word nearest to `word`, or None if none is near."""
+    close = get_close_matches(word, known, n=1)
+    return f"did you mean '{close[0]}'?" if close else None
