@@ -33,24 +33,20 @@ class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return iter(())
 
 
-def _form(name: str, **bounds: float) -> Meta:
-    return Meta(extra={"form": name}, **bounds)
-
-
 # Quantities. `X | None` in a field means that the file may say `off`.
-Seconds = Annotated[float, _form("duration", gt=0)]
+Seconds = Annotated[float, Meta(gt=0, extra={"form": "duration"})]
 """A duration, `250ms`, `2s`, `5m`; more than nothing."""
-SecondsOrNone = Annotated[float, _form("duration", ge=0)]
+SecondsOrNone = Annotated[float, Meta(ge=0, extra={"form": "duration"})]
 """A duration where `0s` has a meaning."""
-SecondsRange = Annotated[tuple[float, float], _form("duration_range")]
+SecondsRange = Annotated[tuple[float, float], Meta(extra={"form": "duration_range"})]
 """`25ms..250ms`, or one duration, which is both ends; 0 < low <= high."""
-Bytes = Annotated[int, _form("size", ge=1)]
+Bytes = Annotated[int, Meta(ge=1, extra={"form": "size"})]
 """A size, `64KiB`, `1MB`, `512B`; at least one byte."""
-BytesOrNone = Annotated[int, _form("size", ge=0)]
+BytesOrNone = Annotated[int, Meta(ge=0, extra={"form": "size"})]
 """A size where `0B` has a meaning."""
-BytesPerSecond = Annotated[float, _form("byte_rate", gt=0)]
+BytesPerSecond = Annotated[float, Meta(gt=0, extra={"form": "byte_rate"})]
 """A transfer rate, `256B/s`."""
-Fraction = Annotated[float, _form("percent", ge=0, le=1)]
+Fraction = Annotated[float, Meta(ge=0, le=1, extra={"form": "percent"})]
 """`20%`, which is 0.2 after loading."""
 Count = Annotated[int, Meta(ge=1)]
 """A whole number, at least 1."""
@@ -60,37 +56,37 @@ Status = Annotated[int, Meta(ge=200, le=599)]
 """A final HTTP status."""
 
 # Words.
-Name = Annotated[str, _form("name")]
+Name = Annotated[str, Meta(extra={"form": "name"})]
 """Names a route, an upstream or an instance: letters, digits, `_`, `.`, `-`; it becomes a label of metrics."""
-Secret = Annotated[str, _form("secret")]
+Secret = Annotated[str, Meta(extra={"form": "secret"})]
 """`env:NAME` or `file:/path`; never the secret itself. It stays a reference after loading."""
-ListenAddress = Annotated[str, _form("listen_address")]
+ListenAddress = Annotated[str, Meta(extra={"form": "listen_address"})]
 """`host:port`, `[v6]:port`, or `unix:/path`; port 0 lets the system choose."""
-EndpointUrl = Annotated[str, _form("endpoint_url")]
+EndpointUrl = Annotated[str, Meta(extra={"form": "endpoint_url"})]
 """`http://host:port` without a path, or `unix:/path`."""
-Cidr = Annotated[str, _form("cidr")]
+Cidr = Annotated[str, Meta(extra={"form": "cidr"})]
 """A network, `10.0.0.0/8`, or one address."""
-HostPattern = Annotated[str, _form("host_pattern")]
+HostPattern = Annotated[str, Meta(extra={"form": "host_pattern"})]
 """A host name, `*.suffix`, or `*`; lower case and without a port after loading."""
-Host = Annotated[str, _form("host")]
+Host = Annotated[str, Meta(extra={"form": "host"})]
 """A host name or address, with or without a port."""
-PathPattern = Annotated[str, _form("path_pattern")]
+PathPattern = Annotated[str, Meta(extra={"form": "path_pattern"})]
 """`/exact`, `/prefix/**`, or with parameters, `/v1/accounts/{id}`."""
-Path = Annotated[str, _form("path")]
+Path = Annotated[str, Meta(extra={"form": "path"})]
 """An absolute path, without query."""
-Regex = Annotated[str, _form("regex")]
+Regex = Annotated[str, Meta(extra={"form": "regex"})]
 """A regular expression that is matched in linear time."""
-Method = Annotated[str, _form("method")]
+Method = Annotated[str, Meta(extra={"form": "method"})]
 """An HTTP method, upper case."""
-HeaderName = Annotated[str, _form("header_name")]
+HeaderName = Annotated[str, Meta(extra={"form": "header_name"})]
 """A header's name: a token of RFC 9110."""
-MatchHeader = Annotated[str, _form("match_header")]
+MatchHeader = Annotated[str, Meta(extra={"form": "match_header"})]
 """A header's name to look for; lower case after loading."""
-Template = Annotated[str, _form("template")]
+Template = Annotated[str, Meta(extra={"form": "template"})]
 """A header's value, in which `{client}`, `{request_id}`, `{route}` and `{param.NAME}` are replaced."""
-HeaderValue = Annotated[str, _form("header_value")]
+HeaderValue = Annotated[str, Meta(extra={"form": "header_value"})]
 """A header's value: no CR, LF or NUL."""
-RetryCondition = Annotated[str, _form("retry_condition")]
+RetryCondition = Annotated[str, Meta(extra={"form": "retry_condition"})]
 """`connect`, `reset`, `refused_stream`, `timeout`, a status (`429`), a range (`502-504`) or a class (`5xx`)."""
 
 Internal = Meta(extra={"internal": True})

@@ -154,15 +154,15 @@ def _covering(level: _Level, segments: list[str]) -> Iterator[tuple[int, Match]]
     """The routes whose patterns take every path of the pattern with these segments."""
     levels = [level]
     for segment in segments:
-        for level in levels:
-            yield from level.rest
+        for reached in levels:
+            yield from reached.rest
         if segment == "**":
             return
         steps = (segment,) if segment in ("{}", "") else (segment, "{}")
-        levels = [level.next[step] for level in levels for step in steps if step in level.next]
-    for level in levels:
-        yield from level.ends
-        yield from level.rest
+        levels = [reached.next[step] for reached in levels for step in steps if step in reached.next]
+    for reached in levels:
+        yield from reached.ends
+        yield from reached.rest
 
 
 def _wider_hosts(host: str) -> Iterator[str]:

@@ -10,12 +10,14 @@ import ast
 import inspect as python_inspect
 import textwrap
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from msgspec import NODEFAULT, inspect
 
 from ambassador.config import display
-from ambassador.config.schema import Document
+from ambassador.config.read import section_of
+from ambassador.config.schema import Document, Endpoint
 from ambassador.settings import Section
 
 _DURATION = r"^(0|([0-9]+(\.[0-9]+)?(us|ms|s|m|h|d))+)$"
@@ -57,7 +59,7 @@ def _own_docs(section: type[Section]) -> dict[str, str]:
         return {}
     body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
     docs: dict[str, str] = {}
-    for before, after in zip(body, body[1:], strict=False):
+    for before, after in pairwise(body):
         named = isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name)
         if named and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
             docs[before.target.id] = " ".join(str(after.value.value).split())  # type: ignore[attr-defined]
@@ -139,7 +141,7 @@ def _property(field: inspect.Field, docs: dict[str, str], definitions: dict[str,
 def _default(field: inspect.Field) -> dict[str, Any]:
     if field.default is NODEFAULT or field.default is None or field.default == ():
         return {}
-    shown = display._show(field.default, field.type, None)
+    shown = display.show(field.default, field.type)
     return {} if isinstance(shown, dict) else {"default": shown}
 
 
@@ -150,9 +152,7 @@ def _type(info: inspect.Type, form: str | None, definitions: dict[str, Any]) -> 
     if isinstance(info, inspect.Metadata):
         return _type(info.type, (info.extra or {}).get("form", form), definitions)
     if form == "target":
-        return {
-            "anyOf": [{"type": "string"}, {"type": "array", "items": _reference_of("endpoints", definitions)}]
-        }
+        return {"anyOf": [{"type": "string"}, {"type": "array", "items": _reference(Endpoint, definitions)}]}
     if form == "workers":
         return _STRINGS["workers"]
     if isinstance(info, inspect.UnionType):
@@ -161,17 +161,10 @@ def _type(info: inspect.Type, form: str | None, definitions: dict[str, Any]) -> 
         ]
         return {"anyOf": members}
     if isinstance(info, inspect.StructType):
-        return _reference(info.cls, definitions)
+        return _reference(section_of(info), definitions)
     if form is not None:
         return _STRINGS.get(form, {"type": ["string", "number", "boolean"]})
     return _plain(info, definitions)
-
-
-def _reference_of(name: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    from ambassador.config.schema import Endpoint
-
-    assert name == "endpoints"
-    return _reference(Endpoint, definitions)
 
 
 def _plain(info: inspect.Type, definitions: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +180,10 @@ def _plain(info: inspect.Type, definitions: dict[str, Any]) -> dict[str, Any]:
         item = _type(info.item_type, None, definitions)
         least = {"minItems": info.min_length} if info.min_length else {}
         several = {"type": "array", "items": item, **least}
-        short = not isinstance(info.item_type, inspect.StructType) or info.item_type.cls.shorthand is not None
+        short = (
+            not isinstance(info.item_type, inspect.StructType)
+            or section_of(info.item_type).shorthand is not None
+        )
         return {"anyOf": [item, several]} if short else several
     if isinstance(info, inspect.TupleType):
         items = [_type(inner, None, definitions) for inner in info.item_types]

@@ -19,7 +19,7 @@ _FORMATS: dict[str, Callable[[Any], str]] = {
     "size": units.format_size,
     "byte_rate": units.format_byte_rate,
     "percent": units.format_percent,
-    "secret": lambda value: MASK,
+    "secret": lambda _: MASK,
 }
 
 
@@ -28,26 +28,27 @@ def to_display(config: Config) -> dict[str, Any]:
 
     `line` and `file` of the routes stay, so that it can be said where each comes from.
     """
-    shown = _show(config, inspect.type_info(Config), None)
+    shown = show(config, inspect.type_info(Config))
     assert isinstance(shown, dict)
     return shown
 
 
-def _show(value: Any, info: inspect.Type, form: str | None) -> Any:
+def show(value: Any, info: inspect.Type, form: str | None = None) -> Any:
+    """A value of a type as plain data; `form` is how its text is written, if it is one of the kinds of `settings`."""
     if value is None:
         return None
     if isinstance(info, inspect.Metadata):
-        return _show(value, info.type, (info.extra or {}).get("form", form))
+        return show(value, info.type, (info.extra or {}).get("form", form))
     if isinstance(info, inspect.UnionType):
-        return _show(value, _member(value, info), form)
+        return show(value, _member(value, info), form)
     if form in _FORMATS:
         return _FORMATS[form](value)
     if isinstance(info, inspect.StructType):
-        return {field.name: _show(getattr(value, field.name), field.type, None) for field in info.fields}
+        return {field.name: show(getattr(value, field.name), field.type) for field in info.fields}
     if isinstance(info, inspect.DictType):
-        return {key: _show(inner, info.value_type, None) for key, inner in value.items()}
+        return {key: show(inner, info.value_type) for key, inner in value.items()}
     if isinstance(info, inspect.VarTupleType):
-        return [_show(inner, info.item_type, None) for inner in value]
+        return [show(inner, info.item_type) for inner in value]
     return list(value) if isinstance(value, tuple) else value
 
 

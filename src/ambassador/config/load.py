@@ -26,6 +26,7 @@ from ambassador.config.node import Node, Source
 from ambassador.config.problem import ConfigError, Problem, in_order
 from ambassador.config.read import BAD, Items, Part, build, merge, read
 from ambassador.config.schema import Config, Document, Fragment, Route, Upstream
+from ambassador.proxy.policies import headers
 
 __all__ = ["Loaded", "for_urls", "load", "load_file", "load_string", "load_text"]
 
@@ -478,11 +479,10 @@ class _Assembly:
         target = route.values.get("to")
         if isinstance(target, Items):
             self._inline_upstream(route, target)
-        elif isinstance(target, str) and target not in self.upstreams and target not in self._unread:
-            if not self._partial:
-                node, path = route.place("to")
-                hint = words.did_you_mean(target, list(self.upstreams)) or "a URL begins with 'http://'"
-                node.report(path, f"there is no upstream '{target}'", hint)
+        elif isinstance(target, str) and not self._partial and target not in {*self.upstreams, *self._unread}:
+            node, path = route.place("to")
+            hint = words.did_you_mean(target, list(self.upstreams)) or "a URL begins with 'http://'"
+            node.report(path, f"there is no upstream '{target}'", hint)
 
     def _inline_upstream(self, route: Part, endpoints: Items) -> None:
         name = route.values.get("name")
@@ -573,11 +573,7 @@ def _build_route(route: Part) -> Any:
 
 def _without_removed(default: Any, own: Part) -> Any:
     """Default headers without those that the route removes, and with its own `remove` added to the default's."""
-    if not (
-        (isinstance(default, Part) and "request" in default.values | own.values) or "response" in own.values
-    ):
-        return default
-    if not isinstance(default, Part):
+    if not (isinstance(default, Part) and default.section is headers.Config):
         return default
     kept = Part(default.section, default.node, default.path)
     for side, changes in default.values.items():
@@ -594,11 +590,10 @@ def _less(changes: Any, own: Any) -> Any:
     names = {name.lower() for name in removed.values if isinstance(name, str)}
     kept = Part(changes.section, changes.node, changes.path)
     for key, value in changes.values.items():
-        if isinstance(value, Part):
-            value = _without_keys(value, names)
-        elif isinstance(value, Items):
+        if isinstance(value, Items):
             removed.values += [name for name in value.values if name not in removed.values]
-        kept.put(key, value, changes.keys[key], changes.nodes[key])
+        left = _without_keys(value, names) if isinstance(value, Part) else value
+        kept.put(key, left, changes.keys[key], changes.nodes[key])
     return kept
 
 

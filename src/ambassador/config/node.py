@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from msgspec import structs
+
 from ambassador.config.problem import Problem
 
 _LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
@@ -31,6 +33,15 @@ class Source:
             self._lines = _LINE_BREAK.split(self._lines)
         return self._lines[number - 1] if 0 < number <= len(self._lines) else ""
 
+    def mask(self, number: int, secret: str) -> None:
+        """Takes a secret out of a line that problems show, those reported before too."""
+        shown = self.line(number).replace(secret, "***") if "\n" not in secret else "***"
+        if isinstance(self._lines, list) and number <= len(self._lines):
+            self._lines[number - 1] = shown
+        for at, problem in enumerate(self.problems):
+            if problem.file == self.name and problem.line == number:
+                self.problems[at] = structs.replace(problem, source=shown)
+
     def report(
         self,
         line: int,
@@ -40,12 +51,9 @@ class Source:
         hint: str | None = None,
         *,
         level: Literal["error", "warning"] = "error",
-        masked: str | None = None,
     ) -> None:
-        """Adds a problem at a place; `masked` is text that must not appear in the line shown."""
+        """Adds a problem at a place."""
         shown = self.line(line)
-        if masked is not None:
-            shown = shown[: column - 1] + "***"
         self.problems.append(
             Problem(
                 file=self.name, line=line, column=column, level=level, path=path, message=message, hint=hint,

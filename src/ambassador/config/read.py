@@ -20,7 +20,7 @@ from ambassador.config.node import Node
 from ambassador.config.units import Wrong
 from ambassador.settings import Section
 
-__all__ = ["BAD", "Items", "Part", "build", "merge", "read"]
+__all__ = ["BAD", "Items", "Part", "build", "merge", "read", "section_of"]
 
 
 class _Bad:
@@ -221,7 +221,7 @@ class _SectionReader:
             key_node.report(_join(part.path, name), f"'{name}' is {words.NOT_SUPPORTED}", hint)
 
     def _unknown(self, part: Part, name: str, key_node: Node, value_node: Node, mistaken: set[str]) -> None:
-        """Reports an unknown key. What is meant by it is read too, so that its own mistakes are found in the same run."""
+        """Reports an unknown key. What is meant by it is read too, for the mistakes in it."""
         meant = self._meant(name, part)
         hint = f"did you mean '{meant}'?" if meant else f"known are {', '.join(self._fields)}"
         key_node.report(part.path, f"unknown key '{_short(name)}'", hint)
@@ -234,8 +234,9 @@ class _SectionReader:
 
     def _meant(self, name: str, part: Part) -> str | None:
         words_for = _MEANT.get(self._section, {})
-        if name in words_for:
-            return words_for[name]
+        for said, meant in words_for.items():
+            if name == said or (meant not in part.values and _nearest(name, (said,), 0.8)):
+                return meant
         missing = [key for key in self._required if key not in part.values]
         free = [key for key in (*self._fields, *self._section.aliases) if key not in part.values]
         near = _nearest(name, missing, 0.5) or _nearest(name, free, 0.6)
@@ -252,7 +253,8 @@ class _SectionReader:
 
 _MEANT: dict[type[Section], dict[str, str]] = {
     schema.Route: {"upstream": "to", "backend": "to", "url": "to", "service": "to", "proxy_pass": "to"},
-    schema.Document: {"port": "listen", "bind": "listen", "services": "upstreams", "backends": "upstreams"},
+    schema.Document: {key: f"defaults.{key}" for key in ("timeout", "retry", "headers")}
+    | {"port": "listen", "bind": "listen", "services": "upstreams", "backends": "upstreams"},
     schema.Upstream: {
         "servers": "endpoints",
         "targets": "endpoints",
@@ -271,7 +273,13 @@ def _sections_in(info: inspect.Type) -> Iterable[type[Section]]:
         for inner in info.types:
             yield from _sections_in(inner)
     elif isinstance(info, inspect.StructType):
-        yield info.cls
+        yield section_of(info)
+
+
+def section_of(info: inspect.StructType) -> type[Section]:
+    """The section that a type of the schema is."""
+    assert issubclass(info.cls, Section)
+    return info.cls
 
 
 def _nearest(word: str, known: Sequence[str], cutoff: float) -> str | None:
@@ -285,7 +293,7 @@ def _all_values(part: Part) -> Part:
     exact = part.values.get("exact")
     if isinstance(exact, Items) and exact.values == ["*"]:
         changed = Part(part.section, part.node, part.path)
-        changed.put("present", True, part.node, part.node)
+        changed.put("present", bool(exact.values), part.node, part.node)
         return changed
     return part
 
@@ -376,9 +384,10 @@ def _formed(parse: Callable[[str], Any], info: inspect.Type) -> Reader:
             value = parse(text)
         except Wrong as wrong:
             if is_secret:
-                node.source.report(node.line, node.column, path, wrong.problem, wrong.hint, masked=text)
+                node.source.mask(node.line, text)
+                node.report(path, wrong.problem, wrong.hint)
                 return BAD
-            return _report(node, path, wrong.problem, wrong.hint or _not_off(node))
+            return _report(node, path, wrong.problem, _not_off(node) or wrong.hint)
         problem = bounds(value, text)
         return value if problem is None else _report(node, path, problem)
 
@@ -392,7 +401,7 @@ def _not_off(node: Node) -> str | None:
 def _bounds(info: inspect.Type) -> Callable[[Any, str], str | None]:
     """What says whether a number is out of its type's bounds; None if it is within."""
     if not isinstance(info, (inspect.IntType, inspect.FloatType)):
-        return lambda value, text: None
+        return _no_bounds
     above, least, most = info.gt, info.ge, info.le
 
     def check(value: float, text: str) -> str | None:
@@ -405,13 +414,17 @@ def _bounds(info: inspect.Type) -> Callable[[Any, str], str | None]:
     return check
 
 
+def _no_bounds(_value: Any, _text: str) -> str | None:
+    return None
+
+
 def _range(least: float | None, most: float | None, text: str) -> str:
     if text.endswith("%"):
         return "0% to 100%"
     return f"at least {least}" if most is None else f"{least} to {most}"
 
 
-def _string(info: inspect.Type) -> Reader:
+def _string(_info: inspect.Type) -> Reader:
     def read_string(node: Node, path: str) -> Any:
         text = _text_of(node, path)
         return BAD if text is None else text
@@ -453,7 +466,7 @@ _TRUE = frozenset(("true", "True", "TRUE", "on", "yes"))
 _FALSE = frozenset(("false", "False", "FALSE", "off", "no"))
 
 
-def _boolean(info: inspect.Type) -> Reader:
+def _boolean(_info: inspect.Type) -> Reader:
     def read_boolean(node: Node, path: str) -> Any:
         if node.plain and node.text in _TRUE:
             return True
@@ -485,7 +498,9 @@ def _list(info: inspect.Type) -> Reader:
     assert isinstance(info, inspect.VarTupleType)
     item = _reader_of(info.item_type)
     is_section = isinstance(info.item_type, inspect.StructType)
-    short = isinstance(info.item_type, inspect.StructType) and info.item_type.cls.shorthand is not None
+    short = (
+        isinstance(info.item_type, inspect.StructType) and section_of(info.item_type).shorthand is not None
+    )
 
     def read_list(node: Node, path: str) -> Any:
         if node.kind == "sequence":

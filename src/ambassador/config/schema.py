@@ -234,6 +234,7 @@ class ValueMatch(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Whether it must be there (true) or must be missing (false), whatever its value."""
 
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
+        """Not exactly one of the fields."""
         if bool(self.exact) + (self.regex is not None) + (self.present is not None) != 1:
             yield None, "needs exactly one of 'exact', 'regex' and 'present'"
 
@@ -284,6 +285,7 @@ class Timeout(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long nothing may move in a body or a tunnel."""
 
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
+        """Parts that are longer than the whole."""
         for part in ("per_try", "first_byte"):
             value = getattr(self, part)
             if value is not None and value > self.total:

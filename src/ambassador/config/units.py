@@ -26,7 +26,7 @@ __all__ = [
 
 
 class Wrong(ValueError):
-    """A value is not what its place needs. `problem` says so in words, `hint` says what to write instead, or is None."""
+    """A value is not what its place needs. `problem` says so in words, `hint` what to write, or is None."""
 
     def __init__(self, problem: str, hint: str | None = None) -> None:
         super().__init__(problem)

@@ -290,7 +290,7 @@ def _check_segment(text: str, segment: str, seen: set[str], *, last: bool) -> No
             raise Wrong(f"{text!r}: '**' can only be the last segment")
     elif "{" in segment or "}" in segment:
         raise Wrong(f"{text!r}: a parameter is a whole segment", "as in '/v1/accounts/{id}'")
-    elif segment == "*" or "**" in segment:
+    elif segment.endswith("*") or "**" in segment:
         raise Wrong(
             f"{text!r}: {segment!r} is no wildcard",
             "use '{name}' for one segment, '/**' at the end for the rest",

@@ -52,6 +52,7 @@ class Redirect(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The status: 308 and 301 are remembered by clients, 307 and 302 are not; 307 and 308 keep the method."""
 
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
+        """No target, or two."""
         parts = [part for part in ("scheme", "host", "port", "path") if getattr(self, part) is not None]
         if self.location is None and not parts:
             yield None, "needs 'location', or one of 'scheme', 'host', 'port' and 'path'"

@@ -44,6 +44,7 @@ class Rewrite(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[pattern, substitution]`: every match in the path is replaced; `\\1` or `\\g<name>` is what a group matched."""
 
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
+        """Two rewrites, or one that cannot be."""
         if self.prefix is not None and self.regex is not None:
             yield "regex", "'prefix' and 'regex' exclude each other"
         if self.regex is not None:

@@ -1,0 +1,101 @@
+"""Warnings, each with its place."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+
+from ambassador.config.load import load_string
+
+HEAD = "version: 1\nlisten: 127.0.0.1:8080\n"
+
+
+def warnings(text: str) -> list[str]:
+    result = load_string(HEAD + textwrap.dedent(text))
+    assert not result.errors, [str(problem) for problem in result.errors]
+    return [str(problem).removeprefix("-:") for problem in result.warnings]
+
+
+def shadowed(first: str, second: str) -> bool:
+    text = f"routes:\n- {{name: a, match: {first}, respond: 200}}\n- {{name: b, match: {second}, respond: 200}}\n"
+    found = warnings(text)
+    assert all(
+        "5:20: warning: routes[1].match: is never reached: route 'a' (line 4)" in warning for warning in found
+    )
+    return bool(found)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("{}", "{host: a.b}"),
+        ("{host: '*'}", "{}"),
+        ("{host: '*.b'}", "{host: a.b}"),
+        ("{host: '*.b'}", "{host: '*.a.b'}"),
+        ("{host: [a, b]}", "{host: [b, a], path: /x}"),
+        ("{path: /a/**}", "{path: /a}"),
+        ("{path: /a/**}", "{path: '/a/{id}/**'}"),
+        ("{path: '/a/{id}'}", "{path: /a/b}"),
+        ("{path: '/a/{id}'}", "{path: '/a/{other}'}"),
+        ("{path: /a, methods: [GET, POST]}", "{path: /a, methods: [GET]}"),
+        ("{path: {regex: a}}", "{path: {regex: a}}"),
+        ("{path: /**}", "{path: {regex: a}}"),
+        ("{headers: {x: a}}", "{headers: {x: a, y: b}}"),
+    ],
+)
+def test_shadowed_route_is_told(first: str, second: str) -> None:
+    assert shadowed(first, second)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("{host: a.b}", "{}"),
+        ("{host: '*.b'}", "{host: b}"),
+        ("{host: '*.a.b'}", "{host: '*.b'}"),
+        ("{host: a}", "{host: [b, a]}"),
+        ("{path: /a}", "{path: /a/**}"),
+        ("{path: /a/b}", "{path: '/a/{id}'}"),
+        ("{path: /a/**}", "{path: /ab}"),
+        ("{path: /a, methods: [GET]}", "{path: /a}"),
+        ("{headers: {x: a}}", "{}"),
+        ("{query: {x: a}}", "{query: {x: b}}"),
+        ("{path: /a/**}", "{path: {regex: /a/b}}"),
+    ],
+)
+def test_reachable_route_is_not_told(first: str, second: str) -> None:
+    assert not shadowed(first, second)
+
+
+def test_retry_of_other_methods_is_told() -> None:
+    found = warnings("routes:\n- {name: a, to: 'http://a', retry: {methods: [GET, POST], when: reset}}\n")
+    assert len(found) == 1
+    assert found[0].startswith("4:36: warning: routes[0].retry: POST is not idempotent")
+    assert not warnings("routes:\n- {name: a, to: 'http://a', retry: {methods: all, when: connect}}\n")
+
+
+def test_unused_upstream_is_told() -> None:
+    found = warnings("upstreams:\n  u: {endpoints: ['http://u']}\nroutes: [{name: a, respond: 200}]\n")
+    assert found == ["4:6: warning: upstreams.u: the upstream 'u' is used by no route"]
+
+
+def test_no_routes_is_told() -> None:
+    assert warnings("") == ["1:1: warning: has no routes, so every request is answered 404"]
+
+
+def test_connect_over_total_is_told() -> None:
+    found = warnings("routes:\n- {name: a, to: 'http://a', timeout: {connect: 3s, total: 2s}}\n")
+    assert found == [
+        "4:48: warning: routes[0].timeout.connect: is longer than 'total' (2s), which ends the request first"
+    ]
+
+
+def test_secret_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AMBASSADOR_TEST_TOKEN", raising=False)
+    text = "admin: {address: 127.0.0.1:1, token: 'env:AMBASSADOR_TEST_TOKEN'}\nroutes: [{name: a, respond: 200}]\n"
+    assert warnings(text) == [
+        "3:38: warning: admin.token: the variable 'AMBASSADOR_TEST_TOKEN' is not set here"
+    ]
+    monkeypatch.setenv("AMBASSADOR_TEST_TOKEN", "x")
+    assert not warnings(text)

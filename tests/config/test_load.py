@@ -1,0 +1,472 @@
+"""Loading: every mistake with its place, and what a good file becomes."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ambassador.config.load import Loaded, for_urls, load, load_file, load_string, load_text
+from ambassador.config.problem import ConfigError
+from ambassador.config.schema import Config, Endpoint, PathRegex, Redirect, Respond, ValueMatch
+from ambassador.proxy.policies import headers, retry
+
+HEAD = "version: 1\nlisten: 127.0.0.1:8080\n"
+
+
+def loaded(text: str) -> Loaded:
+    return load_string(textwrap.dedent(text))
+
+
+def routes(text: str) -> Loaded:
+    """Loads routes; the first of their lines is line 4."""
+    return load_string(HEAD + "routes:\n" + textwrap.dedent(text))
+
+
+def places(result: Loaded) -> list[tuple[int, int, str]]:
+    assert result.config is None
+    return [(problem.line, problem.column, problem.path) for problem in result.errors]
+
+
+def only(result: Loaded) -> str:
+    """The only error, as it is printed after the file's name."""
+    assert result.config is None
+    assert len(result.errors) == 1, [str(problem) for problem in result.errors]
+    return str(result.errors[0]).removeprefix("-:")
+
+
+CONTRACT = """\
+version: 1
+listen: 127.0.0.1:8080            # short for listeners: [{address: …}]
+admin: 127.0.0.1:9901             # or {address, token: file:…}; unix:/path too
+workers: auto                     # CPUs this process may use (affinity and cgroup quota)
+state: local
+routes:
+  - name: billing
+    match: {host: billing.internal}
+    to: http://127.0.0.1:9000     # one URL, a list of URLs, or the name of an upstream
+    timeout: 2s
+    retry: {attempts: 2, when: [connect, 5xx]}
+"""
+
+
+def test_sample_of_the_reference_loads() -> None:
+    config = load_text(CONTRACT)
+    (route,) = config.routes
+    assert (route.name, route.to, route.line, route.match.host) == (
+        "billing",
+        "billing",
+        7,
+        ("billing.internal",),
+    )
+    assert route.timeout.total == 2.0
+    assert route.retry == retry.Config(attempts=2, when=("connect", "5xx"))
+    assert config.upstreams["billing"].endpoints == (Endpoint(url="http://127.0.0.1:9000"),)
+    assert config.admin is not None
+    assert (config.listeners[0].address, config.admin.address, config.workers) == (
+        "127.0.0.1:8080",
+        "127.0.0.1:9901",
+        None,
+    )
+
+
+def test_config_survives_msgpack() -> None:
+    config = load_text(CONTRACT)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(config), type=Config) == config
+
+
+def test_defaults_of_the_reference() -> None:
+    config = load_text(HEAD + "routes: [{name: a, to: 'http://a'}]")
+    (route,) = config.routes
+    timeout, limits = route.timeout, config.listeners[0].limits
+    assert (timeout.connect, timeout.first_byte, timeout.per_try, timeout.total) == (1.0, None, None, 15.0)
+    assert (timeout.total_body, timeout.idle) == (None, 300.0)
+    assert route.retry == retry.UNSET
+    assert route.retry is not None
+    assert (route.retry.attempts, route.retry.kinds, route.retry.statuses) == (
+        1,
+        {"connect", "refused_stream"},
+        frozenset(),
+    )
+    assert (limits.connections, limits.header_bytes, limits.headers, limits.uri, limits.body) == (
+        10000,
+        65536,
+        100,
+        8192,
+        None,
+    )
+    assert (limits.idle, limits.header_timeout, limits.body_timeout, limits.min_rate) == (
+        75.0,
+        10.0,
+        30.0,
+        256.0,
+    )
+    assert (config.drain.delay, config.drain.timeout) == (5.0, 20.0)
+
+
+@pytest.mark.parametrize("written", ["off", "false", "0", "{attempts: 0}"])
+def test_no_retries(written: str) -> None:
+    assert (
+        load_text(HEAD + f"routes: [{{name: a, to: 'http://a', retry: {written}}}]").routes[0].retry is None
+    )
+
+
+def test_written_retry_has_the_wider_conditions() -> None:
+    config = load_text(HEAD + "routes: [{name: a, to: 'http://a', retry: {methods: all, on: [429]}}, "
+                       "{name: b, to: 'http://b', match: {path: /b}, retry: 3}]")  # fmt: skip
+    first, second = (route.retry for route in config.routes)
+    assert first == retry.Config(attempts=2, methods="all", when=("429",))
+    assert second is not None
+    assert (second.attempts, second.statuses) == (3, {502, 503, 504})
+
+
+@pytest.mark.parametrize("key", ["on", "true", "when"])
+def test_on_is_when(key: str) -> None:
+    route = load_text(HEAD + f"routes: [{{name: a, to: 'http://a', retry: {{{key}: reset}}}}]").routes[0]
+    assert route.retry == retry.Config(when=("reset",))
+
+
+def test_defaults_are_merged_key_by_key() -> None:
+    config = load_text(
+        HEAD
+        + textwrap.dedent("""\
+        defaults:
+          timeout: {connect: 2s, total: 9s}
+          retry: {attempts: 3, when: reset}
+          headers: {request: {set: {X-A: a, x-b: b, x-c: c}, remove: [x-r]}}
+        routes:
+          - {name: a, match: {path: /a}, to: http://a}
+          - name: b
+            to: http://b
+            timeout: {total: 4s}
+            retry: {attempts: 1}
+            headers: {request: {set: {x-a: mine}, remove: [x-b]}}
+        """)
+    )
+    a, b = config.routes
+    assert (a.timeout.connect, a.timeout.total, b.timeout.connect, b.timeout.total) == (2.0, 9.0, 2.0, 4.0)
+    assert b.retry == retry.Config(attempts=1, when=("reset",))
+    assert b.headers == headers.Config(
+        request=headers.Changes(set={"x-c": "c", "x-a": "mine"}, remove=("x-b", "x-r"))
+    )
+    assert a.headers == headers.Config(
+        request=headers.Changes(set={"X-A": "a", "x-b": "b", "x-c": "c"}, remove=("x-r",))
+    )
+
+
+def test_short_forms() -> None:
+    config = load_text(
+        HEAD
+        + textwrap.dedent("""\
+        upstreams:
+          u:
+            endpoints: [unix:/run/u.sock, {url: "http://[::1]:81", weight: 3}]
+            balance: p2c
+        routes:
+          - {name: r, match: {path: /r}, redirect: https://x/}
+          - {name: s, match: {path: /s, methods: GET}, respond: 403}
+          - name: t
+            match:
+              host: [A.example, "*.b.example"]
+              path: {regex: "/t/(?P<id>[0-9]+)"}
+              headers: {X-Flag: off, x-any: "*", x-two: [a, b], x-none: {present: false}}
+            to: u
+            rewrite: {host: keep}
+        """)
+    )
+    r, s, t = config.routes
+    assert r.redirect == Redirect(location="https://x/")
+    assert (s.respond, s.match.methods) == (Respond(status=403), ("GET",))
+    assert t.match.host == ("a.example", "*.b.example")
+    assert t.match.path == PathRegex(regex="/t/(?P<id>[0-9]+)")
+    assert t.match.headers == {
+        "x-flag": ValueMatch(exact=("off",)),
+        "x-any": ValueMatch(present=True),
+        "x-two": ValueMatch(exact=("a", "b")),
+        "x-none": ValueMatch(present=False),
+    }
+    assert config.upstreams["u"].endpoints == (
+        Endpoint(url="unix:/run/u.sock"),
+        Endpoint(url="http://[::1]:81", weight=3),
+    )
+
+
+def test_aliases_and_merges() -> None:
+    config = load_text(
+        HEAD
+        + textwrap.dedent("""\
+        routes:
+          - {name: a, match: {path: /a}, to: http://a, timeout: &t {connect: 2s, total: 9s}}
+          - {name: b, match: {path: /b}, to: http://b, timeout: *t}
+          - {name: c, match: {path: /c}, to: http://c, timeout: {<<: *t, total: 4s}}
+        """)
+    )
+    assert [route.timeout.total for route in config.routes] == [9.0, 9.0, 4.0]
+    assert [route.timeout.connect for route in config.routes] == [2.0, 2.0, 2.0]
+
+
+def test_five_mistakes_are_five_errors() -> None:
+    result = loaded("""\
+        version: 1
+        listen: 127.0.0.1:8080
+        routes:
+          - name: a
+            to: http://a
+            timeout: {total: 5}
+          - name: a
+            to: nowhere
+            retry: {attempts: 12, when: [conect]}
+            headres: {}
+        """)
+    assert places(result) == [
+        (6, 22, "routes[0].timeout.total"),
+        (7, 11, "routes[1].name"),
+        (8, 9, "routes[1].to"),
+        (9, 23, "routes[1].retry.attempts"),
+        (9, 34, "routes[1].retry.when[0]"),
+        (10, 5, "routes[1]"),
+    ]
+    assert result.errors[-1].hint == "did you mean 'headers'?"
+    assert result.errors[0].source == "    timeout: {total: 5}"
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("- {name: a, upsteam: x}", "4:13: error: routes[0]: unknown key 'upsteam'; did you mean 'to'?"),
+        ("- {name: a, too: http://a}", "4:13: error: routes[0]: unknown key 'too'; did you mean 'to'?"),
+        ("- {nane: a, to: http://a}", "4:4: error: routes[0]: unknown key 'nane'; did you mean 'name'?"),
+        ("- {to: http://a}", "4:3: error: routes[0]: missing required key 'name'"),
+        ("- {name: a, to: http://a, host: b}", "4:27: error: routes[0]: unknown key 'host'; did you mean 'match.host'?"),
+        ("- {name: a, to: http://a, to: http://b}", "4:27: error: routes[0].to: duplicate key 'to' (first on line 4)"),
+        ("- {name: a}", "4:3: error: routes[0]: missing one of 'to', 'redirect' and 'respond'"),
+        ("- {name: a, to: http://a, respond: 200}",
+         "4:36: error: routes[0].respond: a route has one of 'to', 'redirect' and 'respond', and this has 'to' already"),
+        ("- {name: a, respond: 200, timeout: 1s}", "4:36: error: routes[0].timeout: 'timeout' has no effect with 'respond'"),
+        ("- {name: a, to: b}", "4:17: error: routes[0].to: there is no upstream 'b'; a URL begins with 'http://'"),
+        ("- {name: a, to: 'a:80'}", "4:17: error: routes[0].to: 'a:80' is neither a URL nor a name; did you mean 'http://a:80'?"),
+        ("- {name: a, to: https://a}",
+         "4:17: error: routes[0].to: 'https://a': https endpoints are not supported by this version"),
+        ("- {name: a, to: http://a/b}",
+         "4:17: error: routes[0].to: 'http://a/b': an endpoint has no path or query; use 'rewrite' to change the path"),
+        ("- {name: a, to: http://a, timeout: {per_try: 3s, total: 2s}}",
+         "4:46: error: routes[0].timeout.per_try: is longer than 'total' (2s), so it would never end anything"),
+        ("- {name: a, to: http://a, timeout: off}",
+         "4:36: error: routes[0].timeout: 'off' is not a duration; this cannot be switched off"),
+        ("- {name: a, to: http://a, timeout: 0}", "4:36: error: routes[0].timeout: must be more than 0, got 0"),
+        ("- {name: a, to: http://a, timeout: }",
+         "4:36: error: routes[0].timeout: has no value; leave the key out, or say what it is"),
+        ("- {name: a, to: http://a, timeout: [1s]}", "4:36: error: routes[0].timeout: must be a mapping, not a list; leave out the '- '"),
+        ("- {name: a, to: http://a, match: {path: '/a/{id}b'}}",
+         "4:41: error: routes[0].match.path: '/a/{id}b': a parameter is a whole segment; as in '/v1/accounts/{id}'"),
+        ("- {name: a, to: http://a, match: {methods: [get]}}",
+         "4:45: error: routes[0].match.methods[0]: 'get' is not a method; methods are upper case; did you mean 'GET'?"),
+        ("- {name: a, to: http://a, headers: {request: {set: {x: {client}}}}}",
+         '4:56: error: routes[0].headers.request.set.x: must be a text, not a mapping; quote this: "{client}"'),
+        ("- {name: a, to: http://a, headers: {request: {set: {x: '{param.id}'}}}}",
+         "4:56: error: routes[0].headers.request.set.x: the path of route 'a' has no parameter 'id'"),
+        ("- {name: a, to: http://a, headers: {response: {set: {X-A: 1, x-a: 2}}}}",
+         "4:62: error: routes[0].headers.response.set.x-a: duplicate key 'x-a' (first on line 4)"),
+        ("- {name: a, to: http://a, rewrite: {prefix: /x, regex: [a, b]}}",
+         "4:56: error: routes[0].rewrite.regex: 'prefix' and 'regex' exclude each other"),
+        ("- {name: a, redirect: {}}", "4:23: error: routes[0].redirect: needs 'location', or one of 'scheme', 'host', 'port' and 'path'"),
+        ("- {name: a, redirect: {host: b, status: 200}}",
+         "4:41: error: routes[0].redirect.status: must be one of 301, 302, 303, 307, 308; got '200'"),
+        ("- {name: a, respond: 99}", "4:22: error: routes[0].respond: must be 200 to 599, got 99"),
+        ("- {name: a, to: http://a, limit: {rate: 1/s}}", "4:27: error: routes[0].limit: 'limit' is not supported by this version"),
+        ("- {name: a, to: http://a, retry: {budget: 120%}}", "4:43: error: routes[0].retry.budget: must be 0% to 100%, got 120%"),
+        ("- {name: a, to: http://a, retry: {buffer: 64}}",
+         "4:43: error: routes[0].retry.buffer: '64' is not a size; a size needs a unit: '64B' or '64KiB'"),
+        ("- {name: a, to: http://a, retry: {methods: idempotnet}}",
+         "4:44: error: routes[0].retry.methods: 'idempotnet' is not known; did you mean 'idempotent'?"),
+        ("- {name: a, to: !x http://a}", "4:17: error: the tag '!x' is not supported"),
+        ("  {name: a, to: http://a}", "4:3: error: routes: must be a list, not a mapping; begin each item with '- '"),
+    ],
+)  # fmt: skip
+def test_mistake_in_a_route_has_its_place(text: str, error: str) -> None:
+    assert only(routes(text)) == error
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("version: 2\nlisten: a:1", "1:10: error: version: must be 1; got '2'"),
+        ("version: 1", "1:1: error: missing required key 'listen'; as in 'listen: 127.0.0.1:8080'"),
+        ("lisen: a:1", "1:1: error: unknown key 'lisen'; did you mean 'listen'?"),
+        ("listen: [a:1, a:1]", "1:15: error: listen[1].address: 'a:1' is listened on already (line 1)"),
+        ("listen: 127.0.0.1:1\nadmin: 127.0.0.1:1", "2:8: error: admin.address: '127.0.0.1:1' is listened on already (line 1)"),
+        ("listen: a:1\nlisteners: [a:2]", "1:1: error: listen: is short for 'listeners', and both are there"),
+        ("listen: []", "1:9: error: listeners: must not be empty"),
+        ("listen: {address: a:1, protocol: tcp}",
+         "1:24: error: listen.protocol: 'protocol' is not supported by this version; only 'http' is"),
+        ("listen: {address: a:1, mode: [reverse, forward]}",
+         "1:24: error: listen.mode: 'mode' is not supported by this version; only 'reverse' is"),
+        ("listen: a:1\nstate: redis://a", "2:8: error: state: must be local; got 'redis://a'"),
+        ("listen: a:1\nadmin: {address: a:2, tokn: hunter2, metrics: open}",
+         "2:23: error: admin: unknown key 'tokn'; did you mean 'token'?"),
+        ("listen: a:1\nworkers: many", "2:10: error: workers: must be a whole number, not 'many'"),
+        ("listen: a:1\ntimeout: 2s", "2:1: error: unknown key 'timeout'; did you mean 'defaults.timeout'?"),
+        ("listen: a:1\nupstreams: {u: {endpoints: []}}", "2:28: error: upstreams.u.endpoints: must not be empty"),
+        ("listen: a:1\nupstreams: {u: {endpoints: [http://a], health: {path: /}}}",
+         "2:40: error: upstreams.u.health: 'health' is not supported by this version"),
+        ("listen: a:1\nupstreams: {u: {endpoints: [{url: http://a, weight: 0}]}}",
+         "2:53: error: upstreams.u.endpoints[0].weight: must be 1 to 1000, got 0"),
+        ("a: 1\n---\nb: 1", "2:1: error: a second document; a file holds one"),
+        ("a: *b", "1:4: error: the alias '*b' names nothing"),
+        ("a: &b [*b]", "1:8: error: the alias '*b' is inside of what it names"),
+        ("listen: \x07", "1:9: error: holds the character '\\x07'"),
+        ("[" * 70, "1:65: error: nested deeper than 64 levels"),
+        ("just text", "1:1: error: must be a mapping, not 'just text'"),
+    ],
+)  # fmt: skip
+def test_mistake_has_its_place(text: str, error: str) -> None:
+    result = load_string(text)
+    if "tokn" in text:
+        assert not any("hunter2" in problem.source for problem in result.problems)
+        assert str(result.errors[0]).removeprefix("-:") == error
+        return
+    assert only(result) == error
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "hint"),
+    [
+        ("m: {path: /v1/{id}/x, host: a}", (1, 11), 'quote this: "/v1/{id}/x"'),
+        ("listen: [::]:80", (1, 9), 'quote this: "[::]:80"'),
+        ("listen:\n  - [::1]:80", (2, 5), 'quote this: "[::1]:80"'),
+        ("m: {host: *.example.com}", (1, 11), 'quote this: "*.example.com"'),
+        ("host: *", (1, 7), 'quote this: "*"'),
+        ("a:\n\tb: 1", (2, 1), "indent with spaces, not tabs"),
+        ("a: @b", (1, 4), "quote what begins with '@'"),
+        ("a: b: c", (1, 5), "quote a text that holds ': ', and check the indentation"),
+    ],
+)
+def test_syntax_error_says_what_to_quote(text: str, place: tuple[int, int], hint: str) -> None:
+    (problem,) = load_string(text).errors
+    assert ((problem.line, problem.column), problem.hint) == (place, hint)
+
+
+def test_secret_in_the_file_is_not_shown() -> None:
+    result = load_string(HEAD + "admin: {address: 1.2.3, token: hunter2, metrics: opn}")
+    assert len(result.errors) == 3
+    for problem in result.errors:
+        assert "hunter2" not in problem.text()
+
+
+def test_admin_beyond_loopback_needs_a_token() -> None:
+    assert only(load_string(HEAD + "admin: 0.0.0.0:9901")).startswith(
+        "3:8: error: admin: '0.0.0.0:9901' is beyond loopback, so a token is needed"
+    )
+
+
+def test_billion_laughs_is_refused() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    assert "the aliases repeat more than 100000 values" in only(load_string("\n".join(lines)))
+
+
+def test_include_merges_files(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    main = tmp_path / "main.yaml"
+    main.write_text(HEAD + "include: [conf.d/*.yaml]\nroutes: [{name: a, match: {path: /a}, to: u}]")
+    (tmp_path / "conf.d" / "1.yaml").write_text("upstreams: {u: {endpoints: ['http://u']}}")
+    (tmp_path / "conf.d" / "2.yaml").write_text("routes:\n  - {name: b, to: u}")
+    result = load(main)
+    config = result.require()
+    assert [(route.name, route.line, Path(route.file).name) for route in config.routes] == [
+        ("a", 4, "main.yaml"),
+        ("b", 2, "2.yaml"),
+    ]
+    assert [Path(file).name for file in result.files] == ["main.yaml", "1.yaml", "2.yaml"]
+
+
+def test_include_reports_names_taken_in_other_files(tmp_path: Path) -> None:
+    main, other = tmp_path / "main.yaml", tmp_path / "other.yaml"
+    main.write_text(
+        HEAD + "include: [other.yaml]\nupstreams: {u: {endpoints: ['http://u']}}\nroutes: [{name: a, to: u}]"
+    )
+    other.write_text("listen: a:1\nupstreams: {u: {endpoints: ['http://v']}}\nroutes: [{name: a, to: u}]")
+    result = load(main)
+    assert [(Path(problem.file).name, problem.line, problem.path) for problem in result.errors] == [
+        ("other.yaml", 1, "listen"),
+        ("other.yaml", 2, "upstreams.u"),
+        ("other.yaml", 3, "routes[0].name"),
+    ]
+
+
+def test_inline_upstream_may_not_take_a_name() -> None:
+    error = only(
+        load_string(HEAD + "upstreams: {a: {endpoints: ['http://u']}}\nroutes:\n- {name: a, to: 'http://a'}")
+    )
+    assert error.startswith("5:17: error: routes[0].to: the upstream 'a' is there already (line 3)")
+
+
+def test_missing_file_and_odd_bytes_are_problems(tmp_path: Path) -> None:
+    assert str(load(tmp_path / "none.yaml").errors[0]).endswith(
+        "none.yaml: error: cannot be read: No such file or directory"
+    )
+    odd = tmp_path / "odd.yaml"
+    odd.write_bytes(b"version: 1\nname: \xff")
+    assert str(load(odd).errors[0]).endswith("odd.yaml:2:7: error: is not UTF-8: byte 0xff")
+    with pytest.raises(ConfigError):
+        load_file(odd)
+
+
+def test_for_urls() -> None:
+    config = for_urls(["http://a:1", "http://b:2"], listen="127.0.0.1:0", admin="127.0.0.1:9", workers=2)
+    assert (config.routes[0].to, config.routes[0].line, config.routes[0].file) == ("default", 1, "")
+    assert [endpoint.url for endpoint in config.upstreams["default"].endpoints] == [
+        "http://a:1",
+        "http://b:2",
+    ]
+    assert config.workers == 2
+    with pytest.raises(ConfigError):
+        for_urls(["a:1"])
+
+
+SCALARS = st.one_of(
+    st.sampled_from(["off", "on", "true", "null", "~", "1", "-1", "0", "2s", "64KiB", "20%", "*", "**", "/a/{id}", "{client}", "http://a", "unix:/x", "a.b:80", "<<", "[::1]:80"]),
+    st.text(max_size=8), st.integers(), st.booleans(), st.none(), st.floats(),
+)  # fmt: skip
+KEYS = st.one_of(
+    st.sampled_from(
+        ["version", "listen", "listeners", "admin", "routes", "upstreams", "defaults", "name", "match", "to", "timeout", "retry", "headers", "request", "set", "host", "path", "regex", "endpoints", "url", "weight", "when", "include", "respond", "redirect", "rewrite", "status", "total", "token", "address", "telemetry", "drain"]
+    ),
+    st.text(max_size=4),
+)  # fmt: skip
+TREES = st.recursive(
+    SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(KEYS, inner, max_size=5)), max_leaves=20
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(TREES)
+def test_any_tree_gives_a_config_or_problems(tree: object) -> None:
+    text = msgspec.json.encode(tree).decode()
+    result = load_string(text)
+    assert (result.config is None) == bool(result.errors)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(alphabet=st.sampled_from(list("abc:{}[]*&!|>-?,#'\"\n \t%@`~<10")), max_size=40))
+def test_any_text_gives_a_config_or_problems(text: str) -> None:
+    result = load_string(text)
+    assert (result.config is None) == bool(result.errors)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_any_change_of_a_good_file_gives_a_config_or_problems(data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(CONTRACT)))
+    length = data.draw(st.integers(0, 10))
+    inserted = data.draw(
+        st.one_of(st.text(max_size=5), st.sampled_from(["{", "}", "[", "*a", "&a", "\n", ": ", "off"]))
+    )
+    result = load_string(CONTRACT[:at] + inserted + CONTRACT[at + length :])
+    assert (result.config is None) == bool(result.errors)
+    for problem in result.problems:
+        problem.text()

@@ -1,0 +1,117 @@
+"""Words: what is accepted, in which canonical form, and what is refused with which hint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from ambassador.config import words
+from ambassador.config.units import Wrong
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "canonical"),
+    [
+        (words.listen_address, "127.0.0.1:8080", "127.0.0.1:8080"),
+        (words.listen_address, "LOCALHOST:0", "localhost:0"),
+        (words.listen_address, "[::0]:80", "[::]:80"),
+        (words.listen_address, "unix:/run/a.sock", "unix:/run/a.sock"),
+        (words.endpoint_url, "http://A.example:9000", "http://a.example:9000"),
+        (words.endpoint_url, "http://a/", "http://a:80"),
+        (words.endpoint_url, "HTTP://[::1]", "http://[::1]:80"),
+        (words.endpoint_url, "unix:/run/b.sock", "unix:/run/b.sock"),
+        (words.cidr, "10.0.0.0/8", "10.0.0.0/8"),
+        (words.cidr, "::1", "::1/128"),
+        (words.host_pattern, "*", "*"),
+        (words.host_pattern, "*.Example.COM.", "*.example.com"),
+        (words.host_pattern, "[::1]", "[::1]"),
+        (words.host, "keep", "keep"),
+        (words.host, "a.b:80", "a.b:80"),
+        (words.path_pattern, "/", "/"),
+        (words.path_pattern, "/**", "/**"),
+        (words.path_pattern, "/v1/accounts/{id}/x/**", "/v1/accounts/{id}/x/**"),
+        (words.method, "PROPFIND", "PROPFIND"),
+        (words.template, "{client} {{x}} {param.id}", "{client} {{x}} {param.id}"),
+        (words.retry_condition, "502-504", "502-504"),
+        (words.secret, "file:/run/t", "file:/run/t"),
+    ],
+)
+def test_word_accepted(parse: Callable[[str], str], text: str, canonical: str) -> None:
+    assert parse(text) == canonical
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        (words.listen_address, "8080"),
+        (words.listen_address, "127.0.0.1"),
+        (words.listen_address, "::1:80"),
+        (words.listen_address, "a:99999"),
+        (words.listen_address, "1.2.3:80"),
+        (words.listen_address, "unix:relative"),
+        (words.listen_address, "unix:/" + "x" * 120),
+        (words.endpoint_url, "https://a"),
+        (words.endpoint_url, "http://a/path"),
+        (words.endpoint_url, "http://user:password@a"),
+        (words.endpoint_url, "http://a:0"),
+        (words.endpoint_url, "http://"),
+        (words.endpoint_url, "ftp://a"),
+        (words.cidr, "10.0.0.1/8"),
+        (words.cidr, "home"),
+        (words.host_pattern, "a.*"),
+        (words.host_pattern, "a.b:80"),
+        (words.host_pattern, "bücher.example"),
+        (words.path_pattern, "x"),
+        (words.path_pattern, "/a/../b"),
+        (words.path_pattern, "/%7Euser"),
+        (words.path_pattern, "/a?b"),
+        (words.path_pattern, "/a*"),
+        (words.path_pattern, "/**/x"),
+        (words.path_pattern, "/{a}/{a}"),
+        (words.path_pattern, "/x{a}"),
+        (words.path_pattern, "/café"),
+        (words.method, "get"),
+        (words.method, "GTE"),
+        (words.header_name, "x y"),
+        (words.header_value, "a\r\nb"),
+        (words.header_value, "a\0"),
+        (words.template, "{nope}"),
+        (words.template, "{"),
+        (words.retry_condition, "conect"),
+        (words.retry_condition, "504-502"),
+        (words.retry_condition, "200"),
+        (words.retry_condition, "grpc:unavailable"),
+        (words.regex, "(a"),
+        (words.regex, r"(a)\1"),
+        (words.name, "-"),
+        (words.name, "a/b"),
+        (words.log_target, "syslog"),
+        (words.control, "127.0.0.1:1"),
+    ],
+)
+def test_word_refused(parse: Callable[[str], str], text: str) -> None:
+    with pytest.raises(Wrong):
+        parse(text)
+
+
+@pytest.mark.parametrize("text", ["hunter2", "env:1x", "file:relative", "vault:x"])
+def test_secret_is_not_repeated(text: str) -> None:
+    with pytest.raises(Wrong) as caught:
+        words.secret(text)
+    assert text not in f"{caught.value.problem} {caught.value.hint}"
+
+
+@pytest.mark.parametrize(
+    ("address", "loopback"),
+    [
+        ("127.9.9.9:1", True),
+        ("[::1]:1", True),
+        ("unix:/x", True),
+        ("localhost:1", True),
+        ("0.0.0.0:1", False),
+        ("a:1", False),
+    ],
+)
+def test_is_loopback(address: str, *, loopback: bool) -> None:
+    assert words.is_loopback(address) is loopback
