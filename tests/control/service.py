@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 20.0
@@ -51,7 +51,7 @@ class Service:
         _, errors = self.process.communicate(timeout=timeout_s)
         return self.process.returncode, errors.decode()
 
-    def __enter__(self) -> Service:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,7 +15,7 @@ from ambassador.control.service import serve
 
 async def check(path: str) -> Checked:
     try:
-        return Checked(config=msgspec.json.decode(Path(path).read_bytes(), type=Config))
+        return Checked(config=msgspec.json.decode(Path(path).read_bytes(), type=Config))  # noqa: ASYNC240
     except msgspec.MsgspecError as error:
         return Checked(config=None, errors=(f"{path}:1:1: error: {error}",))
 

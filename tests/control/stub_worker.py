@@ -46,7 +46,8 @@ class StubPlane:
         self._next = self._config
 
     def add(self, address: str, sock: socket.socket) -> None:
-        self._nursery.start_soon(self._accept, sock)
+        scope = self._accepting[sock.fileno()] = trio.CancelScope()
+        self._nursery.start_soon(self._accept, sock, scope)
 
     def remove(self, address: str, sock: socket.socket) -> None:
         self._accepting.pop(sock.fileno()).cancel()
@@ -70,8 +71,8 @@ class StubPlane:
     def take_lag_ms(self) -> float:
         return 0.0
 
-    async def _accept(self, sock: socket.socket) -> None:
-        with trio.CancelScope() as self._accepting[sock.fileno()]:
+    async def _accept(self, sock: socket.socket, scope: trio.CancelScope) -> None:
+        with scope:
             own = trio.socket.from_stdlib_socket(sock.dup())
             with own:
                 while True:
@@ -100,7 +101,7 @@ class StubPlane:
         if path == b"/sleep":
             await trio.sleep(1)
         elif path == b"/stall":
-            time.sleep(60)
+            time.sleep(60)  # noqa: ASYNC251 - that is what it is for
         elif path == b"/die":
             os._exit(3)
         names = ",".join(route.name for route in self._config.routes)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ Start = Callable[..., Service]
 def start(tmp_path: Path) -> Iterator[Start]:
     running: list[Service] = []
 
-    def start_one(workers: int = 2, value: Config | None = None, *, name: str = "one", **environ: str) -> Service:
+    def start_one(
+        workers: int = 2, value: Config | None = None, *, name: str = "one", **environ: str
+    ) -> Service:
         control = tmp_path / f"{name}.sock"
         file = tmp_path / f"{name}.json"
         write(file, value or config(control))
@@ -62,7 +65,7 @@ def load(service: Service) -> Iterator[list[BaseException]]:
             try:
                 service.get()
                 served[0] += 1
-            except Exception as error:
+            except (OSError, HTTPException, ValueError) as error:
                 errors.append(error)
 
     threads = [threading.Thread(target=client) for _ in range(4)]
@@ -128,7 +131,9 @@ def test_hup_takes_effect_within_a_second(start: Start, tmp_path: Path) -> None:
 def test_a_reload_that_is_refused_leaves_what_was(start: Start, tmp_path: Path, broken: bytes | None) -> None:
     service = start(2).wait_until_up()
     service.wait_for_workers(2)
-    (tmp_path / "one.json").write_bytes(broken or msgspec.json.encode(config(service.control, routes=("refused",))))
+    (tmp_path / "one.json").write_bytes(
+        broken or msgspec.json.encode(config(service.control, routes=("refused",)))
+    )
     status, answer = service.admin("POST", "/api/reload")
     assert status == 409
     assert answer["errors"]
@@ -310,7 +315,14 @@ def test_a_worker_that_is_told_to_end_is_replaced_first(start: Start) -> None:
 def test_workers_ignore_what_reaches_the_process_group(start: Start) -> None:
     service = start(1).wait_until_up()
     (pid,) = service.wait_for_workers(1).values()
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU):
+    for number in (
+        signal.SIGINT,
+        signal.SIGHUP,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        signal.SIGTTIN,
+        signal.SIGTTOU,
+    ):
         os.kill(pid, number)
     assert service.get()["pid"] == pid
 
@@ -328,3 +340,15 @@ def test_workers_answer_questions(start: Start) -> None:
     service = start(2).wait_until_up()
     service.wait_for_workers(2)
     assert service.admin("GET", "/api/tasks") == (200, [[{"name": "tasks", "count": 1}]] * 2)
+
+
+def test_a_drain_serves_the_slots_of_workers_that_were_still_starting(start: Start) -> None:
+    service = start(4).wait_until_up()
+    busy = [service.connect() for _ in range(16)]
+    for connection in busy:
+        connection.request("GET", "/")
+    service.signal(signal.SIGTERM)
+    for connection in busy:
+        assert connection.getresponse().read()
+        connection.close()
+    assert service.end()[0] == 0

@@ -81,9 +81,10 @@ class Client:
         """The answer, if it is a good one. Raises `Failure`."""
         return self._good(*self.call("GET", path))
 
-    def post(self, path: str, body: Any = None) -> Any:
-        """Likewise."""
-        return self._good(*self.call("POST", path, {} if body is None else body))
+    def post(self, path: str, body: Any = None, *, refused: int | None = None) -> Any:
+        """Likewise. An answer with the status `refused` tells why the service says no, and is returned too."""
+        status, answer = self.call("POST", path, {} if body is None else body)
+        return answer if status == refused else self._good(status, answer)
 
     def _good(self, status: int, answer: Any) -> Any:
         if status < 400:

@@ -33,9 +33,9 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         status, answer = client(args, timeout_s=_TIMEOUT_S).call("GET", (args.path or "/readyz") + "?verbose")
-        if not isinstance(answer, dict) or "ok" not in answer:
-            raise Failure(f"no answer of an ambassador ({status})", NO)
     except Failure as failure:
         return complain(failure, as_json=args.json)
+    if not isinstance(answer, dict) or "ok" not in answer:
+        return complain(Failure(f"that is no answer of an ambassador ({status})", NO), as_json=args.json)
     print(json.dumps(answer) if args.json else answer["reason"] or "ok")
     return OK if answer["ok"] else NO

@@ -27,9 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from ambassador.cli.client import Failure, client, complain
 
     try:
-        status, answer = (service := client(args, timeout_s=_TIMEOUT_S)).call("POST", "/api/reload", {})
-        if not isinstance(answer, dict) or "ok" not in answer:
-            service._good(status, answer)
+        answer = client(args, timeout_s=_TIMEOUT_S).post("/api/reload", refused=409)
     except Failure as failure:
         return complain(failure, as_json=args.json)
     if args.json:

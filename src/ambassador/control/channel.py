@@ -43,7 +43,7 @@ class Channel(Generic[Received]):
     """
 
     def __init__(self, sock: socket.socket, received: msgspec.msgpack.Decoder[Received]) -> None:
-        sock.setblocking(False)
+        sock.settimeout(0)
         self._sock = trio.socket.from_stdlib_socket(sock)
         self._decoder = received
         self._out: deque[tuple[bytes, list[int]]] = deque()

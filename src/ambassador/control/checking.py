@@ -32,21 +32,21 @@ Check: TypeAlias = Callable[[str], Awaitable[Checked]]
 
 def check_file(path: str) -> Checked:
     """Read and check a file in this process."""
-    from ambassador.config import load
+    from ambassador.config import load  # noqa: PLC0415 - the type above is wanted without a parser
 
     return _checked(load.load_file, path)
 
 
 def check_text(text: str) -> Checked:
     """Check a config that is in no file, as the command line makes one."""
-    from ambassador.config import load
+    from ambassador.config import load  # noqa: PLC0415 - the type above is wanted without a parser
 
     return _checked(load.load_text, text)
 
 
-def _checked(load: Callable[[str], Config], source: str) -> Checked:
+def _checked(read: Callable[[str], Config], source: str) -> Checked:
     try:
-        return Checked(config=load(source))
+        return Checked(config=read(source))
     except ConfigError as error:
         return Checked(config=None, errors=tuple(problem.text() for problem in error.problems))
 

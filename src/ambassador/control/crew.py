@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -18,39 +18,20 @@ from ambassador.control.backoff import STEADY_S, restart_delay_s
 from ambassador.control.incarnation import WORKER_MODULE, Incarnation
 from ambassador.control.orders import Drain, Message, Serve
 
+if TYPE_CHECKING:
+    from ambassador.control.provision import Equipment
+
 START_TIMEOUT_S = 30.0
 """A worker that is not ready by then is not coming; importing and compiling take well under one second."""
 
 STALLED_AFTER_S = 5.0
+ASK_TIMEOUT_S = 2.0
 _WATCH_EVERY_S = 0.5
 _KILL_GRACE_S = 1.0  # after its drain should have ended
 
 
 class NoWorker(Exception):
     """Not one worker could start; the text is the first one's error."""
-
-
-class Provision(Protocol):
-    """What a worker gets from the supervisor, and what is done after its end."""
-
-    def open_slot(self, slot: int) -> None:
-        """Make the slot's sockets and give them to the workers that are there."""
-
-    def listen_slot(self, slot: int) -> None:
-        """Let connections come: the slot's worker is ready."""
-
-    def equip(self, worker: Incarnation) -> None:
-        """Give it its first order."""
-
-    async def catch_up(self, worker: Incarnation) -> bool:
-        """Bring a worker that has just become ready to the generation that is served now; whether that worked."""
-
-    def settle(self, worker: Incarnation) -> None:
-        """Keep the counters of one that has ended."""
-
-    @property
-    def drain_timeout_s(self) -> float:
-        """How long a worker that is replaced has to finish."""
 
 
 class _Slot:
@@ -74,7 +55,7 @@ class _Slot:
 class Crew:
     """`run` must run as long as there are workers; everything else is called from tasks of the same trio loop."""
 
-    def __init__(self, provision: Provision, log: logging.Logger, *, module: str = WORKER_MODULE) -> None:
+    def __init__(self, provision: Equipment, log: logging.Logger, *, module: str = WORKER_MODULE) -> None:
         self._provision = provision
         self._log = log
         self._module = module
@@ -124,6 +105,20 @@ class Crew:
         for worker in self.live:
             worker.post(order)
 
+    async def ask(self, what: str) -> list[bytes]:
+        """Each serving worker's answer to a question, by slot; one that does not answer is left out."""
+        answers: dict[int, bytes] = {}
+
+        async def ask_one(worker: Incarnation) -> None:
+            answer = await worker.ask(what, ASK_TIMEOUT_S)
+            if answer is not None:
+                answers[worker.slot] = answer
+
+        async with trio.open_nursery() as nursery:
+            for worker in self.current:
+                nursery.start_soon(ask_one, worker)
+        return [answers[slot] for slot in sorted(answers)]
+
     # Start, size
 
     async def run(self, size: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -137,6 +132,7 @@ class Crew:
             self.resize(size)
             for slot in self._slots:
                 self._listen(slot)
+                self._vacate(slot)
             await self._first_ready()
             task_status.started()
             self._nursery.start_soon(self._watch)
@@ -162,7 +158,9 @@ class Crew:
         for slot in self._slots:
             slot.wanted = slot.index < size
         for index in range(len(self._slots), size):
-            self._provision.open_slot(index)
+            order, descriptors = self._provision.open_slot(index)
+            for present in self.live:
+                present.post(order, descriptors)
             self._slots.append(_Slot(index))
             self._nursery.start_soon(self._keep, self._slots[index])
         dismissed = [slot for slot in self._slots if not slot.wanted and slot.current is not None]
@@ -177,20 +175,23 @@ class Crew:
     async def _keep(self, slot: _Slot) -> None:
         """Start the slot's worker whenever it has none."""
         while True:
-            if slot.wanted and slot.current is None and not self.ending:
-                await trio.sleep(restart_delay_s(slot.failures))
-                async with slot.lock:
-                    if slot.wanted and slot.current is None and not self.ending:
-                        await self._start(slot)
-            else:
+            if not self._lacks_worker(slot):
                 await slot.changed.wait()
+                continue
+            await trio.sleep(restart_delay_s(slot.failures))
+            async with slot.lock:
+                if self._lacks_worker(slot):
+                    await self._start(slot)
+
+    def _lacks_worker(self, slot: _Slot) -> bool:
+        return slot.wanted and slot.current is None and not self.ending
 
     async def _start(self, slot: _Slot) -> bool:
         """Start a worker for the slot and install it; the caller holds the slot's lock."""
         assert self._nursery is not None
         worker = Incarnation(slot.index, self._module)
         self.live.append(worker)
-        self._provision.equip(worker)
+        self._provision.equip(worker, self._nursery)
         self._nursery.start_soon(self._attend, worker)
         if await self._get_ready(worker):
             self._install(slot, worker)
@@ -260,7 +261,7 @@ class Crew:
             for slot in self._slots
             if slot.listening
             and slot.index not in served
-            and (not slot.wanted or now - slot.vacant_since >= NEIGHBOUR_AFTER_S)
+            and (not slot.wanted or self.ending or now - slot.vacant_since >= NEIGHBOUR_AFTER_S)
         ]
         for index, slots in assign(orphans, sorted(served)).items():
             worker = served[index]
@@ -348,6 +349,7 @@ class Crew:
         for worker in self.live:
             if not worker.ready:
                 worker.kill()
+        self.assign()
         self.shorten(delay_s, timeout_s)
         with trio.move_on_after(delay_s + timeout_s + _KILL_GRACE_S):
             await _all_gone(self.live)

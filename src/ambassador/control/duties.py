@@ -137,8 +137,7 @@ async def _work(channel: Channel[Order], supervisor: int, open_plane: OpenPlane)
 async def _serve(channel: Channel[Order], open_plane: OpenPlane, terminations: AsyncIterator[int]) -> int:
     try:
         start = await channel.receive()
-        if not isinstance(start, Start):
-            raise Closed
+        assert isinstance(start, Start), "the first order is Start"
         page_fd, log_fd = channel.take(2)
         config = _CONFIG.decode(start.brief.config)
         async with open_plane(start, config, page_fd, log_fd) as plane:
@@ -149,7 +148,7 @@ async def _serve(channel: Channel[Order], open_plane: OpenPlane, terminations: A
         channel.post(Drained())
     except Closed:
         return 0
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         # The worker's catch-all: its supervisor is told why it ends, and the log has the place.
         traceback.print_exc(file=sys.stderr)
         channel.post(Failed(error=_describe(error)))
@@ -241,7 +240,7 @@ class Duties:
             if known is not None:
                 self._close([ref])
             sock = socket.socket(fileno=fd)
-            sock.setblocking(False)
+            sock.settimeout(0)
             self._sockets[ref] = sock
 
     def _serve_wanted(self) -> None:
@@ -272,7 +271,7 @@ class Duties:
         for ref in refs:
             poll.register(self._sockets[ref], select.POLLIN)
         with trio.move_on_after(_EMPTY_WITHIN_S):
-            while poll.poll(0):
+            while poll.poll(0):  # noqa: ASYNC110 - the kernel's queue rings no bell
                 await trio.sleep(_POLL_S)
 
     def _close(self, refs: Iterable[SocketRef]) -> None:
@@ -287,7 +286,7 @@ class Duties:
         try:
             config = _CONFIG.decode(brief.config)
             self._plane.prepare(config, brief)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             # Whatever is wrong with this generation, the old one is served on, and the caller is told.
             self._channel.post(Refused(generation=brief.generation, error=_describe(error)))
             return

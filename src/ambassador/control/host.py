@@ -25,7 +25,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 class Unsupported(Exception):
-    """This platform cannot run the service."""
+    """The platform cannot run the service."""
 
 
 def check_platform(platform: str = sys.platform) -> None:

@@ -88,7 +88,7 @@ async def copy_lines(fd: int, output: Output) -> None:
     try:
         while True:
             await trio.lowlevel.wait_readable(fd)
-            while output.full:
+            while output.full:  # noqa: ASYNC110 - the writer is a thread, and late anyway
                 await trio.sleep(_FULL_RETRY_S)
             try:
                 data = os.read(fd, _READ)

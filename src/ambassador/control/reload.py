@@ -50,9 +50,7 @@ class Reload:
         """Serve the checked config, or say why not."""
         now = time.time()
         try:
-            if checked.config is None:
-                raise _Impossible(*checked.errors)
-            await self._apply(checked.config)
+            await self._apply(checked)
         except (_Impossible, BindError) as error:
             errors = tuple(str(argument) for argument in error.args)
             for line in errors:
@@ -61,8 +59,10 @@ class Reload:
         self._log.info("reload: generation %d is served", self._deployment.generation)
         return LastReload(ok=True, at=now)
 
-    async def _apply(self, config: Config) -> None:
-        deployment = self._deployment
+    async def _apply(self, checked: Checked) -> None:
+        deployment, config = self._deployment, checked.config
+        if config is None:
+            raise _Impossible(*checked.errors)
         if config.control != deployment.config.control:
             raise _Impossible("control: the control socket can only change with a restart")
         await deployment.names.want(host_names(config) | host_names(deployment.config))

@@ -15,7 +15,7 @@ class UnsafeDirectory(Exception):
 def directory(environ: Mapping[str, str] = os.environ, uid: int | None = None) -> Path:
     """`$XDG_RUNTIME_DIR`, or `/tmp/ambassador-UID` where there is none."""
     runtime = environ.get("XDG_RUNTIME_DIR")
-    return Path(runtime) if runtime else Path(f"/tmp/ambassador-{os.getuid() if uid is None else uid}")
+    return Path(runtime) if runtime else Path(f"/tmp/ambassador-{os.getuid() if uid is None else uid}")  # noqa: S108
 
 
 def default_path(label: int | str, environ: Mapping[str, str] = os.environ) -> Path:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -26,12 +25,13 @@ from ambassador.control.checking import Check, Checked, check_in_child
 from ambassador.control.crew import Crew
 from ambassador.control.deployment import Deployment, random_name
 from ambassador.control.host import raise_descriptor_limit, usable_cpus
-from ambassador.control.incarnation import WORKER_MODULE, Incarnation
+from ambassador.control.incarnation import WORKER_MODULE
 from ambassador.control.names import Names, host_names
-from ambassador.control.orders import Addresses, Reopen, Sockets, Start
-from ambassador.control.output import Output, copy_lines
+from ambassador.control.orders import Addresses, Reopen
+from ambassador.control.output import Output
 from ambassador.control.pages import Pages
-from ambassador.control.reload import LastReload, Reload, catch_up
+from ambassador.control.provision import Equipment
+from ambassador.control.reload import LastReload, Reload
 from ambassador.control.slots import BindError
 from ambassador.control.status import (
     ListenerStatus,
@@ -44,7 +44,6 @@ from ambassador.control.status import (
 )
 from ambassador.control.sums import sum_upstreams
 
-_ASK_TIMEOUT_S = 2.0
 _OUTPUT_TIMEOUT_S = 1.0
 _INTERRUPTED_S = 5.0  # what Ctrl-C leaves for requests under way
 
@@ -83,8 +82,8 @@ class Supervisor:
         self._pages = Pages()
         names = Names(log, self._push_addresses)
         self._deployment = Deployment(config, config.name or random_name(), self._pages, names)
-        self._crew = Crew(self, log, module=module)
         self._output = Output(1)
+        self._crew = Crew(Equipment(self._deployment, self._output), log, module=module)
         self._changing = trio.Lock()
         self._started = time.time()
         self._last_reload: LastReload | None = None
@@ -168,52 +167,6 @@ class Supervisor:
         """A line on standard output, never inside a line of the access log."""
         self._output.put(text.encode() + b"\n")
 
-    # What the crew needs of us (crew.Provision)
-
-    def open_slot(self, slot: int) -> None:
-        """Make the slot's sockets and give them to the workers that are there."""
-        known = {ref for ref in self._deployment.sockets()[0]}
-        for binding in self._deployment.bindings.values():
-            binding.extend([slot])
-        refs, descriptors = self._deployment.sockets()
-        added = [(ref, fd) for ref, fd in zip(refs, descriptors, strict=True) if ref not in known]
-        if added:
-            order = Sockets(sockets=tuple(ref for ref, _ in added))
-            for worker in self._crew.live:
-                worker.post(order, [fd for _, fd in added])
-
-    def listen_slot(self, slot: int) -> None:
-        """Let connections come to the slot."""
-        for binding in self._deployment.bindings.values():
-            binding.listen([slot])
-
-    def equip(self, worker: Incarnation) -> None:
-        """Give a new worker its first order, its page of counters and its pipe for log lines."""
-        assert self._nursery is not None
-        reads, writes = os.pipe2(os.O_CLOEXEC)
-        try:
-            refs, descriptors = self._deployment.sockets()
-            brief = self._deployment.brief()
-            start = Start(slot=worker.slot, instance=self._deployment.instance, brief=brief, sockets=refs)
-            worker.generation = brief.generation
-            worker.post(start, [self._pages.open(worker), writes, *descriptors])
-        finally:
-            os.close(writes)
-        self._nursery.start_soon(copy_lines, reads, self._output)
-
-    async def catch_up(self, worker: Incarnation) -> bool:
-        """Bring it to the generation that is served now."""
-        return await catch_up(self._deployment, worker)
-
-    def settle(self, worker: Incarnation) -> None:
-        """Keep the counters of a worker that has ended."""
-        self._pages.settle(worker)
-
-    @property
-    def drain_timeout_s(self) -> float:
-        """How long a worker that is replaced has to finish."""
-        return self._deployment.config.drain.timeout
-
     # What is asked of us, by signals and by the API
 
     async def reload(self) -> LastReload:
@@ -295,7 +248,7 @@ class Supervisor:
     def _push_addresses(self, addresses: dict[str, tuple[str, ...]]) -> None:
         self._crew.post(Addresses(addresses=addresses))
 
-    # What is told (admin.api.Service)
+    # What is told; see Service of admin/api.py.
 
     @property
     def alive(self) -> bool:
@@ -340,7 +293,7 @@ class Supervisor:
         return [route_status(route) for route in self._deployment.config.routes]
 
     def replicas(self) -> list[Replica]:
-        """This one: what is shared is shared by its workers only."""
+        """Only this one: what is shared is shared by its workers only."""
         return [
             Replica(
                 id=self._deployment.instance,
@@ -366,19 +319,7 @@ class Supervisor:
         return await self._ask("tasks")
 
     async def _ask(self, what: str) -> list[Any]:
-        """Each current worker's answer, by slot; one that does not answer is left out."""
-        workers: Sequence[Incarnation] = self._crew.current
-        answers: dict[int, bytes] = {}
-
-        async def ask_one(worker: Incarnation) -> None:
-            answer = await worker.ask(what, _ASK_TIMEOUT_S)
-            if answer is not None:
-                answers[worker.slot] = answer
-
-        async with trio.open_nursery() as nursery:
-            for worker in workers:
-                nursery.start_soon(ask_one, worker)
-        return [msgspec.json.decode(answers[slot]) for slot in sorted(answers)]
+        return [msgspec.json.decode(answer) for answer in await self._crew.ask(what)]
 
 
 __all__ = ["Announcement", "BindError", "Supervisor"]

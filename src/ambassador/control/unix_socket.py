@@ -55,7 +55,7 @@ def _clear_stale(path: str) -> None:
         raise InUse(errno.EADDRINUSE, "a file that is not a socket is there", path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         # A full queue of a live listener must not hold us up: it answers EAGAIN, which is an answer.
-        probe.setblocking(False)
+        probe.settimeout(0)
         try:
             probe.connect(path)
         except (ConnectionRefusedError, FileNotFoundError):

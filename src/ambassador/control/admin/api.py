@@ -1,4 +1,4 @@
-"""What the admin API answers. Who may ask has been decided (`rules`); what is served is the supervisor's (`Service`)."""
+"""What the admin API answers. Who may ask has been decided by `rules`; what it tells is the supervisor's."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def problem(status: int, title: str, detail: str = "", headers: Mapping[str, str
 
 async def serve(listener: socket.socket, handler: Handler, log: logging.Logger) -> None:
     """Serve connections of a listening socket until cancelled. The socket stays open."""
-    listener.setblocking(False)
+    listener.settimeout(0)
     accepting = trio.socket.from_stdlib_socket(socket.socket(fileno=_dup(listener)))
     connections = trio.CapacityLimiter(_CONNECTIONS)
     with accepting:

@@ -1,0 +1,62 @@
+"""What each worker gets from the supervisor, and what is kept of it after its end: the crew's `Provision`."""
+
+from __future__ import annotations
+
+import os
+
+import trio
+
+from ambassador.control.deployment import Deployment, pair
+from ambassador.control.incarnation import Incarnation
+from ambassador.control.orders import Sockets, Start
+from ambassador.control.output import Output, copy_lines
+from ambassador.control.reload import catch_up
+
+
+class Equipment:
+    """Sockets and config from the deployment, a page for counters, a pipe for log lines."""
+
+    def __init__(self, deployment: Deployment, output: Output) -> None:
+        self._deployment = deployment
+        self._output = output
+
+    def open_slot(self, slot: int) -> tuple[Sockets, list[int]]:
+        """Make the slot's sockets; the order and descriptors that make them known to the workers there are."""
+        before = set(self._deployment.sockets()[0])
+        for binding in self._deployment.bindings.values():
+            binding.extend([slot])
+        refs, descriptors = self._deployment.sockets()
+        added = [each for each in zip(refs, descriptors, strict=True) if each[0] not in before]
+        new_refs, new_descriptors = pair(added)
+        return Sockets(sockets=new_refs), new_descriptors
+
+    def listen_slot(self, slot: int) -> None:
+        """Let connections come: the slot's worker is ready."""
+        for binding in self._deployment.bindings.values():
+            binding.listen([slot])
+
+    def equip(self, worker: Incarnation, nursery: trio.Nursery) -> None:
+        """Give it its first order; copy its log lines in `nursery` until its end."""
+        reads, writes = os.pipe2(os.O_CLOEXEC)
+        try:
+            refs, descriptors = self._deployment.sockets()
+            brief = self._deployment.brief()
+            start = Start(slot=worker.slot, instance=self._deployment.instance, brief=brief, sockets=refs)
+            worker.generation = brief.generation
+            worker.post(start, [self._deployment.pages.open(worker), writes, *descriptors])
+        finally:
+            os.close(writes)
+        nursery.start_soon(copy_lines, reads, self._output)
+
+    async def catch_up(self, worker: Incarnation) -> bool:
+        """Bring a worker that has just become ready to what is served now; whether that worked."""
+        return await catch_up(self._deployment, worker)
+
+    def settle(self, worker: Incarnation) -> None:
+        """Keep the counters of a worker that has ended."""
+        self._deployment.pages.settle(worker)
+
+    @property
+    def drain_timeout_s(self) -> float:
+        """How long a worker that is replaced has to finish."""
+        return self._deployment.config.drain.timeout
