@@ -169,7 +169,7 @@ class _SectionReader:
         for name in self._required:
             if name not in part.values and name not in mistaken:
                 node.report(path, f"missing required key '{name}'")
-                part.values[name] = BAD
+                part.put(name, BAD, node, node)
         return part
 
     def _read_short(self, node: Node, path: str) -> Part | _Bad:
@@ -230,7 +230,7 @@ class _SectionReader:
             self._reader(meant)(value_node, _join(part.path, name))
             part.put(meant, BAD, key_node, value_node)
         else:
-            part.values.setdefault(f"?{name}", BAD)
+            part.put(f"?{name}", BAD, key_node, value_node)
 
     def _meant(self, name: str, part: Part) -> str | None:
         words_for = _MEANT.get(self._section, {})
@@ -551,7 +551,7 @@ def _free_mapping(info: inspect.Type) -> Reader:
             key = read_key(key_node, inner)
             value = read_value(value_node, inner)
             if key is BAD:
-                part.values["?"] = BAD
+                part.put("?", BAD, key_node, value_node)
                 continue
             # Header names are the same in any case; nothing else here differs in case only on purpose.
             if key.lower() in seen:
