@@ -68,7 +68,7 @@ class StubPlane:
     def answer(self, what: str) -> bytes:
         return json.dumps([{"name": what, "count": 1}]).encode()
 
-    def take_lag_ms(self) -> float:
+    def beat(self) -> float:
         return 0.0
 
     async def _accept(self, sock: socket.socket, scope: trio.CancelScope) -> None:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import msgspec
 import trio
 
-from ambassador.config.problem import ConfigError
+from ambassador.config.load import Loaded, load, load_string
 from ambassador.config.schema import Config
 
 _TIMEOUT_S = 30.0
@@ -32,23 +32,20 @@ Check: TypeAlias = Callable[[str], Awaitable[Checked]]
 
 def check_file(path: str) -> Checked:
     """Read and check a file in this process."""
-    from ambassador.config import load  # noqa: PLC0415 - the type above is wanted without a parser
-
-    return _checked(load.load_file, path)
+    return _checked(load(path))
 
 
 def check_text(text: str) -> Checked:
     """Check a config that is in no file, as the command line makes one."""
-    from ambassador.config import load  # noqa: PLC0415 - the type above is wanted without a parser
-
-    return _checked(load.load_text, text)
+    return _checked(load_string(text))
 
 
-def _checked(read: Callable[[str], Config], source: str) -> Checked:
-    try:
-        return Checked(config=read(source))
-    except ConfigError as error:
-        return Checked(config=None, errors=tuple(problem.text() for problem in error.problems))
+def _checked(loaded: Loaded) -> Checked:
+    return Checked(
+        config=loaded.config,
+        errors=tuple(problem.text() for problem in loaded.errors),
+        warnings=tuple(problem.text() for problem in loaded.warnings),
+    )
 
 
 async def check_in_child(path: str) -> Checked:

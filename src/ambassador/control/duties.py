@@ -92,8 +92,8 @@ class Plane(Protocol):
     def answer(self, what: str) -> bytes:
         """The answer to a question of the admin API, as JSON."""
 
-    def take_lag_ms(self) -> float:
-        """The loop's longest turn since the last call."""
+    def beat(self) -> float:
+        """Write down the gauges; returns the loop's longest turn since the last call, in milliseconds."""
 
     @property
     def connections(self) -> int:
@@ -214,7 +214,7 @@ class Duties:
 
     async def _beat(self) -> None:
         while True:
-            lag = self._plane.take_lag_ms()
+            lag = self._plane.beat()
             beat = Beat(connections=self._plane.connections, inflight=self._plane.inflight, loop_lag_ms=lag)
             self._channel.post(beat)
             await trio.sleep(_BEAT_EVERY_S)

@@ -6,29 +6,53 @@ dropped. Where a block lies in a page never changes while the supervisor lives, 
 
 from __future__ import annotations
 
-import os
-
 from ambassador.config.schema import Config
 from ambassador.control.incarnation import Incarnation
+from ambassador.observe import exposition
+from ambassador.observe.metrics import (
+    NO_NAME,
+    BlockKey,
+    Figures,
+    Page,
+    Registry,
+    Totals,
+    collect,
+    encode_blocks,
+)
 
 
 class Pages:
-    """Stand-in until the counters are there."""
-
-    size = 4096
+    """One for the supervisor's life. A page's key is its worker: numbers of processes are used again."""
 
     def __init__(self) -> None:
-        self._open: dict[int, int] = {}
+        self._registry = Registry()
+        self._totals = Totals()
+        self._pages: dict[Incarnation, Page] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes of a page, now."""
+        return self._registry.size
 
     def place(self, config: Config) -> bytes:
-        return b""
+        """Give every route of the config its block, in the pages of workers that live too; where they all lie."""
+        blocks = self._registry.place(BlockKey(route.name, route.to or NO_NAME) for route in config.routes)
+        for page in self._pages.values():
+            page.grow(self._registry.size)
+        return encode_blocks(blocks)
 
     def open(self, worker: Incarnation) -> int:
-        fd = self._open[worker.pid] = os.memfd_create("page")
-        return fd
+        """A page for a new worker; its descriptor, which stays ours."""
+        page = self._pages[worker] = Page.create(self._registry.size)
+        return page.fd
 
     def settle(self, worker: Incarnation) -> None:
-        os.close(self._open.pop(worker.pid))
+        """Keep the counters of a worker that has ended."""
+        page = self._pages.pop(worker)
+        self._totals.fold(page)
+        page.close()
 
-    def render(self, *, generation: int, restarts: int) -> bytes:
-        return b""
+    def render(self, figures: Figures, accept: str) -> tuple[bytes, str]:
+        """(text, content type) of everything there is to tell, in the format that `accept` prefers."""
+        families = collect(self._registry, self._pages.values(), self._totals, figures)
+        return exposition.render(families, accept)

@@ -43,6 +43,7 @@ from ambassador.control.status import (
     worker_status,
 )
 from ambassador.control.sums import sum_upstreams
+from ambassador.observe.metrics import Figures
 
 _OUTPUT_TIMEOUT_S = 1.0
 _INTERRUPTED_S = 5.0  # what Ctrl-C leaves for requests under way
@@ -306,9 +307,18 @@ class Supervisor:
             )
         ]
 
-    def metrics(self) -> bytes:
-        """Prometheus text."""
-        return self._pages.render(generation=self._deployment.generation, restarts=self._crew.restarts)
+    def metrics(self, accept: str) -> tuple[bytes, str]:
+        """(text, content type) for scrapers."""
+        figures = Figures(
+            version=__version__,
+            instance=self._deployment.instance,
+            generation=self._deployment.generation,
+            restarts=self._crew.restarts,
+            workers=len(self._crew.current),
+            started=self._started,
+            draining=self._draining,
+        )
+        return self._pages.render(figures, accept)
 
     async def upstreams(self) -> list[dict[str, Any]]:
         """All workers' upstreams, summed."""

@@ -1,258 +1,307 @@
-"""A worker process, put together: the only place that builds the parts of the data plane.
+"""A worker: the composition root of the data plane, and the process that serves clients.
 
-`python -m ambassador.control.worker FD SUPERVISOR_PID`, started by the supervisor and by nobody else.
+Run by the supervisor as `python -m ambassador.control.worker FD PID`. Only this module builds a worker's parts.
+
+The lane runs in an outer nursery and clients in an inner one: the lane must outlive the strands that it drives.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
+import os
 import socket
 import sys
-from typing import TYPE_CHECKING, Final
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import TypedDict
 
 import msgspec
 import trio
 
+from ambassador.config import schema
 from ambassador.config.compile import compile_table
 from ambassador.control.duties import obey
+from ambassador.control.orders import Brief, Start
 from ambassador.observe.access_log import AccessLog
-from ambassador.observe.metrics import NO_NAME, BlockKey, Page, decode_blocks
+from ambassador.observe.metrics import BlockKey, Page, RouteMetrics, decode_blocks
 from ambassador.proxy.http1_parser import Limits
 from ambassador.proxy.lane import Lane
 from ambassador.proxy.listener import Listener, ListenerLimits
-from ambassador.proxy.service import Service
+from ambassador.proxy.plan import Upstream
+from ambassador.proxy.service import Service, Table
+from ambassador.proxy.upstream.endpoint import Endpoint
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from ambassador.config import schema
-    from ambassador.control.orders import Brief, Start
-    from ambassador.observe.metrics import RouteMetrics
-    from ambassador.proxy.service import Table
-
-_BEAT_EVERY_S: Final = 0.5
-_LOG_FLUSH_S: Final = 1.0
+_LOG_TIMEOUT_S = 1.0  # to write the last lines, at the end
 
 
-class _Counters:
-    """Blocks of the worker's page, by route and upstream."""
+class PageCounters:
+    """Where routes count: the blocks of this worker's page."""
 
-    def __init__(self, page: Page, blocks: bytes) -> None:
+    def __init__(self, page: Page, blocks: Mapping[BlockKey, int]) -> None:
         self._page = page
-        self._blocks = decode_blocks(blocks)
+        self._blocks = blocks
 
     def route(self, route: str, upstream: str) -> RouteMetrics:
-        return self._page.route(self._blocks[BlockKey(route or NO_NAME, upstream or NO_NAME)])
+        """The counters of a route towards an upstream; `-` for none."""
+        return self._page.route(self._blocks[BlockKey(route, upstream)])
+
+
+class _Generation:
+    """What `prepare` made and `commit` puts in force. `log` None: the one in use stays."""
+
+    def __init__(self, config: schema.Config, table: Table, log: AccessLog | None) -> None:
+        self.config = config
+        self.table = table
+        self.log = log
 
 
 class WorkerPlane:
-    """The data plane as the supervisor's orders see it (`duties.Plane`)."""
+    """The data plane as `duties` drives it. `clients` is the nursery of connections."""
 
-    def __init__(self, start: Start, config: schema.Config, page: Page, log_fd: int, lane: Lane, nursery: trio.Nursery) -> None:
+    def __init__(self, start: Start, config: schema.Config, page: Page, log_fd: int, lane: Lane) -> None:
         self._page = page
+        self._metrics = page.worker()
         self._log_fd = log_fd
         self._lane = lane
-        self._nursery = nursery
-        self._addresses = dict(start.brief.addresses)
-        self._prepared: tuple[schema.Config, Table] | None = None
+        self._config = config
+        self._prepared: _Generation | None = None
         self._listeners: dict[str, Listener] = {}
-        self._metrics = page.worker()
-        self._lag_s = 0.0
-        self._log_target: str | None = None
-        self.service = Service(
-            lane, self._compile(config, start.brief), name=config.name or start.instance, access_log=None
-        )
-        self._apply(config)
-        nursery.start_soon(self._beat)
+        table = self._compile(config, start.brief)
+        log = self._open_log(config.telemetry)
+        self._service = Service(lane, table, name=start.instance, access_log=log)
 
-    def _compile(self, config: schema.Config, brief: Brief) -> Table:
-        self._addresses.update(brief.addresses)
+    def serve_in(self, clients: trio.Nursery) -> None:
+        """Make the listeners; their connections run in `clients`."""
+        self._clients = clients
+        self._configure_listeners()
+
+    def watching_garbage(self) -> AbstractContextManager[None]:
+        """Count the collector's pauses meanwhile."""
+        return self._metrics.watching_garbage()
+
+    # Generations
+
+    def prepare(self, config: schema.Config, brief: Brief) -> None:
+        """Compile another generation. Raises whatever is wrong with it, and nothing has changed then."""
+        self._forget_prepared()
         self._page.remap(brief.page_size)
-        return compile_table(config, self._lane, _Counters(self._page, brief.blocks), self._addresses)
+        table = self._compile(config, brief)
+        changed = config.telemetry != self._config.telemetry
+        self._prepared = _Generation(config, table, self._open_log(config.telemetry) if changed else None)
 
-    def _apply(self, config: schema.Config) -> None:
-        """What of a generation lives outside the table: listeners' settings and the log."""
-        for listener in config.listeners:
-            self._listeners[listener.address] = self._listener(listener)
-        telemetry = config.telemetry
-        if telemetry.access_log != self._log_target:
-            if self.service.access_log is not None:
-                self.service.access_log.close(_LOG_FLUSH_S)
-            self._log_target = telemetry.access_log
-            self.service.access_log = self._open_log(telemetry)
+    def commit(self) -> None:
+        """Serve what was prepared; requests under way keep the table that they began with."""
+        prepared, self._prepared = self._prepared, None
+        if prepared is None:
+            return
+        old, self._service.table = self._service.table, prepared.table
+        if prepared.config.telemetry != self._config.telemetry:
+            before, self._service.access_log = self._service.access_log, prepared.log
+            _close_log(before)
+        self._config = prepared.config
+        self._configure_listeners()
+        old.retire()
         gc.collect()
         gc.freeze()
 
-    def _open_log(self, telemetry: schema.Telemetry) -> AccessLog | None:
-        if telemetry.access_log is None:
-            return None
-        target = self._log_fd if telemetry.access_log == "stdout" else telemetry.access_log
-        return AccessLog(target, sample=telemetry.sample)
-
-    def _listener(self, config: schema.Listener) -> Listener:
-        limits = config.limits
-        settings = {
-            "limits": ListenerLimits(
-                connections=limits.connections,
-                idle=limits.idle,
-                header_timeout=limits.header_timeout,
-                body_timeout=limits.body_timeout,
-                min_rate=limits.min_rate,
-                requests_per_connection=limits.requests_per_connection,
-            ),
-            "head_limits": Limits(limits.header_bytes, limits.headers, limits.uri, limits.body),
-        }
-        known = self._listeners.get(config.address)
-        if known is not None:
-            known.configure(
-                trusted=config.trusted, cancel_on_half_close=config.half_close == "cancel", **settings
-            )
-            return known
-        return Listener(
-            self.service,
-            self._nursery,
-            trusted=config.trusted,
-            cancel_on_half_close=config.half_close == "cancel",
-            **settings,
-        )
-
-    async def _beat(self) -> None:
-        while True:
-            lag, self._lane.lag_s = self._lane.lag_s, 0.0
-            self._lag_s = max(self._lag_s, lag)
-            log = self.service.access_log
-            active = min(self.service.inflight, self.service.connections)
-            upstream_open, upstream_idle = self._upstream_connections()
-            self._metrics.beat(
-                loop_lag_s=lag,
-                inflight=self.service.inflight,
-                client=(active, self.service.connections - active),
-                upstream=(upstream_open - upstream_idle, upstream_idle),
-                log_dropped=log.dropped if log is not None else 0,
-            )
-            await trio.sleep(_BEAT_EVERY_S)
-
-    def _upstream_connections(self) -> tuple[int, int]:
-        pools = [
-            endpoint.pool for upstream in self.service.table.upstreams.values() for endpoint in upstream.endpoints
-        ]
-        return sum(pool.open for pool in pools), sum(pool.idle_count for pool in pools)
-
-    # Orders
-
-    def prepare(self, config: schema.Config, brief: Brief) -> None:
-        self._prepared = (config, self._compile(config, brief))
-
-    def commit(self) -> None:
-        assert self._prepared is not None
-        (config, table), self._prepared = self._prepared, None
-        old, self.service.table = self.service.table, table
-        old.retire()
-        self._apply(config)
-
     def abort(self) -> None:
-        self._prepared = None
+        """Forget what was prepared."""
+        self._forget_prepared()
+
+    def _forget_prepared(self) -> None:
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            prepared.table.retire()
+            _close_log(prepared.log)
+
+    def _compile(self, config: schema.Config, brief: Brief) -> Table:
+        counters = PageCounters(self._page, decode_blocks(brief.blocks))
+        return compile_table(config, self._lane, counters, brief.addresses)
+
+    def _configure_listeners(self) -> None:
+        """Have a listener for each address. Those that are gone keep their connections until these end."""
+        for config in self._config.listeners:
+            settings = _listener_settings(config)
+            listener = self._listeners.get(config.address)
+            if listener is None:
+                self._listeners[config.address] = Listener(self._service, self._clients, **settings)
+            else:
+                listener.configure(**settings)
+
+    # Sockets
 
     def add(self, address: str, sock: socket.socket) -> None:
+        """Accept from a socket of the listener with this address."""
         self._listeners[address].add(sock)
 
     def remove(self, address: str, sock: socket.socket) -> None:
+        """Accept from it no more."""
         self._listeners[address].remove(sock)
 
+    # While it runs
+
     def set_addresses(self, host: str, addresses: tuple[str, ...]) -> None:
-        self._addresses[host] = addresses
-        self.service.table.set_addresses(host, addresses)
+        """A name has other addresses now, for what is prepared as well."""
+        self._service.table.set_addresses(host, addresses)
         if self._prepared is not None:
-            self._prepared[1].set_addresses(host, addresses)
+            self._prepared.table.set_addresses(host, addresses)
 
     def drain(self) -> None:
-        self.service.draining = True
+        """From now on answers say `Connection: close`."""
+        self._service.draining = True
 
     def close_idle(self) -> None:
+        """Close connections that wait for a request."""
         for listener in self._listeners.values():
             listener.close_idle()
 
     def reopen(self) -> None:
-        if self.service.access_log is not None:
-            self.service.access_log.reopen()
+        """Open log files again, by name."""
+        if self._service.access_log is not None:
+            self._service.access_log.reopen()
 
-    def answer(self, what: str) -> bytes:
-        if what == "upstreams":
-            return msgspec.json.encode([_describe(upstream) for upstream in self.service.table.upstreams.values()])
-        if what == "tasks":
-            return msgspec.json.encode(self._tasks())
-        return b"null"
+    def beat(self) -> float:
+        """Write down the gauges; returns the loop's longest turn since the last call, in milliseconds."""
+        lag_s, self._lane.lag_s = self._lane.lag_s, 0.0
+        log = self._service.access_log
+        inflight = self._service.inflight
+        self._metrics.beat(
+            loop_lag_s=lag_s,
+            inflight=inflight,
+            client=(inflight, max(0, self._service.connections - inflight)),
+            upstream=self._upstream_connections(),
+            log_dropped=0 if log is None else log.dropped,
+        )
+        return lag_s * 1000
 
-    def _tasks(self) -> list[dict[str, object]]:
-        return [
-            {"name": "client connections", "count": self.service.connections},
-            {"name": "requests", "count": self.service.inflight},
-            {"name": "registered sockets", "count": self._lane.link_count},
-        ]
+    def _upstream_connections(self) -> tuple[int, int]:
+        """(active, idle)."""
+        pools = [endpoint.pool for _, endpoint in self._endpoints()]
+        idle = sum(pool.idle_count for pool in pools)
+        return sum(pool.open for pool in pools) - idle, idle
 
-    def take_lag_ms(self) -> float:
-        lag, self._lag_s = max(self._lag_s, self._lane.lag_s), 0.0
-        return lag * 1000
+    def _endpoints(self) -> Iterator[tuple[Upstream, Endpoint]]:
+        for upstream in self._service.table.upstreams.values():
+            for endpoint in upstream.endpoints:
+                yield upstream, endpoint
 
     @property
     def connections(self) -> int:
-        return self.service.connections
+        """Client connections that are open."""
+        return self._service.connections
 
     @property
     def inflight(self) -> int:
-        return self.service.inflight
+        """Requests that are not finished."""
+        return self._service.inflight
 
-    def close(self) -> None:
-        """The end: logs are flushed, what is unused is closed."""
-        if self.service.access_log is not None:
-            self.service.access_log.close(_LOG_FLUSH_S)
-        self.service.table.retire()
-        self.service.splices.close()
+    def answer(self, what: str) -> bytes:
+        """The answer to a question of the admin API, as JSON."""
+        return msgspec.json.encode(self._tasks() if what == "tasks" else self._upstreams())
+
+    def _tasks(self) -> list[dict[str, object]]:
+        root = trio.lowlevel.current_root_task()
+        assert root is not None
+        counts = Counter(_task_names(root))
+        return [{"name": name, "count": count} for name, count in sorted(counts.items())]
+
+    def _upstreams(self) -> list[dict[str, object]]:
+        return [
+            {"name": upstream.name, "endpoints": [_endpoint_status(each) for each in upstream.endpoints]}
+            for upstream in self._service.table.upstreams.values()
+        ]
+
+    # Logs
+
+    def _open_log(self, telemetry: schema.Telemetry) -> AccessLog | None:
+        """Raises OSError when a file cannot be opened."""
+        if telemetry.access_log is None:
+            return None
+        target = os.dup(self._log_fd) if telemetry.access_log == "stdout" else telemetry.access_log
+        return AccessLog(target, sample=telemetry.sample)
+
+    def close_logs(self) -> None:
+        """Write the last lines."""
+        _close_log(self._service.access_log)
 
 
-def _describe(upstream: object) -> dict[str, object]:
-    from ambassador.proxy.plan import Upstream
+def _close_log(log: AccessLog | None) -> None:
+    if log is not None:
+        log.close(_LOG_TIMEOUT_S)
 
-    assert isinstance(upstream, Upstream)
+
+class _Settings(TypedDict):
+    limits: ListenerLimits
+    head_limits: Limits
+    trusted: tuple[str, ...]
+    cancel_on_half_close: bool
+
+
+def _listener_settings(config: schema.Listener) -> _Settings:
+    limits = config.limits
     return {
-        "name": upstream.name,
-        "endpoints": [
-            {
-                "url": endpoint.url,
-                "address": ", ".join(str(where[1][0]) if isinstance(where[1], tuple) else str(where[1]) for where in endpoint.addresses),
-                "healthy": True,
-                "ejected_until": None,
-                "weight": endpoint.weight,
-                "zone": None,
-                "priority": 0,
-                "inflight": endpoint.inflight,
-                "ewma_ms": None,
-                "connections": {
-                    "idle": endpoint.pool.idle_count,
-                    "active": endpoint.pool.open - endpoint.pool.idle_count,
-                },
-                "why": None,
-            }
-            for endpoint in upstream.endpoints
-        ],
+        "limits": ListenerLimits(
+            connections=limits.connections,
+            idle=limits.idle,
+            header_timeout=limits.header_timeout,
+            body_timeout=limits.body_timeout,
+            min_rate=limits.min_rate,
+            requests_per_connection=limits.requests_per_connection,
+        ),
+        "head_limits": Limits(limits.header_bytes, limits.headers, limits.uri, limits.body),
+        "trusted": config.trusted,
+        "cancel_on_half_close": config.half_close == "cancel",
     }
 
 
-@contextlib.asynccontextmanager
-async def open_plane(start: Start, config: schema.Config, page_fd: int, log_fd: int) -> AsyncIterator[WorkerPlane]:
-    """A data plane that serves `start.brief`; leaving the context cuts what is under way."""
+def _endpoint_status(endpoint: Endpoint) -> dict[str, object]:
+    """One endpoint as `/api/upstreams` tells it (contract 7.17)."""
+    idle = endpoint.pool.idle_count
+    addresses = [where[0] if isinstance(where, tuple) else where for _, where in endpoint.addresses]
+    return {
+        "url": endpoint.url,
+        "address": addresses[0] if addresses else None,
+        "healthy": bool(addresses),
+        "ejected_until": None,
+        "weight": endpoint.weight,
+        "zone": None,
+        "priority": 0,
+        "inflight": endpoint.inflight,
+        "ewma_ms": getattr(endpoint, "ewma_ms", None),
+        "connections": {"idle": idle, "active": endpoint.pool.open - idle},
+        "why": None if addresses else "the name has no address",
+    }
+
+
+def _task_names(task: trio.lowlevel.Task) -> Iterator[str]:
+    for nursery in task.child_nurseries:
+        for child in nursery.child_tasks:
+            yield child.name
+            yield from _task_names(child)
+
+
+@asynccontextmanager
+async def open_plane(
+    start: Start, config: schema.Config, page_fd: int, log_fd: int
+) -> AsyncIterator[WorkerPlane]:
+    """The data plane of this process, from its first generation to the last log line."""
     page = Page.attach(page_fd, start.brief.page_size)
-    lane = Lane()
-    async with trio.open_nursery() as outer:  # the lane outlives every strand: else nobody drives them to their end
+    async with trio.open_nursery() as outer:
+        lane = Lane()
         await outer.start(lane.run)
-        async with trio.open_nursery() as nursery:
-            plane = WorkerPlane(start, config, page, log_fd, lane, nursery)
-            try:
-                yield plane
-            finally:
-                nursery.cancel_scope.cancel()
-        plane.close()
+        plane = WorkerPlane(start, config, page, log_fd, lane)
+        gc.collect()
+        gc.freeze()
+        try:
+            with plane.watching_garbage():
+                async with trio.open_nursery() as clients:
+                    plane.serve_in(clients)
+                    yield plane
+                    clients.cancel_scope.cancel()
+        finally:
+            plane.close_logs()
+            os.close(log_fd)
         outer.cancel_scope.cancel()
 
 

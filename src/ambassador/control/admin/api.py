@@ -53,8 +53,8 @@ class Service(Protocol):
     def replicas(self) -> list[Replica]:
         """Those that share the state."""
 
-    def metrics(self) -> bytes:
-        """Prometheus text."""
+    def metrics(self, accept: str) -> tuple[bytes, str]:
+        """(text, content type) for scrapers, in the format that `accept` prefers."""
 
     async def upstreams(self) -> list[dict[str, Any]]:
         """All workers' upstreams, summed."""
@@ -125,8 +125,9 @@ class Api:
     async def _readyz(self, request: Request) -> Response:
         return _health(request, self._service.not_ready_because)
 
-    async def _metrics(self, _: Request) -> Response:
-        return Response(200, self._service.metrics(), "text/plain; version=0.0.4; charset=utf-8")
+    async def _metrics(self, request: Request) -> Response:
+        text, content_type = self._service.metrics(request.headers.get("accept", ""))
+        return Response(200, text, content_type)
 
     async def _status(self, _: Request) -> Response:
         return _json(self._service.status())
