@@ -10,7 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from ambassador.errors import Overloaded
-from ambassador.proxy.lane import HANGUP, READ, Timer
+from ambassador.proxy.lane import HANGUP, READ, TimedOut, Timer
 from ambassador.proxy.upstream.connect import connect
 from ambassador.proxy.upstream.h1 import Http1Connection
 
@@ -32,6 +32,10 @@ class _Ticket:
         self.may_open = False
 
 
+class QueueTimeout(Exception):
+    """The deadline passed while a request waited for its turn."""
+
+
 class Pool(Timer):
     """Connections to one endpoint. `addresses` is asked for each new connection, so that DNS changes take effect.
 
@@ -39,7 +43,7 @@ class Pool(Timer):
     unused one is kept.
     """
 
-    __slots__ = ("_addresses", "_idle", "_lane", "_max_open", "_max_pending", "_waiting", "idle_timeout_s", "open")
+    __slots__ = ("_addresses", "_idle", "_lane", "_max_open", "_max_pending", "_retired", "_waiting", "idle_timeout_s", "open")
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class Pool(Timer):
         self.idle_timeout_s = idle_timeout_s
         self._idle: list[Http1Connection] = []
         self._waiting: deque[_Ticket] = deque()
+        self._retired = False
         self.open = 0
         """Connections open or being opened."""
 
@@ -82,7 +87,7 @@ class Pool(Timer):
         """A new connection, or one that came free while this request queued.
 
         `deadline` (seconds of the lane's clock) bounds queueing and connecting together. `fresh`: make room for a new
-        one if need be. Raises `ConnectFailed`, `Overloaded`, `TimedOut` (in the queue).
+        one if need be. Raises `ConnectFailed`, `Overloaded`, `QueueTimeout`.
         """
         while fresh and self._idle and self.open >= self._max_open:
             self._idle.pop(0).close()
@@ -108,6 +113,9 @@ class Pool(Timer):
         try:
             while ticket.connection is None and not ticket.may_open:
                 await strand.wait(deadline)
+        except TimedOut:
+            self._leave_queue(ticket)
+            raise QueueTimeout from None
         except BaseException:
             self._leave_queue(ticket)
             raise
@@ -124,6 +132,9 @@ class Pool(Timer):
     def put(self, connection: Http1Connection) -> None:
         """Take back a connection that can carry another request."""
         link = connection.link
+        if self._retired:
+            connection.close()
+            return
         if self._waiting:
             ticket = self._waiting.popleft()
             ticket.connection = connection
@@ -162,8 +173,9 @@ class Pool(Timer):
             self.deadline = idle[0].idle_until
             self._lane.arm(self)
 
-    def close_idle(self) -> None:
-        """Close every unused connection: at the end of a config's or a worker's life."""
+    def retire(self) -> None:
+        """The end of a config's or a worker's life: unused connections go now, the others when they come back."""
+        self._retired = True
         while self._idle:
             self._idle.pop().close()
         self._lane.disarm(self)

@@ -1,0 +1,127 @@
+"""From a checked config to the table that requests meet: every decision that can be made before the first request.
+
+A route becomes a `RoutePlan`: bound functions per phase, only of the policies it uses. Compiling raises ValueError for
+what a check should have found; the old table then stays.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Protocol
+
+from msgspec import structs
+
+from ambassador.config.schema import PathRegex
+from ambassador.proxy.plan import RoutePlan, Timeouts, Upstream
+from ambassador.proxy.policies import headers, retry
+from ambassador.proxy.policies.redirect import redirector
+from ambassador.proxy.policies.respond import responder
+from ambassador.proxy.policies.retry import RetryPolicy
+from ambassador.proxy.policies.rewrite import KEEP, location_rewriter, path_rewriter
+from ambassador.proxy.routing import Router, spec
+from ambassador.proxy.service import Table
+from ambassador.proxy.upstream.endpoint import Endpoint
+from ambassador.proxy.upstream.pool import Pool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from ambassador.config import schema
+    from ambassador.proxy.lane import Lane
+    from ambassador.proxy.plan import AdmitHook, RouteMetrics, ShapeHook
+
+_NEVER = float("inf")
+
+
+class Counters(Protocol):
+    """Where routes count."""
+
+    def route(self, route: str, upstream: str) -> RouteMetrics:
+        """The counters of a route towards an upstream; `-` for none."""
+
+
+def compile_table(
+    config: schema.Config, lane: Lane, counters: Counters, addresses: Mapping[str, Sequence[str]]
+) -> Table:
+    """The table for a worker. `addresses`: what the names of upstreams resolve to, as far as it is known."""
+    upstreams = {
+        name: _upstream(name, upstream, lane, addresses) for name, upstream in config.upstreams.items()
+    }
+    plans = [(spec(route.match), _plan(route, config, upstreams, counters)) for route in config.routes]
+    return Table(
+        Router(plans),
+        upstreams,
+        unrouted=counters.route("-", "-"),
+        debug_headers=config.telemetry.debug_headers,
+    )
+
+
+def _upstream(
+    name: str, config: schema.Upstream, lane: Lane, addresses: Mapping[str, Sequence[str]]
+) -> Upstream:
+    endpoints = [_endpoint(each, config.connections, lane, addresses) for each in config.endpoints]
+    return Upstream(name, endpoints, random.random)
+
+
+def _endpoint(
+    config: schema.Endpoint, connections: schema.Connections, lane: Lane, addresses: Mapping[str, Sequence[str]]
+) -> Endpoint:
+    if config.url.startswith("unix:"):
+        endpoint = Endpoint(config.url, host="", port=0, path=config.url.removeprefix("unix:"), weight=config.weight)
+    else:
+        host, _, port = config.url.removeprefix("http://").rpartition(":")
+        endpoint = Endpoint(config.url, host=host.strip("[]"), port=int(port), weight=config.weight)
+        if endpoint.host in addresses:
+            endpoint.resolve(addresses[endpoint.host])
+    endpoint.pool = Pool(
+        lane,
+        lambda: endpoint.addresses,
+        max_open=connections.max,
+        max_pending=connections.max_pending,
+        idle_timeout_s=connections.idle_timeout,
+    )
+    return endpoint
+
+
+def _plan(
+    route: schema.Route, config: schema.Config, upstreams: Mapping[str, Upstream], counters: Counters
+) -> RoutePlan:
+    admit: list[AdmitHook] = []
+    if route.redirect is not None:
+        admit.append(redirector(route.redirect))
+    if route.respond is not None:
+        admit.append(responder(route.respond))
+    upstream = upstreams[route.to] if route.to is not None else None
+    urls = [endpoint.url for endpoint in config.upstreams[route.to].endpoints] if route.to is not None else []
+    pattern = None if isinstance(route.match.path, PathRegex) else route.match.path
+    changes = route.headers
+    rewrite = route.rewrite
+    rewrite_host = rewrite.host if rewrite is not None else None
+    return RoutePlan(
+        route.name,
+        upstream=upstream,
+        timeouts=_timeouts(route.timeout),
+        retry=_retry(route.retry),
+        metrics=counters.route(route.name, route.to or "-"),
+        admit=tuple(admit),
+        rewrite=path_rewriter(rewrite, pattern),
+        host=rewrite_host.encode("ascii") if rewrite_host is not None and rewrite_host != KEEP else None,
+        keep_host=rewrite_host == KEEP,
+        shape_request=_hooks(headers.shaper(changes.request) if changes is not None else None),
+        shape_response=_hooks(
+            location_rewriter(rewrite, pattern, urls) if urls else None,
+            headers.shaper(changes.response) if changes is not None else None,
+        ),
+    )
+
+
+def _hooks(*hooks: Callable[..., None] | None) -> tuple[ShapeHook, ...]:
+    return tuple(hook for hook in hooks if hook is not None)
+
+
+def _timeouts(config: schema.Timeout) -> Timeouts:
+    return Timeouts(**{name: _NEVER if value is None else value for name, value in structs.asdict(config).items()})
+
+
+def _retry(config: retry.Config | None) -> RetryPolicy | None:
+    return None if config is None or config.attempts == 0 else RetryPolicy(config)

@@ -1,0 +1,834 @@
+"""One request and its answer: route, attempts, deadline, both bodies, outcome.
+
+The order is that of the life of a request (see the package's map). Everything below `_attempt` runs once per attempt.
+One coroutine drives both directions: it moves what can be moved without waiting, then waits once for whichever socket
+or deadline comes first. A small GET meets two waits and four system calls, and allocates little but what it sends.
+
+Outcomes are settled when the *body* ends. After the head of the answer was passed on, an error cuts the client's
+connection: a cut answer must never look complete.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Final
+
+from ambassador.errors import (
+    BadRequest,
+    ClientError,
+    ConnectFailed,
+    DeadlineExceeded,
+    Fault,
+    NoRoute,
+    ProxyError,
+    RequestTimeout,
+    UpstreamError,
+    UpstreamReset,
+    UpstreamTimeout,
+)
+from ambassador.messages import Reply, Request
+from ambassador.observe.access_log import AccessRecord, mask_query
+from ambassador.observe.trace import continue_trace, request_id
+from ambassador.proxy.fields import clean_trailers, tokens
+from ambassador.proxy.forwarding import caller_deadline_s, deadline_fields, max_forwards
+from ambassador.proxy.http1_parser import HEALTH_TARGET
+from ambassador.proxy.lane import BROKEN, HANGUP, READ, READ_CLOSED, WRITE, TimedOut
+from ambassador.proxy.path import authority_host, normalise, split_target
+from ambassador.proxy.problem import error_reply, forbids_retry, proxy_status
+from ambassador.proxy.splice import MIN_SPLICE, Splice
+from ambassador.proxy.upstream.pool import QueueTimeout
+from ambassador.proxy.wire import READ_SIZE, SCRATCH
+
+if TYPE_CHECKING:
+    from ambassador.messages import Fields
+    from ambassador.proxy.http1 import ClientConnection
+    from ambassador.proxy.plan import RoutePlan
+    from ambassador.proxy.upstream.endpoint import Endpoint
+    from ambassador.proxy.upstream.h1 import Http1Connection
+
+_join_field: Final = b": ".join
+_MOVES_PER_TURN: Final = 16
+_RATE_WINDOW_S: Final = 30.0
+_CLIENT_GONE_STATUS: Final = 499  # nginx's number for a client that left before its answer; only in the log
+
+
+class ClientGone(Exception):
+    """The client left, or was too slow and was cut: nobody is there to answer."""
+
+
+class Exchange:
+    """One request on one client connection. `run` answers it and never raises but for `ClientGone`."""
+
+    __slots__ = (
+        "_caller_at", "_client", "_code", "_connection", "_endpoint", "_flags", "_identity", "_lane", "_moves",
+        "_plan", "_rate_bytes", "_rate_from", "_raw_in", "_raw_out", "_replay", "_reply_bytes", "_request",
+        "_response_done", "_sent_at", "_service", "_splice", "_started", "_status", "_table", "_total_at", "_trace_id", "_tried",
+        "_try_at", "_upload_done", "_upstream_s", "attempts", "bytes_in",
+    )  # fmt: skip
+
+    def __init__(self, client: ClientConnection, request: Request) -> None:
+        service = client.listener.service
+        self._client = client
+        self._request = request
+        self._service = service
+        self._table = service.table
+        self._lane = client.link.lane
+        self._started = self._lane.now
+        self._plan: RoutePlan | None = None
+        self._connection: Http1Connection | None = None
+        self._endpoint: Endpoint | None = None
+        self._tried: list[Endpoint] = []
+        self._identity: Fields = []
+        self._caller_at = inf
+        self._total_at = inf
+        self._try_at = inf
+        self._sent_at = 0.0
+        self._replay: list[bytes] | None = []
+        self._raw_in = 0
+        self._raw_out: int | None = None
+        self._splice: Splice | None = None
+        self._upload_done = False
+        self._response_done = False
+        self._moves = 0
+        self._rate_from = 0.0
+        self._rate_bytes = 0
+        self._status = 0
+        self._code: str | None = None
+        self._flags = ""
+        self._trace_id = ""
+        self._upstream_s = 0.0
+        self._reply_bytes = client.bytes_written
+        self.attempts = 0
+        self.bytes_in = 0
+
+    async def run(self) -> None:
+        """Answer the request."""
+        service = self._service
+        service.inflight += 1
+        try:
+            await self._serve()
+        except ProxyError as error:
+            await self._fail(error)
+        except ClientGone:
+            self._flags = self._flags or "client_gone"
+            self._status = self._status or _CLIENT_GONE_STATUS
+            self._client.abort()
+            raise
+        finally:
+            service.inflight -= 1
+            self._let_go()
+            self._settle()
+
+    @classmethod
+    async def refuse(cls, client: ClientConnection, error: ProxyError) -> None:
+        """Answer input that is no request at all."""
+        request = Request("-", b"-", [], 1)
+        request.complete = True
+        exchange = cls(client, request)
+        request.client_ip = client.peer.ip
+        request.request_id = request_id(None)
+        try:
+            await exchange._fail(error)
+        except ClientGone:
+            pass
+        finally:
+            exchange._settle()
+
+    # Before any attempt
+
+    async def _serve(self) -> None:
+        request = self._request
+        if request.target.startswith(HEALTH_TARGET) and request.target in (HEALTH_TARGET, HEALTH_TARGET + b"?"):
+            return await self._answer(self._service.health_reply())
+        self._identify()
+        left = max_forwards(request) if b"max-forwards" in request.special else None
+        if left == 0:
+            return await self._answer(_final_hop(request))
+        found = self._table.router.match(request.host, request.path.decode("ascii"), request.method, request)
+        if found is None:
+            raise NoRoute(f"no route takes {request.method} on host {request.host or '-'!r} and this path")
+        plan, request.params = found
+        self._plan = plan
+        request.route = plan.name
+        if left is not None:
+            self._identity.append((b"max-forwards", b"%d" % (left - 1)))
+        for hook in plan.admit:
+            reply = hook(request)
+            if reply is not None:
+                if not isinstance(reply, Reply):
+                    reply = await reply
+                if reply is not None:
+                    return await self._answer(reply)
+        if request.expects_continue:
+            self._client.send_continue(request)
+        if request.complete:
+            self._total_at = self._started + plan.timeouts.total
+        await self._attempts(plan)
+
+    def _identify(self) -> None:
+        """Who asks for what: host, path, request id, trace, deadline; the loop check."""
+        request = self._request
+        special = request.special
+        client = self._client
+        service = self._service
+        request.request_id = request_id(special.get(b"x-request-id"))
+        client.peer.identify(request)
+        authority, path, request.query = split_target(request.target)
+        if authority is not None:
+            request.authority = authority
+        if request.authority or request.minor:
+            request.host, request.port = authority_host(request.authority)
+        if path == b"*":
+            if request.method != "OPTIONS":
+                raise BadRequest("only OPTIONS has the target *")
+            request.path = b"/*"
+        else:
+            request.path = normalise(path)
+        via = special.get(b"via")
+        if via is not None:
+            service.via.check(via)
+        identity = client.peer.fields(request)
+        identity.append((b"via", service.via.extend(request)))
+        identity.append((b"x-request-id", request.request_id))
+        traceparent, tracestate = continue_trace(special.get(b"traceparent"), special.get(b"tracestate"))
+        self._trace_id = traceparent[3:35].decode("ascii")
+        identity.append((b"traceparent", traceparent))
+        if tracestate is not None:
+            identity.append((b"tracestate", tracestate))
+        if b"te" in special and b"trailers" in tokens(special[b"te"]):
+            identity += [(b"te", b"trailers"), (b"connection", b"te")]
+        self._identity = identity
+        if b"x-request-deadline" in special or b"grpc-timeout" in special or _ENVOY_TIMEOUT in special:
+            left_s = caller_deadline_s(request, service.wall_s())
+            if left_s is not None:
+                if left_s <= 0:
+                    raise DeadlineExceeded("the caller's deadline has passed")
+                self._caller_at = self._started + left_s
+
+    # Attempts
+
+    async def _attempts(self, plan: RoutePlan) -> None:
+        retry = plan.retry
+        if retry is None:
+            self._replay = None
+        else:
+            retry.budget.deposit(self._started)
+        while True:
+            self.attempts += 1
+            failure: UpstreamError | None = None
+            try:
+                await self._attempt(plan)
+                connection = self._connection
+                assert connection is not None and connection.reader.head is not None
+                status = connection.reader.head.status
+                if retry is None or status not in retry.statuses:
+                    return await self._relay(plan)
+                reason = str(status)
+            except UpstreamError as error:
+                failure = error
+                reason = _reason(error)
+            delay = self._retry_delay(plan, reason)
+            if delay is None:
+                if failure is not None:
+                    raise failure
+                return await self._relay(plan)
+            plan.metrics.attempt(reason, self._lane.now - self._sent_at)
+            plan.metrics.retry(reason)
+            self._give_up_connection()
+            await self._sleep(delay)
+
+    def _retry_delay(self, plan: RoutePlan, reason: str) -> float | None:
+        """How long to wait before another attempt, or None if there must be none."""
+        retry, request, special = plan.retry, self._request, self._request.special
+        if retry is None or self.attempts > retry.attempts or self._replay is None:
+            return None
+        if b"x-ambassador-attempt" in special or not retry.allows(
+            reason, request.method, keyed=b"idempotency-key" in special
+        ):
+            return None
+        head = self._connection.reader.head if self._connection is not None else None
+        after = None
+        if head is not None and reason.isdigit():
+            if forbids_retry(head.special.get(b"proxy-status", b"")):
+                return None
+            value = head.special.get(b"retry-after", b"")
+            after = float(value) if value.isdigit() and len(value) < 9 else None
+        delay = retry.delay_s(self.attempts, self._service.random(), after)
+        if delay is None or self._lane.now + delay >= min(self._total_at, self._caller_at):
+            return None
+        return delay if retry.budget.withdraw(self._lane.now) else None
+
+    async def _sleep(self, delay: float) -> None:
+        """Wait before a retry, unless the client leaves."""
+        lane, link = self._lane, self._client.link
+        until = lane.now + delay
+        while lane.now < until:
+            link.interest = BROKEN
+            try:
+                await self._client.strand.wait(until)
+            except TimedOut:
+                pass
+            finally:
+                link.interest = 0
+            self._check_client()
+
+    async def _attempt(self, plan: RoutePlan) -> None:
+        """Send the request to an endpoint until the head of an answer is there. Raises `UpstreamError`."""
+        upstream = plan.upstream
+        assert upstream is not None
+        timeouts = plan.timeouts
+        endpoint = self._endpoint = upstream.pick(self._tried)
+        if self._replay is not None and len(upstream.endpoints) > 1:
+            self._tried.append(endpoint)
+        endpoint.inflight += 1
+        strand = self._client.strand
+        self._try_at = self._lane.now + timeouts.per_try
+        fresh = False
+        while True:
+            connection = None if fresh else endpoint.pool.take()
+            if connection is None:
+                deadline = min(self._total_at, self._caller_at, self._try_at)
+                try:
+                    connection = await endpoint.pool.acquire(strand, timeouts.connect, deadline, fresh=fresh)
+                except QueueTimeout:
+                    raise self._timeout() from None
+                except ConnectFailed:
+                    if self._lane.now >= deadline:
+                        raise self._timeout() from None
+                    raise
+                self._check_client(connection)
+            self._connection = connection
+            try:
+                if self._start(plan, connection, endpoint):
+                    await self._until_head(plan, connection)
+                else:
+                    await self._until_head_streaming(plan, connection)
+                return
+            except UpstreamReset:
+                if fresh or not self._was_stale(connection):
+                    raise
+            connection.close()
+            fresh = True
+
+    def _was_stale(self, connection: Http1Connection) -> bool:
+        """The connection had been closed while idle, and the request may be sent again (contract 7.3)."""
+        if not connection.used or connection.reader.started or self._replay is None:
+            return connection.used and connection.untouched and self._replay is not None
+        request = self._request
+        return connection.untouched or request.method in _SAFE_TO_REPEAT or b"idempotency-key" in request.special
+
+    def _start(self, plan: RoutePlan, connection: Http1Connection, endpoint: Endpoint) -> bool:
+        """Send the head and what there is of the body. True if that was all of the request."""
+        request = self._request
+        fields = [*request.passing, *self._identity]
+        left = min(self._total_at, self._caller_at) - self._lane.now
+        if left != inf:
+            fields += deadline_fields(request, max(left, 0.001), self._service.wall_s())
+        if self.attempts > 1:
+            fields.append((b"x-ambassador-attempt", b"%d" % self.attempts))
+        elif b"x-ambassador-attempt" in request.special:
+            fields.append((b"x-ambassador-attempt", request.special[b"x-ambassador-attempt"]))
+        if request.chunked:
+            fields.append((b"transfer-encoding", b"chunked"))
+        for hook in plan.shape_request:
+            hook(request, fields)
+        if plan.keep_host:
+            host = request.authority or endpoint.authority
+        else:
+            host = plan.host or endpoint.authority
+        path = request.path if plan.rewrite is None else plan.rewrite(request)
+        if request.path == b"/*" and request.target.endswith(b"*"):
+            path = b"*"
+        if request.query is not None:
+            path = b"%b?%b" % (path, request.query)
+        head = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b\r\n\r\n" % (
+            request.method.encode(), path, host, b"\r\n".join(map(_join_field, fields))
+        )  # fmt: skip
+        if request.complete and not request.body and not self._replay and not request.chunked:
+            self._upload_done = True  # nothing but a head
+        else:
+            self._upload_done = False
+            body = b"".join(self._replay) if self._replay else b""
+            body += self._take_body(plan)
+            if body:
+                head += self._framed(body)
+            if request.complete:
+                head += self._last_chunk()
+                self._upload_done = True
+        self._sent_at = self._lane.now
+        connection.start(self._client.strand, head, for_head=request.method == "HEAD")
+        return self._upload_done and connection.blocked is None and not connection.write_failed
+
+    def _framed(self, body: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(body), body) if self._request.chunked else body
+
+    def _last_chunk(self) -> bytes:
+        if not self._request.chunked:
+            return b""
+        trailers = clean_trailers(self._request.trailers)
+        return b"0\r\n" + b"".join(b"%b: %b\r\n" % field for field in trailers) + b"\r\n"
+
+    def _take_body(self, plan: RoutePlan) -> bytes:
+        """What has arrived of the body and was not taken; remembered for a replay while it is small."""
+        request = self._request
+        if not request.body:
+            return b""
+        data = request.body[0] if len(request.body) == 1 else b"".join(request.body)
+        request.body.clear()
+        self.bytes_in += len(data)
+        if self._replay is not None:
+            self._replay.append(data)
+            if plan.retry is None or self.bytes_in > plan.retry.buffer:
+                self._replay = None
+        return data
+
+    async def _until_head(self, plan: RoutePlan, connection: Http1Connection) -> None:
+        """Wait for the head of the answer to a request that was sent whole."""
+        client_link, link = self._client.link, connection.link
+        reader = connection.reader
+        deadline = min(self._total_at, self._caller_at, self._try_at, self._sent_at + plan.timeouts.first_byte)
+        client_interest = self._client.listener.gone
+        wait = self._client.strand.wait
+        while True:
+            if link.ready & (READ | HANGUP) and connection.receive():
+                if reader.interim:
+                    self._pass_interim(connection)
+                if reader.head is not None:
+                    self._upstream_s = self._lane.now - self._sent_at
+                    return
+                continue
+            if client_link.ready & client_interest:
+                raise ClientGone
+            client_link.interest = client_interest
+            link.interest = READ | HANGUP
+            try:
+                await wait(deadline)
+            except TimedOut:
+                raise self._timeout() from None
+            finally:
+                client_link.interest = link.interest = 0
+
+    async def _until_head_streaming(self, plan: RoutePlan, connection: Http1Connection) -> None:
+        """The same while the body is still on its way, here or upstream. Answers may come early."""
+        reader = connection.reader
+        while reader.head is None:
+            if connection.link.ready & (READ | HANGUP) and connection.receive():
+                if reader.interim:
+                    self._pass_interim(connection)
+            elif not self._push(plan, connection):
+                await self._wait_streaming(plan, connection, for_head=True)
+            elif self._is_turn_over():
+                await self._client.strand.pause()
+        self._upstream_s = self._lane.now - self._sent_at
+
+    def _pass_interim(self, connection: Http1Connection) -> None:
+        for head in connection.reader.interim:
+            if head.status != 100:
+                self._client.write_interim(self._request, head.status, head.passing)
+        connection.reader.interim = []
+
+    # The request's body
+
+    def _push(self, plan: RoutePlan, connection: Http1Connection) -> bool:
+        """Move some of the request's body upstream. False if that cannot be done now, or is done."""
+        if connection.blocked is not None:
+            if connection.write_failed or not connection.link.ready & (WRITE | BROKEN):
+                return False
+            connection.flush()
+            return True
+        if self._upload_done or connection.write_failed:
+            return False
+        return self._push_raw(connection) if self._raw_in else self._push_parsed(plan, connection)
+
+    def _push_raw(self, connection: Http1Connection) -> bool:
+        client = self._client
+        if not client.link.ready & (READ | HANGUP):
+            return False
+        count = client.read_raw(min(self._raw_in, READ_SIZE))
+        if count is None:
+            return False
+        connection.write(SCRATCH[:count])
+        self._raw_in = client.raw_left = self._raw_in - count
+        self.bytes_in += count
+        self._rate_bytes += count
+        if not self._raw_in:
+            self._request.complete = True
+            self._upload_is_done(connection)
+        return True
+
+    def _push_parsed(self, plan: RoutePlan, connection: Http1Connection) -> bool:
+        request, client = self._request, self._client
+        if request.error is not None:
+            raise request.error
+        if not request.body and not request.complete:
+            if self._replay is None and client.go_raw(request):
+                self._raw_in = client.raw_left
+                return True
+            if not client.link.ready & (READ | HANGUP) or not client.fill(request):
+                return False
+        data = self._take_body(plan)
+        self._rate_bytes += len(data)
+        framed = self._framed(data) if data else b""
+        if request.complete:
+            framed += self._last_chunk()
+        if framed:
+            connection.write(framed)
+        if request.complete:
+            self._upload_is_done(connection)
+        return True
+
+    def _upload_is_done(self, connection: Http1Connection) -> None:
+        self._upload_done = True
+        self._sent_at = self._lane.now
+        assert self._plan is not None
+        if self._total_at == inf:
+            self._total_at = self._lane.now + self._plan.timeouts.total
+
+    # The answer
+
+    async def _relay(self, plan: RoutePlan) -> None:
+        """Pass the answer on, from its head to the end of its body."""
+        connection, client, request = self._connection, self._client, self._request
+        assert connection is not None
+        reader = connection.reader
+        head = reader.head
+        assert head is not None
+        self._status = head.status
+        fields = self._response_fields(plan, connection)
+        body = b"" if not reader.body else reader.body[0] if len(reader.body) == 1 else b"".join(reader.body)
+        reader.body.clear()
+        sized = head.content_length is not None or head.status in (204, 304) or request.method == "HEAD"
+        if reader.complete and self._upload_done and not reader.trailers:
+            self._finish_attempt(plan, None)
+            client.start_response(request, head.status, fields, body, sized=sized, complete=True)
+            if client.blocked is not None or client.write_failed:
+                await client.drained(client.limits.body_timeout)
+            return
+        client.start_response(request, head.status, fields, body, sized=sized, complete=False)
+        self._raw_out = reader.raw_body()
+        self._response_done = reader.complete
+        try:
+            await self._pump(plan, connection)
+        except ClientGone:
+            self._finish_attempt(plan, "cancelled")
+            raise
+        self._finish_attempt(plan, None)
+
+    def _response_fields(self, plan: RoutePlan, connection: Http1Connection) -> Fields:
+        head = connection.reader.head
+        assert head is not None
+        fields = head.passing
+        if b"date" not in head.special:
+            fields.append((b"date", self._service.http_date()))
+        for hook in plan.shape_response:
+            hook(self._request, fields)
+        fields.append((b"x-request-id", self._request.request_id))
+        if self.attempts > 1 and head.status >= 500:
+            fields.append((b"proxy-status", self._service.retried_status(head.status, self.attempts)))
+        if self._table.debug_headers:
+            fields.append((b"x-ambassador-upstream-ms", b"%d" % (self._upstream_s * 1000)))
+            fields.append((b"x-ambassador-attempts", b"%d" % self.attempts))
+        return fields
+
+    async def _pump(self, plan: RoutePlan, connection: Http1Connection) -> None:
+        """Both bodies at once, until the answer is complete and the client has it."""
+        client = self._client
+        self._rate_from = self._lane.now
+        self._rate_bytes = 0
+        while True:
+            moved = False
+            if client.blocked is not None:
+                if client.link.ready & (WRITE | BROKEN):
+                    before = client.bytes_written
+                    client.flush()
+                    self._rate_bytes += client.bytes_written - before
+                    moved = True
+            elif not self._response_done:
+                moved = self._pull(connection)
+            elif not client.write_failed:
+                return
+            if client.write_failed:
+                raise ClientGone
+            if not self._upload_done and self._push(plan, connection):
+                moved = True
+            if not moved:
+                await self._wait_streaming(plan, connection, for_head=False)
+            elif self._is_turn_over():
+                await client.strand.pause()
+
+    def _pull(self, connection: Http1Connection) -> bool:
+        """Move some of the answer's body to the client. False if nothing is there."""
+        if self._raw_out is not None:
+            return self._pull_raw(connection)
+        reader, client = connection.reader, self._client
+        if not connection.link.ready & (READ | HANGUP) or not connection.receive():
+            return False
+        if reader.body:
+            data = reader.body[0] if len(reader.body) == 1 else b"".join(reader.body)
+            reader.body.clear()
+            client.write_body(data)
+        if reader.complete:
+            self._end_response(connection)
+        return True
+
+    def _end_response(self, connection: Http1Connection) -> None:
+        client = self._client
+        self._response_done = True
+        if client.blocked is None:
+            client.end_body(clean_trailers(connection.reader.trailers))
+        else:
+            client.blocked = memoryview(bytes(client.blocked) + client.last_chunk(connection.reader.trailers))
+
+    def _pull_raw(self, connection: Http1Connection) -> bool:
+        left, client = self._raw_out, self._client
+        assert left is not None
+        if not left:
+            self._response_done = connection.reader.complete = True
+            return True
+        link = connection.link
+        if not link.ready & (READ | HANGUP):
+            return False
+        if left >= MIN_SPLICE and self._splice is None:
+            self._splice = self._service.splices.take()
+        if self._splice is not None:
+            return self._pull_spliced(connection, left)
+        count = connection.receive_raw(min(left, READ_SIZE))
+        if count is None:
+            return False
+        if count == 0:
+            raise UpstreamReset("the upstream closed the connection inside its answer")
+        self._raw_out = left - count
+        client.write(SCRATCH[:count])
+        return True
+
+    def _pull_spliced(self, connection: Http1Connection, left: int) -> bool:
+        splice, client = self._splice, self._client
+        assert splice is not None
+        moved = splice.move(connection.link, client.link, left)
+        if splice.ended:
+            raise UpstreamReset("the upstream closed the connection inside its answer")
+        if splice.write_failed:
+            raise ClientGone
+        self._raw_out = left - moved
+        client.bytes_written += moved
+        self._rate_bytes += moved
+        return moved > 0
+
+    # Waiting
+
+    async def _wait_streaming(self, plan: RoutePlan, connection: Http1Connection, *, for_head: bool) -> None:
+        """Wait until either side can go on. Raises what the time that passed means."""
+        client, now = self._client, self._lane.now
+        client_link, link = client.link, connection.link
+        client_interest = client.listener.gone if self._request.complete else BROKEN
+        upstream_interest = 0
+        client_due = False
+        if client.blocked is not None or (self._splice is not None and self._splice.held):
+            client_interest |= WRITE
+            client_due = True
+        else:
+            upstream_interest |= READ | HANGUP
+        if connection.blocked is not None:
+            if not connection.write_failed:
+                upstream_interest |= WRITE | BROKEN
+        elif not self._upload_done and not connection.write_failed:
+            client_interest |= READ | HANGUP
+            client_due = True
+        if client_link.ready & BROKEN or (self._request.complete and client_link.ready & client.listener.gone):
+            raise ClientGone
+        if client_link.ready & client_interest or link.ready & upstream_interest:
+            return  # something came between the last try and now
+        deadline = self._streaming_deadline(plan, for_head=for_head, client_due=client_due)
+        client_link.interest, link.interest = client_interest, upstream_interest
+        try:
+            await client.strand.wait(deadline)
+        except TimedOut:
+            raise self._streaming_timeout(plan, client_due=client_due, since=now) from None
+        finally:
+            client_link.interest = link.interest = 0
+        if client_due:
+            self._check_rate()
+
+    def _streaming_deadline(self, plan: RoutePlan, *, for_head: bool, client_due: bool) -> float:
+        now = self._lane.now
+        deadline = min(now + plan.timeouts.idle, self._started + plan.timeouts.total_body, self._caller_at_or_inf(for_head))
+        if client_due:
+            deadline = min(deadline, now + self._client.limits.body_timeout)
+        if for_head and self._upload_done:
+            deadline = min(deadline, self._total_at, self._try_at, self._sent_at + plan.timeouts.first_byte)
+        return deadline
+
+    def _caller_at_or_inf(self, for_head: bool) -> float:
+        return self._caller_at if for_head else inf
+
+    def _streaming_timeout(self, plan: RoutePlan, *, client_due: bool, since: float) -> Exception:
+        now = self._lane.now
+        if now >= self._caller_at and not self._client.answered:
+            return self._timeout()
+        if client_due and now >= since + self._client.limits.body_timeout:
+            return self._too_slow()
+        if self._client.answered:
+            return UpstreamTimeout("nothing moved in the answer's body for too long")
+        return self._timeout()
+
+    def _too_slow(self) -> Exception:
+        self._flags = "client_slow"
+        if self._client.answered or self._upload_done:
+            return ClientGone()
+        return RequestTimeout("the request's body did not come in time")
+
+    def _check_rate(self) -> None:
+        """A client for whom we wait must move `min_rate` over 30 s."""
+        floor = self._client.limits.min_rate
+        now = self._lane.now
+        if floor is None or now - self._rate_from < _RATE_WINDOW_S:
+            return
+        if self._rate_bytes < floor * _RATE_WINDOW_S:
+            raise self._too_slow()
+        self._rate_from, self._rate_bytes = now, 0
+
+    def _check_client(self, connection: Http1Connection | None = None) -> None:
+        if self._client.link.ready & BROKEN:
+            if connection is not None:
+                connection.close()
+            raise ClientGone
+
+    def _is_turn_over(self) -> bool:
+        self._moves += 1
+        return self._moves % _MOVES_PER_TURN == 0
+
+    def _timeout(self) -> ProxyError:
+        """Which of the deadlines it was."""
+        if self._lane.now >= self._caller_at:
+            return DeadlineExceeded("the caller's deadline passed")
+        return UpstreamTimeout("the upstream did not answer in time")
+
+    # Ends
+
+    def _finish_attempt(self, plan: RoutePlan, failure: str | None) -> None:
+        """The answer is complete, or given up because of `failure`: free the endpoint and the connection."""
+        plan.metrics.attempt(failure or str(self._status), self._lane.now - self._sent_at)
+        endpoint, connection = self._endpoint, self._connection
+        if endpoint is not None and connection is not None:
+            endpoint.inflight -= 1
+            self._connection = None
+            if self._upload_done and failure is None:
+                connection.release()
+            else:
+                connection.close()
+
+    def _give_up_connection(self) -> None:
+        """Before a retry: keep the connection only if its exchange happens to be complete."""
+        if self._endpoint is not None:
+            self._endpoint.inflight -= 1
+        if self._connection is not None:
+            if self._upload_done:
+                self._connection.release()
+            else:
+                self._connection.close()
+        self._connection = None
+        if self._endpoint is not None:
+            self._endpoint = None
+
+    def _let_go(self) -> None:
+        """Whatever ended this exchange early: leave nothing behind."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+            if self._endpoint is not None:
+                self._endpoint.inflight -= 1
+        if self._splice is not None:
+            self._service.splices.give_back(self._splice)
+            self._splice = None
+
+    async def _answer(self, reply: Reply) -> None:
+        """Answer with something made here."""
+        request = self._request
+        fields = [*reply.headers]
+        body = b"" if request.method == "HEAD" or reply.status in (204, 304) else reply.body
+        if reply.status not in (204, 304):
+            fields.append((b"content-length", b"%d" % len(reply.body)))
+        fields.append((b"date", self._service.http_date()))
+        if request.request_id:
+            fields.append((b"x-request-id", request.request_id))
+        self._status = reply.status
+        self._client.start_response(request, reply.status, fields, body, sized=True, complete=True)
+        await self._client.drained(self._client.limits.body_timeout)
+
+    async def _fail(self, error: ProxyError) -> None:
+        """Answer with the error's problem document, or cut what has begun."""
+        self._code = error.code
+        if self._client.answered:
+            self._client.abort()
+            raise ClientGone from error
+        request = self._request
+        if error.fault is Fault.CLIENT and not isinstance(error, NoRoute):
+            self._client.close_after = True
+        if not request.request_id:
+            request.request_id = request_id(request.special.get(b"x-request-id"))
+        reply = error_reply(
+            error,
+            pseudonym=self._service.name,
+            request_id=request.request_id.decode("ascii"),
+            route=request.route,
+            attempts=self.attempts,
+            grpc=any(name.lower() == b"content-type" and value.startswith(b"application/grpc") for name, value in request.headers),
+        )
+        await self._answer(reply)
+
+    def _settle(self) -> None:
+        """Count the request and write its line."""
+        service, request, now = self._service, self._request, self._lane.now
+        plan = self._plan
+        seconds = now - self._started
+        (plan.metrics if plan is not None else self._table.unrouted).settled(self._status // 100, seconds)
+        log = service.access_log
+        if log is not None and log.takes(self._status):
+            log.write(self._record(log.timestamps.text(service.wall_s()), seconds))
+
+    def _record(self, ts: str, seconds: float) -> AccessRecord:
+        request, plan, endpoint = self._request, self._plan, self._endpoint
+        return AccessRecord(
+            ts=ts,
+            request_id=request.request_id.decode("ascii"),
+            trace_id=self._trace_id,
+            client=request.client,
+            client_ip=request.client_ip,
+            method=request.method,
+            host=request.host,
+            path=mask_query(request.target.decode("latin-1")),
+            protocol="HTTP/1.1" if request.minor else "HTTP/1.0",
+            status=self._status,
+            code=self._code,
+            bytes_in=self.bytes_in,
+            bytes_out=self._client.bytes_written - self._reply_bytes,
+            duration_ms=round(seconds * 1000, 3),
+            upstream_ms=round(self._upstream_s * 1000, 3) if self.attempts else None,
+            route=request.route,
+            upstream=plan.upstream.name if plan is not None and plan.upstream is not None else None,
+            endpoint=endpoint.url if endpoint is not None else None,
+            attempts=self.attempts,
+            flags=self._flags,
+        )
+
+
+_ENVOY_TIMEOUT: Final = b"x-envoy-upstream-rq-timeout-ms"
+_SAFE_TO_REPEAT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+
+
+def _reason(error: UpstreamError) -> str:
+    if isinstance(error, ConnectFailed):
+        return "connect"
+    if isinstance(error, UpstreamTimeout):
+        return "timeout"
+    return "reset" if error.status == 502 else error.code
+
+
+def _final_hop(request: Request) -> Reply:
+    """`Max-Forwards: 0`: the request ends here (RFC 9110 7.6.2)."""
+    if request.method == "TRACE":
+        hidden = (b"authorization", b"cookie", b"proxy-authorization", b"x-api-key")
+        lines = [b"%b: %b" % field for field in request.headers if field[0].lower() not in hidden]
+        head = b"TRACE %b HTTP/1.%d\r\n" % (request.target, request.minor)
+        return Reply(200, [(b"content-type", b"message/http")], head + b"\r\n".join(lines) + b"\r\n\r\n")
+    return Reply(200, [(b"allow", b"GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH, TRACE")])

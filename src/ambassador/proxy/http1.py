@@ -1,0 +1,317 @@
+"""A client's HTTP/1 connection: requests in, answers out, until one side has had enough.
+
+The exchange asks for body bytes with `fill`, answers with `respond` (all at once) or `start_response`, `write_body` and
+`end_body`, and waits while `blocked`. After each exchange this module decides whether the connection goes on: only if
+the request was read to its end and the answer was complete.
+"""
+
+from __future__ import annotations
+
+import http
+import logging
+import socket
+from typing import TYPE_CHECKING, Final
+
+from ambassador.errors import BadRequest, ProxyError, RequestTimeout
+from ambassador.proxy.exchange import ClientGone, Exchange
+from ambassador.proxy.http1_parser import RequestReader
+from ambassador.proxy.lane import BROKEN, HANGUP, READ, TimedOut
+from ambassador.proxy.wire import READ_SIZE, SCRATCH, Wire
+
+if TYPE_CHECKING:
+    from ambassador.messages import Fields, Request
+    from ambassador.proxy.forwarding import Peer
+    from ambassador.proxy.lane import Link, Strand
+    from ambassador.proxy.listener import Listener
+
+_LOG = logging.getLogger(__name__)
+
+_LINGER_S: Final = 1.0
+_LINGER_BYTES: Final = 262144
+_DRAINED_BYTES: Final = 65536
+"""An unread body of at most this size is read and thrown away to keep the connection."""
+_PIPELINED_PER_TURN: Final = 16
+
+_STATUS_LINES: Final = {
+    status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
+}
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_join_field: Final = b": ".join
+
+
+class ClientConnection(Wire):
+    """One accepted connection; `serve` is its whole life."""
+
+    __slots__ = (
+        "_chunked", "_idle", "_served", "answered", "close_after", "limits", "listener", "peer", "raw_left", "reader", "strand",
+    )  # fmt: skip
+
+    def __init__(self, link: Link, listener: Listener, peer: Peer) -> None:
+        super().__init__(link)
+        self.listener = listener
+        self.limits = listener.limits
+        self.peer = peer
+        self.reader = RequestReader(listener.head_limits)
+        self.strand: Strand
+        self.close_after = False
+        """No further request is read after the present answer."""
+        self.answered = False
+        """The head of the present answer was written."""
+        self.raw_left = 0
+        """Bytes of the present request's body that are read past the parser."""
+        self._chunked = False
+        self._served = 0
+        self._idle = False
+
+    async def serve(self) -> None:
+        """Answer requests until the connection ends. Never raises but for cancellation."""
+        lane = self.link.lane
+        strand = self.strand = self.link.strand = lane.strand()
+        try:
+            while (request := await self._next_request()) is not None:
+                if not await self._answer(request):
+                    break
+        except ClientGone:
+            pass
+        except Exception:  # one of the two catch-alls: a defect here costs one connection
+            _LOG.exception("a connection failed")
+        finally:
+            await lane.finish(strand)
+            self.link.close()
+
+    async def _answer(self, request: Request) -> bool:
+        """Run one exchange. True if another request may follow."""
+        self.answered = False
+        self._served += 1
+        limit = self.limits.requests_per_connection
+        self.close_after = (
+            not request.keep_alive or self.listener.service.draining or (limit is not None and self._served >= limit)
+        )
+        await Exchange(self, request).run()
+        if not request.complete and not self.close_after and not await self._drain_body(request):
+            self.close_after = True
+        if self.close_after:
+            if not request.complete or self.link.ready & READ or self.reader.requests:
+                await self._linger()
+            return False
+        if self._served % _PIPELINED_PER_TURN == 0 and self.reader.requests:
+            await self.strand.pause()
+        return True
+
+    def end_if_idle(self) -> None:
+        """Close a connection that is between two requests: the strand then meets an end of input."""
+        if self._idle and not self.link.ready & READ:
+            try:
+                self.link.sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    # Reading
+
+    async def _next_request(self) -> Request | None:
+        """The next request, or None when the connection is at its end (what had to be said was said)."""
+        reader = self.reader
+        lane = self.link.lane
+        idle_at = lane.now + self.limits.idle
+        header_at: float | None = None
+        while not reader.requests:
+            if reader.error is not None:
+                await self._refuse(reader.error)
+                return None
+            if self.link.ready & (READ | HANGUP):
+                count = self._read()
+                if count == 0:
+                    if reader.in_head:
+                        await self._refuse(BadRequest("the connection ended inside a request head"))
+                    return None
+                if count is not None:
+                    continue
+            if reader.in_head and header_at is None:
+                header_at = lane.now + self.limits.header_timeout
+            self._idle = not reader.has_input
+            try:
+                await self.strand.readable(self.link, idle_at if header_at is None else header_at)
+            except TimedOut:
+                if header_at is not None:
+                    await self._refuse(RequestTimeout("the request's head did not come in time"))
+                return None
+            finally:
+                self._idle = False
+        return reader.requests.popleft()
+
+    def _read(self) -> int | None:
+        """One read into the parser: how many bytes, 0 at the end of input, None if there was nothing."""
+        try:
+            count = self.read(READ_SIZE)
+        except OSError:
+            raise ClientGone from None
+        if count:
+            self.reader.feed(SCRATCH[:count])
+        return count
+
+    def fill(self, request: Request) -> bool:
+        """Read more of the request's body. False: nothing there. Raises `ClientGone`, and what is wrong with it."""
+        count = self._read()
+        if count == 0:
+            raise ClientGone
+        if request.error is not None:
+            raise request.error
+        return count is not None
+
+    def read_raw(self, size: int) -> int | None:
+        """Up to `size` bytes of a body of known length into `SCRATCH`. None: nothing there. Raises `ClientGone`."""
+        try:
+            count = self.read(size)
+        except OSError:
+            raise ClientGone from None
+        if count == 0:
+            raise ClientGone
+        return count
+
+    def go_raw(self, request: Request) -> int:
+        """Take the rest of the body out of the parser's hands: how many bytes `read_raw` must bring. 0: it cannot."""
+        self.raw_left = self.reader.raw_body(request)
+        return self.raw_left
+
+    async def _drain_body(self, request: Request) -> bool:
+        """Read the rest of a small body that nobody wanted. False if it is not small, or does not come."""
+        if request.error is not None or not self._rest_is_small(request):
+            return False
+        deadline = self.link.lane.now + self.limits.body_timeout
+        drained = 0
+        while not request.complete:
+            if self.raw_left:
+                count = self.read_raw(min(self.raw_left, READ_SIZE)) if self.link.ready & (READ | HANGUP) else None
+                if count:
+                    self.raw_left -= count
+                    request.complete = self.raw_left == 0
+                    continue
+            elif self.link.ready & (READ | HANGUP) and self.fill(request):
+                drained += sum(map(len, request.body))
+                request.body.clear()
+                if drained > _DRAINED_BYTES:
+                    return False
+                continue
+            try:
+                await self.strand.readable(self.link, deadline)
+            except TimedOut:
+                return False
+        return True
+
+    def _rest_is_small(self, request: Request) -> bool:
+        if request.expects_continue:
+            return False
+        return self.raw_left <= _DRAINED_BYTES and (
+            request.content_length is None or request.content_length <= _DRAINED_BYTES
+        )
+
+    # Writing
+
+    def send_continue(self, request: Request) -> None:
+        """`100 Continue`, once, to a client that waits for it."""
+        request.expects_continue = False
+        if not request.complete:
+            self.write(_CONTINUE)
+
+    def write_interim(self, request: Request, status: int, fields: Fields) -> None:
+        """Pass on a 1xx answer; never to HTTP/1.0, which does not know them."""
+        if request.minor and self.blocked is None:
+            self.write(_status_line(status) + b"".join(b"%b: %b\r\n" % field for field in fields) + b"\r\n")
+
+    def start_response(
+        self, request: Request, status: int, fields: Fields, body: bytes, *, sized: bool, complete: bool
+    ) -> None:
+        """Write a head and the body at hand.
+
+        `sized`: the fields say how long the body is (or it can have none); else it is chunked for HTTP/1.1 and ends
+        with the connection for HTTP/1.0. `complete`: `body` is all of it.
+        """
+        self.answered = True
+        self._chunked = False
+        if not sized:
+            if request.minor:
+                self._chunked = True
+                fields.append((b"transfer-encoding", b"chunked"))
+                if body:
+                    body = b"%x\r\n%b\r\n" % (len(body), body)
+            else:
+                self.close_after = True
+        if not request.complete and not self._rest_is_small(request):
+            self.close_after = True
+        if self.close_after:
+            fields.append((b"connection", b"close"))
+        elif not request.minor:
+            fields.append((b"connection", b"keep-alive"))
+        if complete and self._chunked:
+            body += b"0\r\n\r\n"
+        self.write(b"".join((_status_line(status), b"\r\n".join(map(_join_field, fields)), b"\r\n\r\n", body)))
+
+    def write_body(self, data: bytes | memoryview) -> None:
+        """Write a piece of the body. Not while `blocked`."""
+        self.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def end_body(self, trailers: Fields) -> None:
+        """Finish the body. Not while `blocked`."""
+        if self._chunked:
+            self.write(self.last_chunk(trailers))
+
+    def last_chunk(self, trailers: Fields) -> bytes:
+        """What ends the body on the wire."""
+        if not self._chunked:
+            return b""
+        return b"0\r\n" + b"".join(b"%b: %b\r\n" % field for field in trailers) + b"\r\n"
+
+    async def drained(self, deadline_s: float) -> None:
+        """Wait until the kernel has taken everything. Raises `ClientGone` after `deadline_s` without progress."""
+        while self.blocked is not None and not self.write_failed:
+            if self.link.ready & BROKEN:
+                raise ClientGone
+            try:
+                await self.strand.writable(self.link, self.link.lane.now + deadline_s)
+            except TimedOut:
+                self.abort()
+                raise ClientGone from None
+            self.flush()
+        if self.write_failed:
+            raise ClientGone
+
+    def abort(self) -> None:
+        """Cut the connection so that the client cannot take what it has for a complete answer."""
+        self.close_after = True
+        linger = (1).to_bytes(4, "little") + (0).to_bytes(4, "little")
+        try:
+            self.link.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        except OSError:
+            pass
+        self.link.close()
+
+    async def _refuse(self, error: ProxyError) -> None:
+        """Answer what could not be parsed, and close so that the answer is seen."""
+        self.close_after = True
+        await Exchange.refuse(self, error)
+        await self._linger()
+
+    async def _linger(self) -> None:
+        """Close so that the peer sees the answer before the reset its unread bytes would cause (RFC 9112 9.6)."""
+        link = self.link
+        if link.closed:
+            return
+        deadline = link.lane.now + _LINGER_S
+        try:
+            await self.drained(_LINGER_S)
+            link.sock.shutdown(socket.SHUT_WR)
+            discarded = 0
+            while discarded < _LINGER_BYTES:
+                count = self.read(READ_SIZE) if link.ready & (READ | HANGUP) else None
+                if count == 0:
+                    return
+                if count is None:
+                    await self.strand.readable(link, deadline)
+                else:
+                    discarded += count
+        except (OSError, TimedOut, ClientGone):
+            return
+
+
+def _status_line(status: int) -> bytes:
+    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status

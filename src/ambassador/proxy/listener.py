@@ -1,0 +1,188 @@
+"""Accepting connections: one `Listener` for each address of the config, fed by the sockets of one or more slots.
+
+Accepting happens in the lane, at most 64 a turn; each connection becomes a strand of the listener's nursery. Out of
+descriptors or memory, accepting pauses for 100 ms instead of spinning on a level-triggered socket.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from typing import TYPE_CHECKING, Final
+
+from ambassador.errors import Overloaded
+from ambassador.proxy.forwarding import Peer
+from ambassador.proxy.http1 import ClientConnection
+from ambassador.proxy.http1_parser import Limits
+from ambassador.proxy.lane import BROKEN, READ_CLOSED, Timer
+from ambassador.proxy.problem import error_reply
+
+if TYPE_CHECKING:
+    import trio
+
+    from ambassador.proxy.lane import Link
+    from ambassador.proxy.service import Service
+
+_ACCEPTS_PER_TURN: Final = 64
+_PAUSE_S: Final = 0.1
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+_PASSING: Final = (errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.EINTR)
+
+
+class ListenerLimits:
+    """`listeners.limits` of the config, seconds and bytes; None: no limit."""
+
+    __slots__ = (
+        "body_timeout", "connections", "header_timeout", "idle", "min_rate", "requests_per_connection",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        connections: int = 10_000,
+        idle: float = 75.0,
+        header_timeout: float = 10.0,
+        body_timeout: float = 30.0,
+        min_rate: float | None = 256.0,
+        requests_per_connection: int | None = None,
+    ) -> None:
+        self.connections = connections
+        self.idle = idle
+        self.header_timeout = header_timeout
+        self.body_timeout = body_timeout
+        self.min_rate = min_rate
+        self.requests_per_connection = requests_per_connection
+
+
+class Listener(Timer):
+    """Clients of one address. `gone` are the flags of a link that mean that a waiting client has left."""
+
+    __slots__ = ("_clients", "_links", "_nursery", "_trusted", "gone", "head_limits", "limits", "service")
+
+    def __init__(
+        self,
+        service: Service,
+        nursery: trio.Nursery,
+        *,
+        limits: ListenerLimits,
+        head_limits: Limits,
+        trusted: tuple[str, ...] = (),
+        cancel_on_half_close: bool = False,
+    ) -> None:
+        super().__init__()
+        self.service = service
+        self.limits = limits
+        self.head_limits = head_limits
+        self._nursery = nursery
+        self._trusted = tuple(ipaddress.ip_network(cidr, strict=False) for cidr in trusted)
+        self.gone = BROKEN | READ_CLOSED if cancel_on_half_close else BROKEN
+        self._links: dict[int, Link] = {}
+        self._clients: set[ClientConnection] = set()
+
+    def configure(
+        self, *, limits: ListenerLimits, head_limits: Limits, trusted: tuple[str, ...], cancel_on_half_close: bool
+    ) -> None:
+        """Take other settings; connections that are open keep their limits."""
+        self.limits = limits
+        self.head_limits = head_limits
+        self._trusted = tuple(ipaddress.ip_network(cidr, strict=False) for cidr in trusted)
+        self.gone = BROKEN | READ_CLOSED if cancel_on_half_close else BROKEN
+
+    @property
+    def connections(self) -> int:
+        """Clients that are connected."""
+        return len(self._clients)
+
+    def add(self, sock: socket.socket) -> None:
+        """Accept from a listening socket, which stays the caller's."""
+        sock.setblocking(False)
+        self._links[sock.fileno()] = self.service.lane.listen(sock, lambda: self._accept(sock))
+
+    def remove(self, sock: socket.socket) -> None:
+        """Accept from it no more. Call it before the socket is closed, here or elsewhere."""
+        link = self._links.pop(sock.fileno(), None)
+        if link is not None:
+            link.release()
+
+    def close_idle(self) -> None:
+        """End the connections that are between two requests."""
+        for client in list(self._clients):
+            client.end_if_idle()
+
+    def expire(self) -> None:
+        """The pause after an exhaustion is over."""
+        for link in self._links.values():
+            self.service.lane.mask(link, silent=False)
+
+    def _accept(self, sock: socket.socket) -> None:
+        for _ in range(_ACCEPTS_PER_TURN):
+            try:
+                fd, address = sock._accept()  # type: ignore[attr-defined]
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _PASSING:
+                    continue
+                if error.errno in _EXHAUSTED:
+                    return self._pause()
+                raise
+            client = socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
+            client.setblocking(False)
+            self._admit(client, address)
+
+    def _admit(self, sock: socket.socket, address: object) -> None:
+        if len(self._clients) >= self.limits.connections:
+            return self._refuse(sock)
+        ip = ""
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            assert isinstance(address, tuple)
+            ip = _plain_ip(address[0])
+        client = ClientConnection(self.service.lane.link(sock), self, Peer(ip, self._trusted))
+        self._clients.add(client)
+        self.service.connections += 1
+        self._nursery.start_soon(self._serve, client)
+
+    async def _serve(self, client: ClientConnection) -> None:
+        try:
+            await client.serve()
+        finally:
+            self._clients.discard(client)
+            self.service.connections -= 1
+
+    def _refuse(self, sock: socket.socket) -> None:
+        """Beyond the limit: say so in one write, and close."""
+        reply = error_reply(
+            Overloaded("too many connections"),
+            pseudonym=self.service.name,
+            request_id="",
+            route="-",
+            attempts=0,
+            grpc=False,
+        )
+        head = b"".join(b"%b: %b\r\n" % field for field in reply.headers)
+        try:
+            sock.send(
+                b"HTTP/1.1 503 Service Unavailable\r\n%bcontent-length: %d\r\nconnection: close\r\n\r\n%b"
+                % (head, len(reply.body), reply.body)
+            )
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+        sock.close()
+
+    def _pause(self) -> None:
+        lane = self.service.lane
+        for link in self._links.values():
+            lane.mask(link, silent=True)
+        self.deadline = lane.now + _PAUSE_S
+        lane.arm(self)
+
+
+def _plain_ip(text: str) -> str:
+    """Without a zone, and IPv4 as IPv4 when it came through a v6 socket."""
+    if ":" not in text:
+        return text
+    text = text.partition("%")[0]
+    return text[7:] if text.startswith("::ffff:") and "." in text else text

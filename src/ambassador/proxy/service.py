@@ -1,0 +1,109 @@
+"""What all connections of a worker share: the table in force, the instance's name, logs, counters, the time of day."""
+
+from __future__ import annotations
+
+import random
+import time
+from email.utils import formatdate
+from typing import TYPE_CHECKING
+
+from ambassador.messages import Reply
+from ambassador.proxy.forwarding import Via
+from ambassador.proxy.splice import SplicePool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from ambassador.observe.access_log import AccessLog
+    from ambassador.proxy.lane import Lane
+    from ambassador.proxy.plan import RouteMetrics, RoutePlan, Upstream
+    from ambassador.proxy.routing import Router
+
+
+class Table:
+    """One generation of the config, compiled. Requests keep the table they began with."""
+
+    __slots__ = ("debug_headers", "router", "unrouted", "upstreams")
+
+    def __init__(
+        self,
+        router: Router[RoutePlan],
+        upstreams: Mapping[str, Upstream],
+        *,
+        unrouted: RouteMetrics,
+        debug_headers: bool = False,
+    ) -> None:
+        self.router = router
+        self.upstreams = upstreams
+        self.unrouted = unrouted
+        """Counts requests that no route took."""
+        self.debug_headers = debug_headers
+
+    def set_addresses(self, host: str, addresses: Sequence[str]) -> None:
+        """A name has other addresses now."""
+        for upstream in self.upstreams.values():
+            for endpoint in upstream.endpoints:
+                if endpoint.host == host:
+                    endpoint.resolve(addresses)
+
+    def retire(self) -> None:
+        """No request begins with this table any more: unused connections go."""
+        for upstream in self.upstreams.values():
+            for endpoint in upstream.endpoints:
+                endpoint.pool.retire()
+
+
+class Service:
+    """One worker's data plane. `random` gives numbers in [0, 1)."""
+
+    __slots__ = (
+        "_date", "_date_at", "_wall_offset", "access_log", "connections", "draining",
+        "inflight", "lane", "name", "random", "splices", "table", "via",
+    )  # fmt: skip
+
+    def __init__(self, lane: Lane, table: Table, *, name: str, access_log: AccessLog | None) -> None:
+        self.lane = lane
+        self.table = table
+        self.name = name
+        self.access_log = access_log
+        self.via = Via(name)
+        self.splices = SplicePool()
+        self.random: Callable[[], float] = random.random
+        self.inflight = 0
+        """Requests that are not finished."""
+        self.connections = 0
+        """Client connections that are open."""
+        self.draining = False
+        """Answers say `Connection: close`."""
+        self._wall_offset = 0.0
+        self._date = b""
+        self._date_at = 0.0
+
+    def wall_s(self) -> float:
+        """The time of day in unix seconds, exact to the lane's batch."""
+        if self.lane.now >= self._date_at:
+            self._read_wall()
+        return self.lane.now + self._wall_offset
+
+    def http_date(self) -> bytes:
+        """The `Date` field's value for now."""
+        if self.lane.now >= self._date_at:
+            self._read_wall()
+        return self._date
+
+    def _read_wall(self) -> None:
+        wall = time.time()
+        self._wall_offset = wall - self.lane.now
+        self._date = formatdate(wall, usegmt=True).encode()
+        self._date_at = self.lane.now + 1.0 - wall % 1.0
+
+    def health_reply(self) -> Reply:
+        """The answer to load balancers (contract 7.12)."""
+        plain = [(b"content-type", b"text/plain"), (b"cache-control", b"no-store")]
+        if self.draining:
+            return Reply(503, plain, b"draining\n")
+        return Reply(200, plain, b"ok\n")
+
+    def retried_status(self, status: int, attempts: int) -> bytes:
+        """`proxy-status` for an upstream's error that retries did not mend (RFC 9209)."""
+        return f"{self.name}; received-status={status}; attempts={attempts}".encode()
