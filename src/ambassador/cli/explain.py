@@ -1,0 +1,112 @@
+"""`ambassador explain`: what would happen to a request, and why. No request is sent."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from ambassador.cli import NO, OK, USAGE
+from ambassador.cli.arguments import Subparsers, add_live
+
+if TYPE_CHECKING:
+    from ambassador.config.schema import Config
+
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 5.6.2
+_ODD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "explain",
+        help="say what would happen to a request, and why",
+        description="Say which route takes a request, which routes were passed over and why, and what would be done: "
+        "policies, endpoints, timeouts and retries, with the places in the config. Nothing is sent. "
+        "Exit status 0: a route takes it, 1: none does or it would be refused.",
+        epilog="example: ambassador explain GET http://billing.internal/v1/accounts/42 -H 'x-tenant: acme' -c ambassador.yaml",
+    )
+    parser.add_argument("method", metavar="METHOD", type=_method, help="as GET")
+    parser.add_argument("url", metavar="URL", help="as http://host/path, or only a path")
+    parser.add_argument(
+        "-H",
+        "--header",
+        metavar="'K: V'",
+        type=_header,
+        action="append",
+        default=[],
+        help="a header; may be repeated",
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("-c", "--config", metavar="FILE", help="ask this config")
+    source.add_argument(
+        "--live", action="store_true", help="ask the config of the running service (the default)"
+    )
+    add_live(parser)
+
+
+def _method(text: str) -> str:
+    if not _TOKEN.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a method")
+    if text != text.upper():
+        raise argparse.ArgumentTypeError(f"methods are upper case; did you mean '{text.upper()}'?")
+    return text
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not _TOKEN.fullmatch(name) or _ODD_VALUE.search(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a header, as 'x-tenant: acme'")
+    return name, value.strip(" \t")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Explain, and print."""
+    from ambassador.cli.client import Failure, complain
+    from ambassador.config.explain import BadUrl, explain, render
+
+    try:
+        config = _live_config(args) if args.config is None else _file_config(args.config, as_json=args.json)
+        if config is None:
+            return NO
+        explanation = explain(config, args.method, args.url, args.header)
+    except Failure as failure:
+        return complain(failure, as_json=args.json)
+    except BadUrl as error:
+        return complain(Failure(str(error), USAGE), as_json=args.json)
+    if args.json:
+        import msgspec
+
+        print(msgspec.json.encode(explanation).decode())
+    else:
+        print(render(explanation), end="")
+    return NO if explanation.route is None else OK
+
+
+def _file_config(path: str, *, as_json: bool) -> Config | None:
+    """The file's config; None when it has errors, which are then printed."""
+    from ambassador.control.checking import check_file
+
+    checked = check_file(path)
+    if checked.config is None:
+        if as_json:
+            print(json.dumps({"errors": checked.errors}))
+        for error in checked.errors:
+            print(error, file=sys.stderr)
+    return checked.config
+
+
+def _live_config(args: argparse.Namespace) -> Config:
+    """The config that the service runs with. Raises Failure."""
+    import msgspec
+
+    from ambassador.cli.client import Failure, client
+    from ambassador.config.schema import Config
+
+    service = client(args)
+    try:
+        return msgspec.convert(service.get("/api/config"), Config)
+    except msgspec.ValidationError as error:
+        raise Failure(f"the service at {service.where} is of another version: {error}", NO) from None

@@ -1,0 +1,127 @@
+"""`ambassador explain`: arguments, output and exit status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from ambassador.cli import NO, OK, UNREACHABLE, USAGE, client, main
+from ambassador.config.schema import Config, Endpoint, Listener, Match, Route, Upstream
+from ambassador.control import checking
+from ambassador.control.checking import Checked
+
+CONFIG = Config(
+    listeners=(Listener(address="127.0.0.1:8080"),),
+    upstreams={"billing": Upstream(endpoints=(Endpoint(url="http://a:80"),))},
+    routes=(
+        Route(name="beta", line=4, file="a.yaml", match=Match(host=("beta",)), to="billing"),
+        Route(name="billing", line=9, file="a.yaml", match=Match(path="/v1/**"), to="billing"),
+    ),
+)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that were asked for; each holds CONFIG, except `bad.yaml`."""
+    asked: list[str] = []
+
+    def check_file(path: str) -> Checked:
+        asked.append(path)
+        if path == "bad.yaml":
+            return Checked(
+                config=None, errors=("bad.yaml:1:1: error: routes: missing", "bad.yaml:2:1: error: x")
+            )
+        return Checked(config=CONFIG)
+
+    monkeypatch.setattr(checking, "check_file", check_file)
+    return asked
+
+
+def test_text_of_a_file(read: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "GET", "http://h/v1/x", "-H", "x-tenant:  acme ", "-c", "a.yaml"]) == OK
+    out = capsys.readouterr().out
+    assert out.startswith("GET http://h/v1/x   x-tenant: acme\n")
+    assert "  route     billing   a.yaml:9   matched host *, path /v1/**\n" in out
+    assert read == ["a.yaml"]
+
+
+@pytest.mark.usefixtures("read")
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "GET", "/v1/x", "--json", "--config", "a.yaml"]) == OK
+    told = json.loads(capsys.readouterr().out)
+    assert (told["route"], told["place"], told["endpoints"]) == ("billing", "a.yaml:9", ["http://a:80"])
+    assert told["considered"] == [{"route": "beta", "place": "a.yaml:4", "why_not": "host beta"}]
+
+
+@pytest.mark.usefixtures("read")
+def test_no_route_and_refusals_exit_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "GET", "http://h/v2", "-c", "a.yaml"]) == NO
+    assert "404 no_route" in capsys.readouterr().out
+    assert main(["explain", "GET", "http://h/..", "-c", "a.yaml"]) == NO
+    assert "400 bad_request" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("read")
+def test_errors_of_the_config_are_all_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "GET", "/", "-c", "bad.yaml"]) == NO
+    assert capsys.readouterr().err.splitlines() == [
+        "bad.yaml:1:1: error: routes: missing",
+        "bad.yaml:2:1: error: x",
+    ]
+    assert main(["explain", "GET", "/", "-c", "bad.yaml", "--json"]) == NO
+    assert len(json.loads(capsys.readouterr().out)["errors"]) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["GET"],
+        ["get", "/"],
+        ["G T", "/"],
+        ["GET", "/", "-H", "x"],
+        ["GET", "/", "-H", "x y: z"],
+        ["GET", "/", "-H", "x: y\r\nz: 1"],
+        ["GET", "/", "-c", "a.yaml", "--live"],
+    ],
+)
+def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_of:
+        main(["explain", *arguments])
+    assert exit_of.value.code == USAGE
+    assert capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("read")
+def test_what_is_no_url_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "GET", "ftp://h/", "-c", "a.yaml"]) == USAGE
+    assert "neither an http URL nor a path" in capsys.readouterr().err
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a running service answers, by path."""
+    answers: dict[str, Any] = {"/api/config": json.loads(msgspec.json.encode(CONFIG))}
+    monkeypatch.setattr(client.Client, "call", lambda _self, _method, path, _body=None: (200, answers[path]))
+    return answers
+
+
+@pytest.mark.usefixtures("service")
+@pytest.mark.parametrize("options", [["--live"], []])
+def test_live_config_is_the_default(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "GET", "/v1/x", "--control", "unix:/x.sock", *options]) == OK
+    assert "route     billing" in capsys.readouterr().out
+
+
+def test_service_of_another_version(service: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    service["/api/config"]["version"] = 7
+    assert main(["explain", "GET", "/", "--control", "unix:/x.sock"]) == NO
+    assert "another version" in capsys.readouterr().err
+
+
+def test_service_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "GET", "/", "--live", "--control", f"unix:{tmp_path}/none.sock"]) == UNREACHABLE
+    assert "cannot reach" in capsys.readouterr().err
