@@ -31,6 +31,7 @@ class Service:
             stderr=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": paths} | environ,
             cwd=ROOT,
+            bufsize=0,  # what is read line by line here must not hide the rest from `communicate`
         )
 
     def wait_until_up(self) -> Service:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -56,9 +56,13 @@ def upstream() -> Iterator[str]:
 
 
 class Running(Service):
-    """A service that serves `file`."""
+    """A service with two workers and a config in a file."""
 
-    file: Path
+    def __init__(self, folder: Path, upstream: str) -> None:
+        self.file = folder / "amb.yaml"
+        self.control = folder / "c.sock"
+        self.configure(upstream)
+        super().__init__(["ambassador", "run", "-c", str(self.file), "--workers", "2"], self.control)
 
     def configure(self, upstream: str, mark: str = "first") -> None:
         self.file.write_text(
@@ -81,12 +85,7 @@ routes:
 
 @pytest.fixture
 def service(tmp_path: Path, upstream: str) -> Iterator[Running]:
-    file = tmp_path / "amb.yaml"
-    running = Running.__new__(Running)
-    running.file, running.control = file, tmp_path / "c.sock"
-    running.configure(upstream)
-    running.__init__(["ambassador", "run", "-c", str(file), "--workers", "2"], tmp_path / "c.sock")  # type: ignore[misc]
-    with running:
+    with Running(tmp_path, upstream) as running:
         running.wait_until_up()
         running.wait_for_workers(2)
         yield running
@@ -202,11 +201,11 @@ def test_a_config_error_leaves_what_was_and_is_told(service: Running, upstream: 
     service.file.write_text(good.replace("respond:", "repsond:"))
     done = cli("reload", "--control", str(service.control))
     assert done.returncode == 1
-    assert f"{service.file}:8:5: error: routes[0]: unknown key 'repsond'" in done.stderr
+    assert f"{service.file}:9:5: error: routes[0]: unknown key 'repsond'" in done.stderr
     assert service.get("/mark") == {"mark": "first"}
     told = service.status()["last_reload"]
     assert told["ok"] is False
-    assert f"{service.file}:8:5" in told["errors"][0]
+    assert f"{service.file}:9:5" in told["errors"][0]
     service.file.write_text(good.replace("first", "second"))
     begun = time.monotonic()
     service.signal(signal.SIGHUP)
@@ -233,7 +232,10 @@ def test_counters_outlive_their_worker(service: Running) -> None:
 def test_the_api_tells_of_routes_upstreams_and_tasks(service: Running, upstream: str) -> None:
     service.get("/a")
     routes = service.admin("GET", "/api/routes")[1]
-    assert [(route["name"], route["to"]) for route in routes] == [("mark", "respond"), ("upstream", "upstream")]
+    assert [(route["name"], route["to"]) for route in routes] == [
+        ("mark", "respond"),
+        ("upstream", "upstream"),
+    ]
     (told,) = service.admin("GET", "/api/upstreams")[1]
     assert told["name"] == "upstream"
     assert told["endpoints"][0]["url"] == upstream
@@ -262,7 +264,18 @@ def test_commands_reach_the_service(service: Running) -> None:
 
 def test_access_log_lines_follow_the_announcement(tmp_path: Path, upstream: str) -> None:
     control = f"unix:{tmp_path}/c.sock"
-    command = ["ambassador", "run", "--to", upstream, "--listen", "127.0.0.1:0", "--control", control, "--workers", "2"]
+    command = [
+        "ambassador",
+        "run",
+        "--to",
+        upstream,
+        "--listen",
+        "127.0.0.1:0",
+        "--control",
+        control,
+        "--workers",
+        "2",
+    ]
     with Service(command, tmp_path / "c.sock") as service:
         service.wait_until_up()
         for number in range(20):
@@ -282,14 +295,13 @@ def test_every_error_of_a_bad_config_is_printed(tmp_path: Path) -> None:
     assert done.stderr.count(": error: ") == 2
 
 
-Ended = Callable[[], bool]
-
-
 def test_the_demo_serves_and_leaves_nothing_behind(tmp_path: Path) -> None:
     command = ["ambassador", "demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
     with Service(command, tmp_path / "none", TMPDIR=str(tmp_path)) as service:
         service.wait_until_up()
-        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(service.process.pid)], capture_output=True)
+        children = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(service.process.pid)], capture_output=True
+        )
         assert service.get("/flaky/x")["upstream"] == "flaky"
         service.signal(signal.SIGINT)
         assert service.end()[0] == 0
