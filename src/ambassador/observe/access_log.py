@@ -1,34 +1,88 @@
-"""The access log: one JSON line for each request, never at the cost of one.
+r"""The access log: one JSON line per request, written by a thread that can never hold up the worker.
 
-A worker encodes a line (1 us) and appends it to a buffer; a thread writes whole lines in batches, every 50 ms or 64
-KiB. Where the reader is slow or gone the buffer fills to its bound and further lines are dropped and counted: a blocked
-pipe stops neither the worker nor, beyond a deadline, its exit.
+`write` encodes and appends to a queue, and that is all a request pays. The thread takes whole lines off the queue 50 ms
+after the first one came, or as soon as 64 KiB wait, and writes them at once, so that lines of several processes that
+append to one file do not mix. Behind a reader that stopped, the queue grows to 4 MiB; then lines are dropped and
+counted, requests go on. An idle worker's thread sleeps without a timer.
 
-Values of query parameters that look like secrets are masked.
+The queue is a deque because its append and popleft are atomic: no lock is on the request's path. Each count has one
+writing side. `reopen` travels through the queue as well, so lines from before it are in the old file.
+
+A line is valid JSON and pure ASCII whatever a client sends. Control characters are escaped, DEL and everything beyond
+ASCII too, since some terminals obey C1 controls; bytes that are not UTF-8 appear as `\xNN`. Values of query parameters
+that look like credentials are masked.
+
+Measured (CPython 3.11, timeit, best of 7, one typical line of 440 bytes): FIGURES
 """
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
 import random
 import re
+import select
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-_FLUSH_S: Final = 0.05
-_BATCH_BYTES: Final = 65536
-_MAX_BYTES: Final = 4 * 1024 * 1024
-_SECRET: Final = re.compile(
-    r"(?i)([?&;](?:[^=&;]*(?:token|secret|password|passwd|signature|credential|api_?key)[^=&;]*|key|sig|code|auth)=)[^&;]*"
-)
+_FLUSH_EVERY_S = 0.05
+_FLUSH_BYTES = 64 * 1024
+_BATCH_BYTES = 256 * 1024  # so that room is given back piece by piece when a long queue is written
+QUEUE_BYTES: Final = 4 * 1024 * 1024
+"""How many bytes wait for a slow reader before lines are dropped."""
+
+_LONGEST_MS = 1e12  # beyond it, and for nan: null
+
+MASK: Final = b"***"
+
+_log = logging.getLogger(__name__)
 
 
-class AccessRecord(msgspec.Struct):
-    """One line (contract 7.17). Durations in milliseconds, sizes in bytes on the wire; None becomes null."""
+class AccessRecord(msgspec.Struct, kw_only=True, gc=False):
+    """What is known of a request when it is settled. The line has these fields (contract 7.17), the query in `path`."""
+
+    ts: float
+    """When the request arrived, in unix seconds."""
+    request_id: bytes
+    trace_id: str
+    client: str | None = None
+    """The client's name from the config."""
+    client_ip: str
+    method: str
+    host: str
+    path: bytes
+    """As matched, without the query."""
+    query: bytes | None = None
+    """As received; what looks like a credential is masked in the line."""
+    protocol: str = "HTTP/1.1"
+    status: int
+    """What was answered; 0 if the client left before."""
+    code: str | None = None
+    """Why the ambassador itself answered (contract 3)."""
+    bytes_in: int
+    """Of the request's body."""
+    bytes_out: int
+    """Of the answer's body."""
+    duration_ms: float
+    """From the request's first byte to the answer's last."""
+    upstream_ms: float | None = None
+    """Of the last attempt; None without one."""
+    route: str = "-"
+    upstream: str | None = None
+    endpoint: str | None = None
+    attempts: int = 0
+    flags: tuple[str, ...] = ()
+    """Words for what else happened to it."""
+
+
+class _Line(msgspec.Struct, gc=False):
+    """The line, field by field in its order. Made by position: keywords would cost as much as the encoding."""
 
     ts: str
     request_id: str
@@ -49,16 +103,17 @@ class AccessRecord(msgspec.Struct):
     upstream: str | None
     endpoint: str | None
     attempts: int
-    flags: str
+    flags: tuple[str, ...]
 
 
-def mask_query(target: str) -> str:
-    """The target with `***` for the values of parameters whose name says that they are secret."""
-    return _SECRET.sub(r"\1***", target) if "?" in target else target
+# ----- lines ----------------------------------------------------------------------------------------------------------
+
+_ENCODE = msgspec.json.Encoder().encode
+_BEYOND_ASCII = re.compile("[\x7f-\U0010ffff]")
 
 
-class Timestamps:
-    """Times of day as RFC 3339 in UTC with milliseconds; the text of a second is made once."""
+class LineMaker:
+    """Turns records into lines. It remembers the text of the last second."""
 
     __slots__ = ("_prefix", "_second")
 
@@ -66,98 +121,268 @@ class Timestamps:
         self._second = -1
         self._prefix = ""
 
-    def text(self, wall_s: float) -> str:
-        """`wall_s` in unix seconds as text."""
-        second = int(wall_s)
+    def line(self, record: AccessRecord) -> bytes:
+        """The record's line, with its newline."""
+        second = int(record.ts)
         if second != self._second:
+            self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
             self._second = second
-            self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._prefix}.{int((wall_s - second) * 1000):03d}Z"
+        path = record.path
+        if record.query is not None:
+            path = b"%b?%b" % (path, mask_query(record.query))
+        duration = record.duration_ms
+        if 0.0 <= duration < _LONGEST_MS:
+            duration = int(duration * 1000.0) / 1000.0  # a third of what round() costs
+        upstream = record.upstream_ms
+        if upstream is not None and 0.0 <= upstream < _LONGEST_MS:
+            upstream = int(upstream * 1000.0) / 1000.0
+        fields = _Line(
+            f"{self._prefix}{int((record.ts - second) * 1000.0):03}Z",
+            record.request_id.decode("utf-8", "backslashreplace"),
+            record.trace_id,
+            record.client,
+            record.client_ip,
+            record.method,
+            record.host,
+            path.decode("utf-8", "backslashreplace"),
+            record.protocol,
+            record.status,
+            record.code,
+            record.bytes_in,
+            record.bytes_out,
+            duration,
+            upstream,
+            record.route,
+            record.upstream,
+            record.endpoint,
+            record.attempts,
+            record.flags,
+        )
+        try:
+            line = _ENCODE(fields)
+        except UnicodeEncodeError:
+            line = _ENCODE(_without_surrogates(fields))
+        if not line.isascii() or b"\x7f" in line:
+            line = _BEYOND_ASCII.sub(_escape, line.decode()).encode()
+        return line + b"\n"
+
+
+def _without_surrogates(fields: _Line) -> _Line:
+    """Half a pair, as an error handler may have put in, is no text: shown as `\\udcNN`."""
+    shown = (
+        value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+        for value in msgspec.structs.astuple(fields)
+    )
+    return _Line(*shown)
+
+
+def _escape(match: re.Match[str]) -> str:
+    """A character as JSON's `\\uNNNN`, two of them beyond the first 65,536. In a line it can only be inside a string."""
+    units = match[0].encode("utf-16-be").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+
+
+# ----- credentials in query strings -----------------------------------------------------------------------------------
+
+_MAYBE_SECRET = re.compile(
+    rb"%|token|key|sig|pass|pwd|secret|auth|cred|jwt|assertion|session|sid|code|saml", re.IGNORECASE
+).search
+"""Finds whether a query needs a closer look. A key may hide behind `%` escapes, so these need one too."""
+
+_SEPARATORS = re.compile(rb"([&;])")
+_NAME_MARKS = re.compile(rb"[^a-z0-9]")
+
+_SECRET_ENDS = (
+    b"token", b"key", b"secret", b"password", b"passwd", b"passphrase", b"pwd", b"signature", b"credential",
+    b"credentials", b"assertion", b"authorization", b"jwt",
+)  # fmt: skip
+_SECRET_NAMES = frozenset({
+    b"sig", b"pass", b"auth", b"code", b"sid", b"session", b"sessionid", b"jsessionid", b"phpsessid", b"accesskeyid",
+    b"awsaccesskeyid", b"samlresponse", b"samlrequest", b"hmac",
+})  # fmt: skip
+"""`code` is OAuth's authorization code."""
+
+
+def mask_query(query: bytes) -> bytes:
+    """The query with `***` for the value of every parameter whose name looks like that of a credential.
+
+    Names are compared without case, escapes and punctuation: `access_token`, `X-Amz-Signature`, `apiKey`, `%74oken`.
+    """
+    if not _MAYBE_SECRET(query):
+        return query
+    parts = _SEPARATORS.split(query)
+    return b"".join(_masked(part) if b"=" in part else part for part in parts)
+
+
+def _masked(part: bytes) -> bytes:
+    key, _, _ = part.partition(b"=")
+    return key + b"=" + MASK if _is_secret(key) else part
+
+
+def _is_secret(key: bytes) -> bool:
+    # `user[password]` and `a+b` end where their punctuation does; a name escaped twice is somebody's trick.
+    for _ in range(2):
+        key = unquote_to_bytes(key)
+    name = _NAME_MARKS.sub(b"", key.lower())
+    return name in _SECRET_NAMES or name.endswith(_SECRET_ENDS)
+
+
+# ----- writing --------------------------------------------------------------------------------------------------------
 
 
 class AccessLog:
-    """Lines to a descriptor (which becomes the log's own) or to a file that is appended to.
+    """Writes records to a file, by path, or to a descriptor, which it then owns.
 
-    `sample`: the share of requests with a status under 400 that is written; others always are.
+    `sample` is the share of successful requests that is written, 0..1: those with a status under 400 and no `code`.
+    All others always are. `limit` bounds the bytes that wait. Raises OSError if the file cannot be opened.
     """
 
-    def __init__(self, target: int | str, *, sample: float = 1.0) -> None:
+    def __init__(
+        self,
+        target: int | str,
+        *,
+        sample: float = 1.0,
+        limit: int = QUEUE_BYTES,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
         self._path = target if isinstance(target, str) else None
         self._fd = target if isinstance(target, int) else _open(target)
         self._sample = sample
-        self._encode_into = msgspec.json.Encoder().encode_into
-        self._buffer = bytearray()
-        self._scratch = bytearray(1024)
+        self._limit = limit
+        self._chance = chance
+        self._line = LineMaker().line
+        self._lines: deque[bytes | None] = deque()  # None: open the file again
         self._wake = threading.Event()
-        self._written = threading.Condition()
+        self._idle = False
+        self._hurried = False
         self._closing = False
-        self._reopen = False
-        self.timestamps = Timestamps()
-        self.dropped = 0
-        """Lines that were not written because the reader is too slow."""
+        self._abandoned = False
+        self._torn = False
+        # Written by the worker only:
+        self._accepted = 0
+        self._refused = 0
+        # Written by the thread only:
+        self._settled = 0
+        self._lost = 0
         self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
         self._thread.start()
 
-    def takes(self, status: int) -> bool:
-        """Whether a request with this status is in the sample."""
-        return self._sample >= 1.0 or status >= 400 or random.random() < self._sample
+    @property
+    def dropped(self) -> int:
+        """Lines that were not written: no room, or an error of the file or pipe."""
+        return self._refused + self._lost
 
     def write(self, record: AccessRecord) -> None:
-        """Append a line. Never blocks, never raises."""
-        buffer = self._buffer
-        if len(buffer) >= _MAX_BYTES:
-            self.dropped += 1
+        """Have the record's line written some time soon, or dropped. Never waits."""
+        if self._sample < 1.0 and record.status < 400 and record.code is None and self._chance() >= self._sample:
             return
-        scratch = self._scratch
-        self._encode_into(record, scratch)
-        scratch += b"\n"
-        buffer += scratch
-        if len(buffer) >= _BATCH_BYTES:
+        line = self._line(record)
+        waiting = self._accepted - self._settled + len(line)
+        if waiting > self._limit or self._closing:
+            self._refused += 1
+            return
+        self._lines.append(line)
+        self._accepted += len(line)
+        if self._idle:
+            self._idle = False
+            self._wake.set()
+        elif waiting > _FLUSH_BYTES and not self._hurried:
+            self._hurried = True
             self._wake.set()
 
     def reopen(self) -> None:
-        """Open the file again by its name, after it was moved away. Nothing for a descriptor."""
-        self._reopen = self._path is not None
-        self._wake.set()
+        """Open the file again by its name, after it was moved away; the old one goes on if that fails."""
+        if self._path is not None:
+            self._lines.append(None)
+            self._wake.set()
 
-    def close(self, timeout_s: float) -> None:
-        """Write what is there, for at most `timeout_s`, and end the thread."""
+    def close(self, timeout_s: float) -> bool:
+        """Write what waits, for at most `timeout_s`. Whether all was written or lost to an error by then.
+
+        Behind a reader that stopped, the thread is left where it is: it is a daemon and does not keep the process.
+        """
         self._closing = True
         self._wake.set()
         self._thread.join(timeout_s)
+        self._abandoned = True
+        return not self._thread.is_alive()
+
+    # The thread's side.
 
     def _run(self) -> None:
         while True:
-            self._wake.wait(_FLUSH_S)
+            self._idle = True  # set before looking: whoever appends after the look sees it
+            if not self._lines and not self._closing:
+                self._wake.wait()
+            self._idle = False
             self._wake.clear()
-            closing = self._closing
-            if self._reopen:
-                self._reopen = False
-                self._open_again()
-            if self._buffer:
-                # The worker appends to whichever buffer it finds; the swap is one store.
-                full, self._buffer = self._buffer, bytearray()
-                self._write_all(full)
-            if closing:
-                os.close(self._fd)
+            if not self._closing:
+                self._wake.wait(_FLUSH_EVERY_S)  # until 64 KiB wait, or the end
+                self._wake.clear()
+            self._hurried = False
+            while self._lines and not self._abandoned:
+                self._write_batch()
+            if self._closing and not self._lines:
+                break
+            if self._abandoned:
                 return
+        os.close(self._fd)
+
+    def _write_batch(self) -> None:
+        lines: list[bytes] = []
+        size = 0
+        while self._lines and size < _BATCH_BYTES:
+            line = self._lines.popleft()
+            if line is None:
+                self._write_lines(lines, size)
+                self._open_again()
+                return
+            lines.append(line)
+            size += len(line)
+        self._write_lines(lines, size)
+
+    def _write_lines(self, lines: list[bytes], size: int) -> None:
+        if not lines:
+            return
+        data = b"".join(lines)
+        if self._torn:
+            data = b"\n" + data  # ends the line that an error cut
+        written = 0
+        try:
+            while written < len(data):
+                written += self._write_some(data[written:] if written else data)
+            self._torn = False
+        except OSError:
+            done = data[:written]
+            self._lost += len(lines) - (done.count(b"\n") - int(self._torn and written > 0))
+            if done:
+                self._torn = not done.endswith(b"\n")
+        self._settled += size
+
+    def _write_some(self, data: bytes) -> int:
+        try:
+            return os.write(self._fd, data)
+        except BlockingIOError:
+            # Somebody else made the description non-blocking.
+            poll = select.poll()
+            poll.register(self._fd, select.POLLOUT)
+            poll.poll()
+            return 0
 
     def _open_again(self) -> None:
         assert self._path is not None
-        with contextlib.suppress(OSError):
-            fresh = _open(self._path)
-            os.close(self._fd)
-            self._fd = fresh
-
-    def _write_all(self, data: bytearray) -> None:
-        view = memoryview(data)
-        while view:
-            try:
-                view = view[os.write(self._fd, view) :]
-            except OSError:
-                self.dropped += bytes(view).count(b"\n")
-                return
+        try:
+            fd = _open(self._path)
+        except OSError as error:
+            _log.warning("cannot open the access log again, going on with the old file: %s", error)
+            return
+        os.close(self._fd)
+        self._fd = fd
+        self._torn = False
 
 
 def _open(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    # Without O_NONBLOCK a FIFO that nobody reads would hold up the start for ever; so it is an error.
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640)
+    os.set_blocking(fd, True)
+    return fd

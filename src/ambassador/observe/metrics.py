@@ -1,11 +1,11 @@
 """Counters in shared memory: workers add, the supervisor reads, no request waits for either.
 
 Each worker incarnation writes one memfd, a `Page` of u64 slots, and nobody else writes it, so an addition needs no
-lock; an aligned slot is stored at once, so a reader sees the old value or the new one. Slots are grouped in *blocks*: one
-worker block at the start of the page, then one for each (route, upstream). The supervisor's `Registry` says where a
-block lies, the same in every page, and only ever appends: a page outlives reloads, and what a request that began before
-a reload still counts lands where it belongs. A page grows by ftruncate and is mapped again; older mappings stay valid,
-since they show the same memory. It can never shrink (sealed), which would kill whoever reads it.
+lock; an aligned slot is stored at once, so a reader sees the old value or the new one. Slots are grouped in *blocks*:
+one worker block at the start of the page, then one for each (route, upstream). The supervisor's `Registry` says where
+a block lies, the same in every page, and only ever appends: a page outlives reloads, and what a request that began
+before a reload still counts lands where it belongs. A page grows by ftruncate and is mapped again; older mappings
+stay valid, since they show the same memory. It can never shrink (sealed), which would kill whoever reads it.
 
 When a worker ends its page is folded into `Totals` once: counters are kept, gauges are dropped. A scrape is the totals
 plus all pages that live, formed into `Family` objects here and written as text by `exposition`.

@@ -27,8 +27,7 @@ from ambassador.errors import (
     UpstreamTimeout,
 )
 from ambassador.messages import Reply, Request
-from ambassador.observe.access_log import AccessRecord, mask_query
-from ambassador.observe.trace import continue_trace, request_id
+from ambassador.observe.access_log import AccessRecord
 from ambassador.proxy.fields import clean_trailers, tokens
 from ambassador.proxy.forwarding import caller_deadline_s, deadline_fields, max_forwards
 from ambassador.proxy.http1_parser import HEALTH_TARGET
@@ -126,7 +125,7 @@ class Exchange:
         request.complete = True
         exchange = cls(client, request)
         request.client_ip = client.peer.ip
-        request.request_id = request_id(None)
+        request.request_id = exchange._service.tracer.request_id(None)
         try:
             await exchange._fail(error)
         except ClientGone:
@@ -171,7 +170,7 @@ class Exchange:
         special = request.special
         client = self._client
         service = self._service
-        request.request_id = request_id(special.get(b"x-request-id"))
+        request.request_id = service.tracer.request_id(special.get(b"x-request-id"))
         client.peer.identify(request)
         authority, path, request.query = split_target(request.target)
         if authority is not None:
@@ -190,11 +189,11 @@ class Exchange:
         identity = client.peer.fields(request)
         identity.append((b"via", service.via.extend(request)))
         identity.append((b"x-request-id", request.request_id))
-        traceparent, tracestate = continue_trace(special.get(b"traceparent"), special.get(b"tracestate"))
-        self._trace_id = traceparent[3:35].decode("ascii")
-        identity.append((b"traceparent", traceparent))
-        if tracestate is not None:
-            identity.append((b"tracestate", tracestate))
+        trace = service.tracer.trace(special.get(b"traceparent"), special.get(b"tracestate"))
+        self._trace_id = trace.trace_id
+        identity.append((b"traceparent", trace.parent))
+        if trace.state is not None:
+            identity.append((b"tracestate", trace.state))
         if b"te" in special and b"trailers" in tokens(special[b"te"]):
             identity += [(b"te", b"trailers"), (b"connection", b"te")]
         self._identity = identity
@@ -765,7 +764,7 @@ class Exchange:
         if error.fault is Fault.CLIENT and not isinstance(error, NoRoute):
             self._client.close_after = True
         if not request.request_id:
-            request.request_id = request_id(request.special.get(b"x-request-id"))
+            request.request_id = self._service.tracer.request_id(request.special.get(b"x-request-id"))
         reply = error_reply(
             error,
             pseudonym=self._service.name,
@@ -783,32 +782,33 @@ class Exchange:
         seconds = now - self._started
         (plan.metrics if plan is not None else self._table.unrouted).settled(self._status // 100, seconds)
         log = service.access_log
-        if log is not None and log.takes(self._status):
-            log.write(self._record(log.timestamps.text(service.wall_s()), seconds))
+        if log is not None:
+            log.write(self._record(seconds))
 
-    def _record(self, ts: str, seconds: float) -> AccessRecord:
+    def _record(self, seconds: float) -> AccessRecord:
         request, plan, endpoint = self._request, self._plan, self._endpoint
         return AccessRecord(
-            ts=ts,
-            request_id=request.request_id.decode("ascii"),
+            ts=self._service.wall_s() - seconds,
+            request_id=request.request_id,
             trace_id=self._trace_id,
             client=request.client,
             client_ip=request.client_ip,
             method=request.method,
             host=request.host,
-            path=mask_query(request.target.decode("latin-1")),
+            path=request.path or request.target,
+            query=request.query,
             protocol="HTTP/1.1" if request.minor else "HTTP/1.0",
             status=self._status,
             code=self._code,
             bytes_in=self.bytes_in,
             bytes_out=self._client.bytes_written - self._reply_bytes,
-            duration_ms=round(seconds * 1000, 3),
-            upstream_ms=round(self._upstream_s * 1000, 3) if self.attempts else None,
+            duration_ms=seconds * 1000,
+            upstream_ms=self._upstream_s * 1000 if self.attempts else None,
             route=request.route,
             upstream=plan.upstream.name if plan is not None and plan.upstream is not None else None,
             endpoint=endpoint.url if endpoint is not None else None,
             attempts=self.attempts,
-            flags=self._flags,
+            flags=(self._flags,) if self._flags else (),
         )
 
 

@@ -8,6 +8,7 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING
 
 from ambassador.messages import Reply
+from ambassador.observe.trace import Tracer
 from ambassador.proxy.forwarding import Via
 from ambassador.proxy.splice import SplicePool
 
@@ -58,7 +59,7 @@ class Service:
 
     __slots__ = (
         "_date", "_date_at", "_wall_offset", "access_log", "connections", "draining",
-        "inflight", "lane", "name", "random", "splices", "table", "via",
+        "inflight", "lane", "name", "random", "splices", "table", "tracer", "via",
     )  # fmt: skip
 
     def __init__(self, lane: Lane, table: Table, *, name: str, access_log: AccessLog | None) -> None:
@@ -67,6 +68,7 @@ class Service:
         self.name = name
         self.access_log = access_log
         self.via = Via(name)
+        self.tracer = Tracer()
         self.splices = SplicePool()
         self.random: Callable[[], float] = random.random
         self.inflight = 0
