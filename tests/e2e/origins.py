@@ -185,6 +185,8 @@ http {{
     fastcgi_temp_path {directory}/fastcgi;
     uwsgi_temp_path {directory}/uwsgi;
     scgi_temp_path {directory}/scgi;
+    types {{ text/plain txt; }}
+    default_type application/octet-stream;
     gzip on;
     gzip_types text/plain;
     gzip_min_length 100;
