@@ -410,6 +410,8 @@ class Exchange:
     async def _until_head_streaming(self, plan: RoutePlan, connection: Http1Connection) -> None:
         """The same while the body is still on its way, here or upstream. Answers may come early."""
         reader = connection.reader
+        self._rate_from = self._lane.now
+        self._rate_bytes = 0
         while reader.head is None:
             if connection.link.ready & (READ | HANGUP) and connection.receive():
                 if reader.interim:

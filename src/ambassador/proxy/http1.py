@@ -236,7 +236,7 @@ class ClientConnection(Wire):
                     body = b"%x\r\n%b\r\n" % (len(body), body)
             else:
                 self.close_after = True
-        if not request.complete and not self._rest_is_small(request):
+        if self.listener.service.draining or (not request.complete and not self._rest_is_small(request)):
             self.close_after = True
         if self.close_after:
             fields.append((b"connection", b"close"))
