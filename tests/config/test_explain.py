@@ -214,3 +214,8 @@ def test_render_prints_no_control_characters() -> None:
 def test_explanation_is_json() -> None:
     explanation = explain(CONFIG, "GET", "http://billing.internal/v1/accounts/42")
     assert msgspec.json.decode(msgspec.json.encode(explanation), type=Explanation) == explanation
+
+
+def test_options_of_the_whole_server() -> None:
+    assert explain(CONFIG, "OPTIONS", "*", [("host", "kept")]).route == "kept"
+    assert explain(CONFIG, "GET", "*", [("host", "kept")]).code == "bad_request"

@@ -48,8 +48,11 @@ def test_structure_refuses_what_could_backtrack(pattern: str) -> None:
 
 @pytest.mark.parametrize("pattern", NOT_REGULAR)
 def test_constructs_that_need_backtracking_are_refused_by_either_engine(pattern: str) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(Refused, match="cannot be matched in linear time"):
         path_regex.compile(pattern)
+    pytest.importorskip("re2")
+    with pytest.raises(Refused):
+        path_regex.compile(pattern, engine="re2")
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,8 @@ def _request(method: str, url: str, headers: Sequence[tuple[str, str]]) -> Reque
     request.authority = given[0] if given else authority or b""
     if request.authority:
         request.host, request.port = authority_host(request.authority)
-    request.path = path if path == b"*" and method == "OPTIONS" else normalise(path)
+    # `OPTIONS *` is matched as the service does it: by routes that take every path.
+    request.path = b"/*" if path == b"*" and method == "OPTIONS" else normalise(path)
     request.scheme = "http"
     request.request_id = _PLACEHOLDER_ID
     return request

@@ -45,6 +45,10 @@ class Refused(ValueError):
     """A pattern or substitution is malformed, or might be slow. The text says which, and what to do."""
 
 
+class _NeedsRe2(Refused):
+    """Python's engine cannot be trusted with it; RE2 may do it."""
+
+
 class Found(Protocol):
     """A match, of either engine."""
 
@@ -111,7 +115,7 @@ def compile(  # noqa: A001 - the verb of `re`, read as `path_regex.compile`
         return Matcher(pattern, _compile_re2(pattern), "re2")
     try:
         return Matcher(pattern, _compile_re(pattern, whole=whole), "re")
-    except Refused:
+    except _NeedsRe2:
         if engine == "re" or re2 is None:
             raise
     return Matcher(pattern, _compile_re2(pattern), "re2")
@@ -135,13 +139,13 @@ def _compile_re(pattern: str, *, whole: bool) -> re.Pattern[str]:
         compiled = re.compile(pattern, re.ASCII)
         parsed = sre_parse.parse(pattern, re.ASCII)
     except re.error as error:
-        raise Refused(f"it is malformed: {error.msg}") from None
+        raise _NeedsRe2(f"it is malformed: {error.msg}") from None
     except (RecursionError, OverflowError):
-        raise Refused("it is nested too deeply, or a count is too large") from None
+        raise _NeedsRe2("it is nested too deeply, or a count is too large") from None
     if compiled.flags & ~re.ASCII:
-        raise Refused("inline flags such as (?i) need the extra re2")
+        raise _NeedsRe2("inline flags such as (?i) need the extra re2")
     if not whole and list(parsed)[:1] != [(sre.AT, sre.AT_BEGINNING)]:
-        raise Refused("without the extra re2 the pattern of a rewrite must begin with ^")
+        raise _NeedsRe2("without the extra re2 the pattern of a rewrite must begin with ^")
     _Structure().check(parsed)
     return compiled
 
@@ -222,7 +226,7 @@ class _Structure:
         """The characters of `taken` and of all `positions`, no two of which may have one in common."""
         for position in positions:
             if taken & self.symbols[position]:
-                raise Refused(
+                raise _NeedsRe2(
                     "two parts of it compete for the same characters, so matching could take more than linear time; "
                     "make them differ in their first character, or install the extra re2"
                 )
@@ -250,7 +254,7 @@ class _Structure:
     def part(self, op: Any, value: Any) -> _Part:
         self.steps += 1
         if self.steps > _MOST_STEPS:
-            raise Refused("it is too large")
+            raise _NeedsRe2("it is too large")
         if op in (sre.LITERAL, sre.NOT_LITERAL, sre.ANY, sre.IN):
             return self.position(_symbols(op, value))
         if op is sre.AT:  # an anchor or \b only takes matches away
@@ -258,7 +262,7 @@ class _Structure:
         if op is sre.SUBPATTERN:
             _, flags_on, flags_off, items = value
             if flags_on or flags_off:  # they change what a character takes
-                raise Refused("inline flags such as (?i:a) need the extra re2")
+                raise _NeedsRe2("inline flags such as (?i:a) need the extra re2")
             return self.sequence(items)
         if op is sre.BRANCH:
             return self.branch([self.sequence(items) for items in value[1]])
@@ -268,7 +272,7 @@ class _Structure:
 
     def position(self, symbols: frozenset[int]) -> _Part:
         if len(self.symbols) >= _MOST_POSITIONS:
-            raise Refused("it is too large")
+            raise _NeedsRe2("it is too large")
         self.symbols.append(symbols)
         self.follow.append(frozenset())
         here = [len(self.symbols) - 1]
@@ -276,7 +280,7 @@ class _Structure:
 
     def branch(self, branches: list[_Part]) -> _Part:
         if sum(branch.nullable for branch in branches) > 1:
-            raise Refused("two alternatives may both be empty")
+            raise _NeedsRe2("two alternatives may both be empty")
         return _Part(
             [position for branch in branches for position in branch.first],
             [position for branch in branches for position in branch.last],
@@ -294,7 +298,7 @@ class _Structure:
             return result
         body = self.sequence(items)
         if body.nullable:
-            raise Refused("it repeats something that may be empty")
+            raise _NeedsRe2("it repeats something that may be empty")
         if most != 1:
             self.connect(body.last, body.first)
         return _Part(body.first, body.last, nullable=least == 0)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ambassador.messages import Fields, Request
-from ambassador.proxy.policies.headers import FRAMING, Changes, shaper
+from ambassador.proxy.framing import FRAMING
+from ambassador.proxy.policies.headers import Changes, shaper
 
 
 def shaped(changes: Changes, fields: Fields, **params: str) -> Fields:
@@ -62,5 +63,6 @@ def test_framing_headers_are_refused(name: str) -> None:
         Changes(add={name: "x"}),
         Changes(remove=(name.upper(),)),
     ):
+        assert len(list(changes.conflicts())) == 1
         with pytest.raises(ValueError, match="own"):
             shaper(changes)

@@ -62,3 +62,10 @@ def test_target_that_cannot_be_made_is_refused() -> None:
         location(Redirect(location="/{client}"))
     with pytest.raises(BadRequest):
         location(Redirect(scheme="https"), a_request(host=""))
+
+
+def test_conflicts() -> None:
+    assert [field for field, _ in Redirect(path="new").conflicts()] == ["path"]
+    assert [field for field, _ in Redirect(location="/", host="h").conflicts()] == ["host"]
+    assert [field for field, _ in Redirect(status=301).conflicts()] == [None]
+    assert not list(Redirect(path="/new").conflicts())

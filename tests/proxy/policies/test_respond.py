@@ -35,3 +35,9 @@ def test_each_answer_has_its_own_list_of_headers() -> None:
     respond = responder(Respond(headers={"a": "1"}))
     respond(a_request()).headers.clear()
     assert respond(a_request()).headers == [(b"a", b"1")]
+
+
+def test_framing_and_impossible_bodies_are_conflicts() -> None:
+    assert [field for field, _ in Respond(headers={"Content-Length": "3"}).conflicts()] == ["headers"]
+    assert [field for field, _ in Respond(status=204, body="x").conflicts()] == ["body"]
+    assert not list(Respond(status=204, headers={"x": "y"}).conflicts())

@@ -7,24 +7,19 @@ is left out, while the header of that name that the client sent is still taken a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec import field
 
 from ambassador.proxy import template
+from ambassador.proxy.framing import refusals
 from ambassador.settings import HeaderName, Section, Template
 
 if TYPE_CHECKING:
     from ambassador.messages import Field, Fields, Request
 
     Shape: TypeAlias = "Callable[[Request, Fields], None]"
-
-FRAMING = frozenset({
-    "connection", "content-length", "expect", "host", "keep-alive", "proxy-connection", "te", "trailer",
-    "transfer-encoding", "upgrade",
-})  # fmt: skip
-"""Headers that no config may touch: they say where a message ends and which way it goes (`host` is `rewrite.host`)."""
 
 
 class Changes(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,6 +33,12 @@ class Changes(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     remove: tuple[HeaderName, ...] = ()
     """Names of headers that are taken out."""
+
+    def conflicts(self) -> Iterator[tuple[str | None, str]]:
+        """A change of what is the proxy's own."""
+        for key, names in (("set", self.set), ("add", self.add), ("remove", self.remove)):
+            for problem in refusals(names):
+                yield key, problem
 
 
 class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,7 +58,7 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def shaper(changes: Changes | None) -> Shape | None:
     """The hook that makes `changes` to a list of fields in place; None when there is nothing to change.
 
-    Raises ValueError for a header of FRAMING.
+    Raises ValueError for a header that is the proxy's own; loading a config has ruled that out.
     """
     if changes is None or not (changes.set or changes.add or changes.remove):
         return None
@@ -72,9 +73,8 @@ def shaper(changes: Changes | None) -> Shape | None:
 
 
 def _refuse_framing(changes: Changes) -> None:
-    for name in (*changes.set, *changes.add, *changes.remove):
-        if name.lower() in FRAMING:
-            raise ValueError(f"the header {name!r} is the proxy's own and cannot be changed here")
+    for _, problem in changes.conflicts():
+        raise ValueError(problem)
 
 
 def _additions(values: Mapping[str, str]) -> list[tuple[bytes, bytes | template.Render]]:

@@ -58,6 +58,8 @@ class Redirect(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             yield None, "needs 'location', or one of 'scheme', 'host', 'port' and 'path'"
         if self.location is not None and parts:
             yield parts[0], f"'location' is the whole target, so '{parts[0]}' has no place"
+        if self.path is not None and not self.path.startswith("/"):
+            yield "path", "must begin with '/'"
 
 
 def redirector(config: Redirect) -> Callable[[Request], Reply]:

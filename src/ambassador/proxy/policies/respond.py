@@ -6,13 +6,14 @@ hooks edit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from msgspec import field
 
 from ambassador.messages import Reply
 from ambassador.proxy import template
+from ambassador.proxy.framing import refusals
 from ambassador.settings import HeaderName, Section, Status, Template
 
 if TYPE_CHECKING:
@@ -32,6 +33,13 @@ class Respond(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     headers: dict[HeaderName, Template] = field(default_factory=dict)
     """Headers of the answer. Values as in `headers` of the route."""
+
+    def conflicts(self) -> Iterator[tuple[str | None, str]]:
+        """A header that is the proxy's own, or a body where there can be none."""
+        for problem in refusals(self.headers):
+            yield "headers", problem
+        if self.body and self.status in (204, 304):
+            yield "body", f"an answer with status {self.status} has no body"
 
 
 def responder(config: Respond) -> Callable[[Request], Reply]:
