@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-import datetime
+import datetime as dt
 import json
 import os
 import signal
@@ -153,7 +153,7 @@ def _compare(options: argparse.Namespace) -> int:
     cores = _choose_cores(options)
     proxies = _found(choose_proxies(options.proxies, options.ambassador_cmd))
     scenarios = choose_scenarios(options.scenarios)
-    described = machine.describe(proxies, now=datetime.datetime.now(datetime.UTC))
+    described = machine.describe(proxies, now=dt.datetime.now(dt.UTC))
     prose = sys.stderr if options.json == "-" else sys.stdout
     with tempfile.TemporaryDirectory(prefix="loadtest-") as name, _origin(Path(name), cores) as origin_port:
         plan = compare.Plan(

@@ -95,12 +95,14 @@ def run(
     """Load the ambassador and profile its worker; returns the profiler's name and what it saw. Raises ProfileError."""
     py_spy = find_py_spy()
     if py_spy is not None:
-        return "py-spy", _run_py_spy(py_spy, job, proxy, binary, duration_s, cores, native=native)
+        return "py-spy", _run_py_spy(
+            py_spy, job, proxy, binary, duration_s=duration_s, cores=cores, native=native
+        )
     return "cProfile", _run_cprofile(job, proxy, binary, duration_s, cores)
 
 
 def _run_py_spy(
-    py_spy: str, job: Job, proxy: Proxy, binary: str, duration_s: int, cores: Cores, *, native: bool
+    py_spy: str, job: Job, proxy: Proxy, binary: str, *, duration_s: int, cores: Cores, native: bool
 ) -> list[Hotspot]:
     stacks, errors = job.directory / "stacks.txt", job.directory / "py-spy.log"
     with _server(job, proxy, binary, cores, env={}) as server:

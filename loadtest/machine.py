@@ -1,6 +1,6 @@
 """What the figures were measured on: the machine, the kernel, the versions."""
 
-import datetime
+import datetime as dt
 import os
 import platform
 import subprocess
@@ -12,7 +12,7 @@ from loadtest.job import Proxy
 _TIMEOUT_S = 10.0
 
 
-def describe(proxies: Sequence[tuple[Proxy, str]], *, now: datetime.datetime) -> dict[str, object]:
+def describe(proxies: Sequence[tuple[Proxy, str]], *, now: dt.datetime) -> dict[str, object]:
     """Processor, cores, memory, kernel, Python, commit and the proxies' versions, ready for JSON."""
     return {
         "cpu": cpu_model(Path("/proc/cpuinfo").read_text()),

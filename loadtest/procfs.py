@@ -92,7 +92,7 @@ def parse_core_busy_ticks(text: str, core: int) -> int:
 def tree_of(root: int, stats: Iterable[Stat]) -> list[Stat]:
     """The processes of a tree: the root's descendants and its session's members, the root included."""
     by_pid = {stat.pid: stat for stat in stats}
-    members = {pid for pid, stat in by_pid.items() if pid == root or stat.session == root}
+    members = {pid for pid, stat in by_pid.items() if root in (pid, stat.session)}
     grown = True
     while grown:
         born = {pid for pid, stat in by_pid.items() if stat.parent in members} - members

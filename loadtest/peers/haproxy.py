@@ -1,7 +1,7 @@
 """HAProxy, from Debian: one thread.
 
-Pooled upstream connections (`http-reuse always`), retries on connect failures, empty answers and 5xx (not of POST, as the
-ambassador). It has no total time-out; `timeout server` stands for it. It makes no request id and no `x-forwarded-for`
+Pooled upstream connections (`http-reuse always`), retries on connect failures, empty answers and 5xx (not of POST,
+as the ambassador). It has no total time-out; `timeout server` stands for it. It makes no request id and no `x-forwarded-for`
 unless told, and it is not told. Many routes are a `map_beg` file, its own way to hold many prefixes.
 """
 
@@ -21,7 +21,7 @@ from loadtest.job import (
 )
 
 _LOG_FORMAT = (
-    r'{"time":%Ts.%ms,"method":"%HM","path":"%[path,json(utf8s)]","status":%ST,"duration_ms":%Ta,"bytes":%B,'
+    r'{"time":%Ts.%ms,"method":"%HM","path":"%HP","status":%ST,"duration_ms":%Ta,"bytes":%B,'
     r'"upstream":"%si:%sp","client":"%ci"}'
 )
 

@@ -1,7 +1,7 @@
 """nginx, from Debian: a master and one worker.
 
-Its open edition retries only on *another* server of an upstream, so the origin is listed twice. Buffers never go to disk
-(`proxy_max_temp_file_size 0`): the others stream too. It makes no request id and no `x-forwarded-for` unless told, and
+Its open edition retries only on *another* server of an upstream, so the origin is listed twice. Buffers never go to
+disk (`proxy_max_temp_file_size 0`): the others stream too. It makes no request id and no `x-forwarded-for` unless told, and
 it is not told.
 """
 
