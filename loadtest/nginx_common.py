@@ -20,12 +20,11 @@ def command(binary: str, configuration_file: Path) -> list[str]:
 
 
 def configuration(state: Path, http: str) -> str:
-    """A whole configuration around the content of its `http` block; makes the directory `state`.
+    """A whole configuration around the content of its `http` block; `state` is a directory of its own.
 
     Workers keep the user of the master, so that they may read the temporary directory. The number of requests per
     connection is without a limit in effect: its default of 1,000 would measure reconnecting.
     """
-    state.mkdir(exist_ok=True)
     user = "user root root;" if os.getuid() == 0 else ""
     paths = "\n".join(f"    {name}_temp_path {state}/{name};" for name in _STATE)
     return f"""{user}

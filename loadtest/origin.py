@@ -17,6 +17,7 @@ def write(directory: Path, port: int) -> Path:
     """Write the files and the configuration of the origin; returns the configuration's path."""
     files = directory / "origin"
     files.mkdir()
+    _state(directory).mkdir()
     for name, size in (("64k", 64 * 1024), ("1m", 1024 * 1024)):
         (files / name).write_bytes(b"x" * size)
     (files / "post").touch()  # the static module looks for the file before it refuses the method
@@ -46,4 +47,8 @@ def configuration(directory: Path, files: Path, port: int) -> str:
         location @posted {{ default_type application/json; return 200 '{ANSWER}\\n'; }}
     }}
 """
-    return nginx_common.configuration(directory / "origin-state", http)
+    return nginx_common.configuration(_state(directory), http)
+
+
+def _state(directory: Path) -> Path:
+    return directory / "origin-state"

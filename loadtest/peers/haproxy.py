@@ -1,8 +1,9 @@
 """HAProxy, from Debian: one thread.
 
 Pooled upstream connections (`http-reuse always`), retries on connect failures, empty answers and 5xx (not of POST,
-as the ambassador). It has no total time-out; `timeout server` stands for it. It makes no request id and no `x-forwarded-for`
-unless told, and it is not told. Many routes are a `map_beg` file, its own way to hold many prefixes.
+as the ambassador). It has no total time-out; `timeout server` stands for it. It makes no request id and no
+`x-forwarded-for` unless told, and it is not told. Many routes are a `map_beg` file, its own way to hold many
+prefixes.
 """
 
 import os

@@ -1,8 +1,8 @@
 """nginx, from Debian: a master and one worker.
 
 Its open edition retries only on *another* server of an upstream, so the origin is listed twice. Buffers never go to
-disk (`proxy_max_temp_file_size 0`): the others stream too. It makes no request id and no `x-forwarded-for` unless told, and
-it is not told.
+disk (`proxy_max_temp_file_size 0`): the others stream too. It makes no request id and no `x-forwarded-for` unless
+told, and it is not told.
 """
 
 from loadtest import nginx_common
@@ -59,6 +59,7 @@ def configuration(job: Job) -> str:
 
 def configure(job: Job, binary: str) -> Launch:
     """Write the configuration and return the command line."""
+    (job.directory / "nginx-state").mkdir()
     path = job.directory / "nginx.conf"
     path.write_text(configuration(job))
     return Launch(nginx_common.command(binary, path))

@@ -132,4 +132,4 @@ def test_document_is_json_with_every_turn() -> None:
     assert len(read["measurements"]) == 10
     assert read["measurements"][0]["cpu_us"] == 20.0
     assert read["ratios"]["plain"]["envoy"] == 0.5
-    assert read["targets"][0]["target"]["scenario"] == "plain"
+    assert read["targets"][0]["scenario"] == "plain"

@@ -1,5 +1,7 @@
 """Reading wrk's report, and the commands made for it."""
 
+from pathlib import Path
+
 import pytest
 
 from loadtest import wrk
@@ -52,8 +54,8 @@ def test_script_sends_a_post_of_the_size_asked_for() -> None:
     assert 'string.rep("x", 4096)' in wrk.script(4096)
 
 
-def test_command_follows_the_scenario(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(wrk.shutil, "which", lambda name: f"/usr/bin/{name}")
+def test_command_follows_the_scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadtest.wrk.shutil.which", lambda name: f"/usr/bin/{name}")
     commands = {
         scenario.name: wrk.command(scenario, port=81, duration_s=5, directory=tmp_path)
         for scenario in SCENARIOS
@@ -66,7 +68,9 @@ def test_command_follows_the_scenario(tmp_path, monkeypatch) -> None:
     assert commands["manyroutes"][-1] == "http://127.0.0.1:81/svc-499/items"
 
 
-def test_command_says_what_to_install_when_wrk_is_missing(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(wrk.shutil, "which", lambda _name: None)
+def test_command_says_what_to_install_when_wrk_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loadtest.wrk.shutil.which", lambda _name: None)
     with pytest.raises(wrk.WrkError, match="apt-get install wrk"):
         wrk.command(SCENARIOS[0], port=81, duration_s=5, directory=tmp_path)
