@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ambassador.config.schema import Config, Drain, Listener, Respond, Route
+from ambassador.config.schema import Admin, Config, Drain, Listener, Respond, Route
 from tests.control.service import Service, ask, is_alive, stop_process, until
 
 
@@ -352,3 +352,20 @@ def test_a_drain_serves_the_slots_of_workers_that_were_still_starting(start: Sta
         assert connection.getresponse().read()
         connection.close()
     assert service.end()[0] == 0
+
+
+def test_a_reload_moves_the_admin_api(start: Start, tmp_path: Path) -> None:
+    service = start(1).wait_until_up()
+    assert service.status()["admin"] is None
+    first, second = tmp_path / "a1.sock", tmp_path / "a2.sock"
+    for path in (first, second):
+        write(tmp_path / "one.json", config(service.control, admin=Admin(address=f"unix:{path}")))
+        assert service.admin("POST", "/api/reload")[0] == 200
+        assert service.status()["admin"] == f"unix:{path}"
+        until(path.exists)
+    until(lambda: not first.exists())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        write(tmp_path / "one.json", config(service.control, admin=Admin(address=address)))
+        assert service.admin("POST", "/api/reload")[0] == 409
+    assert service.status()["admin"] == f"unix:{second}"

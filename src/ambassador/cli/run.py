@@ -11,6 +11,7 @@ from ambassador.cli import NO, USAGE
 from ambassador.cli.arguments import Subparsers
 
 if TYPE_CHECKING:
+    from ambassador.config.schema import Config
     from ambassador.control.supervisor import Announcement
 
 DEFAULT_LISTEN = "127.0.0.1:8080"
@@ -50,7 +51,6 @@ def _count(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Serve."""
-    from ambassador.control.checking import check_file, check_text
     from ambassador.control.service import serve
 
     if args.config is not None and (args.listen or args.admin or args.control):
@@ -59,16 +59,26 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return USAGE
-    checked = check_file(args.config) if args.config is not None else check_text(config_text(args))
-    for line in (*checked.errors, *checked.warnings):
-        print(line, file=sys.stderr)
-    if checked.config is None:
+    config = config_of(args)
+    if config is None:
         return NO
     announce = _as_json if args.json else announcement_text
-    return serve(checked.config, announce, config_file=args.config, workers=args.workers)
+    return serve(config, announce, config_file=args.config, workers=args.workers)
 
 
-def config_text(args: argparse.Namespace) -> str:
+def config_of(args: argparse.Namespace) -> Config | None:
+    """The config that the command line names or makes; None when it has errors, which are printed then."""
+    from ambassador.control.checking import check_file, check_text
+
+    checked = (
+        check_file(args.config) if getattr(args, "config", None) is not None else check_text(_text(args))
+    )
+    for line in (*checked.errors, *checked.warnings):
+        print(line, file=sys.stderr)
+    return checked.config
+
+
+def _text(args: argparse.Namespace) -> str:
     """The config that `--to` and its companions stand for; JSON is YAML."""
     config: dict[str, object] = {"version": 1, "listen": args.listen or DEFAULT_LISTEN}
     if args.admin:

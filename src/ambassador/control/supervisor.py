@@ -20,7 +20,7 @@ from ambassador import __version__
 from ambassador.config.schema import Config
 from ambassador.control import socket_path
 from ambassador.control.admin.api import Api, Replica
-from ambassador.control.admin.doors import AdminDoor, ControlDoor, serve_door
+from ambassador.control.admin.doors import AdminDoor, ControlDoor, SecretError, serve_door
 from ambassador.control.checking import Check, Checked, check_in_child
 from ambassador.control.crew import Crew
 from ambassador.control.deployment import Deployment, random_name
@@ -46,6 +46,7 @@ from ambassador.control.sums import sum_upstreams
 from ambassador.observe.metrics import Figures
 
 _OUTPUT_TIMEOUT_S = 1.0
+_ADMIN_MOVES_AFTER_S = 1.0  # an answer that is under way on the old address
 _INTERRUPTED_S = 5.0  # what Ctrl-C leaves for requests under way
 
 
@@ -93,6 +94,7 @@ class Supervisor:
         self._drained = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._admin: AdminDoor | None = None
+        self._admin_serving = trio.CancelScope()
         self._control: ControlDoor | None = None
         self._api = Api(self)
 
@@ -114,7 +116,10 @@ class Supervisor:
             async with trio.open_nursery() as self._nursery:
                 await self._deployment.names.want(host_names(config))
                 self._nursery.start_soon(self._deployment.names.run)
-                self._serve_doors()
+                assert self._control is not None
+                self._nursery.start_soon(serve_door, self._control, self._api, self._log)
+                if self._admin is not None:
+                    self._nursery.start_soon(self._serve_admin, self._admin, self._admin_serving)
                 self._nursery.start_soon(self._end_when_drained)
                 await self._nursery.start(self._crew.run, size)
                 self._there.set()
@@ -141,11 +146,25 @@ class Supervisor:
         if self._admin is not None:
             self._admin.close()
 
-    def _serve_doors(self) -> None:
+    async def _serve_admin(self, door: AdminDoor, serving: trio.CancelScope) -> None:
+        with serving:
+            await serve_door(door, self._api, self._log)
+
+    def _move_admin(self, door: AdminDoor | None) -> None:
+        """Serve the API on another address. The old one goes once it has told how the reload went."""
         assert self._nursery is not None
-        for door in (self._admin, self._control):
-            if door is not None:
-                self._nursery.start_soon(serve_door, door, self._api, self._log)
+        if door is self._admin:
+            return
+        if self._admin is not None:
+            self._nursery.start_soon(self._retire_admin, self._admin, self._admin_serving)
+        self._admin, self._admin_serving = door, trio.CancelScope()
+        if door is not None:
+            self._nursery.start_soon(self._serve_admin, door, self._admin_serving)
+
+    async def _retire_admin(self, door: AdminDoor, serving: trio.CancelScope) -> None:
+        await trio.sleep(_ADMIN_MOVES_AFTER_S)
+        serving.cancel()
+        door.close()
 
     async def _end_when_drained(self) -> None:
         assert self._nursery is not None
@@ -180,11 +199,32 @@ class Supervisor:
         if self._draining:
             return LastReload(ok=False, at=time.time(), errors=("the service is draining",))
         before = self._deployment.config
-        done = await Reload(self._deployment, self._crew, self._log).apply(await self._check())
+        checked = await self._check()
+        try:
+            admin = self._admin_for(checked.config)
+        except (BindError, SecretError) as error:
+            self._log.error("reload: %s", error)
+            return LastReload(ok=False, at=time.time(), errors=(str(error),))
+        done = await Reload(self._deployment, self._crew, self._log).apply(checked)
+        if not done.ok:
+            if admin is not None and admin is not self._admin:
+                admin.close()
+            return done
         config = self._deployment.config
-        if done.ok and config.workers != before.workers:
+        self._move_admin(admin)
+        if admin is not None and config.admin is not None:
+            admin.admin = config.admin
+        if config.workers != before.workers:
             self._crew.resize(config.workers or usable_cpus())
         return done
+
+    def _admin_for(self, config: Config | None) -> AdminDoor | None:
+        """The door that the config wants: the one there is, or a new one that is not served yet."""
+        if config is None or config.admin is None:
+            return None
+        if self._admin is not None and self._admin.admin.address == config.admin.address:
+            return self._admin
+        return AdminDoor(config.admin)
 
     async def _check(self) -> Checked:
         if self._file is None:

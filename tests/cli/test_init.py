@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from ambassador.cli import COMMANDS, main
+
+
+def test_without_a_command_it_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "usage" in capsys.readouterr().err
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in COMMANDS)
+
+
+def test_an_unknown_command_is_a_usage_error_with_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["relaod"]) == 2
+    assert "did you mean 'reload'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: ambassador {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["version", "health", "reload", "drain", "workers"])
+def test_commands_for_probes_import_nothing_heavy(command: str) -> None:
+    program = (
+        "import sys\nfrom ambassador.cli import main\n"
+        f"main(['{command}', '--json'] + ([] if '{command}' == 'version' else ['--control', '/none']))\n"
+        "heavy = {'trio', 'httpcore', 'msgspec', 'yaml', 'h11', 'httptools', 'ssl'} & set(sys.modules)\n"
+        "sys.exit(f'imports {heavy}' if heavy - {'ssl'} else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_usage_error_exits_with_2() -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["workers", "0"])
+    assert ended.value.code == 2

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+
+from ambassador.control.admin.http import Request
+from ambassador.control.admin.rules import Door, refusal
+
+LOOPBACK = Door(local=True, host="127.0.0.1")
+GUARDED = Door(local=True, host="127.0.0.1", token="secret")
+REMOTE = Door(local=False, host="0.0.0.0", token="secret")
+UNIX = Door(local=True)
+CONTROL = Door(local=True, uids=frozenset({0, 7}))
+
+
+def status(door: Door, method: str, path: str, uid: int | None = None, **headers: str) -> int:
+    named = {name.replace("_", "-"): value for name, value in ({"host": "127.0.0.1:9901"} | headers).items()}
+    refused = refusal(door, Request(method, path, headers=named, uid=uid))
+    return 200 if refused is None else refused.status
+
+
+BEARER = "Bearer secret"
+
+
+@pytest.mark.parametrize(
+    ("door", "method", "path", "headers", "expected"),
+    [
+        (LOOPBACK, "GET", "/api/status", {}, 200),
+        (LOOPBACK, "POST", "/api/reload", {}, 200),
+        (GUARDED, "GET", "/api/status", {}, 200),
+        (GUARDED, "GET", "/metrics", {}, 200),
+        (GUARDED, "POST", "/api/reload", {}, 401),
+        (GUARDED, "POST", "/api/reload", {"authorization": "Bearer wrong"}, 401),
+        (GUARDED, "POST", "/api/reload", {"authorization": "Basic secret"}, 401),
+        (GUARDED, "POST", "/api/reload", {"authorization": BEARER}, 200),
+        (GUARDED, "POST", "/api/reload", {"authorization": "bearer secret"}, 200),
+        (REMOTE, "GET", "/livez", {}, 200),
+        (REMOTE, "GET", "/readyz", {}, 200),
+        (REMOTE, "GET", "/metrics", {}, 401),
+        (REMOTE, "GET", "/api/status", {}, 401),
+        (REMOTE, "GET", "/api/status", {"authorization": BEARER}, 200),
+        (REMOTE, "GET", "/api/status", {"authorization": BEARER, "host": "amb.prod.svc:9901"}, 200),
+        (REMOTE, "GET", "/api/status", {"host": "amb.prod.svc:9901"}, 421),
+        (UNIX, "POST", "/api/reload", {"host": "anything"}, 200),
+    ],
+)
+def test_who_may(door: Door, method: str, path: str, headers: dict[str, str], expected: int) -> None:
+    assert status(door, method, path, None, **headers) == expected
+
+
+@pytest.mark.parametrize("host", ["localhost:9901", "127.0.0.1", "[::1]:9901", "LOCALHOST", "10.0.0.1"])
+def test_hosts_that_nobody_else_can_point_here(host: str) -> None:
+    assert status(LOOPBACK, "GET", "/api/status", host=host) == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example:9901", "", "127.0.0.1.evil.example"]
+)
+def test_a_rebound_name_is_refused(host: str) -> None:
+    assert status(LOOPBACK, "GET", "/api/status", host=host) == 421
+    assert status(GUARDED, "POST", "/api/reload", host=host, authorization=BEARER) == 421
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "https://127.0.0.1:9901", "http://127.0.0.1:8080"]
+)
+def test_other_origins_are_refused(origin: str) -> None:
+    assert status(LOOPBACK, "POST", "/api/reload", origin=origin) == 403
+    assert status(GUARDED, "POST", "/api/reload", origin=origin, authorization=BEARER) == 403
+
+
+def test_the_own_origin_may() -> None:
+    assert status(LOOPBACK, "POST", "/api/reload", origin="http://127.0.0.1:9901") == 200
+
+
+def test_metrics_can_be_open() -> None:
+    door = Door(local=False, host="0.0.0.0", token="secret", open_metrics=True)
+    assert status(door, "GET", "/metrics") == 200
+    assert status(door, "GET", "/api/status") == 401
+
+
+@pytest.mark.parametrize(("uid", "expected"), [(0, 200), (7, 200), (8, 403), (None, 403)])
+def test_the_control_socket_trusts_its_user_and_root(uid: int | None, expected: int) -> None:
+    assert status(CONTROL, "POST", "/api/drain", uid) == expected

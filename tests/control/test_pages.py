@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import os
+from typing import cast
+
+from ambassador.config.load import load_text
+from ambassador.control.incarnation import Incarnation
+from ambassador.control.pages import Pages
+from ambassador.observe.metrics import BlockKey, Figures, Page, decode_blocks
+
+FIGURES = Figures(version="1", instance="i", generation=1, restarts=0, workers=1, started=0.0)
+
+
+def config(names: list[str]) -> str:
+    routes = "".join(f"  - {{name: {name}, match: {{path: /{name}}}, respond: 200}}\n" for name in names)
+    return f"version: 1\nlisten: 127.0.0.1:0\nroutes:\n{routes}"
+
+
+def test_what_a_worker_counted_outlives_it_and_reloads() -> None:
+    pages = Pages()
+    pages.place(load_text(config(["a"])))
+    worker = cast("Incarnation", object())
+    fd = os.dup(pages.open(worker))
+    size = pages.size
+    blocks = decode_blocks(pages.place(load_text(config(["a", *(f"r{number}" for number in range(200))]))))
+    assert pages.size > size
+    page = Page.attach(fd, pages.size)
+    page.route(blocks[BlockKey("a", "-")]).settled(2, 0.1)
+    page.route(blocks[BlockKey("r199", "-")]).settled(5, 0.1)
+    for _ in range(2):
+        text = pages.render(FIGURES, "")[0].decode()
+        assert 'ambassador_requests_total{route="a",upstream="-",code_class="2xx"} 1' in text
+        assert 'ambassador_requests_total{route="r199",upstream="-",code_class="5xx"} 1' in text
+        if worker in pages._pages:
+            pages.settle(worker)
+    page.close()
