@@ -1,3 +1,45 @@
-"""The ambassador."""
+"""The ambassador, a smart HTTP proxy: the map of its code.
+
+The life of a request
+ 1. A client connects. The listening socket belongs to the supervisor (`control/slots.py`); a worker accepts
+    (`proxy/listener.py`) and gives the connection a coroutine of its own.
+ 2. That coroutine is driven by the lane (`proxy/lane.py`): the worker's reactor, and the only thing that it awaits.
+ 3. Bytes become a request: `proxy/http1.py` reads, `proxy/http1_parser.py` parses, `proxy/fields.py` sorts out the
+    header fields that the proxy itself must understand. The request is a record of `messages.py`.
+ 4. `proxy/exchange.py` takes over: one request and its answer. The target is normalised (`proxy/path.py`), the
+    client's address and the `via` chain are settled (`proxy/forwarding.py`), request and trace get their ids
+    (`observe/trace.py`).
+ 5. The route: `proxy/routing.py` finds the first that matches, in a table made when the config was loaded. What it
+    gives is a `RoutePlan` (`proxy/plan.py`): bound functions and numbers, nothing left to look up.
+ 6. ADMIT: hooks that may answer at once (`proxy/policies/redirect.py`, `respond.py`).
+ 7. REPEAT: an attempt, and more while `proxy/policies/retry.py` allows. Everything in 8 to 10 is done for each.
+ 8. An endpoint is picked (`proxy/upstream/balance.py`) and a connection taken from its pool
+    (`proxy/upstream/pool.py`, `endpoint.py`), or opened (`connect.py`).
+ 9. SHAPE: the outgoing head is made: what passes, what the proxy adds, what the route changes
+    (`proxy/policies/headers.py`, `rewrite.py`, with values from `proxy/template.py`).
+10. It is sent and the answer's head awaited (`proxy/upstream/h1.py`). Bodies move both ways meanwhile; large ones
+    are not even copied (`proxy/splice.py`). Both sides write through `proxy/wire.py`, which is where back pressure
+    is.
+11. The answer's head is shaped likewise and passed on, then its body. An error before the head becomes a problem
+    document (`errors.py`, `proxy/problem.py`); after it, the client's connection is cut.
+12. When the body has ended the outcome is settled: counters in shared memory (`observe/metrics.py`), a line of the
+    access log (`observe/access_log.py`). The connection goes back to its pool, and the client's waits for its next
+    request.
+
+Around it
+- `cli/` is the command, a module for each subcommand. `control/service.py` starts the supervisor
+  (`control/supervisor.py`), which keeps the workers (`crew.py`), reloads (`reload.py`) and serves the admin API
+  (`control/admin/`).
+- `control/worker.py` builds a worker's parts, and is the only place that does.
+- `config/` turns files into a `schema.Config` (`load.py`), warns (`check.py`), explains (`explain.py`), and
+  compiles it to the table of step 5 (`compile.py`). A policy's own settings are a Struct in the policy's file;
+  `settings.py` has the vocabulary.
+
+Import rules, which `tox -e lint` checks
+- cli > control > config > proxy > state > observe > settings, messages, errors: never upwards.
+- Within the data plane only `proxy/lane.py` imports trio. A policy imports no other policy.
+- Each third-party library has one door: httptools in `proxy/http1_parser.py`, h11 in `control/admin/http.py`,
+  PyYAML in `config/`, dnspython in `control/discovery/`, re2 in `proxy/path_regex.py`.
+"""
 
 __version__ = "0.1.0"
