@@ -1,1 +1,1 @@
-
+"""What is told about requests: counters, the access log, and the trace they belong to."""

@@ -12,11 +12,15 @@ A line is valid JSON and pure ASCII whatever a client sends. Control characters 
 ASCII too, since some terminals obey C1 controls; bytes that are not UTF-8 appear as `\xNN`. Values of query parameters
 that look like credentials are masked.
 
-Measured (CPython 3.11, timeit, best of 7, one typical line of 440 bytes): FIGURES
+Measured (CPython 3.11, CPU time, best of 9, one typical line of 445 bytes): a record 0.45 µs, its line 1.4, with a
+harmless query of two parameters 2.1, with a masked one 3.4, with bytes beyond ASCII 4.6; `write` 1.8 with the thread's
+share. Bytes put together by hand after a regular expression had found nothing to escape took 1.4 µs where encoding a
+Struct took 1.0, so msgspec it is.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import random
@@ -26,7 +30,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -123,7 +127,7 @@ class LineMaker:
 
     def line(self, record: AccessRecord) -> bytes:
         """The record's line, with its newline."""
-        second = int(record.ts)
+        second, millisecond = divmod(int(record.ts * 1000.0 + 0.5), 1000)
         if second != self._second:
             self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
             self._second = second
@@ -137,7 +141,7 @@ class LineMaker:
         if upstream is not None and 0.0 <= upstream < _LONGEST_MS:
             upstream = int(upstream * 1000.0) / 1000.0
         fields = _Line(
-            f"{self._prefix}{int((record.ts - second) * 1000.0):03}Z",
+            f"{self._prefix}{millisecond:03}Z",
             record.request_id.decode("utf-8", "backslashreplace"),
             record.trace_id,
             record.client,
@@ -168,27 +172,26 @@ class LineMaker:
 
 
 def _without_surrogates(fields: _Line) -> _Line:
-    """Half a pair, as an error handler may have put in, is no text: shown as `\\udcNN`."""
-    shown = (
-        value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
-        for value in msgspec.structs.astuple(fields)
-    )
+    """Half a pair, as an error handler may have put in, is no text: shown as an escape."""
+    shown: list[Any] = [_shown(value) for value in msgspec.structs.astuple(fields)]
     return _Line(*shown)
 
 
+def _shown(value: object) -> object:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    return tuple(map(_shown, value)) if isinstance(value, tuple) else value
+
+
 def _escape(match: re.Match[str]) -> str:
-    """A character as JSON's `\\uNNNN`, two of them beyond the first 65,536. In a line it can only be inside a string."""
+    """A character as JSON escapes it, in two units beyond the first 65,536. In a line it is always inside a string."""
     units = match[0].encode("utf-16-be").hex()
     return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 # ----- credentials in query strings -----------------------------------------------------------------------------------
 
-_MAYBE_SECRET = re.compile(
-    rb"%|token|key|sig|pass|pwd|secret|auth|cred|jwt|assertion|session|sid|code|saml", re.IGNORECASE
-).search
-"""Finds whether a query needs a closer look. A key may hide behind `%` escapes, so these need one too."""
-
+_MOST_PARAMETERS: Final = 64  # what an 8 KiB query of `&` may cost is bounded; the rest of it is masked
 _SEPARATORS = re.compile(rb"([&;])")
 _NAME_MARKS = re.compile(rb"[^a-z0-9]")
 
@@ -207,20 +210,30 @@ def mask_query(query: bytes) -> bytes:
     """The query with `***` for the value of every parameter whose name looks like that of a credential.
 
     Names are compared without case, escapes and punctuation: `access_token`, `X-Amz-Signature`, `apiKey`, `%74oken`.
+    What follows the first 64 parameters is masked as one.
     """
-    if not _MAYBE_SECRET(query):
-        return query
-    parts = _SEPARATORS.split(query)
+    if b";" not in query:
+        for part in query.split(b"&", _MOST_PARAMETERS):
+            if _is_secret(part.partition(b"=")[0]):
+                break
+        else:
+            if query.count(b"&") < _MOST_PARAMETERS:
+                return query
+    parts = _SEPARATORS.split(query, _MOST_PARAMETERS)
+    if len(parts) > 2 * _MOST_PARAMETERS:
+        parts[-1] = MASK
     return b"".join(_masked(part) if b"=" in part else part for part in parts)
 
 
 def _masked(part: bytes) -> bytes:
-    key, _, _ = part.partition(b"=")
+    key = part.partition(b"=")[0]
     return key + b"=" + MASK if _is_secret(key) else part
 
 
+@functools.lru_cache(maxsize=256)
 def _is_secret(key: bytes) -> bool:
-    # `user[password]` and `a+b` end where their punctuation does; a name escaped twice is somebody's trick.
+    """Remembered, since a service's parameters have few names: 0.06 µs instead of 2."""
+    # `user[password]` and `a.key` end where their punctuation does; a name escaped twice is somebody's trick.
     for _ in range(2):
         key = unquote_to_bytes(key)
     name = _NAME_MARKS.sub(b"", key.lower())
@@ -274,7 +287,12 @@ class AccessLog:
 
     def write(self, record: AccessRecord) -> None:
         """Have the record's line written some time soon, or dropped. Never waits."""
-        if self._sample < 1.0 and record.status < 400 and record.code is None and self._chance() >= self._sample:
+        if (
+            self._sample < 1.0
+            and record.status < 400
+            and record.code is None
+            and self._chance() >= self._sample
+        ):
             return
         line = self._line(record)
         waiting = self._accepted - self._settled + len(line)
