@@ -26,7 +26,7 @@ class Request:
 
     __slots__ = (
         "authority", "body", "chunked", "client", "client_ip", "complete", "content_length", "error",
-        "expects_continue", "headers", "host", "keep_alive", "method", "minor", "params", "passing", "path", "port",
+        "expects_continue", "headers", "host", "keep_alive", "lines", "method", "minor", "params", "passing", "path", "port",
         "query", "request_id", "route", "scheme", "special", "target", "trailers",
     )  # fmt: skip
 
@@ -42,6 +42,8 @@ class Request:
         """The fields that go on to the upstream unless something changes them."""
         self.special: dict[bytes, bytes] = {}
         """Fields that the proxy itself understands, by lower-case name; repeated ones joined with a comma."""
+        self.lines: bytes | None = None
+        """`passing` as it goes on the wire, each line ended, where nothing in the head needs a second look; else None."""
         self.content_length: int | None = None
         self.chunked = False
         self.keep_alive = True
@@ -72,18 +74,20 @@ class Request:
 
 
 class ResponseHead:
-    """The head of an upstream's answer.
+    """The head of an upstream's answer. It may stand for several answers with the same head: never changed.
 
     `content_length` None without `chunked` means that the body ends with the connection, if there can be a body.
     """
 
-    __slots__ = ("chunked", "content_length", "headers", "keep_alive", "passing", "special", "status")
+    __slots__ = ("chunked", "content_length", "headers", "keep_alive", "lines", "passing", "special", "status")
 
     def __init__(self, status: int, headers: Fields) -> None:
         self.status = status
         self.headers = headers
         self.passing: Fields = _NO_FIELDS
         self.special: dict[bytes, bytes] = {}
+        self.lines: bytes | None = None
+        """`passing` as it goes on the wire, each line ended; None where that was not worked out."""
         self.content_length: int | None = None
         self.chunked = False
         self.keep_alive = True

@@ -108,10 +108,8 @@ def _plan(
         host=rewrite_host.encode("ascii") if rewrite_host is not None and rewrite_host != KEEP else None,
         keep_host=rewrite_host == KEEP,
         shape_request=_hooks(headers.shaper(changes.request) if changes is not None else None),
-        shape_response=_hooks(
-            location_rewriter(rewrite, pattern, urls) if urls else None,
-            headers.shaper(changes.response) if changes is not None else None,
-        ),
+        shape_response=_hooks(headers.shaper(changes.response) if changes is not None else None),
+        map_location=location_rewriter(rewrite, pattern, urls) if urls else None,
     )
 
 

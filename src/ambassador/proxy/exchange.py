@@ -10,6 +10,7 @@ connection: a cut answer must never look complete.
 
 from __future__ import annotations
 
+import http
 from math import inf
 from typing import TYPE_CHECKING, Final
 
@@ -33,19 +34,30 @@ from ambassador.proxy.forwarding import caller_deadline_s, deadline_fields, max_
 from ambassador.proxy.http1_parser import HEALTH_TARGET
 from ambassador.proxy.lane import BROKEN, HANGUP, READ, READ_CLOSED, WRITE, TimedOut
 from ambassador.proxy.path import authority_host, normalise, split_target
-from ambassador.proxy.problem import error_reply, forbids_retry, proxy_status
+from ambassador.proxy.policies.retry import IDEMPOTENT
+from ambassador.proxy.problem import error_reply, forbids_retry
 from ambassador.proxy.splice import MIN_SPLICE, Splice
 from ambassador.proxy.upstream.pool import QueueTimeout
 from ambassador.proxy.wire import READ_SIZE, SCRATCH
 
 if TYPE_CHECKING:
-    from ambassador.messages import Fields
+    from collections.abc import Awaitable
+
+    from ambassador.messages import Fields, ResponseHead
+    from ambassador.observe.trace import Trace
     from ambassador.proxy.http1 import ClientConnection
     from ambassador.proxy.plan import RoutePlan
     from ambassador.proxy.upstream.endpoint import Endpoint
     from ambassador.proxy.upstream.h1 import Http1Connection
 
 _join_field: Final = b": ".join
+METHOD_BYTES: Final = {name: name.encode() for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
+STATUS_LINES: Final = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
+}
+STATUS_TEXT: Final = {status: str(status) for status in range(1000)}
+_REPLAY_BYTES: Final = 65536
+"""Kept of a body without retries, for the one repeat after a connection that was closed while idle."""
 _MOVES_PER_TURN: Final = 16
 _RATE_WINDOW_S: Final = 30.0
 _CLIENT_GONE_STATUS: Final = 499  # nginx's number for a client that left before its answer; only in the log
@@ -58,12 +70,33 @@ class ClientGone(Exception):
 class Exchange:
     """One request on one client connection. `run` answers it and never raises but for `ClientGone`."""
 
-    __slots__ = (
-        "_caller_at", "_client", "_code", "_connection", "_endpoint", "_flags", "_identity", "_lane", "_moves",
-        "_plan", "_rate_bytes", "_rate_from", "_raw_in", "_raw_out", "_replay", "_reply_bytes", "_request",
-        "_response_done", "_sent_at", "_service", "_splice", "_started", "_status", "_table", "_total_at", "_trace_id", "_tried",
-        "_try_at", "_upload_done", "_upstream_s", "attempts", "bytes_in",
-    )  # fmt: skip
+    # Defaults in the class, not slots: most requests change few of them (0.6 us a request).
+    _plan: RoutePlan | None = None
+    _connection: Http1Connection | None = None
+    _endpoint: Endpoint | None = None
+    _last_endpoint: Endpoint | None = None
+    _tried: tuple[Endpoint, ...] = ()
+    _caller_at = inf
+    _total_at = inf
+    _try_at = inf
+    _sent_at = 0.0
+    _replay: list[bytes] | None = None
+    _raw_in = 0
+    _raw_out: int | None = None
+    _splice: Splice | None = None
+    _upload_done = False
+    _response_done = False
+    _moves = 0
+    _rate_from = 0.0
+    _rate_bytes = 0
+    _max_forwards: int | None = None
+    _status = 0
+    _code: str | None = None
+    _flags = ""
+    _trace: Trace | None = None
+    _upstream_s = 0.0
+    attempts = 0
+    bytes_in = 0
 
     def __init__(self, client: ClientConnection, request: Request) -> None:
         service = client.listener.service
@@ -71,41 +104,23 @@ class Exchange:
         self._request = request
         self._service = service
         self._table = service.table
-        self._lane = client.link.lane
-        self._started = self._lane.now
-        self._plan: RoutePlan | None = None
-        self._connection: Http1Connection | None = None
-        self._endpoint: Endpoint | None = None
-        self._tried: list[Endpoint] = []
-        self._identity: Fields = []
-        self._caller_at = inf
-        self._total_at = inf
-        self._try_at = inf
-        self._sent_at = 0.0
-        self._replay: list[bytes] | None = []
-        self._raw_in = 0
-        self._raw_out: int | None = None
-        self._splice: Splice | None = None
-        self._upload_done = False
-        self._response_done = False
-        self._moves = 0
-        self._rate_from = 0.0
-        self._rate_bytes = 0
-        self._status = 0
-        self._code: str | None = None
-        self._flags = ""
-        self._trace_id = ""
-        self._upstream_s = 0.0
-        self._reply_bytes = client.bytes_written
-        self.attempts = 0
-        self.bytes_in = 0
+        self._lane = service.lane
+        self._started = service.lane.now
+        self._bytes_before = client.bytes_written
 
     async def run(self) -> None:
         """Answer the request."""
         service = self._service
         service.inflight += 1
         try:
-            await self._serve()
+            reply = self._route()
+            if reply is None:
+                assert self._plan is not None
+                await self._attempts(self._plan)
+            elif isinstance(reply, Reply):
+                await self._answer(reply)
+            else:
+                await self._admit_slowly(reply)
         except ProxyError as error:
             await self._fail(error)
         except ClientGone:
@@ -115,7 +130,8 @@ class Exchange:
             raise
         finally:
             service.inflight -= 1
-            self._let_go()
+            if self._connection is not None or self._endpoint is not None or self._splice is not None:
+                self._let_go()
             self._settle()
 
     @classmethod
@@ -135,38 +151,60 @@ class Exchange:
 
     # Before any attempt
 
-    async def _serve(self) -> None:
+    def _route(self) -> Reply | Awaitable[Reply | None] | None:
+        """Who asks for what, which route takes it, and what its ADMIT policies say: None to go on."""
         request = self._request
-        if request.target.startswith(HEALTH_TARGET) and request.target in (HEALTH_TARGET, HEALTH_TARGET + b"?"):
-            return await self._answer(self._service.health_reply())
-        self._identify()
-        left = max_forwards(request) if b"max-forwards" in request.special else None
-        if left == 0:
-            return await self._answer(_final_hop(request))
+        target = request.target
+        if target.startswith(HEALTH_TARGET) and target in (HEALTH_TARGET, HEALTH_TARGET + b"?"):
+            return self._service.health_reply()
+        self._identify(request)
+        if b"max-forwards" in request.special:
+            self._max_forwards = max_forwards(request)
+            if self._max_forwards == 0:
+                return _final_hop(request)
         found = self._table.router.match(request.host, request.path.decode("ascii"), request.method, request)
         if found is None:
             raise NoRoute(f"no route takes {request.method} on host {request.host or '-'!r} and this path")
         plan, request.params = found
         self._plan = plan
         request.route = plan.name
-        if left is not None:
-            self._identity.append((b"max-forwards", b"%d" % (left - 1)))
-        for hook in plan.admit:
+        for position, hook in enumerate(plan.admit):
             reply = hook(request)
             if reply is not None:
-                if not isinstance(reply, Reply):
-                    reply = await reply
-                if reply is not None:
-                    return await self._answer(reply)
+                return reply if isinstance(reply, Reply) else self._admit_rest(plan, position, reply)
+        self._admitted(plan)
+        return None
+
+    async def _admit_rest(
+        self, plan: RoutePlan, position: int, waiting: Awaitable[Reply | None]
+    ) -> Reply | None:
+        """The ADMIT policies from one that must wait on."""
+        reply = await waiting
+        for hook in plan.admit[position + 1 :]:
+            if reply is not None:
+                break
+            answer = hook(self._request)
+            reply = answer if answer is None or isinstance(answer, Reply) else await answer
+        if reply is None:
+            self._admitted(plan)
+        return reply
+
+    async def _admit_slowly(self, waiting: Awaitable[Reply | None]) -> None:
+        reply = await waiting
+        if reply is not None:
+            return await self._answer(reply)
+        assert self._plan is not None
+        await self._attempts(self._plan)
+
+    def _admitted(self, plan: RoutePlan) -> None:
+        request = self._request
         if request.expects_continue:
             self._client.send_continue(request)
         if request.complete:
-            self._total_at = self._started + plan.timeouts.total
-        await self._attempts(plan)
+            self._total_at = self._lane.now + plan.timeouts.total
 
-    def _identify(self) -> None:
-        """Who asks for what: host, path, request id, trace, deadline; the loop check."""
-        request = self._request
+    def _identify(self, request: Request) -> None:
+        """Host, path, client, request id, trace, deadline; the loop check."""
         special = request.special
         client = self._client
         service = self._service
@@ -175,6 +213,7 @@ class Exchange:
         authority, path, request.query = split_target(request.target)
         if authority is not None:
             request.authority = authority
+            request.lines = None
         if request.authority or request.minor:
             request.host, request.port = authority_host(request.authority)
         if path == b"*":
@@ -183,20 +222,12 @@ class Exchange:
             request.path = b"/*"
         else:
             request.path = normalise(path)
+        self._trace = service.tracer.trace(special.get(b"traceparent"), special.get(b"tracestate"))
+        if request.lines is not None:
+            return  # nothing else in the head concerns us
         via = special.get(b"via")
         if via is not None:
             service.via.check(via)
-        identity = client.peer.fields(request)
-        identity.append((b"via", service.via.extend(request)))
-        identity.append((b"x-request-id", request.request_id))
-        trace = service.tracer.trace(special.get(b"traceparent"), special.get(b"tracestate"))
-        self._trace_id = trace.trace_id
-        identity.append((b"traceparent", trace.parent))
-        if trace.state is not None:
-            identity.append((b"tracestate", trace.state))
-        if b"te" in special and b"trailers" in tokens(special[b"te"]):
-            identity += [(b"te", b"trailers"), (b"connection", b"te")]
-        self._identity = identity
         if b"x-request-deadline" in special or b"grpc-timeout" in special or _ENVOY_TIMEOUT in special:
             left_s = caller_deadline_s(request, service.wall_s())
             if left_s is not None:
@@ -204,33 +235,63 @@ class Exchange:
                     raise DeadlineExceeded("the caller's deadline has passed")
                 self._caller_at = self._started + left_s
 
+    def _identity(self) -> Fields:
+        """What the proxy adds: who sent the request, through whom it came, under which ids."""
+        request, trace, special = self._request, self._trace, self._request.special
+        assert trace is not None
+        fields = self._client.peer.fields(request)
+        fields.append((b"via", self._service.via.extend(request)))
+        fields.append((b"x-request-id", request.request_id))
+        fields.append((b"traceparent", trace.parent))
+        if trace.state is not None:
+            fields.append((b"tracestate", trace.state))
+        if b"te" in special and b"trailers" in tokens(special[b"te"]):
+            fields += [(b"te", b"trailers"), (b"connection", b"te")]
+        if self._max_forwards is not None:
+            fields.append((b"max-forwards", b"%d" % (self._max_forwards - 1)))
+        return fields
+
     # Attempts
 
     async def _attempts(self, plan: RoutePlan) -> None:
         retry = plan.retry
-        if retry is None:
-            self._replay = None
-        else:
+        self._replay = []
+        if retry is not None:
             retry.budget.deposit(self._started)
         while True:
             self.attempts += 1
             failure: UpstreamError | None = None
             try:
-                await self._attempt(plan)
-                connection = self._connection
+                connection = self._begin_on_idle(plan)
+                if connection is None:
+                    connection = await self._attempt(plan)
+                elif self._upload_done and connection.blocked is None and not connection.write_failed:
+                    await self._until_head(plan, connection)
+                else:
+                    await self._until_head_streaming(plan, connection)
+            except UpstreamReset as error:
+                failure, reason = error, "reset"
+                if self._is_stale():
+                    try:
+                        connection = await self._attempt(plan)
+                        failure = None
+                    except UpstreamError as second:
+                        failure, reason = second, _reason(second)
+            except UpstreamError as error:
+                failure, reason = error, _reason(error)
+            if failure is None:
                 assert connection is not None and connection.reader.head is not None
                 status = connection.reader.head.status
                 if retry is None or status not in retry.statuses:
-                    return await self._relay(plan)
+                    return await self._relay(plan, connection)
                 reason = str(status)
-            except UpstreamError as error:
-                failure = error
-                reason = _reason(error)
             delay = self._retry_delay(plan, reason)
             if delay is None:
                 if failure is not None:
+                    plan.metrics.attempt(reason, self._lane.now - self._sent_at)
                     raise failure
-                return await self._relay(plan)
+                assert connection is not None
+                return await self._relay(plan, connection)
             plan.metrics.attempt(reason, self._lane.now - self._sent_at)
             plan.metrics.retry(reason)
             self._give_up_connection()
@@ -271,55 +332,91 @@ class Exchange:
                 link.interest = 0
             self._check_client()
 
-    async def _attempt(self, plan: RoutePlan) -> None:
-        """Send the request to an endpoint until the head of an answer is there. Raises `UpstreamError`."""
+    def _begin_on_idle(self, plan: RoutePlan) -> Http1Connection | None:
+        """Pick an endpoint and begin the attempt if it has an idle connection; else None, with the endpoint picked."""
         upstream = plan.upstream
         assert upstream is not None
-        timeouts = plan.timeouts
         endpoint = self._endpoint = upstream.pick(self._tried)
-        if self._replay is not None and len(upstream.endpoints) > 1:
-            self._tried.append(endpoint)
         endpoint.inflight += 1
-        strand = self._client.strand
-        self._try_at = self._lane.now + timeouts.per_try
-        fresh = False
-        while True:
-            connection = None if fresh else endpoint.pool.take()
-            if connection is None:
-                deadline = min(self._total_at, self._caller_at, self._try_at)
-                try:
-                    connection = await endpoint.pool.acquire(strand, timeouts.connect, deadline, fresh=fresh)
-                except QueueTimeout:
-                    raise self._timeout() from None
-                except ConnectFailed:
-                    if self._lane.now >= deadline:
-                        raise self._timeout() from None
-                    raise
-                self._check_client(connection)
+        if len(upstream.endpoints) > 1:
+            self._tried = (*self._tried, endpoint)
+        now = self._sent_at = self._lane.now
+        self._try_at = now + plan.timeouts.per_try
+        connection = endpoint.pool.take()
+        if connection is not None:
             self._connection = connection
+            self._start(plan, connection, endpoint)
+        return connection
+
+    async def _attempt(self, plan: RoutePlan) -> Http1Connection:
+        """The same attempt on a new connection (or one that comes free meanwhile), until the head of its answer."""
+        endpoint = self._endpoint
+        assert endpoint is not None
+        deadline = min(self._total_at, self._caller_at, self._try_at)
+        fresh = self._connection is not None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        while True:
             try:
-                if self._start(plan, connection, endpoint):
-                    await self._until_head(plan, connection)
-                else:
-                    await self._until_head_streaming(plan, connection)
-                return
+                connection = await endpoint.pool.acquire(
+                    self._client.strand, plan.timeouts.connect, deadline, fresh=fresh
+                )
+            except QueueTimeout:
+                raise self._timeout() from None
+            except ConnectFailed:
+                if self._lane.now >= deadline:
+                    raise self._timeout() from None
+                raise
+            self._check_client(connection)
+            self._connection = connection
+            self._start(plan, connection, endpoint)
+            try:
+                await self._until_head_streaming(plan, connection)
             except UpstreamReset:
-                if fresh or not self._was_stale(connection):
+                if fresh or not self._is_stale():
                     raise
+            else:
+                return connection
             connection.close()
             fresh = True
 
-    def _was_stale(self, connection: Http1Connection) -> bool:
+    def _is_stale(self) -> bool:
         """The connection had been closed while idle, and the request may be sent again (contract 7.3)."""
-        if not connection.used or connection.reader.started or self._replay is None:
-            return connection.used and connection.untouched and self._replay is not None
-        request = self._request
-        return connection.untouched or request.method in _SAFE_TO_REPEAT or b"idempotency-key" in request.special
+        connection, request = self._connection, self._request
+        if connection is None or not connection.used or connection.reader.started:
+            return False
+        if self._replay is None:
+            return False  # some of the body is gone
+        return connection.untouched or request.method in IDEMPOTENT or b"idempotency-key" in request.special
 
-    def _start(self, plan: RoutePlan, connection: Http1Connection, endpoint: Endpoint) -> bool:
-        """Send the head and what there is of the body. True if that was all of the request."""
+    def _start(self, plan: RoutePlan, connection: Http1Connection, endpoint: Endpoint) -> None:
+        """Send the head and what there is of the body."""
         request = self._request
-        fields = [*request.passing, *self._identity]
+        path = request.path if plan.rewrite is None else plan.rewrite(request)
+        if request.query is not None:
+            path = b"%b?%b" % (path, request.query)
+        if plan.keep_host:
+            host = request.authority or endpoint.authority
+        else:
+            host = plan.host or endpoint.authority
+        constant = self._client.constant_lines(request) if request.lines is not None else None
+        if constant is not None and self.attempts == 1 and not plan.shape_request:
+            trace = self._trace
+            assert trace is not None
+            head = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b%bx-request-id: %b\r\ntraceparent: %b\r\nx-request-deadline: %.3f\r\n\r\n" % (
+                METHOD_BYTES.get(request.method) or request.method.encode(), path, host, request.lines, constant, request.request_id, trace.parent,
+                self._service.wall_s() + self._total_at - self._lane.now,
+            )  # fmt: skip
+            self._upload_done = True
+        else:
+            head = self._head_and_body(plan, path, host)
+        connection.start(self._client.strand, head, for_head=request.method == "HEAD")
+
+    def _head_and_body(self, plan: RoutePlan, path: bytes, host: bytes) -> bytes:
+        """Any request's head, with what there is of its body."""
+        request = self._request
+        fields = [*request.passing, *self._identity()]
         left = min(self._total_at, self._caller_at) - self._lane.now
         if left != inf:
             fields += deadline_fields(request, max(left, 0.001), self._service.wall_s())
@@ -331,32 +428,23 @@ class Exchange:
             fields.append((b"transfer-encoding", b"chunked"))
         for hook in plan.shape_request:
             hook(request, fields)
-        if plan.keep_host:
-            host = request.authority or endpoint.authority
-        else:
-            host = plan.host or endpoint.authority
-        path = request.path if plan.rewrite is None else plan.rewrite(request)
         if request.path == b"/*" and request.target.endswith(b"*"):
             path = b"*"
-        if request.query is not None:
-            path = b"%b?%b" % (path, request.query)
         head = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b\r\n\r\n" % (
             request.method.encode(), path, host, b"\r\n".join(map(_join_field, fields))
         )  # fmt: skip
         if request.complete and not request.body and not self._replay and not request.chunked:
             self._upload_done = True  # nothing but a head
-        else:
-            self._upload_done = False
-            body = b"".join(self._replay) if self._replay else b""
-            body += self._take_body(plan)
-            if body:
-                head += self._framed(body)
-            if request.complete:
-                head += self._last_chunk()
-                self._upload_done = True
-        self._sent_at = self._lane.now
-        connection.start(self._client.strand, head, for_head=request.method == "HEAD")
-        return self._upload_done and connection.blocked is None and not connection.write_failed
+            return head
+        self._upload_done = False
+        body = b"".join(self._replay) if self._replay else b""
+        body += self._take_body(plan)
+        if body:
+            head += self._framed(body)
+        if request.complete:
+            head += self._last_chunk()
+            self._upload_done = True
+        return head
 
     def _framed(self, body: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(body), body) if self._request.chunked else body
@@ -377,7 +465,7 @@ class Exchange:
         self.bytes_in += len(data)
         if self._replay is not None:
             self._replay.append(data)
-            if plan.retry is None or self.bytes_in > plan.retry.buffer:
+            if self.bytes_in > (_REPLAY_BYTES if plan.retry is None else plan.retry.buffer):
                 self._replay = None
         return data
 
@@ -487,24 +575,57 @@ class Exchange:
 
     # The answer
 
-    async def _relay(self, plan: RoutePlan) -> None:
+    async def _relay(self, plan: RoutePlan, connection: Http1Connection) -> None:
         """Pass the answer on, from its head to the end of its body."""
-        connection, client, request = self._connection, self._client, self._request
-        assert connection is not None
+        client, request = self._client, self._request
         reader = connection.reader
         head = reader.head
         assert head is not None
-        self._status = head.status
-        fields = self._response_fields(plan, connection)
+        status = self._status = head.status
         body = b"" if not reader.body else reader.body[0] if len(reader.body) == 1 else b"".join(reader.body)
-        reader.body.clear()
-        sized = head.content_length is not None or head.status in (204, 304) or request.method == "HEAD"
-        if reader.complete and self._upload_done and not reader.trailers:
+        complete = reader.complete and self._upload_done and not reader.trailers
+        if (
+            complete
+            and head.lines is not None
+            and b"date" in head.special
+            and not client.close_after
+            and not self._service.draining
+            and request.minor
+            and self._is_untouched(plan, head)
+        ):
             self._finish_attempt(plan, None)
-            client.start_response(request, head.status, fields, body, sized=sized, complete=True)
-            if client.blocked is not None or client.write_failed:
-                await client.drained(client.limits.body_timeout)
-            return
+            client.answered = True
+            client.write(
+                b"%b%bx-request-id: %b\r\n\r\n%b" % (STATUS_LINES[status], head.lines, request.request_id, body)
+            )
+        else:
+            reader.body.clear()
+            fields = self._response_fields(plan, head)
+            sized = head.content_length is not None or status in (204, 304) or request.method == "HEAD"
+            if not complete:
+                return await self._relay_rest(plan, connection, fields, body, sized=sized)
+            self._finish_attempt(plan, None)
+            client.start_response(request, status, fields, body, sized=sized, complete=True)
+        if client.blocked is not None or client.write_failed:
+            await client.drained(client.limits.body_timeout)
+
+    def _is_untouched(self, plan: RoutePlan, head: ResponseHead) -> bool:
+        """Nothing changes the fields of this answer but the request id."""
+        return (
+            not plan.shape_response
+            and (plan.map_location is None or b"location" not in head.special)
+            and (self.attempts == 1 or head.status < 500)
+            and not self._table.debug_headers
+            and head.status in STATUS_LINES
+        )
+
+    async def _relay_rest(
+        self, plan: RoutePlan, connection: Http1Connection, fields: Fields, body: bytes, *, sized: bool
+    ) -> None:
+        """An answer whose body, or whose request's body, is still on its way."""
+        client, request, reader = self._client, self._request, connection.reader
+        head = reader.head
+        assert head is not None
         client.start_response(request, head.status, fields, body, sized=sized, complete=False)
         self._raw_out = reader.raw_body()
         self._response_done = reader.complete
@@ -515,12 +636,12 @@ class Exchange:
             raise
         self._finish_attempt(plan, None)
 
-    def _response_fields(self, plan: RoutePlan, connection: Http1Connection) -> Fields:
-        head = connection.reader.head
-        assert head is not None
-        fields = head.passing
+    def _response_fields(self, plan: RoutePlan, head: ResponseHead) -> Fields:
+        fields = [*head.passing]
         if b"date" not in head.special:
             fields.append((b"date", self._service.http_date()))
+        if plan.map_location is not None and b"location" in head.special:
+            plan.map_location(self._request, fields)
         for hook in plan.shape_response:
             hook(self._request, fields)
         fields.append((b"x-request-id", self._request.request_id))
@@ -708,36 +829,32 @@ class Exchange:
 
     def _finish_attempt(self, plan: RoutePlan, failure: str | None) -> None:
         """The answer is complete, or given up because of `failure`: free the endpoint and the connection."""
-        plan.metrics.attempt(failure or str(self._status), self._lane.now - self._sent_at)
+        plan.metrics.attempt(failure or STATUS_TEXT[self._status], self._lane.now - self._sent_at)
         endpoint, connection = self._endpoint, self._connection
-        if endpoint is not None and connection is not None:
-            endpoint.inflight -= 1
-            self._connection = None
-            if self._upload_done and failure is None:
-                connection.release()
-            else:
-                connection.close()
+        assert endpoint is not None and connection is not None
+        endpoint.inflight -= 1
+        self._last_endpoint, self._endpoint, self._connection = endpoint, None, None
+        if self._upload_done and failure is None:
+            connection.release()
+        else:
+            connection.close()
 
     def _give_up_connection(self) -> None:
         """Before a retry: keep the connection only if its exchange happens to be complete."""
         if self._endpoint is not None:
             self._endpoint.inflight -= 1
+            self._last_endpoint, self._endpoint = self._endpoint, None
         if self._connection is not None:
             if self._upload_done:
                 self._connection.release()
             else:
                 self._connection.close()
-        self._connection = None
-        if self._endpoint is not None:
-            self._endpoint = None
+            self._connection = None
 
     def _let_go(self) -> None:
         """Whatever ended this exchange early: leave nothing behind."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-            if self._endpoint is not None:
-                self._endpoint.inflight -= 1
+        self._upload_done = False
+        self._give_up_connection()
         if self._splice is not None:
             self._service.splices.give_back(self._splice)
             self._splice = None
@@ -788,11 +905,11 @@ class Exchange:
             log.write(self._record(seconds))
 
     def _record(self, seconds: float) -> AccessRecord:
-        request, plan, endpoint = self._request, self._plan, self._endpoint
+        request, plan, endpoint = self._request, self._plan, self._last_endpoint
         return AccessRecord(
             ts=self._service.wall_s() - seconds,
             request_id=request.request_id,
-            trace_id=self._trace_id,
+            trace_id=self._trace.trace_id if self._trace is not None else "",
             client=request.client,
             client_ip=request.client_ip,
             method=request.method,
@@ -803,7 +920,7 @@ class Exchange:
             status=self._status,
             code=self._code,
             bytes_in=self.bytes_in,
-            bytes_out=self._client.bytes_written - self._reply_bytes,
+            bytes_out=self._client.bytes_written - self._bytes_before,
             duration_ms=seconds * 1000,
             upstream_ms=self._upstream_s * 1000 if self.attempts else None,
             route=request.route,
@@ -815,7 +932,6 @@ class Exchange:
 
 
 _ENVOY_TIMEOUT: Final = b"x-envoy-upstream-rq-timeout-ms"
-_SAFE_TO_REPEAT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
 
 def _reason(error: UpstreamError) -> str:

@@ -25,7 +25,7 @@ _HOP_BY_HOP: Final = frozenset({
     b"http2-settings",
 })  # fmt: skip
 
-_REQUEST: Final = {name: _TAKEN for name in _HOP_BY_HOP} | {
+_REQUEST: Final = dict.fromkeys(_HOP_BY_HOP, _TAKEN) | {
     b"host": _TAKEN,
     b"content-length": _KEPT,
     b"expect": _TAKEN,
@@ -47,7 +47,7 @@ _REQUEST: Final = {name: _TAKEN for name in _HOP_BY_HOP} | {
     b"proxy-authenticate": _DROPPED,
 }
 
-_RESPONSE: Final = {name: _TAKEN for name in _HOP_BY_HOP} | {
+_RESPONSE: Final = dict.fromkeys(_HOP_BY_HOP, _TAKEN) | {
     b"content-length": _KEPT,
     b"date": _KEPT,
     b"location": _KEPT,

@@ -89,7 +89,7 @@ def _address(text: bytes) -> str | None:
 
 
 class Via:
-    """This instance's member of `via`."""
+    """The instance's own member of `via`."""
 
     __slots__ = ("_marks", "_members", "_name")
 

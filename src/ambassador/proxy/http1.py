@@ -43,7 +43,7 @@ class ClientConnection(Wire):
     """One accepted connection; `serve` is its whole life."""
 
     __slots__ = (
-        "_chunked", "_idle", "_served", "answered", "close_after", "limits", "listener", "peer", "raw_left", "reader", "strand",
+        "_chunked", "_constant", "_constant_for", "_idle", "_served", "answered", "close_after", "limits", "listener", "peer", "raw_left", "reader", "strand",
     )  # fmt: skip
 
     def __init__(self, link: Link, listener: Listener, peer: Peer) -> None:
@@ -62,6 +62,8 @@ class ClientConnection(Wire):
         self._chunked = False
         self._served = 0
         self._idle = False
+        self._constant = b""
+        self._constant_for: bytes | None = None
 
     async def serve(self) -> None:
         """Answer requests until the connection ends. Never raises but for cancellation."""
@@ -204,6 +206,16 @@ class ClientConnection(Wire):
         return self.raw_left <= _DRAINED_BYTES and (
             request.content_length is None or request.content_length <= _DRAINED_BYTES
         )
+
+    def constant_lines(self, request: Request) -> bytes | None:
+        """The lines that tell where this connection's requests come from; None if each needs its own."""
+        if self.peer.believed:
+            return None
+        if request.authority != self._constant_for:
+            fields = [*self.peer.fields(request), (b"via", self.listener.service.via.extend(request))]
+            self._constant = b"".join([b"%b: %b\r\n" % field for field in fields])
+            self._constant_for = request.authority
+        return self._constant
 
     # Writing
 

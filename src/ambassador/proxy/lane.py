@@ -16,7 +16,9 @@ Rules that hold here
 - A strand has at most one pending wake-up (`parked` falls when it is resumed); a cancellation replaces its wait.
 - Descriptors are closed at the end of a batch, so that a number cannot be reused within one.
 - Deadlines are absolute seconds of trio's clock, kept in buckets of 10 ms: one store per wait in the usual case.
-- The lane must outlive its strands: it lives in an outer nursery and is stopped last.
+- The lane must outlive its strands: it lives in an outer nursery and is stopped last. Should it end before them all
+  the same (cancelled together with them, or by an error of a callback), it hands them back to trio: with their
+  cancellation if there is one, else with an error. Nobody else would ever resume them.
 
 This is the only module of the data plane that imports trio.
 """
@@ -60,6 +62,10 @@ _LINGER_S: Final = 0.001  # after a batch, wait this long in our own epoll befor
 
 class TimedOut(Exception):
     """A strand's deadline passed while it waited."""
+
+
+def _lane_has_stopped() -> NoReturn:
+    raise RuntimeError("the lane has stopped: nothing would end this wait")
 
 
 class _Parked(tuple[object]):
@@ -151,7 +157,7 @@ class Strand(Timer):
             self.lane.arm(self)
         self.parked = True
         if self._detached:
-            await _PARK
+            await _PARK  # type: ignore[misc]  # a tuple's iterator is all that `await` needs
         else:
             await self._detach()
         if self._timed_out or self._raise_cancel is not None:
@@ -197,12 +203,20 @@ class Strand(Timer):
             self.lane.tick()
 
     async def _detach(self) -> None:
+        if self.lane.stopped:
+            self.parked = False
+            self.lane.disarm(self)
+            await trio.lowlevel.checkpoint_if_cancelled()
+            _lane_has_stopped()
         self._detached = True
+        self.lane._detached.add(self)
         await trio.lowlevel.temporarily_detach_coroutine_object(self._abort)
 
     async def _attach(self) -> None:
         if self._detached:
             self._detached = False
+            self._raise_cancel = None  # what is cancelled now, trio says again
+            self.lane._detached.discard(self)
             self.lane.disarm(self)
             await trio.lowlevel.reattach_detached_coroutine_object(self.task, _ATTACHED)
 
@@ -221,6 +235,7 @@ class Strand(Timer):
             raise TimedOut
 
     def expire(self) -> None:
+        """The deadline has passed: resume with `TimedOut`."""
         if self.parked:
             self._timed_out = True
             self.lane.wake(self)
@@ -234,8 +249,8 @@ class Lane:
     """
 
     __slots__ = (
-        "_buckets", "_clock", "_closing", "_due_keys", "_epoll", "_handed_over", "_in_batch", "_kick_fd",
-        "_links", "_runnable", "_timekeeper", "lag_s", "now", "on_turn",
+        "_buckets", "_clock", "_closing", "_detached", "_due_keys", "_epoll", "_handed_over", "_in_batch", "_kick_fd",
+        "_links", "_next_due", "_runnable", "_timekeeper", "lag_s", "now",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -244,19 +259,23 @@ class Lane:
         self._epoll.register(self._kick_fd, select.EPOLLIN | select.EPOLLET)
         self._links: dict[int, Link] = {}
         self._closing: list[socket.socket] = []
+        self._detached: set[Strand] = set()
         self._runnable: deque[Strand] = deque()
         self._buckets: dict[int, set[Timer]] = {}
         self._due_keys: list[int] = []
+        self._next_due = inf
         self._timekeeper: trio.CancelScope | None = None
         self._in_batch = False
         self._handed_over = False
         self._clock: Callable[[], float] = trio.current_time
         self.now = 0.0
         self.lag_s = 0.0
-        self.on_turn: Callable[[], None] | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Drive strands until cancelled. Raises only what a callback of a link or timer raised."""
+        """Drive strands until cancelled, once in the lane's life.
+
+        Raises only what a callback of a link or timer raised, in an exception group: a defect that ends the worker.
+        """
         self._clock = trio.lowlevel.current_clock().current_time
         self.tick()
         try:
@@ -265,8 +284,21 @@ class Lane:
                 task_status.started()
                 await self._drive()
         finally:
-            self._epoll.close()
-            os.close(self._kick_fd)
+            self._stop()
+
+    def _stop(self) -> None:
+        self._in_batch = False
+        self._close_all()
+        for strand in list(self._detached):
+            if strand.parked:
+                strand.parked = False
+                strand._raise_cancel = strand._raise_cancel or _lane_has_stopped
+                strand.coro.send(None)
+            else:  # it ended without `finish`: the error that stopped the lane
+                trio.lowlevel.reschedule(strand.task)
+        self._runnable.clear()
+        self._epoll.close()
+        os.close(self._kick_fd)
 
     async def _drive(self) -> None:
         descriptor = self._epoll.fileno()
@@ -287,15 +319,16 @@ class Lane:
         """One batch: what is ready now, then what was queued. True if there was anything to do."""
         if self._runnable:
             timeout = 0.0
-        elif timeout and self._due_keys:
-            timeout = min(timeout, max(0.0, self._due_keys[0] / _TICKS_PER_S - self._clock()))
+        elif timeout:
+            timeout = min(timeout, max(0.0, self._next_due - self._clock()))
         events = self._epoll.poll(timeout, _BATCH)
         start = self.now = self._clock()
-        if self._due_keys and self._due_keys[0] <= start * _TICKS_PER_S:
+        self._in_batch = True  # from here on: what a timer closes may be among the events
+        if start >= self._next_due:
             self._expire()
-        if not events and not self._runnable:
+        elif not events and not self._runnable:
+            self._in_batch = False
             return False
-        self._in_batch = True
         links = self._links
         for fd, flags in events:
             link = links.get(fd)
@@ -308,6 +341,7 @@ class Lane:
             if strand is None:
                 if link.callback is not None:
                     link.callback()
+                    self._handed_over = True  # it may have started a task: spare that the linger
             elif ready & link.interest and strand.parked:
                 strand.parked = False
                 yielded = strand.coro.send(None)
@@ -337,6 +371,8 @@ class Lane:
         while yielded is not _ATTACHED:
             error = RuntimeError(f"{strand.task.name}: awaited something that is not the lane's while detached")
             yielded = strand.coro.throw(error)
+            if yielded is _PARKED:
+                return
         self._handed_over = True
 
     def _close_all(self) -> None:
@@ -353,28 +389,32 @@ class Lane:
         """
         link = Link(self, sock)
         link.ready = READ | WRITE
-        self._links[link.fd] = link
         self._epoll.register(link.fd, _INTEREST)
+        self._links[link.fd] = link
         return link
 
     def listen(self, sock: socket.socket, callback: Callable[[], None]) -> Link:
         """Register a listening socket, level-triggered: `callback` runs in each batch while it is readable."""
         link = Link(self, sock)
         link.callback = callback
-        self._links[link.fd] = link
         self._epoll.register(link.fd, READ)
+        self._links[link.fd] = link
         return link
 
     def mask(self, link: Link, *, silent: bool) -> None:
-        """Stop (or resume) hearing of a listening socket without giving it up."""
+        """Stop (or resume) hearing of a listening socket without giving it up.
+
+        Hang-ups and errors cannot be masked: while silent they are told once.
+        """
         if not link.closed:
-            self._epoll.modify(link.fd, 0 if silent else READ)
+            self._epoll.modify(link.fd, select.EPOLLET if silent else READ)
 
     def _unregister(self, link: Link) -> None:
         link.strand = link.callback = None
         link.interest = 0
         del self._links[link.fd]
-        self._epoll.unregister(link.fd)
+        if not self._epoll.closed:
+            self._epoll.unregister(link.fd)
 
     def _close(self, link: Link) -> None:
         self._unregister(link)
@@ -382,6 +422,11 @@ class Lane:
             self._closing.append(link.sock)
         else:
             link.sock.close()
+
+    @property
+    def stopped(self) -> bool:
+        """`run` has ended: nothing that is waited for comes any more."""
+        return self._epoll.closed
 
     @property
     def link_count(self) -> int:
@@ -423,15 +468,18 @@ class Lane:
             timer._due, timer._bucket = inf, None
             return
         key = int(timer.deadline * _TICKS_PER_S) + 1
+        due = key / _TICKS_PER_S  # compared as it is, for 0.29 * 100 < 29
         bucket = self._buckets.get(key)
         if bucket is None:
             bucket = self._buckets[key] = set()
             heapq.heappush(self._due_keys, key)
-            if self._timekeeper is not None and self._due_keys[0] == key:
-                self._timekeeper.deadline = key / _TICKS_PER_S
+            if due < self._next_due:
+                self._next_due = due
+                if self._timekeeper is not None:
+                    self._timekeeper.deadline = due
         bucket.add(timer)
         timer._bucket = bucket
-        timer._due = key / _TICKS_PER_S
+        timer._due = due
 
     def disarm(self, timer: Timer) -> None:
         """Forget the timer's deadline."""
@@ -441,9 +489,14 @@ class Lane:
         timer._due = timer.deadline = inf
 
     def _expire(self) -> None:
-        now = self.now
-        while self._due_keys and self._due_keys[0] <= now * _TICKS_PER_S:
-            for timer in self._buckets.pop(heapq.heappop(self._due_keys)):
+        now, keys = self.now, self._due_keys
+        due: list[set[Timer]] = []
+        while keys and keys[0] / _TICKS_PER_S <= now:
+            due.append(self._buckets.pop(heapq.heappop(keys)))
+        self._next_due = keys[0] / _TICKS_PER_S if keys else inf
+        for bucket in due:
+            while bucket:  # popped one by one, for a timer may disarm another
+                timer = bucket.pop()
                 timer._bucket, timer._due = None, inf
                 if timer.deadline <= now:
                     timer.expire()
@@ -453,8 +506,7 @@ class Lane:
     async def _keep_time(self) -> None:
         """Fire timers while the lane itself sleeps in trio: the only place that waits for the clock."""
         while True:
-            with trio.CancelScope() as scope:
-                scope.deadline = self._due_keys[0] / _TICKS_PER_S if self._due_keys else inf
+            with trio.CancelScope(deadline=self._next_due) as scope:
                 self._timekeeper = scope
                 await trio.sleep_forever()
             self._timekeeper = None

@@ -118,7 +118,7 @@ class Listener(Timer):
     def _accept(self, sock: socket.socket) -> None:
         for _ in range(_ACCEPTS_PER_TURN):
             try:
-                fd, address = sock._accept()  # type: ignore[attr-defined]
+                fd, address = sock._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - `accept` makes two objects
             except BlockingIOError:
                 return
             except OSError as error:

@@ -75,7 +75,7 @@ class RoutePlan:
     """One route. `upstream` is None where `admit` always answers (redirect, respond)."""
 
     __slots__ = (
-        "admit", "host", "keep_host", "metrics", "name", "retry", "rewrite", "shape_request", "shape_response",
+        "admit", "host", "keep_host", "map_location", "metrics", "name", "retry", "rewrite", "shape_request", "shape_response",
         "timeouts", "upstream",
     )  # fmt: skip
 
@@ -93,6 +93,7 @@ class RoutePlan:
         keep_host: bool = False,
         shape_request: Sequence[ShapeHook] = (),
         shape_response: Sequence[ShapeHook] = (),
+        map_location: ShapeHook | None = None,
     ) -> None:
         self.name = name
         self.upstream = upstream
@@ -108,3 +109,5 @@ class RoutePlan:
         """Send the client's Host."""
         self.shape_request = shape_request
         self.shape_response = shape_response
+        self.map_location = map_location
+        """Called for answers with a `Location`, before the other response hooks."""

@@ -1,4 +1,4 @@
-"""Answers for errors: problem documents (RFC 9457) with `proxy-status` (RFC 9209), or a gRPC status for gRPC callers."""
+"""Answers for errors: problem documents (RFC 9457) with `proxy-status` (RFC 9209), or a gRPC status."""
 
 from __future__ import annotations
 

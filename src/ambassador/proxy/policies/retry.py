@@ -187,7 +187,7 @@ class RetryPolicy:
         `Retry-After` is waited for, spread over half as much again so that clients do not return together; one over
         the cap forbids the retry.
         """
-        wait = random * min(self.cap_s, (2**retry - 1) * self.base_s)
+        wait = random * min(self.cap_s, ((1 << retry) - 1) * self.base_s)
         if retry_after_s is None or self.retry_after_s is None:
             return wait
         if retry_after_s > self.retry_after_s:
