@@ -178,15 +178,21 @@ class Duties:
 
     async def run(self, terminations: AsyncIterator[int]) -> None:
         """Obey until drained. The plane is left as it is then: idle, or out of time."""
-        async with trio.open_nursery() as self._nursery:
-            self._nursery.start_soon(self._beat)
-            self._nursery.start_soon(self._leave_on_signal, terminations)
-            try:
-                while True:
-                    self._obey(await self._channel.receive())
-            except Closed:
-                # The supervisor is gone, and its sockets with it: nobody serves our queues after us.
-                self._begin_drain(0.0, self._config.drain.timeout, last=True)
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._beat)
+                self._nursery.start_soon(self._leave_on_signal, terminations)
+                await self._hear()
+        finally:
+            self._close(self._sockets)
+
+    async def _hear(self) -> None:
+        try:
+            while True:
+                self._obey(await self._channel.receive())
+        except Closed:
+            # The supervisor is gone, and its sockets with it: nobody serves our queues after us.
+            self._begin_drain(0.0, self._config.drain.timeout, last=True)
 
     def _obey(self, order: Order) -> None:
         assert self._nursery is not None

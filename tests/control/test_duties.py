@@ -1,0 +1,279 @@
+"""A worker's side of the conversation, in this process, with a fake plane."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+from ambassador.config.load import load_text
+from ambassador.config.schema import Config
+from ambassador.control.channel import Channel
+from ambassador.control.duties import Duties
+from ambassador.control.orders import (
+    Abort,
+    Addresses,
+    Answer,
+    Ask,
+    Beat,
+    Brief,
+    Commit,
+    Committed,
+    Drain,
+    Leaving,
+    Order,
+    Prepare,
+    Prepared,
+    Refused,
+    Reopen,
+    Report,
+    Serve,
+    SocketRef,
+    Sockets,
+)
+
+TEXT = "version: 1\nlisten: {listen}\nroutes:\n  - {{name: a, respond: 200}}\ndrain: {{timeout: 10s}}\n"
+
+
+def config(*listen: str) -> Config:
+    return load_text(TEXT.format(listen=f"[{', '.join(listen)}]"))
+
+
+def brief(generation: int, *listen: str) -> Brief:
+    encoded = msgspec.msgpack.encode(config(*listen))
+    return Brief(generation=generation, config=encoded, blocks=b"", page_size=0, addresses={})
+
+
+@dataclass
+class FakePlane:
+    accepting: list[tuple[str, int]] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+    connections: int = 0
+    inflight: int = 0
+    error: Exception | None = None
+
+    def prepare(self, config: Config, brief: Brief) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def commit(self) -> None:
+        self.done.append("commit")
+
+    def abort(self) -> None:
+        self.done.append("abort")
+
+    def add(self, address: str, sock: socket.socket) -> None:
+        self.accepting.append((address, os.fstat(sock.fileno()).st_ino))
+
+    def remove(self, address: str, sock: socket.socket) -> None:
+        self.accepting.remove((address, os.fstat(sock.fileno()).st_ino))
+
+    def set_addresses(self, host: str, addresses: tuple[str, ...]) -> None:
+        self.done.append(f"{host} is {addresses}")
+
+    def drain(self) -> None:
+        self.done.append("drain")
+
+    def close_idle(self) -> None:
+        self.done.append("close idle")
+        self.connections = 0
+
+    def reopen(self) -> None:
+        self.done.append("reopen")
+
+    def answer(self, what: str) -> bytes:
+        return what.encode()
+
+    def beat(self) -> float:
+        return 1.5
+
+
+class Boss:
+    """The supervisor's end. `listeners` are sockets that stay open here."""
+
+    def __init__(self, channel: Channel[Report], plane: FakePlane, addresses: Sequence[str]) -> None:
+        self.channel = channel
+        self.plane = plane
+        self.ended = trio.Event()
+        self.leave: trio.MemorySendChannel[int]
+        self.listeners = {address: [listener() for _ in range(2)] for address in addresses}
+
+    def refs(self, address: str) -> tuple[SocketRef, ...]:
+        return tuple(SocketRef(address, slot) for slot in range(2))
+
+    def send_sockets(self, address: str) -> None:
+        self.channel.post(
+            Sockets(sockets=self.refs(address)), [sock.fileno() for sock in self.listeners[address]]
+        )
+
+    async def order(self, order: Order) -> None:
+        self.channel.post(order)
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def report(self) -> Report:
+        while isinstance(report := await self.channel.receive(), Beat):
+            pass
+        return report
+
+    def served(self, address: str) -> list[int]:
+        """The slots of a listener that the plane accepts from."""
+        inodes = [os.fstat(sock.fileno()).st_ino for sock in self.listeners[address]]
+        return sorted(inodes.index(inode) for name, inode in self.plane.accepting if name == address)
+
+
+def listener() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0))
+
+
+A, B = "127.0.0.1:1", "127.0.0.1:2"
+
+
+@pytest.fixture
+async def boss(nursery: trio.Nursery) -> AsyncIterator[Boss]:
+    ours, theirs = socket.socketpair()
+    plane = FakePlane()
+    boss = Boss(Channel(ours, msgspec.msgpack.Decoder(Report)), plane, [A, B])
+    channel: Channel[Order] = Channel(theirs, msgspec.msgpack.Decoder(Order))
+    boss.leave, terminations = trio.open_memory_channel[int](1)
+
+    async def work() -> None:
+        await Duties(channel, plane, config(A)).run(terminations)
+        with contextlib.suppress(OSError):
+            await channel.flush()
+        boss.ended.set()
+
+    nursery.start_soon(boss.channel.run)
+    nursery.start_soon(channel.run)
+    nursery.start_soon(work)
+    boss.send_sockets(A)
+    yield boss
+    nursery.cancel_scope.cancel()
+    with trio.CancelScope(shield=True):
+        await trio.lowlevel.checkpoint()
+    boss.channel.close()
+    channel.close()
+    for sockets in boss.listeners.values():
+        for sock in sockets:
+            sock.close()
+
+
+async def test_nothing_is_served_before_it_is_said_so(boss: Boss, autojump_clock: MockClock) -> None:
+    await boss.order(Reopen())
+    assert boss.plane.accepting == []
+    await boss.order(Serve(slots=(0,)))
+    assert boss.served(A) == [0]
+    await boss.order(Serve(slots=(0, 1)))
+    assert boss.served(A) == [0, 1]
+    await boss.order(Serve(slots=(1,)))
+    assert boss.served(A) == [1]
+
+
+async def test_sockets_that_are_known_are_not_taken_twice(boss: Boss, autojump_clock: MockClock) -> None:
+    await boss.order(Serve(slots=(0,)))
+    boss.send_sockets(A)
+    await boss.order(Serve(slots=(0, 1)))
+    assert boss.served(A) == [0, 1]
+
+
+async def test_a_new_listener_is_served_from_the_commit_and_a_removed_one_until_it(
+    boss: Boss, autojump_clock: MockClock
+) -> None:
+    await boss.order(Serve(slots=(1,)))
+    boss.send_sockets(B)
+    await boss.order(Prepare(brief=brief(2, B)))
+    assert await boss.report() == Prepared(generation=2)
+    assert (boss.served(A), boss.served(B)) == ([1], [])
+    await boss.order(Commit(generation=2))
+    assert await boss.report() == Committed(generation=2)
+    assert (boss.served(A), boss.served(B)) == ([], [1])
+
+
+async def test_a_generation_that_is_refused_changes_nothing(boss: Boss, autojump_clock: MockClock) -> None:
+    await boss.order(Serve(slots=(0,)))
+    boss.plane.error = ValueError("no such thing")
+    await boss.order(Prepare(brief=brief(2, A)))
+    assert await boss.report() == Refused(generation=2, error="ValueError: no such thing")
+    boss.plane.error = None
+    await boss.order(Prepare(brief=brief(2, A, B)))
+    assert await boss.report() == Prepared(generation=2)
+    await boss.order(Abort(generation=2))
+    assert boss.served(A) == [0]
+    assert "commit" not in boss.plane.done
+
+
+async def test_questions_and_news(boss: Boss, autojump_clock: MockClock) -> None:
+    await boss.order(Ask(id=7, what="tasks"))
+    assert await boss.report() == Answer(id=7, data=b"tasks")
+    await boss.order(Addresses(addresses={"h": ("10.0.0.1",)}))
+    await boss.order(Reopen())
+    assert boss.plane.done == ["h is ('10.0.0.1',)", "reopen"]
+
+
+async def test_beats_come_twice_a_second(boss: Boss, autojump_clock: MockClock) -> None:
+    boss.plane.connections = 3
+    begun = trio.current_time()
+    for _ in range(4):
+        beat = await boss.channel.receive()
+    assert beat == Beat(connections=3, inflight=0, loop_lag_ms=1.5)
+    assert trio.current_time() - begun == pytest.approx(1.5, abs=0.51)
+
+
+async def test_a_drain_goes_on_accepting_then_waits_for_what_is_under_way(
+    boss: Boss, autojump_clock: MockClock
+) -> None:
+    await boss.order(Serve(slots=(0,)))
+    boss.plane.connections = 1
+    begun = trio.current_time()
+    await boss.order(Drain(delay_s=5.0, timeout_s=20.0, last=True))
+    assert boss.plane.done == ["drain"]
+    assert boss.served(A) == [0]
+    await trio.sleep(6)
+    assert boss.plane.accepting == []
+    await trio.sleep(4)
+    assert not boss.ended.is_set()
+    boss.plane.connections = 0
+    await boss.ended.wait()
+    assert trio.current_time() - begun < 10.5
+
+
+async def test_idle_connections_go_in_the_last_second(boss: Boss, autojump_clock: MockClock) -> None:
+    boss.plane.connections = 1
+    begun = trio.current_time()
+    await boss.order(Drain(delay_s=0.0, timeout_s=20.0, last=False))
+    await boss.ended.wait()
+    assert 19.0 <= trio.current_time() - begun < 19.5
+
+
+async def test_a_second_order_to_drain_can_only_hasten(boss: Boss, autojump_clock: MockClock) -> None:
+    boss.plane.connections = 1
+    begun = trio.current_time()
+    await boss.order(Drain(delay_s=5.0, timeout_s=20.0, last=True))
+    await boss.order(Drain(delay_s=0.0, timeout_s=5.0, last=True))
+    await boss.order(Drain(delay_s=0.0, timeout_s=50.0, last=True))
+    await boss.ended.wait()
+    assert trio.current_time() - begun < 5.1
+
+
+async def test_when_the_supervisor_is_gone_the_worker_finishes(boss: Boss, autojump_clock: MockClock) -> None:
+    boss.plane.connections = 1
+    begun = trio.current_time()
+    boss.channel.close()
+    await boss.ended.wait()
+    assert 8.9 < trio.current_time() - begun < 10.1
+
+
+async def test_a_worker_told_to_end_asks_for_a_successor_first(boss: Boss, autojump_clock: MockClock) -> None:
+    await boss.order(Serve(slots=(0,)))
+    await boss.leave.send(15)
+    assert await boss.report() == Leaving()
+    assert boss.served(A) == [0]
+    with trio.move_on_after(60):
+        await boss.ended.wait()
+    assert boss.ended.is_set()
