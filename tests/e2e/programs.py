@@ -114,6 +114,8 @@ class Ambassador:
     """Of the first listener."""
     admin: str
     control: str
+    urls: list[str]
+    """Of all listeners."""
     checks_at_end: list[Callable[[], None]] = field(default_factory=list)
 
     def admin_get(self, path: str) -> bytes:
@@ -142,7 +144,7 @@ AMBASSADOR = (sys.executable, "-m", "ambassador")
 
 _HEAD = """\
 version: 1
-listen: 127.0.0.1:0
+listen: {listen}
 admin: 127.0.0.1:0
 control: unix:{directory}/control.sock
 workers: {workers}
@@ -150,19 +152,19 @@ drain: {{delay: 0s, timeout: 10s}}
 """
 
 
-def config_text(body: str, directory: Path, workers: int) -> str:
+def config_text(body: str, directory: Path, workers: int, listen: str = "127.0.0.1:0") -> str:
     """A whole config: `body` (routes, upstreams, …) after what every test's config begins with."""
-    return _HEAD.format(directory=directory, workers=workers) + textwrap.dedent(body)
+    return _HEAD.format(directory=directory, workers=workers, listen=listen) + textwrap.dedent(body)
 
 
 @contextlib.contextmanager
-def ambassador(body: str, *, workers: int = 1) -> Iterator[Ambassador]:
-    """A running ambassador. At the end: exit status 0, no process, no socket and no stack trace left."""
+def ambassador(body: str, *, workers: int = 1, listen: str = "127.0.0.1:0") -> Iterator[Ambassador]:
+    """A running ambassador; `listen` is the key's value. At the end: exit status 0, no process, no socket and no stack trace left."""
     # Not tmp_path: the path of a Unix socket may have 107 bytes only.
     with tempfile.TemporaryDirectory(prefix="amb-") as name:
         directory = Path(name)
         config = directory / "ambassador.yaml"
-        config.write_text(config_text(body, directory, workers))
+        config.write_text(config_text(body, directory, workers, listen))
         running = start([*AMBASSADOR, "run", "-c", str(config), "--json"], directory, "ambassador")
         try:
             said = wait_until(lambda: announcement(running), "the announcement")
@@ -172,6 +174,7 @@ def ambassador(body: str, *, workers: int = 1) -> Iterator[Ambassador]:
                 url=str(said["listeners"][0]).rstrip("/"),
                 admin=str(said["admin"]).rstrip("/"),
                 control=f"unix:{directory}/control.sock",
+                urls=[url.rstrip("/") for url in said["listeners"]],
             )
             wait_until(lambda: is_ready(service), "readiness")
             yield service
