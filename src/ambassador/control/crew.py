@@ -8,6 +8,7 @@ starts its worker again when there is none; replacements go through `replace`, o
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,8 @@ class _Slot:
         self.wanted = True
         self.listening = False
         self.current: Incarnation | None = None
-        self.vacant_since = trio.current_time()
+        self.orphan_at = math.inf
+        """When it is time that a neighbour serves it."""
         self.failures = 0
         self.error: str | None = None
         self.lock = trio.Lock()
@@ -261,7 +263,7 @@ class Crew:
             for slot in self._slots
             if slot.listening
             and slot.index not in served
-            and (not slot.wanted or self.ending or now - slot.vacant_since >= NEIGHBOUR_AFTER_S)
+            and (not slot.wanted or self.ending or now >= slot.orphan_at)
         ]
         for index, slots in assign(orphans, sorted(served)).items():
             worker = served[index]
@@ -271,12 +273,12 @@ class Crew:
 
     def _vacate(self, slot: _Slot) -> None:
         assert self._nursery is not None
-        slot.vacant_since = trio.current_time()
+        slot.orphan_at = trio.current_time() + NEIGHBOUR_AFTER_S
         self._ring(slot)
-        self._nursery.start_soon(self._assign_later)
+        self._nursery.start_soon(self._assign_at, slot.orphan_at)
 
-    async def _assign_later(self) -> None:
-        await trio.sleep(NEIGHBOUR_AFTER_S)
+    async def _assign_at(self, when: float) -> None:
+        await trio.sleep_until(when)
         self.assign()
 
     # Replacement

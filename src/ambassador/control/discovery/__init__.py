@@ -1,1 +1,1 @@
-
+"""Where the addresses of upstreams come from."""

@@ -1,0 +1,240 @@
+"""Who serves what and when, with fake workers and a mock clock."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from ambassador.control import crew as crew_module
+from ambassador.control.crew import Crew, NoWorker
+from ambassador.control.orders import Drain, Message, Serve, Sockets
+
+LOG = logging.getLogger("test")
+
+
+class FakeWorker:
+    """Ready after `starts_in_s`; None: it ends instead."""
+
+    starts_in_s: float | None = 0.3
+    made: list[FakeWorker]
+
+    def __init__(self, slot: int, module: str) -> None:
+        self.slot = slot
+        self.made.append(self)
+        self.pid = len(self.made)
+        self.born = self.last_beat = trio.current_time()
+        self.ready = self.ended = self.retiring = self.stalled = False
+        self.serving: tuple[int, ...] = ()
+        self.error: str | None = None
+        self.exit_status: int | None = None
+        self.orders: list[Message] = []
+        self.settled, self.gone = trio.Event(), trio.Event()
+        self.on_leaving: Callable[[Any], None] = lambda _: None
+        self.beats = True
+
+    async def attend(self) -> None:
+        if self.starts_in_s is None:
+            self.error = "cannot start"
+            self.end()
+        else:
+            with trio.move_on_after(self.starts_in_s):
+                await self.gone.wait()
+            if not self.ended:
+                self.ready = True
+                self.settled.set()
+        while not self.ended:
+            with trio.move_on_after(0.5):
+                await self.gone.wait()
+            if self.beats:
+                self.last_beat = trio.current_time()
+
+    def post(self, order: Message, descriptors: object = ()) -> None:
+        self.orders.append(order)
+        if isinstance(order, Drain) and not self.stalled:
+            self.end()
+
+    def end(self) -> None:
+        self.ready, self.ended = False, True
+        self.settled.set()
+        self.gone.set()
+
+    kill = end
+
+
+class FakeEquipment:
+    drain_timeout_s = 5.0
+
+    def __init__(self) -> None:
+        self.opened: list[int] = []
+        self.listening: list[int] = []
+
+    def open_slot(self, slot: int) -> tuple[Sockets, list[int]]:
+        self.opened.append(slot)
+        return Sockets(sockets=()), []
+
+    def listen_slot(self, slot: int) -> None:
+        self.listening.append(slot)
+
+    def equip(self, worker: FakeWorker, nursery: trio.Nursery) -> None:
+        pass
+
+    async def catch_up(self, worker: FakeWorker) -> bool:
+        await trio.lowlevel.checkpoint()
+        return True
+
+    def settle(self, worker: FakeWorker) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew_module, "Incarnation", FakeWorker)
+    monkeypatch.setattr(FakeWorker, "made", [], raising=False)
+    monkeypatch.setattr(FakeWorker, "starts_in_s", 0.3)
+
+
+@pytest.fixture
+async def crew(nursery: trio.Nursery) -> AsyncIterator[Crew]:
+    yield Crew(FakeEquipment(), LOG)  # type: ignore[arg-type]
+    nursery.cancel_scope.cancel()
+
+
+def served(crew: Crew) -> dict[int, tuple[int, ...]]:
+    return {worker.slot: worker.serving for worker in crew.current}
+
+
+async def test_workers_start_in_parallel(
+    crew: Crew, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    begun = trio.current_time()
+    await nursery.start(crew.run, 3)
+    await trio.sleep(0.1)
+    assert trio.current_time() - begun == pytest.approx(0.4)
+    assert served(crew) == {0: (0,), 1: (1,), 2: (2,)}
+    assert crew.complete
+
+
+async def test_when_none_can_start_the_error_is_told(crew: Crew, autojump_clock: MockClock) -> None:
+    FakeWorker.starts_in_s = None
+    with pytest.RaisesGroup(pytest.RaisesExc(NoWorker, match="cannot start")):
+        await crew.run(2)
+
+
+async def test_a_neighbour_takes_over_after_200_ms(
+    crew: Crew, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await nursery.start(crew.run, 2)
+    await trio.sleep(20)
+    FakeWorker.starts_in_s = 10.0
+    crew.current[0].kill()
+    await trio.sleep(0.1)
+    assert served(crew) == {1: (1,)}
+    await trio.sleep(0.2)
+    assert served(crew) == {1: (0, 1)}
+    await trio.sleep(11)
+    assert served(crew) == {0: (0,), 1: (1,)}
+    assert crew.restarts == 1
+
+
+async def test_a_crash_loop_backs_off(crew: Crew, nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    await nursery.start(crew.run, 2)
+    await trio.sleep(1)
+    FakeWorker.starts_in_s = None
+    crew.current[0].kill()
+    await trio.sleep(60)
+    # 0.1 + 0.2 + 0.4 … + 25.6 s have passed, and the next one waits for 30 s.
+    assert 8 <= len(FakeWorker.made) - 2 <= 10
+    FakeWorker.starts_in_s = 0.1
+    await trio.sleep(31)
+    assert served(crew) == {0: (0,), 1: (1,)}
+
+
+async def test_a_replaced_worker_goes_after_its_successor_has_come(
+    crew: Crew, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await nursery.start(crew.run, 1)
+    (old,) = crew.current
+    assert await crew.replace(0)
+    (new,) = crew.current
+    await wait_all_tasks_blocked()
+    assert new is not old
+    assert old.retiring
+    assert [type(order) for order in old.orders] == [Serve, Drain]  # type: ignore[attr-defined]
+    assert crew.restarts == 0
+
+
+async def test_a_replacement_that_cannot_start_leaves_the_old_one(
+    crew: Crew, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await nursery.start(crew.run, 1)
+    before = crew.current
+    FakeWorker.starts_in_s = None
+    assert not await crew.replace_all()
+    assert crew.current == before
+    assert not before[0].retiring
+
+
+async def test_replacements_go_one_at_a_time(
+    crew: Crew, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await nursery.start(crew.run, 3)
+    await trio.sleep(1)
+    begun = trio.current_time()
+    assert await crew.replace_all()
+    assert trio.current_time() - begun == pytest.approx(0.9)
+
+
+async def test_a_stalled_worker_is_replaced(
+    crew: Crew, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await nursery.start(crew.run, 2)
+    await trio.sleep(1)
+    old = crew.current[0]
+    old.beats = False  # type: ignore[attr-defined]
+    await trio.sleep(4.5)
+    assert crew.current[0] is old
+    await trio.sleep(2)
+    assert crew.current[0] is not old
+    assert crew.restarts == 1
+    await trio.sleep(6.1)
+    assert old.ended
+
+
+async def test_scaling_down_leaves_the_slots_to_neighbours(
+    crew: Crew, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await nursery.start(crew.run, 3)
+    await trio.sleep(1)
+    crew.resize(1)
+    assert served(crew) == {0: (0, 1, 2)}
+    crew.resize(2)
+    await trio.sleep(1)
+    assert served(crew) == {0: (0, 2), 1: (1,)}
+    assert crew.slots == range(3)
+
+
+async def test_a_new_slot_listens_when_its_worker_is_ready(
+    crew: Crew, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await nursery.start(crew.run, 1)
+    crew.resize(2)
+    await trio.sleep(0.1)
+    assert crew.listening == [0]
+    await trio.sleep(1)
+    assert crew.listening == [0, 1]
+
+
+async def test_a_drain_waits_for_all_and_starts_none(
+    crew: Crew, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await nursery.start(crew.run, 2)
+    await trio.sleep(1)
+    await crew.drain(5.0, 20.0)
+    await trio.sleep(60)
+    assert crew.live == []
+    assert len(FakeWorker.made) == 2
