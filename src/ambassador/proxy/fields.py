@@ -133,7 +133,9 @@ def tokens(value: bytes) -> set[bytes]:
 
 
 _TRAILERS_REFUSED: Final = (
-    _HOP_BY_HOP | _PROTECTED | {b"expect", b"trailer", b"max-forwards", b"range", b"te", b"proxy-authorization", b"www-authenticate"}
+    _HOP_BY_HOP
+    | _PROTECTED
+    | {b"expect", b"trailer", b"max-forwards", b"range", b"te", b"proxy-authorization", b"www-authenticate"}
 )
 
 
@@ -144,4 +146,6 @@ def clean_trailers(trailers: Fields) -> Fields:
 
 def _is_clean_trailer(field: Field) -> bool:
     name = field[0].lower()
-    return name not in _TRAILERS_REFUSED and not name.startswith((b"x-ambassador-", b"proxy-", b"x-forwarded-"))
+    return name not in _TRAILERS_REFUSED and not name.startswith(
+        (b"x-ambassador-", b"proxy-", b"x-forwarded-")
+    )

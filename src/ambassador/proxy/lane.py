@@ -31,7 +31,7 @@ import select
 from collections import deque
 from collections.abc import Awaitable, Callable
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar, TypeVarTuple
 
 import trio
 
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+Nursery: TypeAlias = trio.Nursery
+"""Where strands are born: passed on by modules that know nothing else of trio."""
 
 READ: Final = select.EPOLLIN
 WRITE: Final = select.EPOLLOUT
@@ -310,7 +313,10 @@ class Lane:
             while (worked := self._turn(timeout)) or timeout == 0.0:
                 timeout = 0.0 if worked else _LINGER_S
                 if self._handed_over or self.now >= trio_due:
-                    self._handed_over = False
+                    if self._handed_over:
+                        # trio shuffles: after one pass alone we might linger before the task that waits has run
+                        self._handed_over = False
+                        await trio.lowlevel.cancel_shielded_checkpoint()
                     await trio.lowlevel.cancel_shielded_checkpoint()
                     await trio.lowlevel.checkpoint_if_cancelled()
                     trio_due = self._clock() + _TRIO_EVERY_S
@@ -369,7 +375,9 @@ class Lane:
     def _left(self, strand: Strand, yielded: object) -> None:
         """The strand went back to trio, or broke the rule that it awaits nothing of trio while detached."""
         while yielded is not _ATTACHED:
-            error = RuntimeError(f"{strand.task.name}: awaited something that is not the lane's while detached")
+            error = RuntimeError(
+                f"{strand.task.name}: awaited something that is not the lane's while detached"
+            )
             yielded = strand.coro.throw(error)
             if yielded is _PARKED:
                 return

@@ -19,9 +19,7 @@ from ambassador.proxy.lane import BROKEN, READ_CLOSED, Timer
 from ambassador.proxy.problem import error_reply
 
 if TYPE_CHECKING:
-    import trio
-
-    from ambassador.proxy.lane import Link
+    from ambassador.proxy.lane import Link, Nursery
     from ambassador.proxy.service import Service
 
 _ACCEPTS_PER_TURN: Final = 64
@@ -63,7 +61,7 @@ class Listener(Timer):
     def __init__(
         self,
         service: Service,
-        nursery: trio.Nursery,
+        nursery: Nursery,
         *,
         limits: ListenerLimits,
         head_limits: Limits,
@@ -81,7 +79,12 @@ class Listener(Timer):
         self._clients: set[ClientConnection] = set()
 
     def configure(
-        self, *, limits: ListenerLimits, head_limits: Limits, trusted: tuple[str, ...], cancel_on_half_close: bool
+        self,
+        *,
+        limits: ListenerLimits,
+        head_limits: Limits,
+        trusted: tuple[str, ...],
+        cancel_on_half_close: bool,
     ) -> None:
         """Take other settings; connections that are open keep their limits."""
         self.limits = limits

@@ -47,18 +47,18 @@ def proxy_status(error: ProxyError, *, pseudonym: str, attempts: int) -> bytes:
 
 def forbids_retry(status: bytes) -> bool:
     """Whether a `proxy-status` field says that its maker retried, limited, or had its breaker open."""
-    return any(
-        mark in status for mark in (b"; attempts=", b'details="limited"', b'details="breaker_open"')
-    )
+    return any(mark in status for mark in (b"; attempts=", b'details="limited"', b'details="breaker_open"'))
 
 
 def _document(error: ProxyError, *, request_id: str, route: str) -> bytes:
-    return _ENCODE({
-        "type": "about:blank",
-        "title": error.title,
-        "status": error.status,
-        "detail": error.detail or error.title,
-        "code": error.code,
-        "request_id": request_id,
-        "route": route,
-    })
+    return _ENCODE(
+        {
+            "type": "about:blank",
+            "title": error.title,
+            "status": error.status,
+            "detail": error.detail or error.title,
+            "code": error.code,
+            "request_id": request_id,
+            "route": route,
+        }
+    )

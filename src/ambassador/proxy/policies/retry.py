@@ -153,7 +153,17 @@ class RetryBudget:
 class RetryPolicy:
     """A route's `retry`, compiled: plain decisions, no I/O, no clock, no randomness of its own."""
 
-    __slots__ = ("_kinds", "_methods", "attempts", "base_s", "budget", "buffer", "cap_s", "retry_after_s", "statuses")
+    __slots__ = (
+        "_kinds",
+        "_methods",
+        "attempts",
+        "base_s",
+        "budget",
+        "buffer",
+        "cap_s",
+        "retry_after_s",
+        "statuses",
+    )
 
     def __init__(self, config: Config) -> None:
         self.attempts = config.attempts

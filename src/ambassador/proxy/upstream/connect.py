@@ -19,7 +19,7 @@ _STAGGER_S: Final = 0.25
 
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
-Address = tuple[int, object]
+Address = tuple[int, tuple[str, int] | tuple[str, int, int, int] | str]
 """(socket family, address as `socket.connect` takes it)."""
 
 
@@ -109,5 +109,3 @@ def _winner(race: list[Link]) -> Link | None:
             race.remove(link)
             link.close()
     return None
-
-

@@ -43,7 +43,17 @@ class Pool(Timer):
     unused one is kept.
     """
 
-    __slots__ = ("_addresses", "_idle", "_lane", "_max_open", "_max_pending", "_retired", "_waiting", "idle_timeout_s", "open")
+    __slots__ = (
+        "_addresses",
+        "_idle",
+        "_lane",
+        "_max_open",
+        "_max_pending",
+        "_retired",
+        "_waiting",
+        "idle_timeout_s",
+        "open",
+    )
 
     def __init__(
         self,
@@ -98,7 +108,9 @@ class Pool(Timer):
         else:
             self.open += 1
         try:
-            link = await connect(self._lane, strand, self._addresses(), min(self._lane.now + connect_timeout_s, deadline))
+            link = await connect(
+                self._lane, strand, self._addresses(), min(self._lane.now + connect_timeout_s, deadline)
+            )
         except BaseException:
             self.forget()
             raise
@@ -179,5 +191,3 @@ class Pool(Timer):
         while self._idle:
             self._idle.pop().close()
         self._lane.disarm(self)
-
-
