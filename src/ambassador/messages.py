@@ -43,7 +43,7 @@ class Request:
         self.special: dict[bytes, bytes] = {}
         """Fields that the proxy itself understands, by lower-case name; repeated ones joined with a comma."""
         self.lines: bytes | None = None
-        """`passing` as it goes on the wire, each line ended, where nothing in the head needs a second look; else None."""
+        """`passing` as it goes on the wire, each line ended, if nothing in the head needs a second look; else None."""
         self.content_length: int | None = None
         self.chunked = False
         self.keep_alive = True
@@ -79,7 +79,16 @@ class ResponseHead:
     `content_length` None without `chunked` means that the body ends with the connection, if there can be a body.
     """
 
-    __slots__ = ("chunked", "content_length", "headers", "keep_alive", "lines", "passing", "special", "status")
+    __slots__ = (
+        "chunked",
+        "content_length",
+        "headers",
+        "keep_alive",
+        "lines",
+        "passing",
+        "special",
+        "status",
+    )
 
     def __init__(self, status: int, headers: Fields) -> None:
         self.status = status

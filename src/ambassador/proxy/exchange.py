@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import (
     BadRequest,
-    ClientError,
     ConnectFailed,
     DeadlineExceeded,
     Fault,
@@ -32,7 +31,7 @@ from ambassador.observe.access_log import AccessRecord
 from ambassador.proxy.fields import clean_trailers, tokens
 from ambassador.proxy.forwarding import caller_deadline_s, deadline_fields, max_forwards
 from ambassador.proxy.http1_parser import HEALTH_TARGET
-from ambassador.proxy.lane import BROKEN, HANGUP, READ, READ_CLOSED, WRITE, TimedOut
+from ambassador.proxy.lane import BROKEN, HANGUP, READ, WRITE, TimedOut
 from ambassador.proxy.path import authority_host, normalise, split_target
 from ambassador.proxy.policies.retry import IDEMPOTENT
 from ambassador.proxy.problem import error_reply, forbids_retry
@@ -51,7 +50,9 @@ if TYPE_CHECKING:
     from ambassador.proxy.upstream.h1 import Http1Connection
 
 _join_field: Final = b": ".join
-METHOD_BYTES: Final = {name: name.encode() for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
+METHOD_BYTES: Final = {
+    name: name.encode() for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
+}
 STATUS_LINES: Final = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
 }
@@ -260,27 +261,14 @@ class Exchange:
             retry.budget.deposit(self._started)
         while True:
             self.attempts += 1
+            connection: Http1Connection | None = None
             failure: UpstreamError | None = None
             try:
-                connection = self._begin_on_idle(plan)
-                if connection is None:
-                    connection = await self._attempt(plan)
-                elif self._upload_done and connection.blocked is None and not connection.write_failed:
-                    await self._until_head(plan, connection)
-                else:
-                    await self._until_head_streaming(plan, connection)
-            except UpstreamReset as error:
-                failure, reason = error, "reset"
-                if self._is_stale():
-                    try:
-                        connection = await self._attempt(plan)
-                        failure = None
-                    except UpstreamError as second:
-                        failure, reason = second, _reason(second)
+                connection = await self._try(plan)
             except UpstreamError as error:
                 failure, reason = error, _reason(error)
-            if failure is None:
-                assert connection is not None and connection.reader.head is not None
+            else:
+                assert connection.reader.head is not None
                 status = connection.reader.head.status
                 if retry is None or status not in retry.statuses:
                     return await self._relay(plan, connection)
@@ -331,6 +319,22 @@ class Exchange:
             finally:
                 link.interest = 0
             self._check_client()
+
+    async def _try(self, plan: RoutePlan) -> Http1Connection:
+        """One attempt, until the head of an answer is there. Raises `UpstreamError`."""
+        connection = self._begin_on_idle(plan)
+        if connection is None:
+            return await self._attempt(plan)
+        try:
+            if self._upload_done and connection.blocked is None and not connection.write_failed:
+                await self._until_head(plan, connection)
+            else:
+                await self._until_head_streaming(plan, connection)
+        except UpstreamReset:
+            if not self._is_stale():
+                raise
+            return await self._attempt(plan)
+        return connection
 
     def _begin_on_idle(self, plan: RoutePlan) -> Http1Connection | None:
         """Pick an endpoint and begin the attempt if it has an idle connection; else None, with the endpoint picked."""
@@ -400,12 +404,13 @@ class Exchange:
             host = request.authority or endpoint.authority
         else:
             host = plan.host or endpoint.authority
-        constant = self._client.constant_lines(request) if request.lines is not None else None
-        if constant is not None and self.attempts == 1 and not plan.shape_request:
+        lines = request.lines
+        constant = self._client.constant_lines(request) if lines is not None else None
+        if lines is not None and constant is not None and self.attempts == 1 and not plan.shape_request:
             trace = self._trace
             assert trace is not None
             head = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b%bx-request-id: %b\r\ntraceparent: %b\r\nx-request-deadline: %.3f\r\n\r\n" % (
-                METHOD_BYTES.get(request.method) or request.method.encode(), path, host, request.lines, constant, request.request_id, trace.parent,
+                METHOD_BYTES.get(request.method) or request.method.encode(), path, host, lines, constant, request.request_id, trace.parent,
                 self._service.wall_s() + self._total_at - self._lane.now,
             )  # fmt: skip
             self._upload_done = True
@@ -473,7 +478,9 @@ class Exchange:
         """Wait for the head of the answer to a request that was sent whole."""
         client_link, link = self._client.link, connection.link
         reader = connection.reader
-        deadline = min(self._total_at, self._caller_at, self._try_at, self._sent_at + plan.timeouts.first_byte)
+        deadline = min(
+            self._total_at, self._caller_at, self._try_at, self._sent_at + plan.timeouts.first_byte
+        )
         client_interest = self._client.listener.gone
         wait = self._client.strand.wait
         while True:
@@ -542,7 +549,7 @@ class Exchange:
         self._rate_bytes += count
         if not self._raw_in:
             self._request.complete = True
-            self._upload_is_done(connection)
+            self._upload_is_done()
         return True
 
     def _push_parsed(self, plan: RoutePlan, connection: Http1Connection) -> bool:
@@ -563,10 +570,10 @@ class Exchange:
         if framed:
             connection.write(framed)
         if request.complete:
-            self._upload_is_done(connection)
+            self._upload_is_done()
         return True
 
-    def _upload_is_done(self, connection: Http1Connection) -> None:
+    def _upload_is_done(self) -> None:
         self._upload_done = True
         self._sent_at = self._lane.now
         assert self._plan is not None
@@ -596,7 +603,8 @@ class Exchange:
             self._finish_attempt(plan, None)
             client.answered = True
             client.write(
-                b"%b%bx-request-id: %b\r\n\r\n%b" % (STATUS_LINES[status], head.lines, request.request_id, body)
+                b"%b%bx-request-id: %b\r\n\r\n%b"
+                % (STATUS_LINES[status], head.lines, request.request_id, body)
             )
         else:
             reader.body.clear()
@@ -756,7 +764,9 @@ class Exchange:
         elif not self._upload_done and not connection.write_failed:
             client_interest |= READ | HANGUP
             client_due = True
-        if client_link.ready & BROKEN or (self._request.complete and client_link.ready & client.listener.gone):
+        if client_link.ready & BROKEN or (
+            self._request.complete and client_link.ready & client.listener.gone
+        ):
             raise ClientGone
         if client_link.ready & client_interest or link.ready & upstream_interest:
             return  # something came between the last try and now
@@ -765,7 +775,7 @@ class Exchange:
         try:
             await client.strand.wait(deadline)
         except TimedOut:
-            raise self._streaming_timeout(plan, client_due=client_due, since=now) from None
+            raise self._streaming_timeout(client_due=client_due, since=now) from None
         finally:
             client_link.interest = link.interest = 0
         if client_due:
@@ -773,17 +783,18 @@ class Exchange:
 
     def _streaming_deadline(self, plan: RoutePlan, *, for_head: bool, client_due: bool) -> float:
         now = self._lane.now
-        deadline = min(now + plan.timeouts.idle, self._started + plan.timeouts.total_body, self._caller_at_or_inf(for_head))
+        deadline = min(
+            now + plan.timeouts.idle,
+            self._started + plan.timeouts.total_body,
+            self._caller_at if for_head else inf,
+        )
         if client_due:
             deadline = min(deadline, now + self._client.limits.body_timeout)
         if for_head and self._upload_done:
             deadline = min(deadline, self._total_at, self._try_at, self._sent_at + plan.timeouts.first_byte)
         return deadline
 
-    def _caller_at_or_inf(self, for_head: bool) -> float:
-        return self._caller_at if for_head else inf
-
-    def _streaming_timeout(self, plan: RoutePlan, *, client_due: bool, since: float) -> Exception:
+    def _streaming_timeout(self, *, client_due: bool, since: float) -> Exception:
         now = self._lane.now
         if now >= self._caller_at and not self._client.answered:
             return self._timeout()
@@ -831,7 +842,8 @@ class Exchange:
         """The answer is complete, or given up because of `failure`: free the endpoint and the connection."""
         plan.metrics.attempt(failure or STATUS_TEXT[self._status], self._lane.now - self._sent_at)
         endpoint, connection = self._endpoint, self._connection
-        assert endpoint is not None and connection is not None
+        assert endpoint is not None
+        assert connection is not None
         endpoint.inflight -= 1
         self._last_endpoint, self._endpoint, self._connection = endpoint, None, None
         if self._upload_done and failure is None:
@@ -890,13 +902,16 @@ class Exchange:
             request_id=request.request_id.decode("ascii"),
             route=request.route,
             attempts=self.attempts,
-            grpc=any(name.lower() == b"content-type" and value.startswith(b"application/grpc") for name, value in request.headers),
+            grpc=any(
+                name.lower() == b"content-type" and value.startswith(b"application/grpc")
+                for name, value in request.headers
+            ),
         )
         await self._answer(reply)
 
     def _settle(self) -> None:
         """Count the request and write its line."""
-        service, request, now = self._service, self._request, self._lane.now
+        service, now = self._service, self._lane.now
         plan = self._plan
         seconds = now - self._started
         (plan.metrics if plan is not None else self._table.unrouted).settled(self._status // 100, seconds)

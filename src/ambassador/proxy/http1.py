@@ -87,7 +87,9 @@ class ClientConnection(Wire):
         self._served += 1
         limit = self.limits.requests_per_connection
         self.close_after = (
-            not request.keep_alive or self.listener.service.draining or (limit is not None and self._served >= limit)
+            not request.keep_alive
+            or self.listener.service.draining
+            or (limit is not None and self._served >= limit)
         )
         await Exchange(self, request).run()
         if not request.complete and not self.close_after and not await self._drain_body(request):
@@ -183,7 +185,11 @@ class ClientConnection(Wire):
         drained = 0
         while not request.complete:
             if self.raw_left:
-                count = self.read_raw(min(self.raw_left, READ_SIZE)) if self.link.ready & (READ | HANGUP) else None
+                count = (
+                    self.read_raw(min(self.raw_left, READ_SIZE))
+                    if self.link.ready & (READ | HANGUP)
+                    else None
+                )
                 if count:
                     self.raw_left -= count
                     request.complete = self.raw_left == 0
@@ -256,11 +262,13 @@ class ClientConnection(Wire):
             fields.append((b"connection", b"keep-alive"))
         if complete and self._chunked:
             body += b"0\r\n\r\n"
-        self.write(b"".join((_status_line(status), b"\r\n".join(map(_join_field, fields)), b"\r\n\r\n", body)))
+        self.write(
+            b"".join((_status_line(status), b"\r\n".join(map(_join_field, fields)), b"\r\n\r\n", body))
+        )
 
     def write_body(self, data: bytes | memoryview) -> None:
         """Write a piece of the body. Not while `blocked`."""
-        self.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        self.write(b"%x\r\n%b\r\n" % (len(data), bytes(data)) if self._chunked else data)
 
     def end_body(self, trailers: Fields) -> None:
         """Finish the body. Not while `blocked`."""
