@@ -302,6 +302,7 @@ async def open_plane(
         finally:
             plane.close_logs()
             os.close(log_fd)
+            page.close()
         outer.cancel_scope.cancel()
 
 

@@ -1,0 +1,139 @@
+"""The real data plane as a worker composes it, in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from ambassador.config.load import load_text
+from ambassador.config.schema import Config
+from ambassador.control.deployment import encode_config
+from ambassador.control.orders import Brief, Start
+from ambassador.control.worker import WorkerPlane, open_plane
+from ambassador.observe.metrics import NO_NAME, BlockKey, Page, Registry, encode_blocks
+
+ADDRESS = "127.0.0.1:1"
+
+
+def config(mark: str, log: str = "off") -> Config:
+    return load_text(
+        f"""\
+version: 1
+listen: {ADDRESS}
+telemetry: {{access_log: {log}}}
+routes:
+  - {{name: {mark}, match: {{path: /mark}}, respond: {{body: {mark}}}}}
+  - {{name: named, to: "http://upstream.example:80"}}
+"""
+    )
+
+
+class Running:
+    def __init__(self, plane: WorkerPlane, registry: Registry, page: Page, port: int) -> None:
+        self.plane = plane
+        self.registry = registry
+        self.page = page
+        self.port = port
+
+    def brief(self, generation: int, config: Config) -> Brief:
+        return brief(self.registry, generation, config)
+
+    async def get(self, path: str) -> bytes:
+        stream = await trio.open_tcp_stream("127.0.0.1", self.port)
+        async with stream:
+            await stream.send_all(b"GET %b HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n" % path.encode())
+            return b"".join([data async for data in stream])
+
+
+def brief(registry: Registry, generation: int, config: Config) -> Brief:
+    blocks = registry.place(BlockKey(route.name, route.to or NO_NAME) for route in config.routes)
+    return Brief(
+        generation=generation,
+        config=encode_config(config),
+        blocks=encode_blocks(blocks),
+        page_size=registry.size,
+        addresses={},
+    )
+
+
+@asynccontextmanager
+async def running(first: Config, log_fd: int | None = None) -> AsyncIterator[Running]:
+    registry = Registry()
+    start = Start(slot=0, instance="me", brief=brief(registry, 1, first), sockets=())
+    page = Page.create(registry.size)
+    log = os.open(os.devnull, os.O_WRONLY) if log_fd is None else log_fd
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with open_plane(start, first, os.dup(page.fd), log) as plane:
+            plane.add(ADDRESS, listener)
+            yield Running(plane, registry, page, listener.getsockname()[1])
+            plane.remove(ADDRESS, listener)
+    page.close()
+
+
+@pytest.fixture
+async def worker() -> AsyncIterator[Running]:
+    async with running(config("one")) as made:
+        yield made
+
+
+async def test_requests_are_served_and_counted(worker: Running) -> None:
+    assert (await worker.get("/mark")).endswith(b"\r\n\r\none")
+    assert worker.plane.beat() > 0
+    block = worker.registry.blocks[BlockKey("one", NO_NAME)]
+    assert worker.page.slots[block + 2] == 1
+    assert worker.page.heartbeat_ns > 0
+
+
+async def test_another_generation_is_served_from_its_commit(worker: Running) -> None:
+    second = config("two")
+    worker.plane.prepare(second, worker.brief(2, second))
+    assert (await worker.get("/mark")).endswith(b"one")
+    worker.plane.commit()
+    assert (await worker.get("/mark")).endswith(b"two")
+    third = config("three")
+    worker.plane.prepare(third, worker.brief(3, third))
+    worker.plane.abort()
+    worker.plane.commit()
+    assert (await worker.get("/mark")).endswith(b"two")
+
+
+async def test_a_log_file_that_cannot_be_opened_refuses_the_generation(worker: Running) -> None:
+    second = config("two", log="/none/log")
+    with pytest.raises(OSError, match="No such file"):
+        worker.plane.prepare(second, worker.brief(2, second))
+    assert (await worker.get("/mark")).endswith(b"one")
+
+
+async def test_log_lines_are_written_by_the_end(tmp_path: Path) -> None:
+    reads, writes = os.pipe()
+    async with running(config("one", log="stdout"), writes) as worker:
+        await worker.get("/mark")
+        second = config("two", log=str(tmp_path / "log"))
+        worker.plane.prepare(second, worker.brief(2, second))
+        worker.plane.commit()
+        await worker.get("/mark")
+    with os.fdopen(reads, "rb") as pipe:
+        assert json.loads(pipe.read())["route"] == "one"
+    assert json.loads((tmp_path / "log").read_text())["route"] == "two"
+
+
+async def test_a_drain_says_close_and_unhealthy(worker: Running) -> None:
+    worker.plane.drain()
+    assert b"HTTP/1.1 503 " in await worker.get("/.well-known/ambassador/health")
+
+
+async def test_questions(worker: Running) -> None:
+    (told,) = json.loads(worker.plane.answer("upstreams"))
+    assert told["endpoints"][0]["healthy"] is False
+    worker.plane.set_addresses("upstream.example", ("10.0.0.1",))
+    (told,) = json.loads(worker.plane.answer("upstreams"))
+    assert (told["name"], told["endpoints"][0]["address"]) == ("named", "10.0.0.1")
+    names = {task["name"] for task in json.loads(worker.plane.answer("tasks"))}
+    assert "ambassador.proxy.lane.Lane.run" in names
