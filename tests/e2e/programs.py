@@ -159,7 +159,10 @@ def config_text(body: str, directory: Path, workers: int, listen: str = "127.0.0
 
 @contextlib.contextmanager
 def ambassador(body: str, *, workers: int = 1, listen: str = "127.0.0.1:0") -> Iterator[Ambassador]:
-    """A running ambassador; `listen` is the key's value. At the end: exit status 0, no process, no socket and no stack trace left."""
+    """A running ambassador; `listen` is the key's value.
+
+    At the end: exit status 0, no process, no socket and no stack trace left.
+    """
     # Not tmp_path: the path of a Unix socket may have 107 bytes only.
     with tempfile.TemporaryDirectory(prefix="amb-") as name:
         directory = Path(name)

@@ -13,6 +13,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Self
 from urllib.parse import urlsplit
 
 DEADLINE_S = 15.0
@@ -159,7 +160,7 @@ class Client(Wire):
         parts = urlsplit(url)
         super().__init__(socket.create_connection((parts.hostname, parts.port), DEADLINE_S))
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -172,7 +173,9 @@ class Client(Wire):
         fields = [f"host: {host}", *lines]
         if body is not None:
             fields.append(f"content-length: {len(body)}")
-        self.send("\r\n".join([f"{method} {target} HTTP/1.1", *fields, "", ""]).encode("latin-1") + (body or b""))
+        self.send(
+            "\r\n".join([f"{method} {target} HTTP/1.1", *fields, "", ""]).encode("latin-1") + (body or b"")
+        )
 
     def answer(self, *, method: str = "GET") -> Message:
         """The next final answer, whole."""

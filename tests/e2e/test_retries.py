@@ -356,4 +356,3 @@ def test_close_seen_before_the_first_byte_is_never_met(proxy: Ambassador, origin
     for _ in range(10):
         assert fetch(proxy.url, "/one/closed", method="POST", body=b"pay").status == 200
     assert len(origin.seen["/one/closed"]) == 10
-
