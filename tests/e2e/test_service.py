@@ -167,15 +167,23 @@ def test_scaling_up_and_down_loses_nothing(service: Running, keep_alive: bool) -
     assert not errors
 
 
+def health_status(service: Running) -> int:
+    """What the service's own port tells load balancers."""
+    probe = service.connect()
+    try:
+        probe.request("GET", "/.well-known/ambassador/health")
+        return probe.getresponse().status
+    finally:
+        probe.close()
+
+
 def test_a_drain_finishes_what_is_under_way(service: Running) -> None:
     busy = service.connect()
     busy.request("GET", "/sleep")
     service.signal(signal.SIGTERM)
     until(lambda: service.admin("GET", "/readyz") == (503, "draining\n"))
-    probe = service.connect()
-    probe.request("GET", "/.well-known/ambassador/health")
-    assert probe.getresponse().status == 503
-    probe.close()
+    # The supervisor says so first; its order reaches the workers a moment later.
+    until(lambda: health_status(service) == 503)
     assert service.get("/late") == {"path": "/late"}
     response = busy.getresponse()
     assert (response.status, response.getheader("connection")) == (200, "close")
