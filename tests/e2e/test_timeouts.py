@@ -32,7 +32,7 @@ def proxy(origin: Origin) -> Iterator[Ambassador]:
               - {{name: first, match: {{path: "/first/**"}}, to: origin, timeout: {{first_byte: 100ms}}}}
               - {{name: try, match: {{path: "/try/**"}}, to: origin, timeout: {{per_try: 100ms}}}}
               - {{name: total, match: {{path: "/total/**"}}, to: origin, timeout: {{total: 100ms}},
-                  retry: {{attempts: 5, when: [503], backoff: 60ms..60ms}}}}
+                  retry: {{attempts: 5, when: [503], backoff: 1s..1s}}}}
               - {{name: idle, match: {{path: "/idle/**"}}, to: origin, timeout: {{idle: 100ms}}}}
               - {{name: body, match: {{path: "/body/**"}}, to: origin, timeout: {{total_body: 200ms}}}}
               - {{name: queue, match: {{path: "/queue/**"}}, to: one, timeout: 300ms}}
