@@ -16,7 +16,8 @@ The life of a request
  8. An endpoint is picked (`proxy/upstream/balance.py`) and a connection taken from its pool
     (`proxy/upstream/pool.py`, `endpoint.py`), or opened (`connect.py`).
  9. SHAPE: the outgoing head is made: what passes, what the proxy adds, what the route changes
-    (`proxy/policies/headers.py`, `rewrite.py`, with values from `proxy/template.py`).
+    (`proxy/policies/headers.py`, `rewrite.py`, with values from `proxy/template.py`; `proxy/framing.py` says what
+    they may not touch).
 10. It is sent and the answer's head awaited (`proxy/upstream/h1.py`). Bodies move both ways meanwhile; large ones
     are not even copied (`proxy/splice.py`). Both sides write through `proxy/wire.py`, which is where back pressure
     is.
