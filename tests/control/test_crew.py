@@ -46,6 +46,7 @@ class FakeWorker:
                 await self.gone.wait()
             if not self.ended:
                 self.ready = True
+                self.last_beat = trio.current_time()
                 self.settled.set()
         while not self.ended:
             with trio.move_on_after(0.5):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import socket
 
 import msgspec
@@ -9,15 +8,14 @@ import pytest
 from ambassador.config.load import load_text
 from ambassador.config.schema import Config
 from ambassador.control.deployment import Deployment, random_name
-from ambassador.control.names import Names
+from ambassador.control.discovery.dns import Resolver
 from ambassador.control.pages import Pages
 from ambassador.control.slots import BindError
 
 
 def deployment(*listen: str) -> Deployment:
     text = f"version: 1\nlisten: [{', '.join(listen)}]\nroutes:\n  - {{name: a, respond: 200}}\n"
-    names = Names(logging.getLogger("test"), lambda _: None)
-    return Deployment(load_text(text), "me", Pages(), names)
+    return Deployment(load_text(text), "me", Pages(), Resolver(lambda _: None))
 
 
 def test_a_brief_holds_the_whole_config() -> None:

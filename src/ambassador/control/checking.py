@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 import msgspec
-import trio
 
 from ambassador.config.load import Loaded, load, load_string
 from ambassador.config.schema import Config
@@ -50,6 +49,8 @@ def _checked(loaded: Loaded) -> Checked:
 
 async def check_in_child(path: str) -> Checked:
     """The same in a child process."""
+    import trio  # noqa: PLC0415 - the child needs none of it, and half of its time would go there
+
     command = [sys.executable, "-P", "-m", "ambassador.control.checking", path]
     with trio.move_on_after(_TIMEOUT_S):
         done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)

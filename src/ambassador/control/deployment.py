@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from ambassador.config.schema import Config
-from ambassador.control.names import Names
+from ambassador.control.discovery.dns import Resolver
 from ambassador.control.orders import Brief, SocketRef
 from ambassador.control.pages import Pages
 from ambassador.control.slots import Binding
@@ -27,7 +27,7 @@ def encode_config(config: Config) -> bytes:
 class Deployment:
     """One for the supervisor's life. `generation` grows by one with each committed reload."""
 
-    def __init__(self, config: Config, instance: str, pages: Pages, names: Names) -> None:
+    def __init__(self, config: Config, instance: str, pages: Pages, names: Resolver) -> None:
         self.config = config
         self.instance = instance
         self.generation = 1

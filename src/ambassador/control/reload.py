@@ -65,7 +65,7 @@ class Reload:
             raise _Impossible(*checked.errors)
         if config.control != deployment.config.control:
             raise _Impossible("control: the control socket can only change with a restart")
-        await deployment.names.want(host_names(config) | host_names(deployment.config))
+        await deployment.names.watch(host_names(config) | host_names(deployment.config))
         bindings, added = self._bind(config)
         try:
             encoded = encode_config(config)
@@ -85,7 +85,7 @@ class Reload:
         await self._commit(deployment.generation, prepared)
         for binding in removed:
             binding.close()
-        await deployment.names.want(host_names(config))
+        await deployment.names.watch(host_names(config))
 
     def _bind(self, config: Config) -> tuple[dict[str, Binding], dict[str, Binding]]:
         """(all listeners' sockets, those that are new)."""

@@ -24,9 +24,10 @@ from ambassador.control.admin.doors import AdminDoor, ControlDoor, SecretError, 
 from ambassador.control.checking import Check, Checked, check_in_child
 from ambassador.control.crew import Crew
 from ambassador.control.deployment import Deployment, random_name
+from ambassador.control.discovery.dns import Resolver
 from ambassador.control.host import raise_descriptor_limit, usable_cpus
 from ambassador.control.incarnation import WORKER_MODULE
-from ambassador.control.names import Names, host_names
+from ambassador.control.names import host_names
 from ambassador.control.orders import Addresses, Reopen
 from ambassador.control.output import Output
 from ambassador.control.pages import Pages
@@ -82,7 +83,7 @@ class Supervisor:
         self._check_file = check
         self._asked_workers = workers
         self._pages = Pages()
-        names = Names(log, self._push_addresses)
+        names = Resolver(self._push_addresses, log=log)
         self._deployment = Deployment(config, config.name or random_name(), self._pages, names)
         self._output = Output(1)
         self._crew = Crew(Equipment(self._deployment, self._output), log, module=module)
@@ -114,7 +115,7 @@ class Supervisor:
             self._deployment.bind(range(size))
             self._open_doors(stack)
             async with trio.open_nursery() as self._nursery:
-                await self._deployment.names.want(host_names(config))
+                await self._deployment.names.watch(host_names(config))
                 self._nursery.start_soon(self._deployment.names.run)
                 assert self._control is not None
                 self._nursery.start_soon(serve_door, self._control, self._api, self._log)

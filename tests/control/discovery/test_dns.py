@@ -72,14 +72,26 @@ class Zone:
             reply.set_rcode(dns.rcode.NXDOMAIN)
 
 
+async def bind_both() -> tuple[trio.socket.SocketType, list[trio.SocketListener]]:
+    """One port for both. TCP chooses, since connections that have ended still hold ports there."""
+    while True:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        udp = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
+        try:
+            await udp.bind(listeners[0].socket.getsockname())
+        except OSError:
+            udp.close()
+            await listeners[0].aclose()
+        else:
+            return udp, listeners
+
+
 @asynccontextmanager
 async def serving(zone: Zone) -> AsyncIterator[int]:
     """The zone on one port of the loopback, UDP and TCP."""
-    udp = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
+    udp, listeners = await bind_both()
     with udp:
-        await udp.bind(("127.0.0.1", 0))
         port = udp.getsockname()[1]
-        listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
 
         async def serve_udp() -> None:
             while True:
