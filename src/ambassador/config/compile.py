@@ -64,10 +64,15 @@ def _upstream(
 
 
 def _endpoint(
-    config: schema.Endpoint, connections: schema.Connections, lane: Lane, addresses: Mapping[str, Sequence[str]]
+    config: schema.Endpoint,
+    connections: schema.Connections,
+    lane: Lane,
+    addresses: Mapping[str, Sequence[str]],
 ) -> Endpoint:
     if config.url.startswith("unix:"):
-        endpoint = Endpoint(config.url, host="", port=0, path=config.url.removeprefix("unix:"), weight=config.weight)
+        endpoint = Endpoint(
+            config.url, host="", port=0, path=config.url.removeprefix("unix:"), weight=config.weight
+        )
     else:
         host, _, port = config.url.removeprefix("http://").rpartition(":")
         endpoint = Endpoint(config.url, host=host.strip("[]"), port=int(port), weight=config.weight)
@@ -118,7 +123,9 @@ def _hooks(*hooks: Callable[..., None] | None) -> tuple[ShapeHook, ...]:
 
 
 def _timeouts(config: schema.Timeout) -> Timeouts:
-    return Timeouts(**{name: _NEVER if value is None else value for name, value in structs.asdict(config).items()})
+    return Timeouts(
+        **{name: _NEVER if value is None else value for name, value in structs.asdict(config).items()}
+    )
 
 
 def _retry(config: retry.Config | None) -> RetryPolicy | None:
