@@ -239,3 +239,14 @@ async def test_a_drain_waits_for_all_and_starts_none(
     await trio.sleep(60)
     assert crew.live == []
     assert len(FakeWorker.made) == 2
+
+
+async def test_a_drain_before_the_first_worker_is_no_error(
+    crew: Crew, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    nursery.start_soon(crew.run, 2)
+    await trio.sleep(0.1)
+    await crew.drain(0.0, 1.0)
+    await trio.sleep(10)
+    assert crew.live == []
+    assert len(FakeWorker.made) == 2

@@ -369,3 +369,10 @@ def test_a_reload_moves_the_admin_api(start: Start, tmp_path: Path) -> None:
         write(tmp_path / "one.json", config(service.control, admin=Admin(address=address)))
         assert service.admin("POST", "/api/reload")[0] == 409
     assert service.status()["admin"] == f"unix:{second}"
+
+
+def test_it_can_be_ended_before_it_has_begun(start: Start) -> None:
+    service = start(2)
+    until(lambda: service.control.exists())
+    service.signal(signal.SIGTERM)
+    assert service.end()[0] == 0

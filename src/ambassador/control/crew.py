@@ -141,6 +141,8 @@ class Crew:
 
     async def _first_ready(self) -> None:
         while not self.current:
+            if self.ending:
+                await trio.sleep_forever()  # told to end before it had begun: no worker is missing
             if all(slot.failures for slot in self._slots):
                 raise NoWorker(
                     next((slot.error for slot in self._slots if slot.error), "no worker can start")
