@@ -233,6 +233,8 @@ class Strand(Timer):
         timed_out, self._timed_out = self._timed_out, False
         if raise_cancel is not None:
             await self._attach()
+            if self.lane.stopped:  # what stopped the lane may have cancelled us since
+                await trio.lowlevel.checkpoint_if_cancelled()
             raise_cancel()
         if timed_out:
             raise TimedOut

@@ -1,7 +1,7 @@
 """Moving a body from one socket to another without copying it through this process: splice(2) through a pipe.
 
-Only for bodies of known length that nothing reads, between plain sockets (512 KiB and more: below it the extra system
-calls cost more than the copy; measured in docs/performance.md). A pipe that is not provably empty after its use is
+Only for bodies of known length that nothing reads, between plain sockets, and only where much is left of them: see
+`MIN_SPLICE`. A pipe that is not provably empty after its use is
 closed, for what is left in it would reach another client.
 """
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ambassador.proxy.lane import Link
 
 MIN_SPLICE: Final = 131072
+"""Two reads' worth: for less, taking a pipe and its extra system calls cost more than the copy saves."""
 _PIPE_BYTES: Final = 262144
 """An ordinary user may hold 64 MiB of pipe pages: 256 of these."""
 _KEPT: Final = 16
@@ -34,7 +35,8 @@ class Splice:
         try:
             self._size = fcntl.fcntl(self._write_fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         except OSError:
-            self._size = 65536
+            # Beyond the user's share of pages: as the system gives it.
+            self._size = fcntl.fcntl(self._write_fd, fcntl.F_GETPIPE_SZ)
         self.held = 0
         self.ended = False
         self.write_failed = False
@@ -45,7 +47,7 @@ class Splice:
         Clears the flags of a side that would block. Sets `ended` at the source's end of input, `write_failed` when
         the sink is gone. Raises `UpstreamReset` when the source was reset.
         """
-        if self.held < left and not self.held:
+        if left and not self.held:
             self._take(source, min(left, self._size))
         return self._put(sink) if self.held else 0
 
@@ -70,9 +72,7 @@ class Splice:
         except OSError:
             self.write_failed = True
             return 0
-        self.held -= count
-        if self.held:
-            sink.ready &= NOT_WRITE
+        self.held -= count  # a rest proves nothing, a signal ends a splice as well: the next try meets EAGAIN
         return count
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ambassador.proxy.lane import Link
 
 READ_SIZE: Final = 65536
+_WORTH_A_VECTOR: Final = 8192
 _SCRATCH: Final = bytearray(READ_SIZE)
 SCRATCH: Final = memoryview(_SCRATCH)
 """One receive buffer for the whole worker: what is read into it is used before the next read."""
@@ -34,7 +35,7 @@ class Wire:
         """Taken by the kernel since the connection began."""
 
     def write(self, data: bytes | memoryview) -> None:
-        """Send what the kernel takes; the rest is `blocked`. Never raises: see `write_failed`."""
+        """Send what the kernel takes; the rest is `blocked`. Never raises: see `write_failed`. Not while `blocked`."""
         link = self.link
         try:
             sent = link.sock.send(data)
@@ -51,6 +52,23 @@ class Wire:
                 sent = 0
             self.blocked = memoryview(data)[sent:]
 
+    def write_with(self, head: bytes, body: bytes | memoryview) -> None:
+        """`write` of both, without joining them first where that would copy much."""
+        if len(body) < _WORTH_A_VECTOR and type(body) is bytes:
+            self.write(head + body)
+            return
+        try:
+            sent = self.link.sock.sendmsg((head, body))
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.write_failed = True
+            return
+        self.bytes_written += sent
+        if sent < len(head) + len(body):
+            self.link.ready &= NOT_WRITE
+            self.blocked = memoryview(head[sent:] + bytes(body[max(0, sent - len(head)) :]))
+
     def flush(self) -> bool:
         """Send more of what is blocked. True if nothing is left, also when the other side takes no more."""
         rest = self.blocked
@@ -60,7 +78,7 @@ class Wire:
         return self.blocked is None
 
     def read(self, size: int) -> int | None:
-        """Up to `size` (at most READ_SIZE) bytes into `SCRATCH`: how many, 0 at the end of input, None when nothing
+        """Up to `size` (1 to READ_SIZE) bytes into `SCRATCH`: how many, 0 at the end of input, None when nothing
         is there. Raises OSError when the connection was reset.
         """
         link = self.link
