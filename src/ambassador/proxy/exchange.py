@@ -406,13 +406,22 @@ class Exchange:
             host = plan.host or endpoint.authority
         lines = request.lines
         constant = self._client.constant_lines(request) if lines is not None else None
-        if lines is not None and constant is not None and self.attempts == 1 and not plan.shape_request:
+        if (
+            lines is not None
+            and constant is not None
+            and request.complete
+            and self.attempts == 1
+            and not self._replay
+            and not plan.shape_request
+        ):
             trace = self._trace
             assert trace is not None
             head = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b%bx-request-id: %b\r\ntraceparent: %b\r\nx-request-deadline: %.3f\r\n\r\n" % (
                 METHOD_BYTES.get(request.method) or request.method.encode(), path, host, lines, constant, request.request_id, trace.parent,
                 self._service.wall_s() + self._total_at - self._lane.now,
             )  # fmt: skip
+            if request.body:
+                head += self._take_body(plan)
             self._upload_done = True
         else:
             head = self._head_and_body(plan, path, host)
@@ -433,7 +442,7 @@ class Exchange:
             fields.append((b"transfer-encoding", b"chunked"))
         for hook in plan.shape_request:
             hook(request, fields)
-        if request.path == b"/*" and request.target.endswith(b"*"):
+        if request.target == b"*":
             path = b"*"
         head = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b\r\n\r\n" % (
             request.method.encode(), path, host, b"\r\n".join(map(_join_field, fields))
@@ -589,7 +598,9 @@ class Exchange:
         head = reader.head
         assert head is not None
         status = self._status = head.status
-        body = b"" if not reader.body else reader.body[0] if len(reader.body) == 1 else b"".join(reader.body)
+        body: bytes | memoryview = (
+            b"" if not reader.body else reader.body[0] if len(reader.body) == 1 else b"".join(reader.body)
+        )
         complete = reader.complete and self._upload_done and not reader.trailers
         if (
             complete
@@ -602,9 +613,8 @@ class Exchange:
         ):
             self._finish_attempt(plan, None)
             client.answered = True
-            client.write(
-                b"%b%bx-request-id: %b\r\n\r\n%b"
-                % (STATUS_LINES[status], head.lines, request.request_id, body)
+            client.write_with(
+                b"%b%bx-request-id: %b\r\n\r\n" % (STATUS_LINES[status], head.lines, request.request_id), body
             )
         else:
             reader.body.clear()
@@ -628,7 +638,13 @@ class Exchange:
         )
 
     async def _relay_rest(
-        self, plan: RoutePlan, connection: Http1Connection, fields: Fields, body: bytes, *, sized: bool
+        self,
+        plan: RoutePlan,
+        connection: Http1Connection,
+        fields: Fields,
+        body: bytes | memoryview,
+        *,
+        sized: bool,
     ) -> None:
         """An answer whose body, or whose request's body, is still on its way."""
         client, request, reader = self._client, self._request, connection.reader
@@ -636,7 +652,8 @@ class Exchange:
         assert head is not None
         client.start_response(request, head.status, fields, body, sized=sized, complete=False)
         self._raw_out = reader.raw_body()
-        self._response_done = reader.complete
+        if reader.complete:
+            self._end_response(connection)
         try:
             await self._pump(plan, connection)
         except ClientGone:
@@ -707,7 +724,9 @@ class Exchange:
         if client.blocked is None:
             client.end_body(clean_trailers(connection.reader.trailers))
         else:
-            client.blocked = memoryview(bytes(client.blocked) + client.last_chunk(connection.reader.trailers))
+            client.blocked = memoryview(
+                bytes(client.blocked) + client.last_chunk(clean_trailers(connection.reader.trailers))
+            )
 
     def _pull_raw(self, connection: Http1Connection) -> bool:
         left, client = self._raw_out, self._client

@@ -183,7 +183,7 @@ class ClientConnection(Wire):
             return False
         deadline = self.link.lane.now + self.limits.body_timeout
         drained = 0
-        while not request.complete:
+        while not request.complete and request.error is None:
             if self.raw_left:
                 count = (
                     self.read_raw(min(self.raw_left, READ_SIZE))
@@ -194,17 +194,19 @@ class ClientConnection(Wire):
                     self.raw_left -= count
                     request.complete = self.raw_left == 0
                     continue
-            elif self.link.ready & (READ | HANGUP) and self.fill(request):
+            elif self.link.ready & (READ | HANGUP):
+                count = self._read()
                 drained += sum(map(len, request.body))
                 request.body.clear()
-                if drained > _DRAINED_BYTES:
+                if count == 0 or drained > _DRAINED_BYTES:
                     return False
-                continue
+                if count:
+                    continue
             try:
                 await self.strand.readable(self.link, deadline)
             except TimedOut:
                 return False
-        return True
+        return request.complete
 
     def _rest_is_small(self, request: Request) -> bool:
         if request.expects_continue:
@@ -237,7 +239,14 @@ class ClientConnection(Wire):
             self.write(_status_line(status) + b"".join(b"%b: %b\r\n" % field for field in fields) + b"\r\n")
 
     def start_response(
-        self, request: Request, status: int, fields: Fields, body: bytes, *, sized: bool, complete: bool
+        self,
+        request: Request,
+        status: int,
+        fields: Fields,
+        body: bytes | memoryview,
+        *,
+        sized: bool,
+        complete: bool,
     ) -> None:
         """Write a head and the body at hand.
 
@@ -251,7 +260,7 @@ class ClientConnection(Wire):
                 self._chunked = True
                 fields.append((b"transfer-encoding", b"chunked"))
                 if body:
-                    body = b"%x\r\n%b\r\n" % (len(body), body)
+                    body = b"%x\r\n%b\r\n" % (len(body), bytes(body))
             else:
                 self.close_after = True
         if self.listener.service.draining or (not request.complete and not self._rest_is_small(request)):
@@ -261,10 +270,9 @@ class ClientConnection(Wire):
         elif not request.minor:
             fields.append((b"connection", b"keep-alive"))
         if complete and self._chunked:
-            body += b"0\r\n\r\n"
-        self.write(
-            b"".join((_status_line(status), b"\r\n".join(map(_join_field, fields)), b"\r\n\r\n", body))
-        )
+            body = bytes(body) + b"0\r\n\r\n"
+        head = b"".join((_status_line(status), b"\r\n".join(map(_join_field, fields)), b"\r\n\r\n"))
+        self.write_with(head, body)
 
     def write_body(self, data: bytes | memoryview) -> None:
         """Write a piece of the body. Not while `blocked`."""
@@ -308,6 +316,7 @@ class ClientConnection(Wire):
     async def _refuse(self, error: ProxyError) -> None:
         """Answer what could not be parsed, and close so that the answer is seen."""
         self.close_after = True
+        self.answered = False
         await Exchange.refuse(self, error)
         await self._linger()
 
