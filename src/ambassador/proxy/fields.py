@@ -9,7 +9,6 @@ receiver or our own policies depend on: a client cannot have them removed (Apach
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -68,7 +67,6 @@ _PROTECTED: Final = frozenset({
 
 _REMEMBERED: Final = 2048
 _OWS: Final = b" \t"
-_ODD_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class Sorter:
@@ -107,12 +105,25 @@ class Sorter:
     def _learn(self, name: bytes) -> tuple[int, bytes]:
         lower = name.lower()
         kind = self._by_lower.get(lower, _PLAIN)
-        if lower.startswith(b"x-ambassador-") and kind == _PLAIN:
+        if (lower.startswith(b"x-ambassador-") and kind == _PLAIN) or (
+            b"_" in lower and self._is_alias(lower.replace(b"_", b"-"))
+        ):
             kind = _DROPPED
         if len(self._kinds) >= _REMEMBERED:
             self._kinds.clear()
         known = self._kinds[name] = (kind, lower)
         return known
+
+    def _is_alias(self, hyphenated: bytes) -> bool:
+        """CGI and its heirs (WSGI, PHP) read `X_Forwarded_For` as `X-Forwarded-For`: what is taken or dropped under
+        its own name is dropped under this one, and so is a second `Content_Length`.
+        """
+        kind = self._by_lower.get(hyphenated, _PLAIN)
+        return (
+            kind in (_TAKEN, _DROPPED)
+            or hyphenated == b"content-length"
+            or hyphenated.startswith(b"x-ambassador-")
+        )
 
 
 REQUEST_FIELDS: Final = Sorter(_REQUEST)
@@ -135,8 +146,11 @@ def tokens(value: bytes) -> set[bytes]:
 _TRAILERS_REFUSED: Final = (
     _HOP_BY_HOP
     | _PROTECTED
-    | {b"expect", b"trailer", b"max-forwards", b"range", b"te", b"proxy-authorization", b"www-authenticate"}
-)
+    | {
+        b"expect", b"trailer", b"max-forwards", b"range", b"content-range", b"pragma", b"www-authenticate",
+        b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range",
+    }
+)  # fmt: skip
 
 
 def clean_trailers(trailers: Fields) -> Fields:
@@ -145,7 +159,7 @@ def clean_trailers(trailers: Fields) -> Fields:
 
 
 def _is_clean_trailer(field: Field) -> bool:
-    name = field[0].lower()
+    name = field[0].lower().replace(b"_", b"-")
     return name not in _TRAILERS_REFUSED and not name.startswith(
         (b"x-ambassador-", b"proxy-", b"x-forwarded-")
     )

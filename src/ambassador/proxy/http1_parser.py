@@ -9,6 +9,7 @@ Traps of httptools that this module contains
 - "Data after close" raises in the feed that completed a good request: that request stands.
 - After an `Upgrade` the parser stops, body unread. We take no upgrade here, so the body is framed by a fresh parser
   that is fed a head of our own, and the next request does not begin inside it.
+- It calls bytes of a body that HEAD's answer cannot have a chunk header, and swallows them.
 - No skip-body for HEAD, no end-of-input call: `ResponseReader` frames both.
 - Trailers come through `on_header`.
 """
@@ -24,7 +25,6 @@ import httptools
 from ambassador.errors import (
     BadRequest,
     BodyTooLarge,
-    ClientError,
     ExpectationFailed,
     HeaderTooLarge,
     NotImplementedByProxy,
@@ -40,11 +40,22 @@ from ambassador.proxy.fields import REQUEST_FIELDS, RESPONSE_FIELDS
 if TYPE_CHECKING:
     from ambassador.messages import Fields
 
-_METHODS: Final = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
-_VERSION: Final = re.compile(rb" HTTP/(\d+(?:\.\d+)?)[\r\n]")
+_METHODS: Final = {
+    name.encode(): name
+    for name in (
+        "GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "ACL", "BIND", "CHECKOUT", "COPY", "LINK",
+        "LOCK", "M-SEARCH", "MERGE", "MKACTIVITY", "MKCALENDAR", "MKCOL", "MOVE", "NOTIFY", "PROPFIND", "PROPPATCH",
+        "PURGE", "QUERY", "REBIND", "REPORT", "SEARCH", "SUBSCRIBE", "UNBIND", "UNLINK", "UNLOCK", "UNSUBSCRIBE",
+    )
+}  # fmt: skip
+"""The methods of HTTP. llhttp speaks RTSP and ICE too (`DESCRIBE / RTSP/1.0`); nothing of theirs is passed on."""
+
 _METHOD_LINE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} +[!-~]+ +HTTP/1\.[01]\r\n")
 HEALTH_TARGET: Final = b"/.well-known/ambassador/health"
 """What load balancers ask; the one target that needs no Host."""
+
+_VERSIONS_OR_NONE: Final = frozenset({"1.1", "1.0", "0.0"})
+"""What the parser says of the version before it has met one is 0.0, or the version of the request before."""
 
 _CHUNKED_HEAD: Final = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -55,9 +66,16 @@ byte costs 5): a chunk extension without end is an attack."""
 _SEEN_BYTES: Final = 2048
 _SEEN_BLOCKS: Final = 512
 """Of each kind: at most 1 MiB of heads, with what they were parsed into about 4 MiB a worker."""
-_PLAIN_LINE: Final = re.compile(rb"(GET|HEAD|OPTIONS|DELETE) (/[!-\"$-~]*) HTTP/1\.1\r\n")
-_SECOND_LOOK: Final = frozenset({b"content-length", b"transfer-encoding", b"expect", b"upgrade"})
-_PLAIN_SPECIAL: Final = frozenset({b"host", b"connection"})
+_PLAIN_LINE: Final = re.compile(rb"(GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH) (/[!-\"$-~]*) HTTP/1\.1\r\n")
+_SEEN_MESSAGE_BYTES: Final = 16384
+_SECOND_LOOK: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
+_PLAIN_SPECIAL: Final = frozenset({b"host", b"connection", b"content-length"})
+
+_FEED_BYTES: Final = 65536
+"""A feed is at most this long. So much of what is counted for an unfinished head may be of the message before it."""
+
+_MAX_ANSWER_HEAD: Final = 262144
+"""Bytes of an answer's head, with the interim answers before it."""
 
 _MAX_INTERIM: Final = 16
 """1xx answers before a final one: more is a flood."""
@@ -85,16 +103,19 @@ class RequestReader:
     """The client's byte stream as a queue of requests.
 
     Clients repeat themselves: the block of fields of one request is, to the byte, that of the last one. A block that
-    the parser accepted for a bodiless request is remembered, with all that was worked out for it; a later head that
-    comes alone in one piece, with a plain request line and a remembered block, is not tokenised again (3 us less). Any
-    doubt goes to the parser. The memory is bounded, and shared by connections with the same limits.
+    the parser accepted is remembered, with all that was worked out for it; a later request that comes alone in one
+    piece, with a plain request line, a remembered block and a body of just the right length, is not tokenised again
+    (3 us less). Any doubt goes to the parser. The memory is bounded, and shared by connections with the same limits.
 
     `feed` never raises: a malformed stream sets `error` (a request whose head was accepted has its `error` set too),
-    and everything after it is ignored. Requests before it stand.
+    and everything after it is ignored. Requests before it stand. What follows a request that said `Connection: close`
+    is ignored as well (RFC 9112 9.6). The outcome does not depend on how the stream is cut into feeds, but for the
+    code of an unknown method (501 when its whole line is in one feed, else 400) and limits, which an unfinished head
+    or a chunk extension may exceed by one feed.
     """
 
     __slots__ = (
-        "_body_bytes", "_current", "_fed", "_headers", "_in_head", "_limits", "_parser", "_synthetic", "_url",
+        "_body_bytes", "_current", "_ended", "_fed", "_headers", "_in_head", "_limits", "_parser", "_synthetic", "_url",
         "error", "requests",
     )  # fmt: skip
 
@@ -105,6 +126,7 @@ class RequestReader:
         self._headers: Fields = []
         self._url = b""
         self._in_head = False
+        self._ended = False
         self._synthetic = False
         self._fed = 0
         self._body_bytes = 0
@@ -123,20 +145,22 @@ class RequestReader:
 
     def feed(self, data: bytes | memoryview) -> None:
         """Parse the next bytes of the stream; afterwards look at `requests`, their bodies, and `error`."""
-        if self.error is not None:
+        if self.error is not None or self._ended:
             return
         block = b""
-        if self._fed == 0 and len(data) <= _SEEN_BYTES and self._current is None:
-            head = bytes(data)
-            line_end = head.find(b"\r\n") + 2
-            if head.find(b"\r\n\r\n") == len(head) - 4 and line_end < len(head) - 2:
-                block = head[line_end:]
+        if self._fed == 0 and len(data) <= _SEEN_MESSAGE_BYTES and self._current is None:
+            message = bytes(data)
+            line_end = message.find(b"\r\n") + 2
+            end = message.find(b"\r\n\r\n") + 4
+            if line_end < end <= _SEEN_BYTES:
+                block = message[line_end:end]
                 seen = self._limits.seen.get(block)
-                line = _PLAIN_LINE.match(head) if seen is not None else None
+                line = _PLAIN_LINE.match(message) if seen is not None else None
                 if line is not None and line.end() == line_end and len(line[2]) <= self._limits.uri:
                     assert seen is not None
-                    self.requests.append(_same_fields(seen, line[1], line[2]))
-                    return
+                    if len(message) - end == (seen.content_length or 0):
+                        self.requests.append(_same_fields(seen, line[1], line[2], message[end:]))
+                        return
         self._fed += len(data)
         try:
             self._parser.feed_data(data)
@@ -148,18 +172,27 @@ class RequestReader:
             self._fail_parse(error, bytes(data))
         if self._fed:
             self._check_sizes()
+        elif self._in_head:
+            self._fed = len(data)  # a head that began behind another message, how far behind nobody says
         elif block and len(self.requests) == 1:
-            self._remember(block, self.requests[0])
+            self._remember(message[:line_end], block, self.requests[0])
 
-    def _remember(self, block: bytes, request: Request) -> None:
+    def _remember(self, line: bytes, block: bytes, request: Request) -> None:
+        if _PLAIN_LINE.fullmatch(line) is None:
+            return  # behind an empty line, what looked like the block is the whole request
         special = request.special
-        if request.minor and request.keep_alive and b"host" in special and not _SECOND_LOOK.intersection(special):
+        if (
+            request.minor
+            and request.keep_alive
+            and b"host" in special
+            and not _SECOND_LOOK.intersection(special)
+        ):
             seen = self._limits.seen
             if len(seen) >= _SEEN_BLOCKS:
                 seen.clear()
-            seen[block] = request
             if special.keys() <= _PLAIN_SPECIAL:
                 request.lines = _lines(request.passing)
+            seen[block] = _same_fields(request, b"GET", b"/", b"")  # without what this one brought
 
     def raw_body(self, request: Request) -> int:
         """Bytes of `request`'s body that are still to come, if its length is known and nothing follows it yet.
@@ -167,31 +200,36 @@ class RequestReader:
         Calling it hands the rest of the body to the caller, who reads exactly that many bytes past this parser and
         then sets `complete`. 0: not possible, go on feeding.
         """
-        if request.content_length is None or request.complete or request is not self._current:
+        if request.content_length is None or request is not self._current or self.error is not None:
             return 0
         rest = request.content_length - self._body_bytes
         self._parser = httptools.HttpRequestParser(self)
         self._current = None
+        self._ended = not request.keep_alive
         self._fed = 0
         return rest
 
     # Callbacks of httptools
 
     def on_message_begin(self) -> None:
+        """The first byte of a request."""
         if not self._synthetic:
             self._headers = []
             self._url = b""
             self._in_head = True
 
     def on_url(self, url: bytes) -> None:
+        """A piece of the request target."""
         self._url += url
         if len(self._url) > self._limits.uri:
             raise UriTooLong(f"the request target is longer than {self._limits.uri} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """A field of the head, or a trailer."""
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        """The end of a head: everything httptools does not check is checked here."""
         if self._synthetic:
             self._synthetic = False
             return
@@ -199,12 +237,12 @@ class RequestReader:
         parser = self._parser
         headers = self._headers
         version = parser.get_http_version()
-        if version != "1.1" and version != "1.0":
+        if version not in ("1.1", "1.0"):
             raise VersionNotSupported(f"HTTP/{version} is not spoken here")
-        method = parser.get_method()
-        request = Request(
-            _METHODS.get(method) or method.decode("ascii"), self._url, headers, 1 if version == "1.1" else 0
-        )
+        method = _METHODS.get(parser.get_method())
+        if method is None:
+            raise NotImplementedByProxy("CONNECT is for listeners in forward mode, other methods are unknown")
+        request = Request(method, self._url, headers, 1 if version == "1.1" else 0)
         request.passing, special = REQUEST_FIELDS.sort(headers)
         request.special = special
         request.keep_alive = parser.should_keep_alive()
@@ -214,6 +252,8 @@ class RequestReader:
             self._check_head_bytes(headers)
         authority = special.get(b"host")
         if authority is not None:
+            if b"," in authority:
+                raise BadRequest("more than one Host field")
             request.authority = authority
         elif request.minor and self._url != HEALTH_TARGET:
             raise BadRequest("HTTP/1.1 requests need one Host field")
@@ -223,14 +263,13 @@ class RequestReader:
             self._check_coding(request, special)
         if b"expect" in special:
             self._check_expect(request, special)
-        if method == b"CONNECT":
-            raise NotImplementedByProxy("CONNECT is for listeners in forward mode")
         self._headers = request.trailers
         self._body_bytes = 0
         self._current = request
         self.requests.append(request)
 
     def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
         request = self._current
         if request is None:
             return
@@ -241,13 +280,17 @@ class RequestReader:
             raise BodyTooLarge(f"the body is larger than {limit} bytes")
 
     def on_message_complete(self) -> None:
+        """The end of a request."""
         request = self._current
         if request is None:
             return
         if b"upgrade" in request.special and self._parser.should_upgrade() and _has_body(request):
             return
+        if request.trailers and len(request.trailers) > self._limits.headers:
+            raise HeaderTooLarge(f"more than {self._limits.headers} trailer fields")
         request.complete = True
         self._current = None
+        self._ended = not request.keep_alive
         self._fed = 0
 
     # Checks
@@ -274,9 +317,7 @@ class RequestReader:
     def _check_expect(self, request: Request, special: dict[bytes, bytes]) -> None:
         if special[b"expect"].lower() != b"100-continue":
             raise ExpectationFailed("the only expectation is 100-continue")
-        request.expects_continue = request.minor == 1 and (
-            request.chunked or bool(request.content_length)
-        )
+        request.expects_continue = request.minor == 1 and (request.chunked or bool(request.content_length))
 
     def _check_head_bytes(self, headers: Fields) -> None:
         size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in headers)
@@ -289,9 +330,12 @@ class RequestReader:
             return
         request = self._current
         if request is None:
-            if self._fed > self._limits.header_bytes:
+            if self._fed > self._limits.header_bytes + _FEED_BYTES:
                 self._fail(HeaderTooLarge(f"the head is larger than {self._limits.header_bytes} bytes"))
-        elif request.chunked and self._fed > _MAX_CHUNK_OVERHEAD + self._limits.header_bytes + 17 * self._body_bytes:
+        elif (
+            request.chunked
+            and self._fed > _MAX_CHUNK_OVERHEAD + self._limits.header_bytes + 17 * self._body_bytes
+        ):
             self._fail(BadRequest("chunk extensions or trailers without end"))
         elif len(request.trailers) > self._limits.headers:
             self._fail(HeaderTooLarge(f"more than {self._limits.headers} trailer fields"))
@@ -304,15 +348,24 @@ class RequestReader:
             self._current.error = error
 
     def _fail_parse(self, error: httptools.HttpParserError, data: bytes) -> None:
-        if self._current is None and not self._in_head and self.requests and not self.requests[-1].keep_alive:
-            return  # what follows a request that said `Connection: close` is ignored (RFC 9112 9.6)
-        self._fail(_classify(error, data, in_url=self._in_head and not self._headers))
+        if self._ended:
+            return
+        version = self._parser.get_http_version()
+        if self._in_head and not self._headers and version not in _VERSIONS_OR_NONE:
+            self._fail(VersionNotSupported("only HTTP/1.0 and HTTP/1.1 are spoken here"))
+        elif isinstance(error, httptools.HttpParserInvalidMethodError) and _METHOD_LINE.match(
+            data.lstrip(b"\r\n")
+        ):
+            self._fail(NotImplementedByProxy("unknown method"))
+        else:
+            self._fail(BadRequest("malformed request"))
 
     def _go_on_after_upgrade(self, rest: bytes) -> None:
         request = self._current
         self._parser = httptools.HttpRequestParser(self)
         if request is not None:
             self._synthetic = True
+            self._headers = []
             self._parser.feed_data(
                 _CHUNKED_HEAD
                 if request.chunked
@@ -323,14 +376,17 @@ class RequestReader:
             self.feed(rest)
 
 
-def _same_fields(seen: Request, method: bytes, target: bytes) -> Request:
-    """A bodiless request with the fields of one that was accepted. The fields are shared: nobody changes them."""
+def _same_fields(seen: Request, method: bytes, target: bytes, body: bytes) -> Request:
+    """A complete request with the fields of one that was accepted. The fields are shared: nobody changes them."""
     request = Request(_METHODS[method], target, seen.headers, 1)
     request.passing = seen.passing
     request.special = seen.special
     request.lines = seen.lines
     request.authority = seen.authority
+    request.content_length = seen.content_length
     request.complete = True
+    if body:
+        request.body.append(body)
     return request
 
 
@@ -340,17 +396,6 @@ def _lines(fields: Fields) -> bytes:
 
 def _has_body(request: Request) -> bool:
     return request.chunked or bool(request.content_length)
-
-
-def _classify(error: httptools.HttpParserError, data: bytes, *, in_url: bool) -> ClientError:
-    """The coded error for what httptools refused. It gives no code of its own but the exception's class."""
-    if isinstance(error, httptools.HttpParserInvalidMethodError) and _METHOD_LINE.match(data.lstrip(b"\r\n")):
-        return NotImplementedByProxy("unknown method")
-    if in_url:
-        version = _VERSION.search(data)
-        if version is not None and version[1] not in (b"1.0", b"1.1"):
-            return VersionNotSupported("only HTTP/1.0 and HTTP/1.1 are spoken here")
-    return BadRequest("malformed request")
 
 
 class ResponseReader:
@@ -376,7 +421,7 @@ class ResponseReader:
         self._fed_after = False
         self._maybe_seen: bytes | None = None
         self.head: ResponseHead | None = None
-        self.body: list[bytes] = []
+        self.body: list[bytes | memoryview] = []
         self.trailers: Fields = []
         self.interim: list[ResponseHead] = []
         self.complete = False
@@ -411,7 +456,7 @@ class ResponseReader:
 
     def feed(self, data: bytes | memoryview) -> None:
         """Parse the next bytes of the response."""
-        if self._received == 0 and not self._for_head and len(data) <= _SEEN_ANSWER_BYTES and self._take_seen(data):
+        if self._received == 0 and not self._for_head and self._take_seen(data):
             return
         self._received += len(data)
         if self._parser is None or self.complete:
@@ -429,24 +474,52 @@ class ResponseReader:
             if not self.complete:
                 raise UpstreamProtocol("malformed answer") from None
             self._fed_after = True
-        if self.head is None and self._received > 262144:
-            raise UpstreamProtocol("the head of the answer is too large")
+        self._check_fed(data)
+
+    def _check_fed(self, data: bytes | memoryview) -> None:
+        if self.head is None:
+            if self._received > _MAX_ANSWER_HEAD:
+                raise UpstreamProtocol("the head of the answer is too large")
+        elif self._parser is None:
+            # The answer to HEAD: its head is the last that was fed, or else there is a byte too many.
+            tail = bytes(data[-4:])
+            if not b"\r\n\r\n".endswith(tail):
+                self._fed_after = True
+        elif (
+            self.head.chunked
+            and self._received > _MAX_ANSWER_HEAD + _MAX_CHUNK_OVERHEAD + 17 * self._body_bytes
+        ):
+            raise UpstreamProtocol("chunk extensions or trailers without end")
 
     def _take_seen(self, data: bytes | memoryview) -> bool:
-        """Take a whole answer whose head was seen before, to the byte, and whose length is right (3 us less)."""
-        answer = bytes(data)
-        end = answer.find(b"\r\n\r\n") + 4
-        head = _SEEN_HEADS.get(answer[:end])
+        """Take an answer whose head was seen before, to the byte (3 us less). False: the parser's turn.
+
+        A body that is not complete stays where it was read: it must be written on before the next read.
+        """
+        start = bytes(data[:_SEEN_BYTES])
+        end = start.find(b"\r\n\r\n") + 4
+        head = _SEEN_HEADS.get(start[:end])
         if head is None:
-            self._maybe_seen = answer[:end] if 4 <= end <= _SEEN_BYTES else None
+            self._maybe_seen = start[:end] if end >= 4 and start.startswith(b"HTTP/1.") else None
             return False
-        if head.content_length != len(answer) - end:
+        length = head.content_length
+        assert length is not None
+        here = len(data) - end
+        if here > length:
+            return False
+        if here == length:
+            if length:
+                self.body.append(start[end:] if len(start) == len(data) else bytes(data[end:]))
+            self.complete = True
+        elif type(data) is memoryview:
+            self._parser = None
+            if here:
+                self.body.append(data[end:])
+        else:
             return False
         self.head = head
-        if head.content_length:
-            self.body.append(answer[end:])
-        self._received = len(answer)
-        self.complete = True
+        self._body_bytes = here
+        self._received = len(data)
         return True
 
     def end_of_input(self) -> None:
@@ -466,20 +539,23 @@ class ResponseReader:
         head = self.head
         if head is None or self.complete or head.content_length is None:
             return None
-        self._parser = None
+        self._parser = None  # it may be inside the body; another is made for the next answer
         return head.content_length - self._body_bytes
 
     # Callbacks of httptools
 
     def on_message_begin(self) -> None:
+        """The first byte of an answer."""
         if self.complete:
             self._fed_after = True
         self._headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """A field of the head, or a trailer."""
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        """The end of a head, interim or final."""
         if self.complete:
             return
         parser = self._parser
@@ -494,7 +570,7 @@ class ResponseReader:
         if parser.get_http_version() not in ("1.1", "1.0"):
             raise UpstreamProtocol("the upstream speaks another version of HTTP")
         head.keep_alive = parser.should_keep_alive()
-        bodiless = self._for_head or status == 204 or status == 304
+        bodiless = self._for_head or status in (204, 304)
         if b"content-length" in special:
             head.content_length = _response_length(special)
         if b"transfer-encoding" in special:
@@ -510,13 +586,13 @@ class ResponseReader:
             self._close_delimited = True
             head.keep_alive = False
         elif self._maybe_seen is not None and head.content_length is not None and head.keep_alive:
-            if not self.interim:
-                head.lines = _lines(head.passing)
-                if len(_SEEN_HEADS) >= _SEEN_BLOCKS:
-                    _SEEN_HEADS.clear()
-                _SEEN_HEADS[self._maybe_seen] = head
+            head.lines = _lines(head.passing)
+            if len(_SEEN_HEADS) >= _SEEN_BLOCKS:
+                _SEEN_HEADS.clear()
+            _SEEN_HEADS[self._maybe_seen] = head
 
     def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
         if self.complete:
             self._fed_after = True
             return
@@ -524,10 +600,16 @@ class ResponseReader:
         self._body_bytes += len(body)
 
     def on_message_complete(self) -> None:
-        if self.head is not None:
+        """The end of an answer, interim or final."""
+        if self.complete and self._parser is None:
+            self._fed_after = True  # a chunked body of no bytes, after the head that answers HEAD
+        elif self.head is not None:
             self.complete = True
 
     def _take_interim(self, head: ResponseHead) -> None:
+        self._maybe_seen = None  # what came first was not the head of the answer
+        if head.status < 100:
+            raise UpstreamProtocol("the status is not of HTTP")
         if head.status == 101:
             raise UpstreamProtocol("the upstream switched protocols unasked")
         self.interim.append(head)
@@ -544,7 +626,6 @@ class ResponseReader:
         head.chunked = True
 
 
-_SEEN_ANSWER_BYTES: Final = 8192
 _SEEN_HEADS: Final[dict[bytes, ResponseHead]] = {}
 """Heads of answers that were accepted, by their bytes: a function's memory, for all connections of the worker."""
 
