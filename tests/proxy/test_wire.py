@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ambassador.proxy.lane import BROKEN, READ, READ_CLOSED, WRITE, Lane
+from ambassador.proxy.lane import BROKEN, READ, READ_CLOSED, WRITE, Lane, Link
 from ambassador.proxy.wire import READ_SIZE, SCRATCH, Wire
 
 
@@ -70,6 +70,53 @@ def test_write_beyond_the_buffer_blocks_and_flush_sends_the_rest_in_order(
     got += empty(theirs)
     assert got == data
     assert wire.bytes_written == len(data)
+
+
+@pytest.mark.parametrize("size", [0, 1, 8191, 8192, 65536])
+@pytest.mark.parametrize("view", [False, True])
+def test_two_pieces_are_written_as_one(pair: tuple[Wire, socket.socket], size: int, view: bool) -> None:
+    wire, theirs = pair
+    SCRATCH[:] = bytes(range(256)) * (READ_SIZE // 256)
+    body = bytes(SCRATCH[:size])
+    wire.write_with(b"head", SCRATCH[:size] if view else body)
+    SCRATCH[:] = bytes(READ_SIZE)
+    got = bytearray()
+    while not wire.flush():
+        got += empty(theirs)
+    got += empty(theirs)
+    assert got == b"head" + body
+    assert wire.bytes_written == len(got)
+
+
+@pytest.mark.parametrize("taken", [None, 0, 3, 4, 5, 10_003])
+def test_what_is_not_taken_of_two_pieces_is_blocked(taken: int | None) -> None:
+    class Kernel:
+        def fileno(self) -> int:
+            return -1
+
+        def sendmsg(self, pieces: tuple[bytes, bytes]) -> int:
+            if taken is None:
+                raise BlockingIOError
+            return taken
+
+    lane = Lane()
+    wire = Wire(Link(lane, Kernel()))  # type: ignore[arg-type]
+    wire.link.ready = READ | WRITE
+    body = bytes(range(250)) * 40
+    wire.write_with(b"head", body)
+    assert wire.blocked is not None
+    assert bytes(wire.blocked) == (b"head" + body)[taken or 0 :]
+    assert wire.bytes_written == (taken or 0)
+    assert wire.link.ready == READ
+    lane._stop()
+
+
+def test_two_pieces_to_a_peer_that_is_gone_fail_without_an_error(pair: tuple[Wire, socket.socket]) -> None:
+    wire, theirs = pair
+    theirs.close()
+    wire.write_with(b"head", bytes(10_000))
+    assert wire.write_failed
+    assert wire.blocked is None
 
 
 def test_write_to_a_full_buffer_blocks_all_of_it(pair: tuple[Wire, socket.socket]) -> None:
