@@ -374,6 +374,8 @@ class Exchange:
                 raise
             self._check_client(connection)
             self._connection = connection
+            if not connection.used and self._service.metrics is not None:
+                self._service.metrics.upstream_opened()
             self._start(plan, connection, endpoint)
             try:
                 await self._until_head_streaming(plan, connection)

@@ -145,6 +145,8 @@ class Listener(Timer):
         client = ClientConnection(self.service.lane.link(sock), self, Peer(ip, self._trusted))
         self._clients.add(client)
         self.service.connections += 1
+        if self.service.metrics is not None:
+            self.service.metrics.client_opened()
         self._nursery.start_soon(self._serve, client)
 
     async def _serve(self, client: ClientConnection) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ambassador.observe.access_log import AccessLog
+    from ambassador.observe.metrics import WorkerMetrics
     from ambassador.proxy.lane import Lane
     from ambassador.proxy.plan import RouteMetrics, RoutePlan, Upstream
     from ambassador.proxy.routing import Router
@@ -59,14 +60,23 @@ class Service:
 
     __slots__ = (
         "_date", "_date_at", "_wall_offset", "access_log", "connections", "draining",
-        "inflight", "lane", "name", "random", "splices", "table", "tracer", "via",
+        "inflight", "lane", "metrics", "name", "random", "splices", "table", "tracer", "via",
     )  # fmt: skip
 
-    def __init__(self, lane: Lane, table: Table, *, name: str, access_log: AccessLog | None) -> None:
+    def __init__(
+        self,
+        lane: Lane,
+        table: Table,
+        *,
+        name: str,
+        access_log: AccessLog | None,
+        metrics: WorkerMetrics | None = None,
+    ) -> None:
         self.lane = lane
         self.table = table
         self.name = name
         self.access_log = access_log
+        self.metrics = metrics
         self.via = Via(name)
         self.tracer = Tracer()
         self.splices = SplicePool()
