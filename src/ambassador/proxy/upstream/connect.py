@@ -7,7 +7,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import ConnectFailed, Overloaded
-from ambassador.proxy.lane import BROKEN, HANGUP, READ, WRITE, TimedOut
+from ambassador.proxy.lane import BROKEN, HANGUP, WRITE, TimedOut
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,7 +104,6 @@ def _winner(race: list[Link]) -> Link | None:
         link.interest = 0
         if link.ready & (WRITE | BROKEN):
             if link.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0 and not link.ready & BROKEN:
-                link.ready &= ~READ
                 return link
             race.remove(link)
             link.close()

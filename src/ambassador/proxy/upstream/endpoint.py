@@ -31,7 +31,8 @@ class Endpoint:
             self.addresses = ((socket.AF_UNIX, path),)
             self.authority = b"localhost"
         else:
-            self.authority = host.encode("ascii") if port == 80 else b"%s:%d" % (host.encode("ascii"), port)
+            name = (f"[{host}]" if ":" in host else host).encode("ascii")
+            self.authority = name if port == 80 else b"%b:%d" % (name, port)
             self.resolve([host])
         self.pool: Pool
 

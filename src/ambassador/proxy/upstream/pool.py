@@ -13,6 +13,7 @@ from ambassador.errors import Overloaded
 from ambassador.proxy.lane import HANGUP, READ, TimedOut, Timer
 from ambassador.proxy.upstream.connect import connect
 from ambassador.proxy.upstream.h1 import Http1Connection
+from ambassador.proxy.wire import READ_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,6 +74,8 @@ class Pool(Timer):
         self._idle: list[Http1Connection] = []
         self._waiting: deque[_Ticket] = deque()
         self._retired = False
+        self.first_read = READ_SIZE
+        """How much to read of an answer at first: little where answers are large, so that their bodies are spliced."""
         self.open = 0
         """Connections open or being opened."""
 
@@ -143,15 +146,15 @@ class Pool(Timer):
 
     def put(self, connection: Http1Connection) -> None:
         """Take back a connection that can carry another request."""
-        link = connection.link
-        if self._retired:
-            connection.close()
-            return
         if self._waiting:
             ticket = self._waiting.popleft()
             ticket.connection = connection
             self._lane.wake(ticket.strand)
             return
+        if self._retired:
+            connection.close()
+            return
+        link = connection.link
         link.strand = None
         link.callback = connection.on_idle_event
         connection.idle_until = self._lane.now + self.idle_timeout_s

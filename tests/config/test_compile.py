@@ -1,0 +1,138 @@
+"""From a config to the table that requests meet."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from math import inf
+
+import pytest
+
+from ambassador.config.compile import compile_table
+from ambassador.config.load import load_text
+from ambassador.messages import Reply, Request
+from ambassador.proxy.lane import Lane
+from ambassador.proxy.plan import RoutePlan
+from ambassador.proxy.service import Table
+from tests.proxy.harness import Counts, a_lane
+
+HEAD = "version: 1\nlisten: 127.0.0.1:8080\n"
+
+
+@pytest.fixture
+async def lane() -> AsyncIterator[Lane]:
+    async with a_lane() as lane:
+        yield lane
+
+
+def table(lane: Lane, text: str, addresses: dict[str, list[str]] | None = None) -> Table:
+    return compile_table(load_text(HEAD + text), lane, Counts(), addresses or {})
+
+
+def plan(table: Table, path: str = "/") -> RoutePlan:
+    found = table.router.match("a", path, "GET", a_request(path))
+    assert found is not None
+    return found[0]
+
+
+def a_request(path: str = "/") -> Request:
+    request = Request("GET", path.encode(), [], 1)
+    request.path, request.host = path.encode(), "a"
+    return request
+
+
+async def test_route_with_nothing_written_does_nothing(lane: Lane) -> None:
+    compiled = plan(table(lane, "routes: [{name: r, to: 'http://e:9000'}]"))
+    assert (compiled.admit, compiled.shape_request, compiled.shape_response) == ((), (), ())
+    assert (compiled.rewrite, compiled.host, compiled.keep_host) == (None, None, False)
+    assert (compiled.timeouts.total, compiled.timeouts.per_try) == (15.0, inf)
+    assert compiled.retry is not None
+    assert compiled.retry.attempts == 1
+
+
+async def test_no_attempts_are_no_policy(lane: Lane) -> None:
+    compiled = plan(table(lane, "routes: [{name: r, to: 'http://e:9000', retry: {attempts: 0}}]"))
+    assert compiled.retry is None
+
+
+async def test_endpoints_have_addresses_as_far_as_known(lane: Lane) -> None:
+    compiled = table(
+        lane,
+        "routes: [{name: r, to: ['http://e:9000', 'http://f:9000', 'http://[::1]:9000', 'unix:/run/e']}]",
+        {"e": ["10.0.0.1", "10.0.0.2"]},
+    )
+    (upstream,) = compiled.upstreams.values()
+    assert [list(endpoint.addresses) for endpoint in upstream.endpoints] == [
+        [(socket.AF_INET, ("10.0.0.1", 9000)), (socket.AF_INET, ("10.0.0.2", 9000))],
+        [],
+        [(socket.AF_INET6, ("::1", 9000, 0, 0))],
+        [(socket.AF_UNIX, "/run/e")],
+    ]
+
+
+async def test_new_connections_ask_for_the_addresses_of_their_own_endpoint(lane: Lane) -> None:
+    compiled = table(lane, "routes: [{name: r, to: ['http://10.0.0.1:1', 'http://10.0.0.2:2']}]")
+    (upstream,) = compiled.upstreams.values()
+    assert [endpoint.pool._addresses() for endpoint in upstream.endpoints] == [
+        endpoint.addresses for endpoint in upstream.endpoints
+    ]
+
+
+async def test_upstream_is_one_for_all_its_routes(lane: Lane) -> None:
+    compiled = table(
+        lane,
+        "upstreams: {u: {endpoints: [{url: 'http://e:1', weight: 3}]}}\n"
+        "routes: [{name: r, match: {path: /x}, to: u}, {name: s, to: u}]",
+    )
+    assert plan(compiled, "/x").upstream is plan(compiled, "/y").upstream
+    assert compiled.upstreams["u"].endpoints[0].weight == 3
+
+
+async def test_answers_made_here(lane: Lane) -> None:
+    compiled = table(
+        lane,
+        "routes: [{name: r, match: {path: /r}, redirect: 'https://b/'}, {name: s, respond: {status: 204}}]",
+    )
+    statuses = []
+    for path in ("/r", "/s"):
+        (hook,) = plan(compiled, path).admit
+        reply = hook(a_request(path))
+        assert isinstance(reply, Reply)
+        statuses.append(reply.status)
+    assert statuses == [308, 204]
+    assert plan(compiled, "/r").upstream is None
+
+
+async def test_host_is_kept_or_set(lane: Lane) -> None:
+    compiled = table(
+        lane,
+        "routes: [{name: k, match: {path: /k}, to: 'http://e', rewrite: {host: keep}},"
+        " {name: s, to: 'http://e', rewrite: {host: b.example}}]",
+    )
+    kept, given = plan(compiled, "/k"), plan(compiled, "/s")
+    assert (kept.keep_host, kept.host) == (True, None)
+    assert (given.keep_host, given.host) == (False, b"b.example")
+
+
+async def test_headers_become_one_hook_a_side(lane: Lane) -> None:
+    compiled = plan(
+        table(lane, "routes: [{name: r, to: 'http://e', headers: {request: {set: {x-a: b}}}}]"),
+    )
+    (hook,) = compiled.shape_request
+    assert compiled.shape_response == ()
+    fields = [(b"X-A", b"before")]
+    hook(a_request(), fields)
+    assert fields == [(b"x-a", b"b")]
+
+
+async def test_unmatched_requests_are_counted_apart(lane: Lane) -> None:
+    asked: list[tuple[str, str]] = []
+
+    class Asked(Counts):
+        def route(self, route: str, upstream: str) -> Counts:
+            asked.append((route, upstream))
+            return self
+
+    text = HEAD + "upstreams: {u: {endpoints: ['http://e:1']}}\nroutes: [{name: r, to: u}]"
+    compile_table(load_text(text), lane, Asked(), {})
+    assert sorted(asked) == [("-", "-"), ("r", "u")]

@@ -1,0 +1,251 @@
+"""A worker's data plane inside a test: a lane, a listener on loopback, and an origin that does what the test says.
+
+The sockets are real and so is the kernel; the clock is pytest-trio's mock where a test asks for one, so that timeouts
+pass when the test says so. `until` waits for what the kernel and the lane bring about without looking at a clock.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from ambassador.config.compile import compile_table
+from ambassador.config.load import load_text
+from ambassador.proxy.http1_parser import Limits
+from ambassador.proxy.lane import Lane
+from ambassador.proxy.listener import Listener, ListenerLimits
+from ambassador.proxy.service import Service
+from ambassador.proxy.upstream.endpoint import Endpoint
+
+_PATIENCE_S = 10.0  # of real time, before a test that waits for something gives up
+
+GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+class Counts:
+    """Counters that keep what they are told."""
+
+    def __init__(self) -> None:
+        self.settlements: list[int] = []
+        self.attempts: list[str] = []
+        self.retries: list[str] = []
+
+    def route(self, route: str, upstream: str) -> Counts:
+        return self
+
+    def settled(self, status_class: int, seconds: float) -> None:
+        self.settlements.append(status_class)
+
+    def attempt(self, result: str, seconds: float) -> None:
+        self.attempts.append(result)
+
+    def retry(self, reason: str) -> None:
+        self.retries.append(reason)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Give everybody else turns until the condition holds."""
+    give_up = time.monotonic() + _PATIENCE_S
+    while not condition():
+        assert time.monotonic() < give_up, "what the test waits for does not happen"
+        await trio.lowlevel.checkpoint()
+
+
+class Talk:
+    """One end of a connection, as raw bytes. What was read beyond what was asked for is kept."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self.left = b""
+
+    async def send(self, data: bytes) -> None:
+        await self.stream.send_all(data)
+
+    async def some(self) -> bytes:
+        """What comes next; nothing at the end of input."""
+        return await self.stream.receive_some()
+
+    async def head(self) -> bytes:
+        """Up to and with the empty line."""
+        while b"\r\n\r\n" not in self.left:
+            data = await self.some()
+            assert data, f"ended inside a head: {self.left!r}"
+            self.left += data
+        head, _, self.left = self.left.partition(b"\r\n\r\n")
+        return head + b"\r\n\r\n"
+
+    async def exactly(self, size: int) -> bytes:
+        while len(self.left) < size:
+            data = await self.some()
+            assert data, f"ended after {len(self.left)} of {size} bytes"
+            self.left += data
+        data, self.left = self.left[:size], self.left[size:]
+        return data
+
+    async def answer(self) -> tuple[int, bytes]:
+        """Status and body of an answer of known length."""
+        head = await self.head()
+        size = 0
+        for line in head.split(b"\r\n"):
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-length":
+                size = int(value)
+        return int(head[9:12]), await self.exactly(size)
+
+    async def rest(self) -> bytes:
+        """Everything up to the end of input."""
+        data = self.left
+        while more := await self.some():
+            data += more
+        return data
+
+    async def is_cut(self) -> bool:
+        """Whether the connection ends with a reset."""
+        try:
+            await self.rest()
+        except trio.BrokenResourceError:
+            return True
+        return False
+
+    def reset(self) -> None:
+        """End the connection with a reset."""
+        self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.stream.socket.close()
+
+    def close(self) -> None:
+        self.stream.socket.close()
+
+
+class Origin:
+    """A listening socket whose connections the test itself answers."""
+
+    def __init__(self) -> None:
+        self.sock = socket.create_server(("127.0.0.1", 0))
+        self.sock.setblocking(False)
+        self.address: tuple[str, int] = self.sock.getsockname()
+        self._listener = trio.SocketListener(trio.socket.from_stdlib_socket(self.sock))
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.address[1]}"
+
+    async def accept(self) -> Talk:
+        return Talk(await self._listener.accept())
+
+    async def takes(self, answer: bytes = OK) -> Talk:
+        """Accept a connection, read a request's head and answer it."""
+        talk = await self.accept()
+        await talk.head()
+        await talk.send(answer)
+        return talk
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+def unused_port() -> int:
+    """A port of loopback where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+    return port
+
+
+@asynccontextmanager
+async def a_lane() -> AsyncIterator[Lane]:
+    """A running lane; what it drives must have ended when the block does."""
+    async with trio.open_nursery() as nursery:
+        lane = Lane()
+        await nursery.start(lane.run)
+        yield lane
+        nursery.cancel_scope.cancel()
+
+
+class Plane:
+    """The data plane: its parts are there to be looked at."""
+
+    def __init__(self, lane: Lane, clients: trio.Nursery, config: str, limits: ListenerLimits) -> None:
+        self.counts = Counts()
+        self.lane = lane
+        self.clients = clients
+        table = compile_table(load_text(config), lane, self.counts, {})
+        self.service = Service(lane, table, name="test", access_log=None)
+        self.listener = Listener(
+            self.service, clients, limits=limits, head_limits=Limits(65536, 100, 8192, None)
+        )
+        self._sock = socket.create_server(("127.0.0.1", 0))
+        self.listener.add(self._sock)
+        self.address: tuple[str, int] = self._sock.getsockname()
+
+    async def connect(self) -> Talk:
+        return Talk(await trio.open_tcp_stream(*self.address))
+
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        return [
+            endpoint for upstream in self.service.table.upstreams.values() for endpoint in upstream.endpoints
+        ]
+
+    @property
+    def endpoint(self) -> Endpoint:
+        (endpoint,) = self.endpoints
+        return endpoint
+
+    def stop_accepting(self) -> None:
+        if self._sock.fileno() >= 0:
+            self.listener.remove(self._sock)
+            self._sock.close()
+
+    def leftovers(self) -> dict[str, int]:
+        """What a worker without clients must not have: everything here is 0 then, idle connections aside."""
+        return {
+            "connections": self.service.connections,
+            "clients": self.listener.connections,
+            "inflight": self.service.inflight,
+            "endpoints' inflight": sum(endpoint.inflight for endpoint in self.endpoints),
+            "busy": sum(endpoint.pool.open - endpoint.pool.idle_count for endpoint in self.endpoints),
+            "queued": sum(len(endpoint.pool._waiting) for endpoint in self.endpoints),
+        }
+
+    def check_clean(self) -> None:
+        """Nothing is left behind once idle connections are given up as well."""
+        leftovers = self.leftovers()
+        assert not any(leftovers.values()), leftovers
+        self.stop_accepting()
+        self.service.table.retire()
+        assert [endpoint.pool.open for endpoint in self.endpoints] == [0] * len(self.endpoints)
+        assert self.lane.link_count == 0
+
+
+def config(*urls: str, **route: str) -> str:
+    """A config with one route for everything; further settings of the route are YAML."""
+    settings = "".join(f", {key}: {value}" for key, value in route.items())
+    return f"version: 1\nlisten: 127.0.0.1:80\nroutes: [{{name: r, to: [{', '.join(urls)}]{settings}}}]"
+
+
+def bounded(url: str, *, most: int = 1, pending: int = 10, **route: str) -> str:
+    """A config whose one endpoint takes few connections."""
+    settings = "".join(f", {key}: {value}" for key, value in route.items())
+    return (
+        "version: 1\nlisten: 127.0.0.1:80\n"
+        f"upstreams: {{u: {{endpoints: [{url}], connections: {{max: {most}, max_pending: {pending}}}}}}}\n"
+        f"routes: [{{name: r, to: u{settings}}}]"
+    )
+
+
+@asynccontextmanager
+async def a_plane(config: str, limits: ListenerLimits | None = None) -> AsyncIterator[Plane]:
+    """A running data plane. At the end clients are cancelled, and nothing may be left behind."""
+    async with a_lane() as lane:
+        async with trio.open_nursery() as clients:
+            plane = Plane(lane, clients, config, limits or ListenerLimits())
+            try:
+                yield plane
+            finally:
+                plane.stop_accepting()
+                clients.cancel_scope.cancel()
+        plane.check_clean()

@@ -1,0 +1,123 @@
+"""A client's connection: how long it lasts, and what it is told before it ends."""
+
+from __future__ import annotations
+
+import pytest
+import trio.testing
+
+from ambassador.proxy.http1 import ClientConnection
+from ambassador.proxy.listener import ListenerLimits
+from tests.proxy.harness import GET, Plane, a_plane, until
+
+ANSWERED_HERE = "version: 1\nlisten: 127.0.0.1:80\nroutes: [{name: r, respond: {status: 200, body: hi}}]"
+
+
+async def test_connection_carries_one_request_after_the_other() -> None:
+    async with a_plane(ANSWERED_HERE) as plane:
+        client = await plane.connect()
+        for _ in range(3):
+            await client.send(GET)
+            assert await client.answer() == (200, b"hi")
+        client.close()
+
+
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    async with a_plane(ANSWERED_HERE) as plane:
+        client = await plane.connect()
+        await client.send(GET * 40)
+        for _ in range(40):
+            assert await client.answer() == (200, b"hi")
+        client.close()
+
+
+async def test_request_may_come_byte_by_byte() -> None:
+    async with a_plane(ANSWERED_HERE) as plane:
+        client = await plane.connect()
+        for at in range(len(GET)):
+            await client.send(GET[at : at + 1])
+        assert await client.answer() == (200, b"hi")
+        client.close()
+
+
+@pytest.mark.parametrize(
+    "request_", [GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"), GET.replace(b"1.1", b"1.0")]
+)
+async def test_connection_ends_when_the_client_wants_it(request_: bytes) -> None:
+    async with a_plane(ANSWERED_HERE) as plane:
+        client = await plane.connect()
+        await client.send(request_)
+        answer = await client.rest()
+        assert answer.endswith(b"hi")
+        assert b"connection: close" in answer
+        client.close()
+
+
+async def test_connection_ends_after_its_number_of_requests() -> None:
+    async with a_plane(ANSWERED_HERE, ListenerLimits(requests_per_connection=2)) as plane:
+        client = await plane.connect()
+        await client.send(GET * 3)
+        answers = await client.rest()
+        assert answers.count(b"HTTP/1.1 200 OK") == 2
+        assert answers.count(b"connection: close") == 1
+        client.close()
+
+
+async def test_draining_says_close() -> None:
+    async with a_plane(ANSWERED_HERE) as plane:
+        client = await plane.connect()
+        await client.send(GET)
+        await client.answer()
+        plane.service.draining = True
+        await client.send(GET)
+        assert b"connection: close" in await client.rest()
+        client.close()
+
+
+async def test_idle_connection_ends_without_a_word(mock_clock: trio.testing.MockClock) -> None:
+    async with a_plane(ANSWERED_HERE, ListenerLimits(idle=10.0)) as plane:
+        client = await plane.connect()
+        await until(lambda: plane.service.connections == 1)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        mock_clock.jump(10.1)
+        assert await client.rest() == b""
+        client.close()
+
+
+async def test_slow_head_is_a_timeout(mock_clock: trio.testing.MockClock) -> None:
+    async with a_plane(ANSWERED_HERE, ListenerLimits(header_timeout=5.0)) as plane:
+        client = await plane.connect()
+        await client.send(b"GET / HT")
+        (connection,) = await _connections(plane)
+        await until(lambda: connection.reader.in_head)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        mock_clock.jump(5.1)
+        assert (await client.answer())[0] == 408
+        client.close()
+
+
+async def test_head_that_ends_early_is_refused() -> None:
+    async with a_plane(ANSWERED_HERE) as plane:
+        client = await plane.connect()
+        await client.send(b"GET / HT")
+        await client.stream.send_eof()
+        assert (await client.answer())[0] == 400
+        client.close()
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\x16\x03\x01\x02\x00\x01\x00", b"GET  / /\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"]
+)
+async def test_garbage_is_refused_and_the_connection_closed(garbage: bytes) -> None:
+    async with a_plane(ANSWERED_HERE) as plane:
+        client = await plane.connect()
+        await client.send(garbage)
+        answer = await client.rest()
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        client.close()
+        await until(lambda: plane.service.connections == 0)
+        assert plane.counts.settlements == [4]
+
+
+async def _connections(plane: Plane) -> list[ClientConnection]:
+    await until(lambda: plane.listener.connections)
+    return list(plane.listener._clients)
