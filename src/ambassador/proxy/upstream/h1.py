@@ -49,7 +49,7 @@ class Http1Connection(Wire):
 
     def receive(self) -> bool:
         """One read into the reader. False: nothing there. Raises `UpstreamReset` and what the reader raises."""
-        count = self.receive_raw(self.pool.first_read if self.reader.head is None else READ_SIZE)
+        count = self.receive_raw(READ_SIZE)
         if count is None:
             return False
         if count:

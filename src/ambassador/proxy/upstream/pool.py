@@ -13,7 +13,6 @@ from ambassador.errors import Overloaded
 from ambassador.proxy.lane import HANGUP, READ, TimedOut, Timer
 from ambassador.proxy.upstream.connect import connect
 from ambassador.proxy.upstream.h1 import Http1Connection
-from ambassador.proxy.wire import READ_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,8 +73,6 @@ class Pool(Timer):
         self._idle: list[Http1Connection] = []
         self._waiting: deque[_Ticket] = deque()
         self._retired = False
-        self.first_read = READ_SIZE
-        """How much to read of an answer at first: little where answers are large, so that their bodies are spliced."""
         self.open = 0
         """Connections open or being opened."""
 
