@@ -1,0 +1,204 @@
+"""Clients that leave: the upstream's attempt ends with them, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.origins import free_port
+from tests.e2e.programs import Ambassador, ambassador, wait_until
+from tests.e2e.raw import Client, Cut, Message, Origin, Wire, answer, black_hole, fetch, upstream
+
+LISTEN = """
+  - {{address: "127.0.0.1:{}"}}
+  - {{address: "127.0.0.1:{}", half_close: cancel}}
+"""
+
+
+@pytest.fixture(scope="module")
+def origin() -> Iterator[Origin]:
+    with upstream() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def proxy(origin: Origin) -> Iterator[Ambassador]:
+    with black_hole() as hole:
+        body = f"""\
+            upstreams:
+              origin: {{endpoints: ["{origin.url}"]}}
+              hole: {{endpoints: ["{hole}"]}}
+            routes:
+              - {{name: hole, match: {{path: "/hole"}}, to: hole, timeout: {{connect: 300ms}}, retry: {{attempts: 0}}}}
+              - {{name: all, to: origin}}
+            """
+        listen = LISTEN.format(free_port(), free_port())
+        with ambassador(body, listen=listen) as running:
+            yield running
+            wait_until(lambda: in_flight(running) == {"origin": 0, "hole": 0}, "the end of every attempt")
+
+
+def in_flight(proxy: Ambassador) -> dict[str, int]:
+    upstreams = json.loads(proxy.admin_get("/api/upstreams"))
+    return {each["name"]: each["endpoints"][0]["inflight"] for each in upstreams}
+
+
+def line_of(proxy: Ambassador, request_id: str) -> dict[str, object]:
+    def found() -> dict[str, object] | None:
+        lines = [line for line in proxy.log() if line["request_id"] == request_id]
+        assert len(lines) <= 1
+        return lines[0] if lines else None
+
+    return wait_until(found, "the log line")
+
+
+def hang(wire: Wire, request: Message) -> None:
+    assert wire.is_ended()
+    raise Cut("the other side left")
+
+
+def leave(client: Client, how: str) -> None:
+    if how == "reset":
+        client.reset()
+    elif how == "close":
+        client.close()
+    else:
+        client.finish()
+
+
+@pytest.mark.parametrize("how", ["reset", "half"])
+def test_client_that_leaves_while_waiting_ends_the_attempt(
+    proxy: Ambassador, origin: Origin, how: str
+) -> None:
+    path = f"/wait-{how}"
+    origin.on(path, hang)
+    with Client(proxy.urls[1 if how == "half" else 0]) as client:
+        client.ask(path, f"x-request-id: wait-{how}")
+        wait_until(lambda: bool(origin.seen[path]), "the attempt")
+        leave(client, how)
+        origin.wait_for_end(path)
+        assert client.sock.fileno() < 0 or client.is_ended()
+    line = line_of(proxy, f"wait-{how}")
+    assert (line["status"], line["attempts"]) == (499, 1)
+
+
+def test_half_close_after_a_whole_request_goes_on(proxy: Ambassador, origin: Origin) -> None:
+    left = threading.Event()
+
+    def later(wire: Wire, request: Message) -> None:
+        left.wait(10)
+        wire.send(answer(b"still here"))
+
+    origin.on("/half", later)
+    with Client(proxy.urls[0]) as client:
+        client.ask("/half")
+        client.ask("/next")
+        wait_until(lambda: bool(origin.seen["/half"]), "the attempt")
+        client.finish()
+        left.set()
+        assert client.answer().body == b"still here"
+        assert client.answer().body == b"ok"
+        assert client.is_ended()
+
+
+def test_half_close_before_the_answer_is_written_goes_on(proxy: Ambassador, origin: Origin) -> None:
+    large = b"a" * 4_000_000
+    origin.on("/half-large", answer(large))
+    with Client(proxy.urls[0]) as client:
+        client.ask("/half-large")
+        client.finish()
+        assert client.answer().body == large
+
+
+@pytest.mark.parametrize("listener", [0, 1])
+@pytest.mark.parametrize("how", ["reset", "close", "half"])
+@pytest.mark.parametrize(
+    "framing", ["content-length: 10", "content-length: 1000000", "transfer-encoding: chunked"]
+)
+def test_client_that_leaves_inside_its_request_ends_the_attempt(
+    proxy: Ambassador, origin: Origin, how: str, framing: str, listener: int
+) -> None:
+    path = f"/inside-{how}-{len(framing)}-{listener}"
+    cut = threading.Event()
+
+    def take(wire: Wire, request: Message) -> None:
+        try:
+            wire.body_of(request, to_close=False)
+        except Cut:
+            cut.set()
+            raise
+
+    origin.on(path, take, raw=True)
+    with Client(proxy.urls[listener]) as client:
+        client.ask(path, framing, method="POST")
+        client.send("3\r\nabc\r\n")
+        wait_until(lambda: bool(origin.seen[path]), "the attempt")
+        leave(client, how)
+        assert cut.wait(10)
+
+
+@pytest.mark.parametrize("how", ["reset", "close"])
+@pytest.mark.parametrize("framing", ["Content-Length: 90000000", "Transfer-Encoding: chunked", "X: close"])
+def test_client_that_leaves_inside_its_answer_ends_the_attempt(
+    proxy: Ambassador, origin: Origin, how: str, framing: str
+) -> None:
+    path = f"/answer-{how}-{framing[0]}"
+
+    def pour(wire: Wire, request: Message) -> None:
+        wire.send(f"HTTP/1.1 200 OK\r\n{framing}\r\n\r\n")
+        while True:
+            wire.send(b"10000\r\n" + b"a" * 65_536 + b"\r\n")
+
+    origin.on(path, pour)
+    with Client(proxy.url) as client:
+        client.ask(path, f"x-request-id: {path[1:]}")
+        assert client.head().status == 200
+        client.exactly(100_000)
+        leave(client, how)
+        origin.wait_for_end(path)
+    line = line_of(proxy, path[1:])
+    assert (line["status"], line["flags"]) == (200, ["client_gone"])
+
+
+def test_client_that_leaves_a_silent_stream_ends_it(proxy: Ambassador, origin: Origin) -> None:
+    def events(wire: Wire, request: Message) -> None:
+        wire.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
+        hang(wire, request)
+
+    origin.on("/events", events)
+    with Client(proxy.url) as client:
+        client.ask("/events")
+        client.head()
+        assert client.chunk() == b"data: 1\n\n"
+        client.reset()
+    origin.wait_for_end("/events")
+
+
+def test_client_that_leaves_while_connecting_leaves_nothing(proxy: Ambassador) -> None:
+    with Client(proxy.url) as client:
+        client.ask("/hole", "x-request-id: connecting")
+        wait_until(lambda: in_flight(proxy)["hole"] == 1, "the attempt")
+        client.reset()
+    line_of(proxy, "connecting")
+    wait_until(lambda: in_flight(proxy)["hole"] == 0, "its end")
+
+
+def test_failed_connections_leave_nothing(proxy: Ambassador) -> None:
+    assert fetch(proxy.url, "/hole").status == 503
+    assert in_flight(proxy)["hole"] == 0
+
+
+def test_many_clients_that_leave_at_once(proxy: Ambassador, origin: Origin) -> None:
+    origin.on("/many", hang)
+    clients = [Client(proxy.url) for _ in range(40)]
+    for client in clients:
+        client.ask("/many")
+    wait_until(lambda: len(origin.seen["/many"]) == 40, "every attempt")
+    for client in clients:
+        client.reset()
+    for _ in clients:
+        origin.wait_for_end("/many")
+    assert fetch(proxy.url, "/after").status == 200
