@@ -1,0 +1,62 @@
+"""Errors as their callers see them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ambassador.errors import BadRequest, NoRoute, Overloaded, ProxyError, UpstreamReset, UpstreamTimeout
+from ambassador.messages import Reply
+from ambassador.proxy.problem import error_reply, forbids_retry, proxy_status
+
+
+def reply(error: ProxyError, *, attempts: int = 1, grpc: bool = False) -> Reply:
+    return error_reply(error, pseudonym="me", request_id="r1", route="shop", attempts=attempts, grpc=grpc)
+
+
+def kinds(base: type[ProxyError]) -> list[type[ProxyError]]:
+    return [base, *(deeper for kind in base.__subclasses__() for deeper in kinds(kind))]
+
+
+@pytest.mark.parametrize("kind", kinds(ProxyError))
+def test_every_error_is_a_problem_document(kind: type[ProxyError]) -> None:
+    made = reply(kind('why "so"\r\n'))
+    assert made.status == kind.status
+    assert json.loads(made.body) == {
+        "type": "about:blank", "title": kind.title, "status": kind.status, "detail": 'why "so"\r\n', "code": kind.code,
+        "request_id": "r1", "route": "shop",
+    }  # fmt: skip
+    assert (b"content-type", b"application/problem+json") in made.headers
+    assert all(b"\r" not in value and b"\n" not in value for _, value in made.headers)
+
+
+def test_the_title_stands_in_for_a_detail() -> None:
+    assert json.loads(reply(NoRoute()).body)["detail"] == NoRoute.title
+
+
+@pytest.mark.parametrize(("seconds", "value"), [(0.0, b"1"), (0.2, b"1"), (1.0, b"1"), (1.1, b"2")])
+def test_retry_after_is_whole_seconds(seconds: float, value: bytes) -> None:
+    assert (b"retry-after", value) in reply(Overloaded(retry_after_s=seconds)).headers
+
+
+def test_no_retry_after_where_none_is_known() -> None:
+    assert b"retry-after" not in dict(reply(Overloaded()).headers)
+
+
+def test_proxy_status_names_the_error_and_more_than_one_attempt() -> None:
+    error = UpstreamReset()
+    one = proxy_status(error, pseudonym="me", attempts=1)
+    assert one == b'me; error=connection_terminated; details="upstream_reset"'
+    assert proxy_status(error, pseudonym="me", attempts=3) == one + b"; attempts=3"
+    assert not forbids_retry(one)
+    assert forbids_retry(one + b"; attempts=3")
+    assert forbids_retry(b'x; details="limited"')
+    assert forbids_retry(b'x; details="breaker_open"')
+
+
+def test_grpc_callers_get_a_grpc_status() -> None:
+    made = reply(UpstreamTimeout(), grpc=True)
+    assert (made.status, made.body) == (200, b"")
+    assert dict(made.headers)[b"grpc-status"] == b"4"
+    assert reply(BadRequest(), grpc=True).status == 400
