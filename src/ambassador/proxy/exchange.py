@@ -59,6 +59,7 @@ STATUS_LINES: Final = {
 STATUS_TEXT: Final = {status: str(status) for status in range(1000)}
 _REPLAY_BYTES: Final = 65536
 """Kept of a body without retries, for the one repeat after a connection that was closed while idle."""
+_SEEN_TARGETS: Final = 1024
 _MOVES_PER_TURN: Final = 16
 _RATE_WINDOW_S: Final = 30.0
 _CLIENT_GONE_STATUS: Final = 499  # nginx's number for a client that left before its answer; only in the log
@@ -155,18 +156,24 @@ class Exchange:
     def _route(self) -> Reply | Awaitable[Reply | None] | None:
         """Who asks for what, which route takes it, and what its ADMIT policies say: None to go on."""
         request = self._request
-        target = request.target
-        if target.startswith(HEALTH_TARGET) and target in (HEALTH_TARGET, HEALTH_TARGET + b"?"):
+        seen = self._table.seen
+        key = (request.authority, request.target, request.method)
+        known = seen.get(key)
+        if known is None and request.target in (HEALTH_TARGET, HEALTH_TARGET + b"?"):
             return self._service.health_reply()
         self._identify(request)
+        if known is not None:
+            request.host, request.port, request.path, plan, request.params = known
+        else:
+            plan = self._locate(request)
+            if request.query is None and request.target[:1] == b"/" and self._table.remembers:
+                if len(seen) >= _SEEN_TARGETS:
+                    seen.clear()
+                seen[key] = (request.host, request.port, request.path, plan, request.params)
         if b"max-forwards" in request.special:
             self._max_forwards = max_forwards(request)
             if self._max_forwards == 0:
                 return _final_hop(request)
-        found = self._table.router.match(request.host, request.path.decode("ascii"), request.method, request)
-        if found is None:
-            raise NoRoute(f"no route takes {request.method} on host {request.host or '-'!r} and this path")
-        plan, request.params = found
         self._plan = plan
         request.route = plan.name
         for position, hook in enumerate(plan.admit):
@@ -205,24 +212,12 @@ class Exchange:
             self._total_at = self._lane.now + plan.timeouts.total
 
     def _identify(self, request: Request) -> None:
-        """Host, path, client, request id, trace, deadline; the loop check."""
+        """Client, request id, trace, deadline; the loop check."""
         special = request.special
         client = self._client
         service = self._service
         request.request_id = service.tracer.request_id(special.get(b"x-request-id"))
         client.peer.identify(request)
-        authority, path, request.query = split_target(request.target)
-        if authority is not None:
-            request.authority = authority
-            request.lines = None
-        if request.authority or request.minor:
-            request.host, request.port = authority_host(request.authority)
-        if path == b"*":
-            if request.method != "OPTIONS":
-                raise BadRequest("only OPTIONS has the target *")
-            request.path = b"/*"
-        else:
-            request.path = normalise(path)
         self._trace = service.tracer.trace(special.get(b"traceparent"), special.get(b"tracestate"))
         if request.lines is not None:
             return  # nothing else in the head concerns us
@@ -235,6 +230,26 @@ class Exchange:
                 if left_s <= 0:
                     raise DeadlineExceeded("the caller's deadline has passed")
                 self._caller_at = self._started + left_s
+
+    def _locate(self, request: Request) -> RoutePlan:
+        """Host, path and query of the target, and the route that takes them. Raises `BadRequest`, `NoRoute`."""
+        authority, path, request.query = split_target(request.target)
+        if authority is not None:
+            request.authority = authority
+            request.lines = None
+        if request.authority or request.minor:
+            request.host, request.port = authority_host(request.authority)
+        if path == b"*":
+            if request.method != "OPTIONS":
+                raise BadRequest("only OPTIONS has the target *")
+            request.path = b"/*"
+        else:
+            request.path = normalise(path)
+        found = self._table.router.match(request.host, request.path.decode("ascii"), request.method, request)
+        if found is None:
+            raise NoRoute(f"no route takes {request.method} on host {request.host or '-'!r} and this path")
+        plan, request.params = found
+        return plan
 
     def _identity(self) -> Fields:
         """What the proxy adds: who sent the request, through whom it came, under which ids."""
