@@ -50,14 +50,12 @@ _METHODS: Final = {
 }  # fmt: skip
 """The methods of HTTP. llhttp speaks RTSP and ICE too (`DESCRIBE / RTSP/1.0`); nothing of theirs is passed on."""
 
-_METHOD_LINE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} +[!-~]+ +HTTP/1\.[01]\r\n")
+_METHOD_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) +[!-~]+ +HTTP/1\.[01]\r\n")
 HEALTH_TARGET: Final = b"/.well-known/ambassador/health"
 """What load balancers ask; the one target that needs no Host."""
 
 _VERSIONS_OR_NONE: Final = frozenset({"1.1", "1.0", "0.0"})
 """What the parser says of the version before it has met one is 0.0, or the version of the request before."""
-
-_CHUNKED_HEAD: Final = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 _MAX_CHUNK_OVERHEAD: Final = 65536
 """Chunk headers, extensions and trailers may cost this many bytes, plus 16 for each byte of body (a chunk of one
@@ -248,7 +246,10 @@ class RequestReader:
         request.keep_alive = parser.should_keep_alive()
         if len(headers) > self._limits.headers:
             raise HeaderTooLarge(f"more than {self._limits.headers} header fields")
-        if self._fed > self._limits.header_bytes:
+        limit = self._limits.header_bytes
+        if self._fed > limit or (
+            not self._fed and limit < _FEED_BYTES
+        ):  # 0: behind another message in one feed
             self._check_head_bytes(headers)
         authority = special.get(b"host")
         if authority is not None:
@@ -353,9 +354,9 @@ class RequestReader:
         version = self._parser.get_http_version()
         if self._in_head and not self._headers and version not in _VERSIONS_OR_NONE:
             self._fail(VersionNotSupported("only HTTP/1.0 and HTTP/1.1 are spoken here"))
-        elif isinstance(error, httptools.HttpParserInvalidMethodError) and _METHOD_LINE.match(
-            data.lstrip(b"\r\n")
-        ):
+            return
+        line = _METHOD_LINE.match(data.lstrip(b"\r\n"))
+        if isinstance(error, httptools.HttpParserInvalidMethodError) and line and line[1] not in _METHODS:
             self._fail(NotImplementedByProxy("unknown method"))
         else:
             self._fail(BadRequest("malformed request"))
@@ -366,11 +367,11 @@ class RequestReader:
         if request is not None:
             self._synthetic = True
             self._headers = []
-            self._parser.feed_data(
-                _CHUNKED_HEAD
-                if request.chunked
-                else b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (request.content_length or 0)
-            )
+            framing = b"Transfer-Encoding: chunked"
+            if not request.chunked:
+                framing = b"Content-Length: %d" % (request.content_length or 0)
+            end = b"keep-alive" if request.keep_alive else b"close"
+            self._parser.feed_data(b"POST / HTTP/1.1\r\nConnection: %b\r\n%b\r\n\r\n" % (end, framing))
             self._headers = request.trailers
         if rest:
             self.feed(rest)

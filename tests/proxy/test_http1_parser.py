@@ -1,0 +1,748 @@
+"""HTTP/1 in both directions: what is accepted, what is refused, and that the cut of the stream makes no difference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gunicorn_h1c
+import h11
+import httptools
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from ambassador.errors import (
+    BadRequest,
+    BodyTooLarge,
+    ExpectationFailed,
+    HeaderTooLarge,
+    NotImplementedByProxy,
+    ProxyError,
+    UpstreamProtocol,
+    UpstreamReset,
+    UriTooLong,
+    VersionNotSupported,
+)
+from ambassador.messages import Request
+from ambassador.proxy.fields import clean_trailers
+from ambassador.proxy.http1_parser import Limits, RequestReader, ResponseReader
+from ambassador.proxy.path import authority_host, normalise, split_target
+
+FEED = 65536
+HOST = b"Host: a\r\n"
+NEXT = b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+def get(fields: bytes = b"", line: bytes = b"GET / HTTP/1.1") -> bytes:
+    return line + b"\r\n" + HOST + fields + b"\r\n"
+
+
+def post(fields: bytes, body: bytes = b"") -> bytes:
+    return b"POST / HTTP/1.1\r\n" + HOST + fields + b"\r\n" + body
+
+
+def cuts(data: bytes) -> Iterator[list[bytes]]:
+    """Every way in two, and byte by byte."""
+    for at in range(1, len(data)):
+        yield [data[:at], data[at:]]
+    yield [data[at : at + 1] for at in range(len(data))]
+
+
+def pieces(data: bytes, size: int = FEED) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+# Requests
+
+
+@dataclass
+class Read:
+    requests: list[tuple[Any, ...]]
+    error: type[ProxyError] | None
+    unfinished: bool
+
+    @property
+    def targets(self) -> list[bytes]:
+        return [request[1] for request in self.requests if request[6]]
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [request[4] for request in self.requests if request[6]]
+
+
+def summary(request: Request) -> tuple[Any, ...]:
+    return (
+        request.method,
+        request.target,
+        request.minor,
+        tuple(request.passing),
+        b"".join(request.body),
+        tuple(request.trailers),
+        request.complete,
+        request.keep_alive,
+        tuple(sorted(request.special.items())),
+        request.authority,
+    )
+
+
+def read(feeds: list[bytes], limits: Limits | None = None) -> Read:
+    reader = RequestReader(limits or Limits())
+    for piece in feeds:
+        reader.feed(piece)
+    error = type(reader.error) if reader.error is not None else None
+    return Read([summary(request) for request in reader.requests], error, error is None and reader.in_head)
+
+
+def assert_same(got: Read, whole: Read) -> None:
+    """The code for a method that is no token of ours alone may depend on the cut: the line may not be there."""
+    if got.error is not whole.error:
+        assert {got.error, whole.error} == {BadRequest, NotImplementedByProxy}
+    assert (got.requests, got.unfinished) == (whole.requests, whole.unfinished)
+
+
+def read_alike(data: bytes, limits: Limits | None = None) -> Read:
+    """What `data` is read as, whole and cut in every way, with and without a memory of heads."""
+    whole = read([data], limits or Limits())
+    shared = limits or Limits()
+    for feeds in cuts(data):
+        assert_same(read(feeds, shared), whole)
+    assert_same(read([data], shared), whole)
+    return whole
+
+
+# What httptools, h11 and gunicorn_h1c were found to accept differently, and the rest of the table they agree on.
+STRICTNESS = {
+    "plain": (get(), None),
+    "cl-and-te": (post(b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", b"0\r\n\r\n"), BadRequest),
+    "te-and-cl": (post(b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", b"0\r\n\r\n"), BadRequest),
+    "cl-twice-same": (post(b"Content-Length: 5\r\nContent-Length: 5\r\n", b"hello"), BadRequest),
+    "cl-twice-other": (post(b"Content-Length: 5\r\nContent-Length: 6\r\n", b"hello"), BadRequest),
+    "cl-list": (post(b"Content-Length: 5, 5\r\n", b"hello"), BadRequest),
+    "cl-plus": (post(b"Content-Length: +5\r\n", b"hello"), BadRequest),
+    "cl-minus": (post(b"Content-Length: -5\r\n", b"hello"), BadRequest),
+    "cl-hex": (post(b"Content-Length: 0x5\r\n", b"hello"), BadRequest),
+    "cl-empty": (post(b"Content-Length: \r\n", b"hello"), BadRequest),
+    "obs-fold": (get(b"X: a\r\n b\r\n"), BadRequest),
+    "bare-lf": (b"GET / HTTP/1.1\nHost: a\n\n", BadRequest),
+    "http-1.9": (get(line=b"GET / HTTP/1.9"), VersionNotSupported),
+    "http-2.0": (get(line=b"GET / HTTP/2.0"), VersionNotSupported),
+    "http-0.9": (b"GET / HTTP/0.9\r\n\r\n", VersionNotSupported),
+    "te-gzip-chunked": (post(b"Transfer-Encoding: gzip, chunked\r\n", b"0\r\n\r\n"), NotImplementedByProxy),
+    "te-in-1.0": (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", BadRequest),
+    "two-hosts": (get(b"Host: b\r\n"), BadRequest),
+    "no-host": (b"GET / HTTP/1.1\r\n\r\n", BadRequest),
+    "space-before-colon": (get(b"X : a\r\n"), BadRequest),
+    "no-name": (get(b": a\r\n"), BadRequest),
+    "nul-in-value": (get(b"X: a\0b\r\n"), BadRequest),
+    "nul-in-target": (get(line=b"GET /\0 HTTP/1.1"), BadRequest),
+    "chunk-size-0x": (CHUNKED + b"0x5\r\nhello\r\n0\r\n\r\n", BadRequest),
+}
+
+
+@pytest.mark.parametrize("case", STRICTNESS)
+def test_requests_are_read_strictly(case: str) -> None:
+    data, error = STRICTNESS[case]
+    assert len(STRICTNESS) == 24
+    got = read_alike(data)
+    assert got.error is error
+    assert got.targets == ([b"/"] if error is None else [])
+
+
+HOSTILE = {
+    "te-te": post(b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n", b"0\r\n\r\n"),
+    "te-x": post(b"Transfer-Encoding: xchunked\r\n", b"0\r\n\r\n"),
+    "te-empty": post(b"Transfer-Encoding: \r\n", b"0\r\n\r\n"),
+    "te-vertical-tab": post(b"Transfer-Encoding: \x0bchunked\r\n", b"0\r\n\r\n"),
+    "te-space": post(b"Transfer-Encoding : chunked\r\n", b"0\r\n\r\n"),
+    "te-fold": post(b"Transfer-Encoding:\r\n chunked\r\n", b"0\r\n\r\n"),
+    "te-quoted": post(b'Transfer-Encoding: "chunked"\r\n', b"0\r\n\r\n"),
+    "te-chunked-chunked": post(b"Transfer-Encoding: chunked, chunked\r\n", b"0\r\n\r\n"),
+    "te-chunked-identity": post(b"Transfer-Encoding: chunked, identity\r\n", b"0\r\n\r\n"),
+    "cl-space": post(b"Content-Length: 5 5\r\n", b"hello"),
+    "cl-huge": post(b"Content-Length: 99999999999999999999999\r\n", b"hello"),
+    "cl-19-digits": post(b"Content-Length: 1000000000000000000\r\n", b"hello"),
+    "extension-lf": CHUNKED + b"5;a\nb\r\nhello\r\n0\r\n\r\n",
+    "extension-cr": CHUNKED + b"5;a\rb\r\nhello\r\n0\r\n\r\n",
+    "extension-nul": CHUNKED + b"5;a\0b\r\nhello\r\n0\r\n\r\n",
+    "chunk-lf": CHUNKED + b"5\nhello\r\n0\r\n\r\n",
+    "chunk-lf-behind": CHUNKED + b"5\r\nhello\n0\r\n\r\n",
+    "chunk-long": CHUNKED + b"5\r\nhello!!0\r\n\r\n",
+    "chunk-empty": CHUNKED + b"\r\nhello\r\n0\r\n\r\n",
+    "chunk-minus": CHUNKED + b"-5\r\nhello\r\n0\r\n\r\n",
+    "chunk-overflow": CHUNKED + b"10000000000000005\r\nhello\r\n0\r\n\r\n",
+    "trailer-cl": CHUNKED + b"0\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n" + NEXT,
+    "trailer-fold": CHUNKED + b"0\r\nX: a\r\n b\r\n\r\n" + NEXT,
+    "lf-in-head": get(b"X: a\nY: b\r\n"),
+    "lf-ends-head": b"GET / HTTP/1.1\r\n" + HOST + b"\n" + NEXT,
+    "cr-in-value": get(b"X: a\rb\r\n"),
+    "cr-cr-lf": get(b"X: a\r\r\n"),
+    "del-in-value": get(b"X: a\x7fb\r\n"),
+    "escape-in-value": get(b"X: a\x1bb\r\n"),
+    "high-byte-in-name": get(b"X\xe9: a\r\n"),
+    "nul-in-name": get(b"X\0: a\r\n"),
+    "no-colon": get(b"abc\r\n"),
+    "field-before-head": b"GET / HTTP/1.1\r\n X: a\r\n" + HOST + b"\r\n",
+    "high-byte-in-target": get(line=b"GET /\xc3\xa9 HTTP/1.1"),
+    "tab-in-line": get(line=b"GET\t/ HTTP/1.1"),
+    "space-behind-line": get(line=b"GET / HTTP/1.1 "),
+    "lower-http": get(line=b"GET / http/1.1"),
+    "http-1.10": get(line=b"GET / HTTP/1.10"),
+    "http-3.0": get(line=b"GET / HTTP/3.0"),
+    "http-2-preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "http-0.9-simple": b"GET /\r\n\r\n",
+    "rtsp": b"DESCRIBE / RTSP/1.0\r\n" + HOST + b"\r\n",
+    "ice": b"SOURCE / ICE/1.0\r\n" + HOST + b"\r\n",
+    "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "connect": get(line=b"CONNECT a:443 HTTP/1.1"),
+    "expectation": post(b"Expect: 200-ok\r\nContent-Length: 5\r\n", b"hello"),
+    "absolute-two-hosts": get(b"Host: b\r\n", b"GET http://a/ HTTP/1.1"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_requests_are_refused_and_nothing_behind_them_is_read(case: str) -> None:
+    data = HOSTILE[case]
+    assert read_alike(data + NEXT).error is not None
+    assert read_alike(data + NEXT).targets == []
+    assert read_alike(NEXT + data + NEXT).targets == [b"/next"]
+
+
+ACCEPTED = {
+    "chunked-get": (b"GET" + CHUNKED[4:] + b'5;a=b;c="d"\r\nhello\r\n0\r\n\r\n', b"hello"),
+    "chunk-leading-zeros": (CHUNKED + b"0005\r\nhello\r\n000\r\n\r\n", b"hello"),
+    "length-on-get": (get(b"Content-Length: 5\r\n") + b"hello", b"hello"),
+    "length-leading-zeros": (post(b"Content-Length: 005\r\n", b"hello"), b"hello"),
+    "te-other-case": (post(b"tRANSFER-eNCODING: Chunked\r\n", b"1\r\nx\r\n0\r\n\r\n"), b"x"),
+    "empty-lines-before": (b"\r\n\r\n" + get(), b""),
+    "upgrade-with-length": (
+        post(b"Upgrade: h2c\r\nConnection: Upgrade\r\nContent-Length: 31\r\n", NEXT),
+        NEXT,
+    ),
+    "upgrade-chunked": (
+        CHUNKED[:-2]
+        + b"Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\n\r\n1f\r\n"
+        + NEXT
+        + b"\r\n0\r\n\r\n",
+        NEXT,
+    ),
+    "upgrade-no-body": (get(b"Upgrade: websocket\r\nConnection: Upgrade\r\n"), b""),
+    "upgrade-not-connected": (get(b"Upgrade: websocket\r\n"), b""),
+    "1.0-keep-alive": (b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", b""),
+}
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_a_request_ends_where_its_framing_says(case: str) -> None:
+    data, body = ACCEPTED[case]
+    got = read_alike(data + NEXT)
+    assert (got.error, got.bodies) == (None, [body, b""])
+    assert got.targets == [b"/", b"/next"]
+    assert not got.unfinished
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        get(b"Connection: close\r\n"),
+        get(b"Connection: x, close\r\n"),
+        b"GET / HTTP/1.0\r\n\r\n",
+        get(b"Connection: Upgrade, close\r\nUpgrade: h2c\r\n"),
+        post(b"Connection: close, Upgrade\r\nUpgrade: h2c\r\nContent-Length: 2\r\n", b"hi"),
+    ],
+)
+def test_what_follows_close_is_ignored(head: bytes) -> None:
+    for behind in (NEXT, b"junk \0\r\n"):
+        got = read_alike(head + behind)
+        assert (got.error, got.targets) == (None, [b"/"])
+
+
+def test_a_method_of_nobody_is_not_implemented() -> None:
+    for method in (b"BREW", b"get"):
+        assert read([get(line=method + b" / HTTP/1.1")]).error is NotImplementedByProxy
+        for feeds in cuts(get(line=method + b" / HTTP/1.1")):
+            got = read(feeds)
+            assert got.error in (NotImplementedByProxy, BadRequest)
+            assert got.requests == []
+
+
+def test_trailers_are_kept_apart_and_cleaned() -> None:
+    data = (
+        CHUNKED + b"2\r\nhi\r\n0\r\nHost: evil\r\nAuthorization: x\r\nX-Sum: 1\r\nContent_Length: 9\r\n\r\n"
+    )
+    reader = RequestReader(Limits())
+    reader.feed(data + NEXT)
+    first, second = reader.requests
+    assert (first.authority, second.target) == (b"a", b"/next")
+    assert clean_trailers(first.trailers) == [(b"X-Sum", b"1")]
+    read_alike(data + NEXT)
+
+
+def test_the_body_behind_an_upgrade_brings_no_trailers_of_its_own() -> None:
+    got = read_alike(ACCEPTED["upgrade-chunked"][0])
+    assert got.requests[0][5] == ()
+
+
+@pytest.mark.parametrize(
+    ("limits", "data", "error"),
+    [
+        (Limits(uri=10), get(line=b"GET /" + b"a" * 10 + b" HTTP/1.1"), UriTooLong),
+        (Limits(headers=3), get(b"X: a\r\n" * 3), HeaderTooLarge),
+        (Limits(header_bytes=100), get(b"X: " + b"a" * 100 + b"\r\n"), HeaderTooLarge),
+        (Limits(header_bytes=100), NEXT + get(b"X: " + b"a" * 100 + b"\r\n"), HeaderTooLarge),
+        (Limits(body=4), post(b"Content-Length: 5\r\n", b"hello"), BodyTooLarge),
+        (Limits(body=4), CHUNKED + b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n", BodyTooLarge),
+        (Limits(headers=2), CHUNKED + b"0\r\n" + b"X: a\r\n" * 3 + b"\r\n", HeaderTooLarge),
+    ],
+)
+def test_limits_are_exact_for_what_is_complete(limits: Limits, data: bytes, error: type[ProxyError]) -> None:
+    assert read_alike(data, limits).error is error
+
+
+@pytest.mark.parametrize(
+    ("start", "more", "error"),
+    [
+        (CHUNKED + b"5;", b"a", BadRequest),
+        (CHUNKED + b"0\r\n", b"X: a\r\n", ProxyError),
+        (CHUNKED + b"0\r\nX: ", b"a", BadRequest),
+        (b"", b"\r\n", HeaderTooLarge),
+        (b"GET / HTTP/1.1\r\n", b"X: a\r\n", HeaderTooLarge),
+        (b"GET / HTTP/1.1\r\nX: ", b"a", HeaderTooLarge),
+        (b"GET /", b"a", UriTooLong),
+        (NEXT + b"GET / HTTP/1.1\r\nX: ", b"a", HeaderTooLarge),
+    ],
+)
+@pytest.mark.parametrize("size", [FEED, 1000])
+def test_what_has_no_end_is_refused(start: bytes, more: bytes, error: type[ProxyError], size: int) -> None:
+    got = read(pieces(start + more * (400_000 // len(more)), size))
+    assert got.error is not None
+    assert issubclass(got.error, error)
+
+
+def test_small_chunks_are_not_taken_for_an_attack() -> None:
+    got = read(pieces(CHUNKED + b"1\r\nx\r\n" * 100_000 + b"0\r\n\r\n"))
+    assert (got.error, len(got.bodies[0])) == (None, 100_000)
+
+
+def test_expectations_are_noted_where_there_is_a_body() -> None:
+    reader = RequestReader(Limits())
+    reader.feed(post(b"Expect: 100-Continue\r\nContent-Length: 2\r\n"))
+    assert reader.requests[0].expects_continue
+    reader = RequestReader(Limits())
+    reader.feed(get(b"Expect: 100-continue\r\n"))
+    assert not reader.requests[0].expects_continue
+    assert read([get(b"Expect: x\r\n")]).error is ExpectationFailed
+
+
+def test_a_raw_body_leaves_the_reader_at_the_next_request() -> None:
+    reader = RequestReader(Limits())
+    reader.feed(post(b"Content-Length: 10\r\n", b"hello"))
+    request = reader.requests.popleft()
+    assert reader.raw_body(request) == 5
+    assert reader.raw_body(request) == 0
+    reader.feed(NEXT)
+    assert reader.requests[0].target == b"/next"
+
+
+def test_a_raw_body_is_not_given_out_when_nothing_is_missing_or_something_is_wrong() -> None:
+    reader = RequestReader(Limits())
+    reader.feed(post(b"Content-Length: 5\r\n", b"hello") + CHUNKED)
+    assert [reader.raw_body(request) for request in reader.requests] == [0, 0]
+
+
+# Remembered heads
+
+
+def test_a_remembered_head_is_read_as_the_first_time() -> None:
+    limits = Limits()
+    for data in (get(b"Connection: keep-alive\r\n"), post(b"Content-Length: 5\r\n", b"hello")):
+        first = read([data], limits)
+        assert read([data], limits) == first
+        assert read([data + NEXT], limits).targets == [b"/", b"/next"]
+    assert len(limits.seen) == 2
+
+
+def test_a_remembered_block_is_no_part_of_a_head_under_way() -> None:
+    limits = Limits()
+    read([NEXT], limits)
+    head = b"GET /cut HTTP/1.1\r\nX: a"
+    assert read([NEXT + head, NEXT], limits) == read([NEXT + head + NEXT])
+    assert read([head, NEXT], limits) == read([head + NEXT])
+
+
+def test_a_request_behind_an_empty_line_is_not_remembered_as_a_block() -> None:
+    limits = Limits()
+    read([b"\r\n" + get()], limits)
+    assert read([b"GET /x HTTP/1.1\r\n" + get()], limits).error is BadRequest
+
+
+def test_a_remembered_block_with_a_body_of_another_length_goes_to_the_parser() -> None:
+    limits = Limits()
+    head = post(b"Content-Length: 5\r\n")
+    read([head + b"hello"], limits)
+    assert read([head + b"hell"], limits).targets == []
+    assert read([head + b"hello" + NEXT], limits).targets == [b"/", b"/next"]
+    assert read([get(b"Content-Length: 5\r\n") + b"hell", b"o" + NEXT], limits).bodies == [b"hello", b""]
+
+
+# Responses
+
+
+def respond(feeds: list[bytes], *, for_head: bool = False, end: bool = True) -> tuple[Any, ...]:
+    reader = ResponseReader()
+    reader.begin(for_head=for_head)
+    error: type[ProxyError] | None = None
+    try:
+        for piece in feeds:
+            reader.feed(piece)
+        if end and not reader.complete:
+            reader.end_of_input()
+    except ProxyError as caught:
+        error = type(caught)
+    if error is not None:
+        return (error,)
+    head = reader.head
+    assert head is not None
+    interim = [answer.status for answer in reader.interim]
+    return head.status, b"".join(reader.body), reader.trailers, interim, reader.complete, reader.reusable
+
+
+def respond_alike(data: bytes, *, for_head: bool = False) -> tuple[Any, ...]:
+    whole = respond([data], for_head=for_head)
+    for feeds in cuts(data):
+        assert respond(feeds, for_head=for_head) == whole
+    assert respond([data], for_head=for_head) == whole
+    return whole
+
+
+def answer(fields: bytes, body: bytes = b"", line: bytes = b"HTTP/1.1 200 OK") -> bytes:
+    return line + b"\r\n" + fields + b"\r\n" + body
+
+
+LENGTH_5 = b"Content-Length: 5\r\n"
+TE = b"Transfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "for_head", "body", "reusable"),
+    [
+        (answer(LENGTH_5, b"hello"), False, b"hello", True),
+        (answer(TE, b"5\r\nhello\r\n0\r\n\r\n"), False, b"hello", True),
+        (answer(LENGTH_5, b"hello", b"HTTP/1.0 200 OK"), False, b"hello", False),
+        (answer(LENGTH_5 + b"Connection: close\r\n", b"hello"), False, b"hello", False),
+        (answer(b"", b"hello"), False, b"hello", False),
+        (answer(b"Connection: keep-alive\r\n", b"hello", b"HTTP/1.0 200 OK"), False, b"hello", False),
+        (answer(b"", line=b"HTTP/1.1 204 No Content"), False, b"", True),
+        (answer(LENGTH_5, line=b"HTTP/1.1 304 Not Modified"), False, b"", True),
+        (answer(TE, line=b"HTTP/1.1 304 Not Modified"), False, b"", True),
+        (answer(LENGTH_5, b"hello", b"HTTP/1.1 204 No Content"), False, b"", False),
+        (answer(LENGTH_5, b"hello", b"HTTP/1.1 304 Not Modified"), False, b"", False),
+        (answer(LENGTH_5), True, b"", True),
+        (answer(TE), True, b"", True),
+        (answer(b""), True, b"", True),
+        (answer(b"Connection: close\r\n"), True, b"", False),
+        (answer(LENGTH_5, b"hello"), True, b"", False),
+        (answer(TE, b"5"), True, b"", False),
+        (answer(TE, b"5\r\n"), True, b"", False),
+        (answer(TE, b"5\r\nhello\r\n0\r\n\r\n"), True, b"", False),
+        (answer(TE, b"0\r\n\r\n"), True, b"", False),
+        (OK + b"x", False, b"ok", False),
+        (OK + b"HTTP/1.1 200", False, b"ok", False),
+        (OK + OK, False, b"ok", False),
+        (answer(b"Upgrade: h2c\r\nConnection: Upgrade\r\n" + LENGTH_5, b"hello"), False, b"hello", True),
+    ],
+)
+def test_an_answer_ends_where_its_framing_says(
+    data: bytes, for_head: bool, body: bytes, reusable: bool
+) -> None:
+    got = respond_alike(data, for_head=for_head)
+    assert (got[1], got[4], got[5]) == (body, True, reusable)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        answer(LENGTH_5 + TE, b"0\r\n\r\n"),
+        answer(TE + LENGTH_5, b"0\r\n\r\n"),
+        answer(LENGTH_5 + LENGTH_5, b"hello"),
+        answer(b"Content-Length: 5, 5\r\n", b"hello"),
+        answer(b"Content-Length: 99999999999999999999\r\n"),
+        answer(b"Transfer-Encoding: gzip, chunked\r\n", b"0\r\n\r\n"),
+        answer(b"Transfer-Encoding: identity\r\n", b"hello"),
+        answer(TE, b"0\r\n\r\n", b"HTTP/1.0 200 OK"),
+        answer(TE, b"5;\nhello"),
+        answer(TE, b"x\r\n"),
+        answer(LENGTH_5, b"hello", b"HTTP/2.0 200 OK"),
+        answer(LENGTH_5, b"hello", b"HTTP/1.2 200 OK"),
+        answer(b"X: a\r\n b\r\n"),
+        answer(b"X: a\0\r\n"),
+        b"HTTP/1.1 200 OK\nContent-Length: 0\n\n",
+        answer(b"", line=b"HTTP/1.1 099 X"),
+        answer(b"", line=b"HTTP/1.1 000 X"),
+        answer(b"", line=b"HTTP/1.1 20 X"),
+        answer(b"", line=b"HTTP/1.1 2000 X"),
+        answer(LENGTH_5, b"hello" + OK, b"HTTP/1.1 103 X"),
+        answer(b"Upgrade: x\r\nConnection: Upgrade\r\n", b"raw", b"HTTP/1.1 101 X"),
+        answer(b"", line=b"HTTP/1.1 103 X") * 17,
+        b"SSH-2.0-OpenSSH\r\n",
+    ],
+)
+def test_malformed_answers_are_refused(data: bytes) -> None:
+    assert respond_alike(data) == (UpstreamProtocol,)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"HTTP/1.1 200", answer(LENGTH_5, b"hell"), answer(TE, b"5\r\nhello\r\n")]
+)
+def test_an_answer_that_is_cut_is_never_complete(data: bytes) -> None:
+    assert respond_alike(data) == (UpstreamReset,)
+
+
+def test_interim_answers_and_trailers_are_kept_apart() -> None:
+    early = answer(b"", line=b"HTTP/1.1 100 Continue") + answer(
+        b"Link: a\r\n", line=b"HTTP/1.1 103 Early Hints"
+    )
+    got = respond_alike(early + answer(TE, b"2\r\nhi\r\n0\r\nX-Sum: 1\r\n\r\n"))
+    assert got == (200, b"hi", [(b"X-Sum", b"1")], [100, 103], True, True)
+
+
+@pytest.mark.parametrize(("start", "more"), [
+    (b"HTTP/1.1 200 OK\r\nX: ", b"a"),
+    (answer(TE, b"5;"), b"a"),
+    (answer(TE, b"0\r\n"), b"X: a\r\n"),
+])  # fmt: skip
+def test_answers_without_end_are_refused(start: bytes, more: bytes) -> None:
+    assert respond(pieces(start + more * (500_000 // len(more)))) == (UpstreamProtocol,)
+
+
+def test_a_head_is_not_remembered_under_the_name_of_an_interim_answer() -> None:
+    early = answer(b"X-Only: here\r\n", line=b"HTTP/1.1 100 Continue")
+    reader = ResponseReader()
+    reader.begin(for_head=False)
+    reader.feed(early)
+    reader.interim = []  # as the exchange does when it passed them on
+    reader.feed(OK)
+    other = answer(LENGTH_5, b"hello", b"HTTP/1.1 404 Not Found")
+    assert respond([early + other])[:2] == (404, b"hello")
+    assert respond([early + b"ok"], end=True) == (UpstreamProtocol,)
+
+
+def test_a_head_is_not_remembered_under_the_name_of_empty_lines() -> None:
+    assert respond([b"\r\n\r\n" + OK])[:2] == (200, b"ok")
+    assert respond([b"\r\n\r\n" + answer(LENGTH_5, b"hello", b"HTTP/1.1 404 X")])[:2] == (404, b"hello")
+
+
+def test_a_remembered_answer_leaves_the_rest_of_its_body_to_be_read_raw() -> None:
+    data = answer(LENGTH_5 + b"X-Raw: 1\r\n", b"hello")
+    respond([data])
+    for cut in (b"", b"hel"):
+        reader = ResponseReader()
+        reader.begin(for_head=False)
+        reader.feed(memoryview(data[: len(data) - 5] + cut))
+        assert b"".join(reader.body) == cut
+        assert reader.raw_body() == 5 - len(cut)
+        assert not reader.reusable
+
+
+def test_a_reader_goes_on_to_the_next_answer() -> None:
+    reader = ResponseReader()
+    for for_head, data, body in [
+        (False, OK, b"ok"),
+        (True, answer(LENGTH_5), b""),
+        (False, answer(TE, b"2\r\nhi\r\n0\r\n\r\n"), b"hi"),
+        (False, answer(LENGTH_5, line=b"HTTP/1.1 304 X"), b""),
+        (False, OK, b"ok"),
+    ]:
+        reader.begin(for_head=for_head)
+        reader.feed(data)
+        assert (b"".join(reader.body), reader.reusable) == (body, True)
+
+
+# What is passed on is read alike by others
+
+
+@dataclass
+class Passed:
+    """A message as another parser reads it."""
+
+    method: bytes
+    target: bytes
+    fields: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+def passed_on(request: Request) -> bytes | None:
+    """`request` as an exchange sends it upstream; None if the exchange refuses its target or host."""
+    try:
+        authority, path, query = split_target(request.target)
+        authority_host(authority or request.authority)
+        path = path if path == b"*" and request.method == "OPTIONS" else normalise(path)
+    except BadRequest:
+        return None
+    fields = [*request.passing, (b"via", b"1.1 me")]
+    body = b"".join(request.body)
+    if request.chunked:
+        fields.append((b"transfer-encoding", b"chunked"))
+        trailers = b"".join(b"%b: %b\r\n" % field for field in clean_trailers(request.trailers))
+        body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + b"0\r\n" + trailers + b"\r\n"
+    target = path if query is None else b"%b?%b" % (path, query)
+    head = b"%b %b HTTP/1.1\r\nhost: a\r\n" % (request.method.encode(), target)
+    return head + b"\r\n".join(map(b": ".join, fields)) + b"\r\n\r\n" + body
+
+
+class HttptoolsReader:
+    def __init__(self, data: bytes) -> None:
+        self.target = self.body = b""
+        self.fields: list[tuple[bytes, bytes]] = []
+        self.in_body = self.complete = False
+        parser = httptools.HttpRequestParser(self)
+        parser.feed_data(data)
+        assert self.complete
+        self.method: bytes = parser.get_method()
+
+    def on_url(self, url: bytes) -> None:
+        assert not self.complete
+        self.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.in_body:
+            self.fields.append((name.lower(), value.strip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        self.in_body = True
+
+    def on_body(self, body: bytes) -> None:
+        self.body += body
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+
+def read_by_httptools(data: bytes) -> Passed:
+    got = HttptoolsReader(data)
+    return Passed(got.method, got.target, got.fields, got.body)
+
+
+def read_by_h11(data: bytes) -> Passed:
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
+    connection.receive_data(data)
+    head = connection.next_event()
+    assert isinstance(head, h11.Request)
+    body = b""
+    while isinstance(event := connection.next_event(), h11.Data):
+        body += bytes(event.data)
+    assert isinstance(event, h11.EndOfMessage)
+    assert connection.trailing_data[0] == b""
+    return Passed(
+        head.method, head.target, [(bytes(name), bytes(value)) for name, value in head.headers], body
+    )
+
+
+def read_by_gunicorn(data: bytes) -> Passed:
+    body: list[bytes] = []
+    parser = gunicorn_h1c.H1CProtocol(on_body=body.append)
+    parser.feed(data)
+    assert parser.is_complete
+    fields = [(name.lower(), value.strip(b" \t")) for name, value in parser.headers]
+    return Passed(parser.method, parser.path, fields, b"".join(body))
+
+
+def assert_read_alike_by_others(data: bytes, request: Request) -> None:
+    first = read_by_httptools(data)
+    assert (first.method, first.body) == (request.method.encode(), b"".join(request.body))
+    assert read_by_h11(data) == first
+    assert read_by_gunicorn(data) == first
+
+
+METHODS = st.sampled_from(
+    [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"PROPFIND", b"TRACE"]
+)
+TARGETS = st.one_of(
+    st.sampled_from([
+        b"/", b"*", b"/a/../b?c=d", b"/a//b", b"/%2e%2e/x", b"/%2F?", b"http://a/x?y", b"http://a:80", b"/..", b"/a#b", b"a",
+    ]),
+    st.from_regex(rb"/[!-~]{0,12}(\?[!-~]{0,8})?", fullmatch=True),
+)  # fmt: skip
+FIELDS = st.one_of(
+    st.sampled_from([
+        b"Connection: close", b"Connection: keep-alive, x-a", b"Connection: content-length, host", b"Connection:",
+        b"Upgrade: h2c", b"Connection: Upgrade", b"TE: trailers", b"Expect: 100-continue", b"Via: 1.1 x", b"X-A: 1",
+        b"Content-Length: 3", b"Content-Length: 0", b"Content-Length: 03", b"Content-Length: 3, 3", b"Content-Length: +3",
+        b"Transfer-Encoding: chunked", b"Transfer-Encoding: gzip, chunked", b"Transfer-Encoding: identity",
+        b"Transfer-Encoding : chunked", b"Transfer-Encoding:\x0bchunked", b"Transfer_Encoding: chunked",
+        b"Content_Length: 3", b"Host: b", b" folded", b"X: a\nY: b", b"X: a\rb", b"X: a\0b", b": a", b"Trailer: x-t",
+    ]),
+    st.from_regex(rb"[A-Za-z][A-Za-z0-9_-]{0,8}:[ \t]?[\t -~\x80-\xff]{0,12}", fullmatch=True),
+)  # fmt: skip
+CHUNKS = st.lists(
+    st.sampled_from([
+        b"3\r\nabc\r\n", b"1;x=y\r\nz\r\n", b'2;q="a;b"\r\nhi\r\n', b"03\r\n\r\n0\r\n", b"3\nabc\r\n", b"3\r\nabcd\r\n",
+        b"3;a\nb\r\nabc\r\n", b"0x3\r\nabc\r\n",
+    ]),
+    max_size=3,
+).map(b"".join)  # fmt: skip
+ENDS = st.sampled_from([
+    b"0\r\n\r\n", b"0\r\nX-T: 1\r\n\r\n", b"0\r\nHost: evil\r\nContent_Length: 9\r\n\r\n", b"0\r\nContent-Length: 1\r\n\r\n",
+    b"0\r\n", b"0\n\n",
+])  # fmt: skip
+
+
+@st.composite
+def generated_requests(draw: st.DrawFn) -> bytes:
+    """One request, most often well-formed, with its body or with another's."""
+    version = draw(st.sampled_from([b"HTTP/1.1"] * 8 + [b"HTTP/1.0", b"HTTP/1.9", b"HTTP/2.0", b"HTTP/0.9"]))
+    lines = [
+        b" ".join((draw(METHODS), draw(TARGETS), version)),
+        b"Host: a",
+        *draw(st.lists(FIELDS, max_size=4)),
+    ]
+    kind = draw(st.integers(0, 3))
+    body = b""
+    if kind == 1:
+        body = draw(st.binary(max_size=12))
+        lines.append(b"Content-Length: %d" % len(body))
+    elif kind == 2:
+        body = draw(CHUNKS) + draw(ENDS)
+        lines.append(b"Transfer-Encoding: chunked")
+    elif kind == 3:
+        body = draw(st.sampled_from([b"", b"abc", b"\r\n", b"0\r\n\r\n", NEXT]))
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+STREAMS = st.one_of(
+    st.lists(generated_requests(), min_size=1, max_size=2).map(b"".join),
+    st.sampled_from(
+        [*HOSTILE.values(), *(data for data, _ in ACCEPTED.values()), *(d for d, _ in STRICTNESS.values())]
+    ),
+)
+GENERATED = settings(
+    deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+)  # fmt: skip
+
+
+def assert_safe_to_pass_on(data: bytes, *, every_cut: bool) -> None:
+    reader = RequestReader(Limits())
+    reader.feed(data)
+    for request in reader.requests:
+        if request.complete and (sent := passed_on(request)) is not None:
+            assert_read_alike_by_others(sent, request)
+    whole = read([data])
+    for feeds in cuts(data) if every_cut else [pieces(data, 1)]:
+        assert_same(read(feeds), whole)
+
+
+@seed(1)
+@settings(GENERATED, max_examples=10_000)
+@given(STREAMS)
+def test_what_is_passed_on_is_read_alike_by_three_parsers(data: bytes) -> None:
+    assert_safe_to_pass_on(data, every_cut=False)
+
+
+@seed(2)
+@settings(GENERATED, max_examples=500)
+@given(STREAMS)
+def test_generated_requests_are_read_alike_however_they_are_cut(data: bytes) -> None:
+    assert_safe_to_pass_on(data, every_cut=True)
