@@ -71,7 +71,18 @@ class ClientConnection(Wire):
         strand = self.strand = self.link.strand = lane.strand()
         try:
             while (request := await self._next_request()) is not None:
-                if not await self._answer(request):
+                self.answered = False
+                self._served += 1
+                limit = self.limits.requests_per_connection
+                self.close_after = (
+                    not request.keep_alive
+                    or self.listener.service.draining
+                    or (limit is not None and self._served >= limit)
+                )
+                await Exchange(self, request).run()
+                if (self.close_after or not request.complete or self.reader.requests) and await self._is_over(
+                    request
+                ):
                     break
         except ClientGone:
             pass
@@ -81,26 +92,17 @@ class ClientConnection(Wire):
             await lane.finish(strand)
             self.link.close()
 
-    async def _answer(self, request: Request) -> bool:
-        """Run one exchange. True if another request may follow."""
-        self.answered = False
-        self._served += 1
-        limit = self.limits.requests_per_connection
-        self.close_after = (
-            not request.keep_alive
-            or self.listener.service.draining
-            or (limit is not None and self._served >= limit)
-        )
-        await Exchange(self, request).run()
+    async def _is_over(self, request: Request) -> bool:
+        """After an answer: whether the connection ends here. Reads the rest of a small body; takes turns."""
         if not request.complete and not self.close_after and not await self._drain_body(request):
             self.close_after = True
         if self.close_after:
             if not request.complete or self.link.ready & READ or self.reader.requests:
                 await self._linger()
-            return False
-        if self._served % _PIPELINED_PER_TURN == 0 and self.reader.requests:
+            return True
+        if self._served % _PIPELINED_PER_TURN == 0:
             await self.strand.pause()
-        return True
+        return False
 
     def end_if_idle(self) -> None:
         """Close a connection that is between two requests: the strand then meets an end of input."""
@@ -134,12 +136,15 @@ class ClientConnection(Wire):
                 header_at = lane.now + self.limits.header_timeout
             self._idle = not reader.has_input
             try:
-                await self.strand.readable(self.link, idle_at if header_at is None else header_at)
+                if not self.link.ready & (READ | HANGUP):
+                    self.link.interest = READ | HANGUP
+                    await self.strand.wait(idle_at if header_at is None else header_at)
             except TimedOut:
                 if header_at is not None:
                     await self._refuse(RequestTimeout("the request's head did not come in time"))
                 return None
             finally:
+                self.link.interest = 0
                 self._idle = False
         return reader.requests.popleft()
 
