@@ -1,12 +1,41 @@
-"""An exchange: what the client gets for what the origin does, and what is left behind when it is cut short."""
+"""An exchange: what the client gets for what the origin does, and what is left behind when it is cut short.
+
+`a_plane` looks at the end of each test that no connection, slot in a queue or count is left.
+"""
 
 from __future__ import annotations
 
-from tests.proxy.harness import GET, OK, Origin, a_plane, config, until
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from tests.proxy.harness import GET, OK, Origin, Plane, Talk, a_plane, bounded, config, until, unused_port
+
+POST = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n"
+BIG = 8 << 20  # more than the kernel's buffers on both ways hold
+UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
 
 
-async def test_request_goes_up_and_the_answer_comes_down() -> None:
+@pytest.fixture
+def origin() -> Iterator[Origin]:
     origin = Origin()
+    yield origin
+    origin.close()
+
+
+async def finished(plane: Plane) -> None:
+    """No request is under way any more, and what each held was given back."""
+    await until(lambda: plane.service.inflight == 0)
+    await until(lambda: sum(endpoint.inflight for endpoint in plane.endpoints) == 0)
+    leftovers = plane.leftovers()
+    del leftovers["connections"], leftovers["clients"]
+    assert not any(leftovers.values()), leftovers
+
+
+async def test_request_goes_up_and_the_answer_comes_down(origin: Origin) -> None:
     async with a_plane(config(origin.url)) as plane:
         client = await plane.connect()
         await client.send(GET)
@@ -17,9 +46,336 @@ async def test_request_goes_up_and_the_answer_comes_down() -> None:
         await talk.head()
         await talk.send(OK)
         assert await client.answer() == (200, b"ok")
-        await until(lambda: plane.service.inflight == 0)
+        await finished(plane)
         assert plane.counts.settlements == [2, 2]
         assert plane.counts.attempts == ["200", "200"]
         talk.close()
         client.close()
-    origin.close()
+
+
+async def test_refused_connection_is_answered_and_uncounted() -> None:
+    async with a_plane(config(f"http://127.0.0.1:{unused_port()}", retry="{attempts: 0}")) as plane:
+        client = await plane.connect()
+        await client.send(GET)
+        status, body = await client.answer()
+        assert (status, b'"connect_failed"' in body) == (503, True)
+        await finished(plane)
+        assert plane.counts.attempts == ["connect"]
+        client.close()
+
+
+async def test_refused_connection_is_tried_elsewhere(origin: Origin) -> None:
+    urls = [f"http://127.0.0.1:{unused_port()}", origin.url]
+    async with a_plane(config(*urls)) as plane:
+        plane.service.random = lambda: 0.0
+        plane.endpoints[1].inflight += 5  # so that the other is picked first
+        client = await plane.connect()
+        await client.send(POST % 3 + b"abc")
+        talk = await origin.accept()
+        assert b"x-ambassador-attempt: 2" in await talk.head()
+        assert await talk.exactly(3) == b"abc"
+        await talk.send(OK)
+        assert await client.answer() == (200, b"ok")
+        plane.endpoints[1].inflight -= 5
+        await finished(plane)
+        assert plane.counts.attempts == ["connect", "200"]
+        assert plane.counts.retries == ["connect"]
+        talk.close()
+        client.close()
+
+
+async def test_status_is_tried_again_and_the_last_answer_passed_on(origin: Origin) -> None:
+    async with a_plane(config(origin.url, retry="{attempts: 2, when: [503]}")) as plane:
+        plane.service.random = lambda: 0.0
+        client = await plane.connect()
+        await client.send(GET)
+        talk = await origin.takes(UNAVAILABLE)
+        for _ in range(2):
+            await talk.head()
+            await talk.send(UNAVAILABLE)
+        assert (await client.answer())[0] == 503
+        await finished(plane)
+        assert plane.counts.retries == ["503", "503"]
+        talk.close()
+        client.close()
+
+
+async def test_reset_inside_the_answer_cuts_the_client(origin: Origin) -> None:
+    async with a_plane(config(origin.url)) as plane:
+        client = await plane.connect()
+        await client.send(GET)
+        talk = await origin.takes(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nsome")
+        await client.head()
+        talk.reset()
+        assert await client.is_cut()
+        await finished(plane)
+        client.close()
+
+
+async def test_connection_closed_while_idle_is_replaced_without_a_retry(origin: Origin) -> None:
+    async with a_plane(config(origin.url, retry="{attempts: 0}")) as plane:
+        client = await plane.connect()
+        await client.send(GET)
+        old = await origin.takes()
+        await client.answer()
+        await client.send(GET)
+        await old.head()  # the request came, and the origin closes at that very moment
+        old.close()
+        talk = await origin.takes()
+        assert await client.answer() == (200, b"ok")
+        await finished(plane)
+        assert plane.counts.retries == []
+        talk.close()
+        client.close()
+
+
+async def test_silent_origin_is_a_timeout(mock_clock: trio.testing.MockClock, origin: Origin) -> None:
+    async with a_plane(config(origin.url, timeout="{total: 2s}")) as plane:
+        client = await plane.connect()
+        await client.send(GET)
+        talk = await origin.accept()
+        await talk.head()
+        mock_clock.jump(2.1)
+        status, body = await client.answer()
+        assert (status, b'"upstream_timeout"' in body) == (504, True)
+        await finished(plane)
+        assert plane.endpoint.pool.open == 0
+        talk.close()
+        client.close()
+
+
+async def test_queue_ends_at_the_deadline(mock_clock: trio.testing.MockClock, origin: Origin) -> None:
+    async with a_plane(bounded(origin.url, timeout="{total: 2s}")) as plane:
+        first, second = await plane.connect(), await plane.connect()
+        await first.send(GET)
+        talk = await origin.accept()
+        await talk.head()
+        mock_clock.jump(1.0)
+        await second.send(GET)
+        await until(lambda: plane.leftovers()["queued"])
+        mock_clock.jump(0.9)
+        await talk.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\no")
+        await first.head()
+        mock_clock.jump(1.2)
+        assert (await second.answer())[0] == 504
+        assert plane.endpoint.inflight == 1
+        await talk.send(b"k")
+        assert await first.exactly(2) == b"ok"
+        await finished(plane)
+        for end in (first, second, talk):
+            end.close()
+
+
+async def test_full_queue_is_overloaded(origin: Origin) -> None:
+    async with a_plane(bounded(origin.url, pending=0)) as plane:
+        first, second = await plane.connect(), await plane.connect()
+        await first.send(GET)
+        talk = await origin.accept()
+        await talk.head()
+        await second.send(GET)
+        status, body = await second.answer()
+        assert (status, b'"overloaded"' in body) == (503, True)
+        await talk.send(OK)
+        assert await first.answer() == (200, b"ok")
+        await finished(plane)
+        for end in (first, second, talk):
+            end.close()
+
+
+Stage = Callable[[Plane, Origin], AbstractAsyncContextManager[Talk]]
+
+# Each stage of an exchange, as a block inside which the exchange stays there.
+
+
+@asynccontextmanager
+async def idle(plane: Plane, origin: Origin) -> AsyncIterator[Talk]:
+    client = await plane.connect()
+    await until(lambda: plane.service.connections == 1)
+    yield client
+    client.close()
+
+
+@asynccontextmanager
+async def in_head(plane: Plane, origin: Origin) -> AsyncIterator[Talk]:
+    client = await plane.connect()
+    await client.send(GET[:10])
+    await until(lambda: any(each.reader.in_head for each in plane.listener._clients))
+    yield client
+    client.close()
+
+
+@asynccontextmanager
+async def connecting(plane: Plane, origin: Origin) -> AsyncIterator[Talk]:
+    """The listener's queue is filled, so that the kernel answers no more."""
+    origin.sock.listen(0)
+    fillers = [trio.socket.socket() for _ in range(4)]
+    client = await plane.connect()
+    try:
+        async with trio.open_nursery() as nursery:
+            for filler in fillers:
+                nursery.start_soon(filler.connect, origin.address)
+            await trio.testing.wait_all_tasks_blocked()
+            await client.send(GET)
+            await until(lambda: plane.endpoint.pool.open == 1)
+            yield client
+            nursery.cancel_scope.cancel()
+    finally:
+        for filler in fillers:
+            filler.close()
+        client.close()
+
+
+@asynccontextmanager
+async def queueing(plane: Plane, origin: Origin) -> AsyncIterator[Talk]:
+    plane.endpoint.pool._max_open = 0
+    client = await plane.connect()
+    await client.send(GET)
+    await until(lambda: plane.leftovers()["queued"])
+    yield client
+    client.close()
+
+
+@asynccontextmanager
+async def until_head(plane: Plane, origin: Origin) -> AsyncIterator[Talk]:
+    client = await plane.connect()
+    await client.send(GET)
+    talk = await origin.accept()
+    await talk.head()
+    yield client
+    client.close()
+    talk.close()
+
+
+@asynccontextmanager
+async def until_head_on_idle(plane: Plane, origin: Origin) -> AsyncIterator[Talk]:
+    client = await plane.connect()
+    await client.send(GET)
+    talk = await origin.takes()
+    await client.answer()
+    await client.send(GET)
+    await talk.head()
+    yield client
+    client.close()
+    talk.close()
+
+
+@asynccontextmanager
+async def uploading(plane: Plane, origin: Origin) -> AsyncIterator[Talk]:
+    """The origin does not read, so the upload is blocked."""
+    client = await plane.connect()
+    ends = [client]
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_send_into_the_void, client, POST % BIG + b"x" * BIG)
+            ends.append(await origin.accept())
+            await until(lambda: plane.endpoint.inflight == 1)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            yield client
+            nursery.cancel_scope.cancel()
+    finally:
+        for end in ends:
+            end.close()
+
+
+@asynccontextmanager
+async def uploading_slowly(plane: Plane, origin: Origin) -> AsyncIterator[Talk]:
+    client = await plane.connect()
+    await client.send(POST % 10 + b"abc")
+    talk = await origin.accept()
+    await talk.head()
+    await talk.exactly(3)
+    yield client
+    client.close()
+    talk.close()
+
+
+@asynccontextmanager
+async def downloading(plane: Plane, origin: Origin) -> AsyncIterator[Talk]:
+    """The client does not read, so the answer is blocked."""
+    client = await plane.connect()
+    ends = [client]
+    try:
+        await client.send(GET)
+        async with trio.open_nursery() as nursery:
+            talk = await origin.takes(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % BIG)
+            ends.append(talk)
+            nursery.start_soon(_send_into_the_void, talk, b"x" * BIG)
+            await client.head()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            yield client
+            nursery.cancel_scope.cancel()
+    finally:
+        for end in ends:
+            end.close()
+
+
+@asynccontextmanager
+async def downloading_slowly(plane: Plane, origin: Origin) -> AsyncIterator[Talk]:
+    client = await plane.connect()
+    await client.send(GET)
+    talk = await origin.takes(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n")
+    await client.head()
+    yield client
+    client.close()
+    talk.close()
+
+
+@asynccontextmanager
+async def backing_off(plane: Plane, origin: Origin) -> AsyncIterator[Talk]:
+    plane.service.random = lambda: 0.9
+    client = await plane.connect()
+    await client.send(GET)
+    talk = await origin.takes(UNAVAILABLE)
+    await until(lambda: plane.counts.retries)
+    yield client
+    client.close()
+    talk.close()
+
+
+async def _send_into_the_void(talk: Talk, data: bytes) -> None:
+    try:
+        await talk.send(data)
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        pass
+
+
+STAGES = [
+    idle, in_head, connecting, queueing, until_head, until_head_on_idle, uploading, uploading_slowly,
+    downloading, downloading_slowly, backing_off,
+]  # fmt: skip
+CONFIG = {"timeout": "{connect: 30s, total: 60s}", "retry": "{attempts: 2, when: [503], backoff: 20s..20s}"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+async def test_cancellation_leaves_nothing_behind(
+    stage: Stage, mock_clock: trio.testing.MockClock, origin: Origin
+) -> None:
+    async with a_plane(config(origin.url, **CONFIG)) as plane:
+        async with stage(plane, origin):
+            plane.clients.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await until(lambda: plane.service.connections == 0)
+                assert not any(plane.leftovers().values()), plane.leftovers()
+                assert plane.endpoint.pool.open == plane.endpoint.pool.idle_count
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in (connecting, queueing)])
+async def test_client_that_is_gone_leaves_nothing_behind(
+    stage: Stage, mock_clock: trio.testing.MockClock, origin: Origin
+) -> None:
+    async with a_plane(config(origin.url, **CONFIG)) as plane:
+        async with stage(plane, origin) as client:
+            client.reset()
+            await until(lambda: plane.service.connections == 0)
+            assert not any(plane.leftovers().values()), plane.leftovers()
+
+
+async def test_client_that_leaves_while_connecting_is_found_out(
+    mock_clock: trio.testing.MockClock, origin: Origin
+) -> None:
+    async with a_plane(config(origin.url, **CONFIG)) as plane:
+        async with connecting(plane, origin) as client:
+            client.reset()
+            mock_clock.jump(30.1)
+            await until(lambda: plane.service.connections == 0)
+            assert not any(plane.leftovers().values()), plane.leftovers()

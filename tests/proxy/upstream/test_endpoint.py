@@ -23,14 +23,14 @@ def test_ipv6_is_bare() -> None:
 
 def test_name_has_no_address_until_it_is_told() -> None:
     endpoint = Endpoint("http://a:80", host="a", port=80)
-    assert endpoint.addresses == ()
+    assert not endpoint.addresses
     endpoint.resolve(["10.0.0.1", "fd00::1", "nonsense"])
     assert endpoint.addresses == (
         (socket.AF_INET, ("10.0.0.1", 80)),
         (socket.AF_INET6, ("fd00::1", 80, 0, 0)),
     )
     endpoint.resolve([])
-    assert endpoint.addresses == ()
+    assert not endpoint.addresses
 
 
 @pytest.mark.parametrize(("port", "expected"), [(80, b"a"), (81, b"a:81")])
