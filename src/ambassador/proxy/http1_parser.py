@@ -173,10 +173,10 @@ class RequestReader:
         elif self._in_head:
             self._fed = len(data)  # a head that began behind another message, how far behind nobody says
         elif block and len(self.requests) == 1:
-            self._remember(message[:line_end], block, self.requests[0])
+            self._remember(message, block, self.requests[0])
 
-    def _remember(self, line: bytes, block: bytes, request: Request) -> None:
-        if _PLAIN_LINE.fullmatch(line) is None:
+    def _remember(self, message: bytes, block: bytes, request: Request) -> None:
+        if message[0] < 32:
             return  # behind an empty line, what looked like the block is the whole request
         special = request.special
         if (
