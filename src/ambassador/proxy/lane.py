@@ -337,24 +337,8 @@ class Lane:
         elif not events and not self._runnable:
             self._in_batch = False
             return False
-        links = self._links
-        for fd, flags in events:
-            link = links.get(fd)
-            if link is None:
-                if fd == self._kick_fd:
-                    os.eventfd_read(fd)
-                continue
-            ready = link.ready = link.ready | flags
-            strand = link.strand
-            if strand is None:
-                if link.callback is not None:
-                    link.callback()
-                    self._handed_over = True  # it may have started a task: spare that the linger
-            elif ready & link.interest and strand.parked:
-                strand.parked = False
-                yielded = strand.coro.send(None)
-                if yielded is not _PARKED:
-                    self._left(strand, yielded)
+        if events:
+            self._resume(events)
         if self._runnable:
             self._run_queued()
         self._in_batch = False
@@ -364,6 +348,29 @@ class Lane:
         if took > self.lag_s:
             self.lag_s = took
         return True
+
+    def _resume(self, events: list[tuple[int, int]]) -> None:
+        links = self._links
+        # All flags before the first resumption: who takes an idle connection shall see that it has just been closed.
+        for fd, flags in events:
+            if (link := links.get(fd)) is not None:
+                link.ready |= flags
+        for fd, _ in events:
+            link = links.get(fd)
+            if link is None:
+                if fd == self._kick_fd:
+                    os.eventfd_read(fd)
+                continue
+            strand = link.strand
+            if strand is None:
+                if link.callback is not None:
+                    link.callback()
+                    self._handed_over = True  # it may have started a task: spare that the linger
+            elif link.ready & link.interest and strand.parked:
+                strand.parked = False
+                yielded = strand.coro.send(None)
+                if yielded is not _PARKED:
+                    self._left(strand, yielded)
 
     def _run_queued(self) -> None:
         for _ in range(len(self._runnable)):
