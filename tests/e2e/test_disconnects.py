@@ -33,6 +33,7 @@ def proxy(origin: Origin) -> Iterator[Ambassador]:
               hole: {{endpoints: ["{hole}"]}}
             routes:
               - {{name: hole, match: {{path: "/hole"}}, to: hole, timeout: {{connect: 300ms}}, retry: {{attempts: 0}}}}
+              - {{name: later, match: {{path: "/later/**"}}, to: origin, retry: {{attempts: 1}}}}
               - {{name: all, to: origin}}
             """
         listen = LISTEN.format(free_port(), free_port())
@@ -83,6 +84,20 @@ def test_client_that_leaves_while_waiting_ends_the_attempt(
         assert client.sock.fileno() < 0 or client.is_ended()
     line = line_of(proxy, f"wait-{how}")
     assert (line["status"], line["attempts"]) == (499, 1)
+
+
+@pytest.mark.parametrize("how", ["reset", "half"])
+def test_client_that_leaves_before_a_retry_ends_the_wait(proxy: Ambassador, origin: Origin, how: str) -> None:
+    path = f"/later/{how}"
+    origin.on(path, answer(b"", "503 Later", "Retry-After: 10"))
+    with Client(proxy.urls[1 if how == "half" else 0]) as client:
+        client.ask(path, f"x-request-id: later-{how}")
+        wait_until(lambda: bool(origin.seen[path]), "the attempt")
+        leave(client, how)
+        line = line_of(proxy, f"later-{how}")
+    assert line["status"] == 499
+    assert float(str(line["duration_ms"])) < 9000
+    assert len(origin.seen[path]) == 1
 
 
 def test_half_close_after_a_whole_request_goes_on(proxy: Ambassador, origin: Origin) -> None:

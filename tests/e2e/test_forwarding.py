@@ -154,6 +154,13 @@ def test_hop_by_hop_fields_do_not_pass(proxy: Ambassador, origin: Origin) -> Non
     assert answered >= {"set-cookie", "x-keep"}
 
 
+def test_mark_of_a_retry_passes_from_the_trusted_only(proxy: Ambassador, origin: Origin) -> None:
+    fetch(proxy.url, "/mark", "x-ambassador-attempt: 2")
+    assert seen(origin, "/mark").get("x-ambassador-attempt") is None
+    fetch(proxy.urls[1], "/mark", "x-ambassador-attempt: 2")
+    assert seen(origin, "/mark").get("x-ambassador-attempt") == "2"
+
+
 def test_upgrade_that_no_route_takes_is_ignored(proxy: Ambassador, origin: Origin) -> None:
     with Client(proxy.url) as client:
         client.ask(

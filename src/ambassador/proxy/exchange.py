@@ -325,8 +325,9 @@ class Exchange:
         """Wait before a retry, unless the client leaves."""
         lane, link = self._lane, self._client.link
         until = lane.now + delay
+        self._check_client()
         while lane.now < until:
-            link.interest = BROKEN
+            link.interest = self._gone()
             try:
                 await self._client.strand.wait(until)
             except TimedOut:
@@ -453,7 +454,7 @@ class Exchange:
             fields += deadline_fields(request, max(left, 0.001), self._service.wall_s())
         if self.attempts > 1:
             fields.append((b"x-ambassador-attempt", b"%d" % self.attempts))
-        elif b"x-ambassador-attempt" in request.special:
+        elif b"x-ambassador-attempt" in request.special and self._client.peer.believed:
             fields.append((b"x-ambassador-attempt", request.special[b"x-ambassador-attempt"]))
         if request.chunked:
             fields.append((b"transfer-encoding", b"chunked"))
@@ -857,10 +858,14 @@ class Exchange:
         self._rate_from, self._rate_bytes = now, 0
 
     def _check_client(self, connection: Http1Connection | None = None) -> None:
-        if self._client.link.ready & BROKEN:
+        if self._client.link.ready & self._gone():
             if connection is not None:
                 connection.close()
             raise ClientGone
+
+    def _gone(self) -> int:
+        """The flags that mean that the client has left; a FIN inside its request is met by who reads the body."""
+        return self._client.listener.gone if self._request.complete else BROKEN
 
     def _is_turn_over(self) -> bool:
         self._moves += 1
