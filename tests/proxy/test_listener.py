@@ -128,6 +128,21 @@ async def test_removed_socket_accepts_no_more() -> None:
         late.close()
 
 
+async def test_stopped_listener_accepts_no_more() -> None:
+    async with a_plane(ANSWERED_HERE) as plane:
+        client = await plane.connect()
+        await until(lambda: plane.service.connections == 1)
+        plane.listener.stop()
+        plane.listener.stop()
+        assert plane.lane.link_count == 1
+        late = await plane.connect()
+        await client.send(GET)
+        assert await client.answer() == (200, b"hi")
+        assert plane.service.connections == 1
+        client.close()
+        late.close()
+
+
 async def test_idle_connections_are_closed_on_demand() -> None:
     async with a_plane(ANSWERED_HERE) as plane:
         client = await plane.connect()

@@ -135,6 +135,11 @@ class WorkerPlane:
         """Accept from a socket of the listener with this address."""
         self._listeners[address].add(sock)
 
+    def stop_accepting(self) -> None:
+        """Accept from no socket any more: nobody would take a connection that comes now."""
+        for listener in self._listeners.values():
+            listener.stop()
+
     def remove(self, address: str, sock: socket.socket) -> None:
         """Accept from it no more."""
         self._listeners[address].remove(sock)
@@ -307,6 +312,7 @@ async def open_plane(
                 async with trio.open_nursery() as clients:
                     plane.serve_in(clients)
                     yield plane
+                    plane.stop_accepting()
                     clients.cancel_scope.cancel()
         finally:
             plane.close_logs()

@@ -108,6 +108,12 @@ class Listener(Timer):
         if link is not None:
             link.release()
 
+    def stop(self) -> None:
+        """Accept from no socket any more. Call it before the nursery of the connections ends."""
+        self.service.lane.disarm(self)
+        while self._links:
+            self._links.popitem()[1].release()
+
     def close_idle(self) -> None:
         """End the connections that are between two requests."""
         for client in list(self._clients):
