@@ -418,6 +418,8 @@ class Exchange:
         path = request.path if plan.rewrite is None else plan.rewrite(request)
         if request.query is not None:
             path = b"%b?%b" % (path, request.query)
+        elif request.target == b"*":
+            path = b"*"
         if plan.keep_host:
             host = request.authority or endpoint.authority
         else:
@@ -460,8 +462,6 @@ class Exchange:
             fields.append((b"transfer-encoding", b"chunked"))
         for hook in plan.shape_request:
             hook(request, fields)
-        if request.target == b"*":
-            path = b"*"
         head = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b\r\n\r\n" % (
             request.method.encode(), path, host, b"\r\n".join(map(_join_field, fields))
         )  # fmt: skip
@@ -681,6 +681,8 @@ class Exchange:
 
     def _response_fields(self, plan: RoutePlan, head: ResponseHead) -> Fields:
         fields = [*head.passing]
+        if head.status == 204 and b"content-length" in head.special:  # RFC 9110 8.6
+            fields = [field for field in fields if field[0].lower() != b"content-length"]
         if b"date" not in head.special:
             fields.append((b"date", self._service.http_date()))
         if plan.map_location is not None and b"location" in head.special:
