@@ -373,6 +373,6 @@ def test_a_reload_moves_the_admin_api(start: Start, tmp_path: Path) -> None:
 
 def test_it_can_be_ended_before_it_has_begun(start: Start) -> None:
     service = start(2)
-    until(lambda: service.control.exists())
+    until(service.control.exists)
     service.signal(signal.SIGTERM)
     assert service.end()[0] == 0
