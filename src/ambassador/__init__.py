@@ -20,7 +20,7 @@ The life of a request
     they may not touch).
 10. It is sent and the answer's head awaited (`proxy/upstream/h1.py`). Bodies move both ways meanwhile; large ones
     are not even copied (`proxy/splice.py`). Both sides write through `proxy/wire.py`, which is where back pressure
-    is.
+    is. A client that is slower than `min_rate` is cut (`proxy/pace.py`).
 11. The answer's head is shaped likewise and passed on, then its body. An error before the head becomes a problem
     document (`errors.py`, `proxy/problem.py`); after it, the client's connection is cut.
 12. When the body has ended the outcome is settled: counters in shared memory (`observe/metrics.py`), a line of the

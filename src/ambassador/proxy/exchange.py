@@ -10,7 +10,6 @@ connection: a cut answer must never look complete.
 
 from __future__ import annotations
 
-import http
 from math import inf
 from typing import TYPE_CHECKING, Final
 
@@ -28,10 +27,11 @@ from ambassador.errors import (
 )
 from ambassador.messages import Reply, Request
 from ambassador.observe.access_log import AccessRecord
-from ambassador.proxy.fields import clean_trailers, tokens
+from ambassador.proxy.fields import clean_trailers, tokens, wire_lines
 from ambassador.proxy.forwarding import caller_deadline_s, deadline_fields, max_forwards
 from ambassador.proxy.http1_parser import HEALTH_TARGET
 from ambassador.proxy.lane import BROKEN, HANGUP, READ, WRITE, TimedOut
+from ambassador.proxy.pace import Pace
 from ambassador.proxy.path import authority_host, normalise, split_target
 from ambassador.proxy.policies.retry import IDEMPOTENT
 from ambassador.proxy.problem import error_reply, forbids_retry
@@ -53,15 +53,11 @@ _join_field: Final = b": ".join
 METHOD_BYTES: Final = {
     name: name.encode() for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 }
-STATUS_LINES: Final = {
-    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
-}
 STATUS_TEXT: Final = {status: str(status) for status in range(1000)}
 _REPLAY_BYTES: Final = 65536
 """Kept of a body without retries, for the one repeat after a connection that was closed while idle."""
 _SEEN_TARGETS: Final = 1024
 _MOVES_PER_TURN: Final = 16
-_RATE_WINDOW_S: Final = 30.0
 _CLIENT_GONE_STATUS: Final = 499  # nginx's number for a client that left before its answer; only in the log
 
 
@@ -89,8 +85,7 @@ class Exchange:
     _upload_done = False
     _response_done = False
     _moves = 0
-    _rate_from = 0.0
-    _rate_bytes = 0
+    _pace: Pace | None = None
     _max_forwards: int | None = None
     _status = 0
     _code: str | None = None
@@ -484,8 +479,7 @@ class Exchange:
     def _last_chunk(self) -> bytes:
         if not self._request.chunked:
             return b""
-        trailers = clean_trailers(self._request.trailers)
-        return b"0\r\n" + b"".join(b"%b: %b\r\n" % field for field in trailers) + b"\r\n"
+        return b"0\r\n%b\r\n" % wire_lines(clean_trailers(self._request.trailers))
 
     def _take_body(self, plan: RoutePlan) -> bytes:
         """What has arrived of the body and was not taken; remembered for a replay while it is small."""
@@ -532,8 +526,6 @@ class Exchange:
     async def _until_head_streaming(self, plan: RoutePlan, connection: Http1Connection) -> None:
         """The same while the body is still on its way, here or upstream. Answers may come early."""
         reader = connection.reader
-        self._rate_from = self._lane.now
-        self._rate_bytes = 0
         while reader.head is None:
             if connection.link.ready & (READ | HANGUP) and connection.receive():
                 if reader.interim:
@@ -573,7 +565,6 @@ class Exchange:
         connection.write(SCRATCH[:count])
         self._raw_in = client.raw_left = self._raw_in - count
         self.bytes_in += count
-        self._rate_bytes += count
         if not self._raw_in:
             self._request.complete = True
             self._upload_is_done()
@@ -590,7 +581,6 @@ class Exchange:
             if not client.link.ready & (READ | HANGUP) or not client.fill(request):
                 return False
         data = self._take_body(plan)
-        self._rate_bytes += len(data)
         framed = self._framed(data) if data else b""
         if request.complete:
             framed += self._last_chunk()
@@ -630,10 +620,7 @@ class Exchange:
             and self._is_untouched(plan, head)
         ):
             self._finish_attempt(plan, None)
-            client.answered = True
-            client.write_with(
-                b"%b%bx-request-id: %b\r\n\r\n" % (STATUS_LINES[status], head.lines, request.request_id), body
-            )
+            client.respond_unchanged(request, status, head.lines, body)
         else:
             reader.body.clear()
             fields = self._response_fields(plan, head)
@@ -652,7 +639,6 @@ class Exchange:
             and (plan.map_location is None or b"location" not in head.special)
             and (self.attempts == 1 or head.status < 500)
             and not self._table.debug_headers
-            and head.status in STATUS_LINES
         )
 
     async def _relay_rest(
@@ -677,6 +663,9 @@ class Exchange:
         except ClientGone:
             self._finish_attempt(plan, "cancelled")
             raise
+        except UpstreamError as error:
+            self._finish_attempt(plan, _reason(error))
+            raise
         self._finish_attempt(plan, None)
 
     def _response_fields(self, plan: RoutePlan, head: ResponseHead) -> Fields:
@@ -700,15 +689,11 @@ class Exchange:
     async def _pump(self, plan: RoutePlan, connection: Http1Connection) -> None:
         """Both bodies at once, until the answer is complete and the client has it."""
         client = self._client
-        self._rate_from = self._lane.now
-        self._rate_bytes = 0
         while True:
             moved = False
             if client.blocked is not None:
                 if client.link.ready & (WRITE | BROKEN):
-                    before = client.bytes_written
                     client.flush()
-                    self._rate_bytes += client.bytes_written - before
                     moved = True
             elif not self._response_done:
                 moved = self._pull(connection)
@@ -780,7 +765,6 @@ class Exchange:
             raise ClientGone
         self._raw_out = left - moved
         client.bytes_written += moved
-        self._rate_bytes += moved
         return moved > 0
 
     # Waiting
@@ -789,7 +773,7 @@ class Exchange:
         """Wait until either side can go on. Raises what the time that passed means."""
         client, now = self._client, self._lane.now
         client_link, link = client.link, connection.link
-        client_interest = client.listener.gone if self._request.complete else BROKEN
+        client_interest = self._gone()
         upstream_interest = 0
         client_due = False
         if client.blocked is not None or (self._splice is not None and self._splice.held):
@@ -803,10 +787,7 @@ class Exchange:
         elif not self._upload_done and not connection.write_failed:
             client_interest |= READ | HANGUP
             client_due = True
-        if client_link.ready & BROKEN or (
-            self._request.complete and client_link.ready & client.listener.gone
-        ):
-            raise ClientGone
+        self._check_client()
         if client_link.ready & client_interest or link.ready & upstream_interest:
             return  # something came between the last try and now
         deadline = self._streaming_deadline(plan, for_head=for_head, client_due=client_due)
@@ -818,7 +799,7 @@ class Exchange:
         finally:
             client_link.interest = link.interest = 0
         if client_due:
-            self._check_rate()
+            self._check_pace(self._lane.now - now)
 
     def _streaming_deadline(self, plan: RoutePlan, *, for_head: bool, client_due: bool) -> float:
         now = self._lane.now
@@ -849,15 +830,14 @@ class Exchange:
             return ClientGone()
         return RequestTimeout("the request's body did not come in time")
 
-    def _check_rate(self) -> None:
-        """A client for whom we wait must move `min_rate` over 30 s."""
-        floor = self._client.limits.min_rate
-        now = self._lane.now
-        if floor is None or now - self._rate_from < _RATE_WINDOW_S:
+    def _check_pace(self, waited_s: float) -> None:
+        floor, client = self._client.limits.min_rate, self._client
+        if floor is None:
             return
-        if self._rate_bytes < floor * _RATE_WINDOW_S:
+        if self._pace is None:
+            self._pace = Pace(floor)
+        if self._pace.is_too_slow(waited_s, client.bytes_written + self.bytes_in):
             raise self._too_slow()
-        self._rate_from, self._rate_bytes = now, 0
 
     def _check_client(self, connection: Http1Connection | None = None) -> None:
         if self._client.link.ready & self._gone():

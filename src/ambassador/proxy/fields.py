@@ -153,6 +153,11 @@ _TRAILERS_REFUSED: Final = (
 )  # fmt: skip
 
 
+def wire_lines(fields: Fields) -> bytes:
+    """Fields as HTTP/1 writes them, each line ended."""
+    return b"".join([b"%b: %b\r\n" % field for field in fields])
+
+
 def clean_trailers(trailers: Fields) -> Fields:
     """Trailers without framing, routing, credential and hop-by-hop fields (RFC 9110 6.5.1)."""
     return [field for field in trailers if _is_clean_trailer(field)]

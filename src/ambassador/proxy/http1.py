@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import BadRequest, ProxyError, RequestTimeout
 from ambassador.proxy.exchange import ClientGone, Exchange
+from ambassador.proxy.fields import wire_lines
 from ambassador.proxy.http1_parser import RequestReader
 from ambassador.proxy.lane import BROKEN, HANGUP, READ, TimedOut
 from ambassador.proxy.wire import READ_SIZE, SCRATCH, Wire
@@ -226,7 +227,7 @@ class ClientConnection(Wire):
             return None
         if request.authority != self._constant_for:
             fields = [*self.peer.fields(request), (b"via", self.listener.service.via.extend(request))]
-            self._constant = b"".join([b"%b: %b\r\n" % field for field in fields])
+            self._constant = wire_lines(fields)
             self._constant_for = request.authority
         return self._constant
 
@@ -241,7 +242,7 @@ class ClientConnection(Wire):
     def write_interim(self, request: Request, status: int, fields: Fields) -> None:
         """Pass on a 1xx answer; never to HTTP/1.0, which does not know them."""
         if request.minor and self.blocked is None:
-            self.write(_status_line(status) + b"".join(b"%b: %b\r\n" % field for field in fields) + b"\r\n")
+            self.write(_status_line(status) + wire_lines(fields) + b"\r\n")
 
     def start_response(
         self,
@@ -279,6 +280,15 @@ class ClientConnection(Wire):
         head = b"".join((_status_line(status), b"\r\n".join(map(_join_field, fields)), b"\r\n\r\n"))
         self.write_with(head, body)
 
+    def respond_unchanged(
+        self, request: Request, status: int, lines: bytes, body: bytes | memoryview
+    ) -> None:
+        """A whole answer of known length on a connection that goes on: `lines` are its fields as they came."""
+        self.answered = True
+        self.write_with(
+            b"%b%bx-request-id: %b\r\n\r\n" % (_status_line(status), lines, request.request_id), body
+        )
+
     def write_body(self, data: bytes | memoryview) -> None:
         """Write a piece of the body. Not while `blocked`."""
         self.write(b"%x\r\n%b\r\n" % (len(data), bytes(data)) if self._chunked else data)
@@ -292,7 +302,7 @@ class ClientConnection(Wire):
         """What ends the body on the wire."""
         if not self._chunked:
             return b""
-        return b"0\r\n" + b"".join(b"%b: %b\r\n" % field for field in trailers) + b"\r\n"
+        return b"0\r\n%b\r\n" % wire_lines(trailers)
 
     async def drained(self, deadline_s: float) -> None:
         """Wait until the kernel has taken everything. Raises `ClientGone` after `deadline_s` without progress."""

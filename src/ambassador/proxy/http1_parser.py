@@ -35,7 +35,7 @@ from ambassador.errors import (
     VersionNotSupported,
 )
 from ambassador.messages import Request, ResponseHead
-from ambassador.proxy.fields import REQUEST_FIELDS, RESPONSE_FIELDS
+from ambassador.proxy.fields import REQUEST_FIELDS, RESPONSE_FIELDS, wire_lines
 
 if TYPE_CHECKING:
     from ambassador.messages import Fields
@@ -189,7 +189,7 @@ class RequestReader:
             if len(seen) >= _SEEN_BLOCKS:
                 seen.clear()
             if special.keys() <= _PLAIN_SPECIAL:
-                request.lines = _lines(request.passing)
+                request.lines = wire_lines(request.passing)
             seen[block] = _same_fields(request, b"GET", b"/", b"")  # without what this one brought
 
     def raw_body(self, request: Request) -> int:
@@ -391,10 +391,6 @@ def _same_fields(seen: Request, method: bytes, target: bytes, body: bytes) -> Re
     return request
 
 
-def _lines(fields: Fields) -> bytes:
-    return b"".join([b"%b: %b\r\n" % field for field in fields])
-
-
 def _has_body(request: Request) -> bool:
     return request.chunked or bool(request.content_length)
 
@@ -587,7 +583,7 @@ class ResponseReader:
             self._close_delimited = True
             head.keep_alive = False
         elif self._maybe_seen is not None and head.content_length is not None and head.keep_alive:
-            head.lines = _lines(head.passing)
+            head.lines = wire_lines(head.passing)
             if len(_SEEN_HEADS) >= _SEEN_BLOCKS:
                 _SEEN_HEADS.clear()
             _SEEN_HEADS[self._maybe_seen] = head

@@ -12,6 +12,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import Overloaded
+from ambassador.proxy.fields import wire_lines
 from ambassador.proxy.forwarding import Peer
 from ambassador.proxy.http1 import ClientConnection
 from ambassador.proxy.http1_parser import Limits
@@ -172,7 +173,7 @@ class Listener(Timer):
             attempts=0,
             grpc=False,
         )
-        head = b"".join(b"%b: %b\r\n" % field for field in reply.headers)
+        head = wire_lines(reply.headers)
         try:
             sock.send(
                 b"HTTP/1.1 503 Service Unavailable\r\n%bcontent-length: %d\r\nconnection: close\r\n\r\n%b"

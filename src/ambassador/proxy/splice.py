@@ -22,7 +22,7 @@ MIN_SPLICE: Final = 131072
 _PIPE_BYTES: Final = 262144
 """An ordinary user may hold 64 MiB of pipe pages: 256 of these."""
 _KEPT: Final = 16
-_FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK if hasattr(os, "SPLICE_F_MOVE") else 3
+_FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
 class Splice:
