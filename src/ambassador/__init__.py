@@ -5,7 +5,9 @@ The life of a request
     (`proxy/listener.py`) and gives the connection a coroutine of its own.
  2. That coroutine is driven by the lane (`proxy/lane.py`): the worker's reactor, and the only thing that it awaits.
  3. Bytes become a request: `proxy/http1.py` reads, `proxy/http1_parser.py` parses, `proxy/fields.py` sorts out the
-    header fields that the proxy itself must understand. The request is a record of `messages.py`.
+    header fields that the proxy itself must understand. The request is a record of `messages.py`. A plain one, as
+    most are, takes the way of `proxy/express.py`: steps 4 to 12 in one function, which hands over to step 4 wherever
+    anything is not plain.
  4. `proxy/exchange.py` takes over: one request and its answer. The target is normalised (`proxy/path.py`), the
     client's address and the `via` chain are settled (`proxy/forwarding.py`), request and trace get their ids
     (`observe/trace.py`).

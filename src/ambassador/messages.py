@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
+import msgspec
+
 if TYPE_CHECKING:
     from ambassador.errors import ProxyError
 
@@ -17,55 +19,48 @@ Fields: TypeAlias = list[Field]
 _NO_FIELDS: Fields = []
 
 
-class Request:
+class Request(msgspec.Struct, gc=False, eq=False):
     """One request as a codec delivers it: the head at once, the body piece by piece.
 
     `body` holds the pieces that have arrived and were not yet taken; `complete` says that no more will come. A request
     that turned out malformed after its head was accepted has `error` set, and `complete` stays false.
     """
 
-    __slots__ = (
-        "authority", "body", "chunked", "client", "client_ip", "complete", "content_length", "error",
-        "expects_continue", "headers", "host", "keep_alive", "lines", "method", "minor", "params", "passing", "path", "port",
-        "query", "request_id", "route", "scheme", "special", "target", "trailers",
-    )  # fmt: skip
-
-    def __init__(self, method: str, target: bytes, headers: Fields, minor: int) -> None:
-        self.method = method
-        self.target = target
-        """As received."""
-        self.headers = headers
-        """Every field as received."""
-        self.minor = minor
-        """HTTP/1.x of the message: 0 or 1."""
-        self.passing: Fields = _NO_FIELDS
-        """The fields that go on to the upstream unless something changes them."""
-        self.special: dict[bytes, bytes] = {}
-        """Fields that the proxy itself understands, by lower-case name; repeated ones joined with a comma."""
-        self.lines: bytes | None = None
-        """`passing` as it goes on the wire, each line ended, if nothing in the head needs a second look; else None."""
-        self.content_length: int | None = None
-        self.chunked = False
-        self.keep_alive = True
-        self.expects_continue = False
-        self.body: list[bytes] = []
-        self.complete = False
-        self.trailers: Fields = []
-        self.error: ProxyError | None = None
-        self.scheme = "http"
-        self.authority = b""
-        """Host and port as the client wrote them."""
-        self.host = ""
-        """Lower case, without port; empty for HTTP/1.0 without Host."""
-        self.port: int | None = None
-        self.path = b""
-        """Normalised, without the query."""
-        self.query: bytes | None = None
-        self.client_ip = ""
-        self.client: str | None = None
-        self.request_id = b""
-        self.route = "-"
-        self.params: dict[str, str] | None = None
+    method: str
+    target: bytes
+    """As received."""
+    headers: Fields
+    """Every field as received."""
+    minor: int
+    """HTTP/1.x of the message: 0 or 1."""
+    passing: Fields = []
+    """The fields that go on to the upstream unless something changes them."""
+    special: dict[bytes, bytes] = {}
+    """Fields that the proxy itself understands, by lower-case name; repeated ones joined with a comma."""
+    lines: bytes | None = None
+    """`passing` as it goes on the wire, each line ended, if nothing in the head needs a second look; else None."""
+    content_length: int | None = None
+    chunked: bool = False
+    keep_alive: bool = True
+    expects_continue: bool = False
+    body: list[bytes] = []
+    complete: bool = False
+    trailers: Fields = []
+    error: ProxyError | None = None
+    scheme: str = "http"
+    authority: bytes = b""
+    """Host and port as the client wrote them."""
+    host: str = ""
+    """Lower case, without port; empty for HTTP/1.0 without Host."""
+    port: int | None = None
+    path: bytes = b""
+    """Normalised, without the query."""
+    query: bytes | None = None
+    client_ip: str = ""
+    client: str | None = None
+    request_id: bytes = b""
+    route: str = "-"
+    params: dict[str, str] | None = None
 
     @property
     def version(self) -> tuple[int, int]:
@@ -87,6 +82,7 @@ class ResponseHead:
         "lines",
         "passing",
         "special",
+        "start",
         "status",
     )
 
@@ -97,6 +93,7 @@ class ResponseHead:
         self.special: dict[bytes, bytes] = {}
         self.lines: bytes | None = None
         """`passing` as it goes on the wire, each line ended; None where that was not worked out."""
+        self.start: bytes | None = None
         self.content_length: int | None = None
         self.chunked = False
         self.keep_alive = True

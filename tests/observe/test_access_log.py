@@ -43,7 +43,7 @@ def record(**changes: Any) -> AccessRecord:
     plain = AccessRecord(
         ts=1790000000.1234,
         request_id=b"id-1",
-        trace_id="4bf92f3577b34da6a3ce929d0e0e4736",
+        trace_id=b"4bf92f3577b34da6a3ce929d0e0e4736",
         client_ip="10.0.0.7",
         method="GET",
         host="billing.internal",

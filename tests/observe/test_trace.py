@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import random
 import re
-import uuid
 
 import pytest
 from hypothesis import given
@@ -21,7 +20,7 @@ def tracer(*, sample: float = 0.0) -> Tracer:
 
 def test_trace_of_the_caller_goes_on_with_a_parent_of_its_own() -> None:
     trace = tracer().trace(CALLERS, b"vendor=a")
-    assert trace.trace_id == TRACE
+    assert trace.trace_id == TRACE.encode()
     version, trace_id, span, flags = trace.parent.decode().split("-")
     assert (version, trace_id, flags) == ("00", TRACE, "01")
     assert re.fullmatch("[0-9a-f]{16}", span)
@@ -44,7 +43,7 @@ def test_flags_that_are_known_are_kept(flags: str, sent: str) -> None:
 @pytest.mark.parametrize("suffix", ["", "-what-the-future-brings"])
 def test_later_version_goes_on_as_version_00(suffix: str) -> None:
     trace = tracer().trace(f"cc-{TRACE}-{SPAN}-01{suffix}".encode())
-    assert trace.trace_id == TRACE
+    assert trace.trace_id == TRACE.encode()
     assert trace.parent.startswith(b"00-")
 
 
@@ -69,8 +68,8 @@ def test_later_version_goes_on_as_version_00(suffix: str) -> None:
 def test_trace_begins_where_the_callers_is_not_valid(received: bytes | None) -> None:
     trace = tracer().trace(received, b"vendor=a")
     assert re.fullmatch(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-00", trace.parent)
-    assert trace.parent[3:35] == trace.trace_id.encode()
-    assert trace.trace_id != TRACE
+    assert trace.parent[3:35] == trace.trace_id
+    assert trace.trace_id != TRACE.encode()
     assert trace.state is None
 
 
@@ -120,13 +119,33 @@ def test_state_goes_on_only_if_it_is_one(state: bytes, valid: bool) -> None:
 
 @pytest.mark.parametrize("received", [b"a", b"550e8400-e29b-41d4-a716-446655440000", b"~" * 128])
 def test_request_id_of_the_caller_is_kept(received: bytes) -> None:
-    assert tracer().request_id(received) == received
+    assert tracer().identify({b"x-request-id": received})[1] == received
 
 
 @pytest.mark.parametrize("received", [None, b"", b"a b", b"a\r\nx: y", b"\x00", b"\xe9", b"~" * 129, b"a\n"])
-def test_request_id_is_made_where_there_is_no_sane_one(received: bytes | None) -> None:
+@pytest.mark.parametrize("traceparent", [None, CALLERS])
+def test_request_id_is_made_where_there_is_no_sane_one(
+    received: bytes | None, traceparent: bytes | None
+) -> None:
+    special = {b"x-request-id": received, b"traceparent": traceparent}
+    given = {name: value for name, value in special.items() if value is not None}
     one = tracer()
-    made = one.request_id(received)
-    assert uuid.UUID(made.decode()).version == 4
-    assert str(uuid.UUID(made.decode())).encode() == made
-    assert one.request_id(received) != made
+    made = one.identify(given)[1]
+    assert re.fullmatch(rb"[0-9a-f]{32}", made)
+    assert one.identify(given)[1] != made
+
+
+def test_one_id_finds_request_and_trace_where_both_begin_here() -> None:
+    trace, request_id = tracer().identify({})
+    assert request_id == trace.trace_id
+
+
+def test_requests_of_one_trace_have_ids_of_their_own() -> None:
+    trace, request_id = tracer().identify({b"traceparent": CALLERS})
+    assert request_id != trace.trace_id
+
+
+def test_no_id_comes_twice() -> None:
+    one = tracer()
+    traces = [one.begin() for _ in range(1000)]
+    assert len({trace.trace_id for trace in traces}) == len({trace.parent for trace in traces}) == 1000

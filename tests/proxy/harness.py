@@ -44,6 +44,10 @@ class Counts:
     def attempt(self, result: str, seconds: float) -> None:
         self.attempts.append(result)
 
+    def single(self, status: int, seconds: float, attempt_seconds: float) -> None:
+        self.settled(status // 100, seconds)
+        self.attempt(str(status), attempt_seconds)
+
     def retry(self, reason: str) -> None:
         self.retries.append(reason)
 

@@ -76,10 +76,10 @@ def test_write_beyond_the_buffer_blocks_and_flush_sends_the_rest_in_order(
 @pytest.mark.parametrize("view", [False, True])
 def test_two_pieces_are_written_as_one(pair: tuple[Wire, socket.socket], size: int, view: bool) -> None:
     wire, theirs = pair
-    SCRATCH[:] = bytes(range(256)) * (READ_SIZE // 256)
+    SCRATCH[:READ_SIZE] = bytes(range(256)) * (READ_SIZE // 256)
     body = bytes(SCRATCH[:size])
     wire.write_with(b"head", SCRATCH[:size] if view else body)
-    SCRATCH[:] = bytes(READ_SIZE)
+    SCRATCH[:READ_SIZE] = bytes(READ_SIZE)
     got = bytearray()
     while not wire.flush():
         got += empty(theirs)
@@ -133,10 +133,10 @@ def test_write_to_a_full_buffer_blocks_all_of_it(pair: tuple[Wire, socket.socket
 
 def test_blocked_bytes_do_not_change_with_the_scratch_buffer(pair: tuple[Wire, socket.socket]) -> None:
     wire, theirs = pair
-    SCRATCH[:] = b"a" * READ_SIZE
+    SCRATCH[:READ_SIZE] = b"a" * READ_SIZE
     wire.write(SCRATCH[:READ_SIZE])
     assert wire.blocked is not None
-    SCRATCH[:] = b"b" * READ_SIZE
+    SCRATCH[:READ_SIZE] = b"b" * READ_SIZE
     got = bytearray()
     while not wire.flush():
         got += empty(theirs)

@@ -54,7 +54,7 @@ class AccessRecord(msgspec.Struct, kw_only=True, gc=False):
     ts: float
     """When the request arrived, in unix seconds."""
     request_id: bytes
-    trace_id: str
+    trace_id: bytes
     client: str | None = None
     """The client's name from the config."""
     client_ip: str
@@ -143,7 +143,7 @@ class LineMaker:
         fields = _Line(
             f"{self._prefix}{millisecond:03}Z",
             record.request_id.decode("utf-8", "backslashreplace"),
-            record.trace_id,
+            record.trace_id.decode(),
             record.client,
             record.client_ip,
             record.method,

@@ -241,6 +241,20 @@ class RouteMetrics:
         slots[_UPSTREAM_BUCKETS + bisect_left(BOUNDS, seconds)] += 1
         slots[_UPSTREAM_SUM] += int(seconds * 1e6)
 
+    def single(self, status: int, seconds: float, attempt_seconds: float) -> None:
+        """A request ended that took one attempt: `settled` and `attempt` in one (0.4 µs where the two cost 0.6)."""
+        slots = self._slots
+        kind = status // 100
+        slots[kind] += 1
+        slots[_ATTEMPTS - 1 + kind] += 1  # `RESULTS` begins with 1xx
+        bucket = bisect_left(BOUNDS, seconds)
+        slots[_REQUEST_BUCKETS + bucket] += 1
+        slots[_REQUEST_SUM] += int(seconds * 1e6)
+        if attempt_seconds != seconds:
+            bucket = bisect_left(BOUNDS, attempt_seconds)
+        slots[_UPSTREAM_BUCKETS + bucket] += 1
+        slots[_UPSTREAM_SUM] += int(attempt_seconds * 1e6)
+
     def retry(self, reason: str) -> None:
         """An attempt follows another because of one of `REASONS`, or a status as text."""
         self._slots[_RETRIES + _REASON.get(reason, _OTHER_REASON)] += 1

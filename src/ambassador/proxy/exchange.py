@@ -11,10 +11,9 @@ connection: a cut answer must never look complete.
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ambassador.errors import (
-    BadRequest,
     ConnectFailed,
     DeadlineExceeded,
     Fault,
@@ -32,7 +31,6 @@ from ambassador.proxy.forwarding import caller_deadline_s, deadline_fields, max_
 from ambassador.proxy.http1_parser import HEALTH_TARGET
 from ambassador.proxy.lane import BROKEN, HANGUP, READ, WRITE, TimedOut
 from ambassador.proxy.pace import Pace
-from ambassador.proxy.path import authority_host, normalise, split_target
 from ambassador.proxy.policies.retry import IDEMPOTENT
 from ambassador.proxy.problem import error_reply, forbids_retry
 from ambassador.proxy.splice import MIN_SPLICE, Splice
@@ -50,15 +48,15 @@ if TYPE_CHECKING:
     from ambassador.proxy.upstream.h1 import Http1Connection
 
 _join_field: Final = b": ".join
-METHOD_BYTES: Final = {
-    name: name.encode() for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
-}
 STATUS_TEXT: Final = {status: str(status) for status in range(1000)}
 _REPLAY_BYTES: Final = 65536
 """Kept of a body without retries, for the one repeat after a connection that was closed while idle."""
-_SEEN_TARGETS: Final = 1024
 _MOVES_PER_TURN: Final = 16
 _CLIENT_GONE_STATUS: Final = 499  # nginx's number for a client that left before its answer; only in the log
+
+
+Verdict: TypeAlias = "Reply | ProxyError | Awaitable[Reply | None] | None"
+"""What policies say before the first attempt: None to go on."""
 
 
 class ClientGone(Exception):
@@ -70,6 +68,8 @@ class Exchange:
 
     # Defaults in the class, not slots: most requests change few of them (0.6 us a request).
     _plan: RoutePlan | None = None
+    _verdict: Verdict = None
+    _failure: UpstreamError | None = None
     _connection: Http1Connection | None = None
     _endpoint: Endpoint | None = None
     _last_endpoint: Endpoint | None = None
@@ -98,7 +98,7 @@ class Exchange:
     def __init__(self, client: ClientConnection, request: Request) -> None:
         service = client.listener.service
         self._client = client
-        self._request = request
+        self.request = request
         self._service = service
         self._table = service.table
         self._lane = service.lane
@@ -110,14 +110,16 @@ class Exchange:
         service = self._service
         service.inflight += 1
         try:
-            reply = self._route()
-            if reply is None:
+            verdict = self._verdict if self._plan is not None else self._route()
+            if verdict is None:
                 assert self._plan is not None
                 await self._attempts(self._plan)
-            elif isinstance(reply, Reply):
-                await self._answer(reply)
+            elif isinstance(verdict, Reply):
+                await self._answer(verdict)
+            elif isinstance(verdict, ProxyError):
+                raise verdict
             else:
-                await self._admit_slowly(reply)
+                await self._admit_slowly(verdict)
         except ProxyError as error:
             await self._fail(error)
         except ClientGone:
@@ -138,7 +140,7 @@ class Exchange:
         request.complete = True
         exchange = cls(client, request)
         request.client_ip = client.peer.ip
-        request.request_id = exchange._service.tracer.request_id(None)
+        request.request_id = exchange._service.tracer.begin().trace_id
         try:
             await exchange._fail(error)
         except ClientGone:
@@ -148,59 +150,62 @@ class Exchange:
 
     # Before any attempt
 
-    def _route(self) -> Reply | Awaitable[Reply | None] | None:
-        """Who asks for what, which route takes it, and what its ADMIT policies say: None to go on."""
-        request = self._request
-        seen = self._table.seen
-        key = (request.authority, request.target, request.method)
-        known = seen.get(key)
-        if known is None and request.target in (HEALTH_TARGET, HEALTH_TARGET + b"?"):
+    def take_over(self, plan: RoutePlan, trace: Trace, verdict: Verdict) -> None:
+        """Begin behind the ADMIT policies of `plan`, which said `verdict`: the request was identified and routed."""
+        self._plan = plan
+        self._trace = trace
+        self._verdict = verdict
+        self._total_at = self._started + plan.timeouts.total
+
+    def take_attempt(
+        self, endpoint: Endpoint, connection: Http1Connection, sent_at: float, failure: UpstreamError | None
+    ) -> None:
+        """Begin inside the first attempt, after `take_over`: the whole request was written at `sent_at`.
+
+        `failure`: what came of it, if that is known.
+        """
+        plan = self._plan
+        assert plan is not None
+        assert plan.upstream is not None
+        self.attempts = 1
+        self._endpoint, self._connection, self._failure = endpoint, connection, failure
+        if len(plan.upstream.endpoints) > 1:
+            self._tried = (endpoint,)
+        self._started = self._sent_at = sent_at
+        self._total_at = sent_at + plan.timeouts.total
+        self._try_at = sent_at + plan.timeouts.per_try
+        self._replay = []
+        self._take_body(plan)
+        self._upload_done = True
+
+    def _route(self) -> Verdict:
+        """Who asks for what, which route takes it, and what its ADMIT policies say."""
+        request = self.request
+        if request.target in (HEALTH_TARGET, HEALTH_TARGET + b"?"):
             return self._service.health_reply()
         self._identify(request)
-        if known is not None:
-            request.host, request.port, request.path, plan, request.params = known
-        else:
-            plan = self._locate(request)
-            if request.query is None and request.target[:1] == b"/" and self._table.remembers:
-                if len(seen) >= _SEEN_TARGETS:
-                    seen.clear()
-                seen[key] = (request.host, request.port, request.path, plan, request.params)
+        plan = self._table.locate(request)
         if b"max-forwards" in request.special:
             self._max_forwards = max_forwards(request)
             if self._max_forwards == 0:
                 return _final_hop(request)
         self._plan = plan
         request.route = plan.name
-        for position, hook in enumerate(plan.admit):
-            reply = hook(request)
-            if reply is not None:
-                return reply if isinstance(reply, Reply) else self._admit_rest(plan, position, reply)
-        self._admitted(plan)
-        return None
-
-    async def _admit_rest(
-        self, plan: RoutePlan, position: int, waiting: Awaitable[Reply | None]
-    ) -> Reply | None:
-        """The ADMIT policies from one that must wait on."""
-        reply = await waiting
-        for hook in plan.admit[position + 1 :]:
-            if reply is not None:
-                break
-            answer = hook(self._request)
-            reply = answer if answer is None or isinstance(answer, Reply) else await answer
-        if reply is None:
+        verdict = admit(plan, request)
+        if verdict is None:
             self._admitted(plan)
-        return reply
+        return verdict
 
     async def _admit_slowly(self, waiting: Awaitable[Reply | None]) -> None:
         reply = await waiting
         if reply is not None:
             return await self._answer(reply)
         assert self._plan is not None
+        self._admitted(self._plan)
         await self._attempts(self._plan)
 
     def _admitted(self, plan: RoutePlan) -> None:
-        request = self._request
+        request = self.request
         if request.expects_continue:
             self._client.send_continue(request)
         if request.complete:
@@ -211,11 +216,8 @@ class Exchange:
         special = request.special
         client = self._client
         service = self._service
-        request.request_id = service.tracer.request_id(special.get(b"x-request-id"))
+        self._trace, request.request_id = service.tracer.identify(special)
         client.peer.identify(request)
-        self._trace = service.tracer.trace(special.get(b"traceparent"), special.get(b"tracestate"))
-        if request.lines is not None:
-            return  # nothing else in the head concerns us
         via = special.get(b"via")
         if via is not None:
             service.via.check(via)
@@ -226,29 +228,9 @@ class Exchange:
                     raise DeadlineExceeded("the caller's deadline has passed")
                 self._caller_at = self._started + left_s
 
-    def _locate(self, request: Request) -> RoutePlan:
-        """Host, path and query of the target, and the route that takes them. Raises `BadRequest`, `NoRoute`."""
-        authority, path, request.query = split_target(request.target)
-        if authority is not None:
-            request.authority = authority
-            request.lines = None
-        if request.authority or request.minor:
-            request.host, request.port = authority_host(request.authority)
-        if path == b"*":
-            if request.method != "OPTIONS":
-                raise BadRequest("only OPTIONS has the target *")
-            request.path = b"/*"
-        else:
-            request.path = normalise(path)
-        found = self._table.router.match(request.host, request.path.decode("ascii"), request.method, request)
-        if found is None:
-            raise NoRoute(f"no route takes {request.method} on host {request.host or '-'!r} and this path")
-        plan, request.params = found
-        return plan
-
     def _identity(self) -> Fields:
         """What the proxy adds: who sent the request, through whom it came, under which ids."""
-        request, trace, special = self._request, self._trace, self._request.special
+        request, trace, special = self.request, self._trace, self.request.special
         assert trace is not None
         fields = self._client.peer.fields(request)
         fields.append((b"via", self._service.via.extend(request)))
@@ -266,11 +248,13 @@ class Exchange:
 
     async def _attempts(self, plan: RoutePlan) -> None:
         retry = plan.retry
-        self._replay = []
-        if retry is not None:
-            retry.budget.deposit(self._started)
+        if self._connection is None:
+            self._replay = []
+            if retry is not None:
+                retry.budget.deposit(self._started)
         while True:
-            self.attempts += 1
+            if self._connection is None:
+                self.attempts += 1
             connection: Http1Connection | None = None
             failure: UpstreamError | None = None
             try:
@@ -297,7 +281,7 @@ class Exchange:
 
     def _retry_delay(self, plan: RoutePlan, reason: str) -> float | None:
         """How long to wait before another attempt, or None if there must be none."""
-        retry, request, special = plan.retry, self._request, self._request.special
+        retry, request, special = plan.retry, self.request, self.request.special
         if retry is None or self.attempts > retry.attempts or self._replay is None:
             return None
         if b"x-ambassador-attempt" in special or not retry.allows(
@@ -333,7 +317,10 @@ class Exchange:
 
     async def _try(self, plan: RoutePlan) -> Http1Connection:
         """One attempt, until the head of an answer is there. Raises `UpstreamError`."""
-        connection = self._begin_on_idle(plan)
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        connection = self._connection or self._begin_on_idle(plan)
         if connection is None:
             return await self._attempt(plan)
         try:
@@ -400,7 +387,7 @@ class Exchange:
 
     def _is_stale(self) -> bool:
         """The connection had been closed while idle, and the request may be sent again (contract 7.3)."""
-        connection, request = self._connection, self._request
+        connection, request = self._connection, self.request
         if connection is None or not connection.used or connection.reader.started:
             return False
         if self._replay is None:
@@ -409,7 +396,7 @@ class Exchange:
 
     def _start(self, plan: RoutePlan, connection: Http1Connection, endpoint: Endpoint) -> None:
         """Send the head and what there is of the body."""
-        request = self._request
+        request = self.request
         path = request.path if plan.rewrite is None else plan.rewrite(request)
         if request.query is not None:
             path = b"%b?%b" % (path, request.query)
@@ -419,32 +406,12 @@ class Exchange:
             host = request.authority or endpoint.authority
         else:
             host = plan.host or endpoint.authority
-        lines = request.lines
-        constant = self._client.constant_lines(request) if lines is not None else None
-        if (
-            lines is not None
-            and constant is not None
-            and request.complete
-            and self.attempts == 1
-            and not self._replay
-            and not plan.shape_request
-        ):
-            trace = self._trace
-            assert trace is not None
-            head = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b%bx-request-id: %b\r\ntraceparent: %b\r\nx-request-deadline: %.3f\r\n\r\n" % (
-                METHOD_BYTES.get(request.method) or request.method.encode(), path, host, lines, constant, request.request_id, trace.parent,
-                self._service.wall_s() + self._total_at - self._lane.now,
-            )  # fmt: skip
-            if request.body:
-                head += self._take_body(plan)
-            self._upload_done = True
-        else:
-            head = self._head_and_body(plan, path, host)
+        head = self._head_and_body(plan, path, host)
         connection.start(self._client.strand, head, for_head=request.method == "HEAD")
 
     def _head_and_body(self, plan: RoutePlan, path: bytes, host: bytes) -> bytes:
         """Any request's head, with what there is of its body."""
-        request = self._request
+        request = self.request
         fields = [*request.passing, *self._identity()]
         left = min(self._total_at, self._caller_at) - self._lane.now
         if left != inf:
@@ -474,16 +441,16 @@ class Exchange:
         return head
 
     def _framed(self, body: bytes) -> bytes:
-        return b"%x\r\n%b\r\n" % (len(body), body) if self._request.chunked else body
+        return b"%x\r\n%b\r\n" % (len(body), body) if self.request.chunked else body
 
     def _last_chunk(self) -> bytes:
-        if not self._request.chunked:
+        if not self.request.chunked:
             return b""
-        return b"0\r\n%b\r\n" % wire_lines(clean_trailers(self._request.trailers))
+        return b"0\r\n%b\r\n" % wire_lines(clean_trailers(self.request.trailers))
 
     def _take_body(self, plan: RoutePlan) -> bytes:
         """What has arrived of the body and was not taken; remembered for a replay while it is small."""
-        request = self._request
+        request = self.request
         if not request.body:
             return b""
         data = request.body[0] if len(request.body) == 1 else b"".join(request.body)
@@ -503,25 +470,30 @@ class Exchange:
             self._total_at, self._caller_at, self._try_at, self._sent_at + plan.timeouts.first_byte
         )
         client_interest = self._client.listener.gone
-        wait = self._client.strand.wait
-        while True:
+        strand = self._client.strand
+        try:
+            if strand.interrupted:  # while the express waited
+                await strand.interrupt()
+        except TimedOut:
+            raise self._timeout() from None
+        while reader.head is None:
             if link.ready & (READ | HANGUP) and connection.receive():
                 if reader.interim:
                     self._pass_interim(connection)
-                if reader.head is not None:
-                    self._upstream_s = self._lane.now - self._sent_at
-                    return
                 continue
             if client_link.ready & client_interest:
                 raise ClientGone
             client_link.interest = client_interest
             link.interest = READ | HANGUP
             try:
-                await wait(deadline)
+                await strand.wait(deadline)
             except TimedOut:
                 raise self._timeout() from None
             finally:
                 client_link.interest = link.interest = 0
+        if reader.interim:
+            self._pass_interim(connection)
+        self._upstream_s = self._lane.now - self._sent_at
 
     async def _until_head_streaming(self, plan: RoutePlan, connection: Http1Connection) -> None:
         """The same while the body is still on its way, here or upstream. Answers may come early."""
@@ -539,7 +511,7 @@ class Exchange:
     def _pass_interim(self, connection: Http1Connection) -> None:
         for head in connection.reader.interim:
             if head.status != 100:
-                self._client.write_interim(self._request, head.status, head.passing)
+                self._client.write_interim(self.request, head.status, head.passing)
         connection.reader.interim = []
 
     # The request's body
@@ -566,12 +538,12 @@ class Exchange:
         self._raw_in = client.raw_left = self._raw_in - count
         self.bytes_in += count
         if not self._raw_in:
-            self._request.complete = True
+            self.request.complete = True
             self._upload_is_done()
         return True
 
     def _push_parsed(self, plan: RoutePlan, connection: Http1Connection) -> bool:
-        request, client = self._request, self._client
+        request, client = self.request, self._client
         if request.error is not None:
             raise request.error
         if not request.body and not request.complete:
@@ -601,7 +573,7 @@ class Exchange:
 
     async def _relay(self, plan: RoutePlan, connection: Http1Connection) -> None:
         """Pass the answer on, from its head to the end of its body."""
-        client, request = self._client, self._request
+        client, request = self._client, self.request
         reader = connection.reader
         head = reader.head
         assert head is not None
@@ -610,36 +582,15 @@ class Exchange:
             b"" if not reader.body else reader.body[0] if len(reader.body) == 1 else b"".join(reader.body)
         )
         complete = reader.complete and self._upload_done and not reader.trailers
-        if (
-            complete
-            and head.lines is not None
-            and b"date" in head.special
-            and not client.close_after
-            and not self._service.draining
-            and request.minor
-            and self._is_untouched(plan, head)
-        ):
-            self._finish_attempt(plan, None)
-            client.respond_unchanged(request, status, head.lines, body)
-        else:
-            reader.body.clear()
-            fields = self._response_fields(plan, head)
-            sized = head.content_length is not None or status in (204, 304) or request.method == "HEAD"
-            if not complete:
-                return await self._relay_rest(plan, connection, fields, body, sized=sized)
-            self._finish_attempt(plan, None)
-            client.start_response(request, status, fields, body, sized=sized, complete=True)
+        reader.body.clear()
+        fields = self._response_fields(plan, head)
+        sized = head.content_length is not None or status in (204, 304) or request.method == "HEAD"
+        if not complete:
+            return await self._relay_rest(plan, connection, fields, body, sized=sized)
+        self._finish_attempt(plan, None)
+        client.start_response(request, status, fields, body, sized=sized, complete=True)
         if client.blocked is not None or client.write_failed:
             await client.drained(client.limits.body_timeout)
-
-    def _is_untouched(self, plan: RoutePlan, head: ResponseHead) -> bool:
-        """Nothing changes the fields of this answer but the request id."""
-        return (
-            not plan.shape_response
-            and (plan.map_location is None or b"location" not in head.special)
-            and (self.attempts == 1 or head.status < 500)
-            and not self._table.debug_headers
-        )
 
     async def _relay_rest(
         self,
@@ -651,7 +602,7 @@ class Exchange:
         sized: bool,
     ) -> None:
         """An answer whose body, or whose request's body, is still on its way."""
-        client, request, reader = self._client, self._request, connection.reader
+        client, request, reader = self._client, self.request, connection.reader
         head = reader.head
         assert head is not None
         client.start_response(request, head.status, fields, body, sized=sized, complete=False)
@@ -675,10 +626,10 @@ class Exchange:
         if b"date" not in head.special:
             fields.append((b"date", self._service.http_date()))
         if plan.map_location is not None and b"location" in head.special:
-            plan.map_location(self._request, fields)
+            plan.map_location(self.request, fields)
         for hook in plan.shape_response:
-            hook(self._request, fields)
-        fields.append((b"x-request-id", self._request.request_id))
+            hook(self.request, fields)
+        fields.append((b"x-request-id", self.request.request_id))
         if self.attempts > 1 and head.status >= 500:
             fields.append((b"proxy-status", self._service.retried_status(head.status, self.attempts)))
         if self._table.debug_headers:
@@ -847,7 +798,7 @@ class Exchange:
 
     def _gone(self) -> int:
         """The flags that mean that the client has left; a FIN inside its request is met by who reads the body."""
-        return self._client.listener.gone if self._request.complete else BROKEN
+        return self._client.listener.gone if self.request.complete else BROKEN
 
     def _is_turn_over(self) -> bool:
         self._moves += 1
@@ -896,7 +847,7 @@ class Exchange:
 
     async def _answer(self, reply: Reply) -> None:
         """Answer with something made here."""
-        request = self._request
+        request = self.request
         fields = [*reply.headers]
         body = b"" if request.method == "HEAD" or reply.status in (204, 304) else reply.body
         if reply.status not in (204, 304):
@@ -914,11 +865,11 @@ class Exchange:
         if self._client.answered:
             self._client.abort()
             raise ClientGone from error
-        request = self._request
+        request = self.request
         if error.fault is Fault.CLIENT and not isinstance(error, NoRoute):
             self._client.close_after = True
         if not request.request_id:
-            request.request_id = self._service.tracer.request_id(request.special.get(b"x-request-id"))
+            _, request.request_id = self._service.tracer.identify(request.special)
         reply = error_reply(
             error,
             pseudonym=self._service.name,
@@ -943,11 +894,11 @@ class Exchange:
             log.write(self._record(seconds))
 
     def _record(self, seconds: float) -> AccessRecord:
-        request, plan, endpoint = self._request, self._plan, self._last_endpoint
+        request, plan, endpoint = self.request, self._plan, self._last_endpoint
         return AccessRecord(
             ts=self._service.wall_s() - seconds,
             request_id=request.request_id,
-            trace_id=self._trace.trace_id if self._trace is not None else "",
+            trace_id=self._trace.trace_id if self._trace is not None else b"",
             client=request.client,
             client_ip=request.client_ip,
             method=request.method,
@@ -967,6 +918,31 @@ class Exchange:
             attempts=self.attempts,
             flags=(self._flags,) if self._flags else (),
         )
+
+
+def admit(plan: RoutePlan, request: Request) -> Verdict:
+    """What the ADMIT policies of the route say, in their order: None to go on."""
+    for position, hook in enumerate(plan.admit):
+        try:
+            verdict = hook(request)
+        except ProxyError as error:
+            return error
+        if verdict is not None:
+            return verdict if isinstance(verdict, Reply) else _admit_rest(plan, request, position, verdict)
+    return None
+
+
+async def _admit_rest(
+    plan: RoutePlan, request: Request, position: int, waiting: Awaitable[Reply | None]
+) -> Reply | None:
+    """The ADMIT policies from one that must wait on."""
+    reply = await waiting
+    for hook in plan.admit[position + 1 :]:
+        if reply is not None:
+            break
+        answer = hook(request)
+        reply = answer if answer is None or isinstance(answer, Reply) else await answer
+    return reply
 
 
 _ENVOY_TIMEOUT: Final = b"x-envoy-upstream-rq-timeout-ms"

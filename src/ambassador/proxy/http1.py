@@ -7,15 +7,15 @@ the request was read to its end and the answer was complete.
 
 from __future__ import annotations
 
-import http
 import logging
 import socket
 from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import BadRequest, ProxyError, RequestTimeout
 from ambassador.proxy.exchange import ClientGone, Exchange
+from ambassador.proxy.express import ride
 from ambassador.proxy.fields import wire_lines
-from ambassador.proxy.http1_parser import RequestReader
+from ambassador.proxy.http1_parser import RequestReader, status_line
 from ambassador.proxy.lane import BROKEN, HANGUP, READ, TimedOut
 from ambassador.proxy.wire import READ_SIZE, SCRATCH, Wire
 
@@ -33,9 +33,6 @@ _DRAINED_BYTES: Final = 65536
 """An unread body of at most this size is read and thrown away to keep the connection."""
 _PIPELINED_PER_TURN: Final = 16
 
-_STATUS_LINES: Final = {
-    status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
-}
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _join_field: Final = b": ".join
 
@@ -44,7 +41,8 @@ class ClientConnection(Wire):
     """One accepted connection; `serve` is its whole life."""
 
     __slots__ = (
-        "_chunked", "_constant", "_constant_for", "_idle", "_served", "answered", "close_after", "limits", "listener", "peer", "raw_left", "reader", "strand",
+        "_chunked", "_served", "answered", "close_after", "idle", "known_heads", "limits", "listener", "peer", "raw_left", "reader",
+        "strand",
     )  # fmt: skip
 
     def __init__(self, link: Link, listener: Listener, peer: Peer) -> None:
@@ -52,6 +50,7 @@ class ClientConnection(Wire):
         self.listener = listener
         self.limits = listener.limits
         self.peer = peer
+        self.known_heads = listener.known_heads
         self.reader = RequestReader(listener.head_limits)
         self.strand: Strand
         self.close_after = False
@@ -62,28 +61,23 @@ class ClientConnection(Wire):
         """Bytes of the present request's body that are read past the parser."""
         self._chunked = False
         self._served = 0
-        self._idle = False
-        self._constant = b""
-        self._constant_for: bytes | None = None
+        self.idle = False
+        """Between two requests."""
 
     async def serve(self) -> None:
         """Answer requests until the connection ends. Never raises but for cancellation."""
         lane = self.link.lane
         strand = self.strand = self.link.strand = lane.strand()
+        express = self.limits.requests_per_connection is None
         try:
-            while (request := await self._next_request()) is not None:
-                self.answered = False
-                self._served += 1
-                limit = self.limits.requests_per_connection
-                self.close_after = (
-                    not request.keep_alive
-                    or self.listener.service.draining
-                    or (limit is not None and self._served >= limit)
-                )
-                await Exchange(self, request).run()
-                if (self.close_after or not request.complete or self.reader.requests) and await self._is_over(
-                    request
-                ):
+            while True:
+                exchange = await ride(self) if express and self.reader.at_rest else None
+                if exchange is None:
+                    request = await self._next_request()
+                    if request is None:
+                        break
+                    exchange = Exchange(self, request)
+                if not await self._carry_out(exchange):
                     break
         except ClientGone:
             pass
@@ -92,6 +86,23 @@ class ClientConnection(Wire):
         finally:
             await lane.finish(strand)
             self.link.close()
+
+    async def _carry_out(self, exchange: Exchange) -> bool:
+        """Run an exchange. Whether the connection goes on after it. Reads the rest of a small body; takes turns."""
+        request = exchange.request
+        self.answered = False
+        self._served += 1
+        limit = self.limits.requests_per_connection
+        self.close_after = (
+            not request.keep_alive
+            or self.listener.service.draining
+            or (limit is not None and self._served >= limit)
+        )
+        await exchange.run()
+        return not (
+            (self.close_after or not request.complete or self.reader.requests)
+            and await self._is_over(request)
+        )
 
     async def _is_over(self, request: Request) -> bool:
         """After an answer: whether the connection ends here. Reads the rest of a small body; takes turns."""
@@ -107,7 +118,7 @@ class ClientConnection(Wire):
 
     def end_if_idle(self) -> None:
         """Close a connection that is between two requests: the strand then meets an end of input."""
-        if self._idle and not self.link.ready & READ:
+        if self.idle and not self.link.ready & READ:
             try:
                 self.link.sock.shutdown(socket.SHUT_RDWR)
             except OSError:
@@ -135,7 +146,7 @@ class ClientConnection(Wire):
                     continue
             if reader.in_head and header_at is None:
                 header_at = lane.now + self.limits.header_timeout
-            self._idle = not reader.has_input
+            self.idle = not reader.has_input
             try:
                 if not self.link.ready & (READ | HANGUP):
                     self.link.interest = READ | HANGUP
@@ -146,7 +157,7 @@ class ClientConnection(Wire):
                 return None
             finally:
                 self.link.interest = 0
-                self._idle = False
+                self.idle = False
         return reader.requests.popleft()
 
     def _read(self) -> int | None:
@@ -221,16 +232,6 @@ class ClientConnection(Wire):
             request.content_length is None or request.content_length <= _DRAINED_BYTES
         )
 
-    def constant_lines(self, request: Request) -> bytes | None:
-        """The lines that tell where this connection's requests come from; None if each needs its own."""
-        if self.peer.believed:
-            return None
-        if request.authority != self._constant_for:
-            fields = [*self.peer.fields(request), (b"via", self.listener.service.via.extend(request))]
-            self._constant = wire_lines(fields)
-            self._constant_for = request.authority
-        return self._constant
-
     # Writing
 
     def send_continue(self, request: Request) -> None:
@@ -242,7 +243,7 @@ class ClientConnection(Wire):
     def write_interim(self, request: Request, status: int, fields: Fields) -> None:
         """Pass on a 1xx answer; never to HTTP/1.0, which does not know them."""
         if request.minor and self.blocked is None:
-            self.write(_status_line(status) + wire_lines(fields) + b"\r\n")
+            self.write(status_line(status) + wire_lines(fields) + b"\r\n")
 
     def start_response(
         self,
@@ -277,17 +278,8 @@ class ClientConnection(Wire):
             fields.append((b"connection", b"keep-alive"))
         if complete and self._chunked:
             body = bytes(body) + b"0\r\n\r\n"
-        head = b"".join((_status_line(status), b"\r\n".join(map(_join_field, fields)), b"\r\n\r\n"))
+        head = b"".join((status_line(status), b"\r\n".join(map(_join_field, fields)), b"\r\n\r\n"))
         self.write_with(head, body)
-
-    def respond_unchanged(
-        self, request: Request, status: int, lines: bytes, body: bytes | memoryview
-    ) -> None:
-        """A whole answer of known length on a connection that goes on: `lines` are its fields as they came."""
-        self.answered = True
-        self.write_with(
-            b"%b%bx-request-id: %b\r\n\r\n" % (_status_line(status), lines, request.request_id), body
-        )
 
     def write_body(self, data: bytes | memoryview) -> None:
         """Write a piece of the body. Not while `blocked`."""
@@ -355,7 +347,3 @@ class ClientConnection(Wire):
                     discarded += count
         except (OSError, TimedOut, ClientGone):
             return
-
-
-def _status_line(status: int) -> bytes:
-    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status

@@ -16,6 +16,7 @@ Traps of httptools that this module contains
 
 from __future__ import annotations
 
+import http
 import re
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -39,6 +40,16 @@ from ambassador.proxy.fields import REQUEST_FIELDS, RESPONSE_FIELDS, wire_lines
 
 if TYPE_CHECKING:
     from ambassador.messages import Fields
+
+_STATUS_LINES: Final = {
+    status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
+}
+
+
+def status_line(status: int) -> bytes:
+    """The first line of an answer, ended."""
+    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+
 
 _METHODS: Final = {
     name.encode(): name
@@ -67,7 +78,8 @@ _SEEN_BLOCKS: Final = 512
 _PLAIN_LINE: Final = re.compile(rb"(GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH) (/[!-\"$-~]*) HTTP/1\.1\r\n")
 _SEEN_MESSAGE_BYTES: Final = 16384
 _SECOND_LOOK: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
-_PLAIN_SPECIAL: Final = frozenset({b"host", b"connection", b"content-length"})
+OWN_IDS: Final = frozenset({b"x-request-id", b"traceparent", b"tracestate"})
+_PLAIN_SPECIAL: Final = frozenset({b"host", b"connection", b"content-length"}) | OWN_IDS
 
 _FEED_BYTES: Final = 65536
 """A feed is at most this long. So much of what is counted for an unfinished head may be of the message before it."""
@@ -132,6 +144,13 @@ class RequestReader:
         self.error: ProxyError | None = None
 
     @property
+    def at_rest(self) -> bool:
+        """Between two requests: none has begun, none waits to be taken, nothing was wrong."""
+        return not (
+            self._fed or self.requests or self._ended or self._current is not None or self.error is not None
+        )
+
+    @property
     def in_head(self) -> bool:
         """A head has begun and is not complete."""
         return self._in_head
@@ -185,11 +204,13 @@ class RequestReader:
             and b"host" in special
             and not _SECOND_LOOK.intersection(special)
         ):
+            if special.keys() <= _PLAIN_SPECIAL:
+                request.lines = wire_lines(request.passing)
+            if not OWN_IDS.isdisjoint(special):
+                return  # it will not come again
             seen = self._limits.seen
             if len(seen) >= _SEEN_BLOCKS:
                 seen.clear()
-            if special.keys() <= _PLAIN_SPECIAL:
-                request.lines = wire_lines(request.passing)
             seen[block] = _same_fields(request, b"GET", b"/", b"")  # without what this one brought
 
     def raw_body(self, request: Request) -> int:
@@ -495,7 +516,7 @@ class ResponseReader:
         """
         start = bytes(data[:_SEEN_BYTES])
         end = start.find(b"\r\n\r\n") + 4
-        head = _SEEN_HEADS.get(start[:end])
+        head = SEEN_HEADS.get(start[:end])
         if head is None:
             self._maybe_seen = start[:end] if end >= 4 and start.startswith(b"HTTP/1.") else None
             return False
@@ -584,9 +605,9 @@ class ResponseReader:
             head.keep_alive = False
         elif self._maybe_seen is not None and head.content_length is not None and head.keep_alive:
             head.lines = wire_lines(head.passing)
-            if len(_SEEN_HEADS) >= _SEEN_BLOCKS:
-                _SEEN_HEADS.clear()
-            _SEEN_HEADS[self._maybe_seen] = head
+            if len(SEEN_HEADS) >= _SEEN_BLOCKS:
+                SEEN_HEADS.clear()
+            SEEN_HEADS[self._maybe_seen] = head
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
@@ -623,7 +644,7 @@ class ResponseReader:
         head.chunked = True
 
 
-_SEEN_HEADS: Final[dict[bytes, ResponseHead]] = {}
+SEEN_HEADS: Final[dict[bytes, ResponseHead]] = {}
 """Heads of answers that were accepted, by their bytes: a function's memory, for all connections of the worker."""
 
 

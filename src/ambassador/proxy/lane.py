@@ -136,7 +136,7 @@ class Strand(Timer):
     Made by `Lane.strand`, used by the one task that made it.
     """
 
-    __slots__ = ("_detached", "_raise_cancel", "_timed_out", "coro", "lane", "parked", "task")
+    __slots__ = ("_detached", "_raise_cancel", "_timed_out", "coro", "interrupted", "lane", "parked", "task")
 
     def __init__(self, lane: Lane) -> None:
         super().__init__()
@@ -147,6 +147,8 @@ class Strand(Timer):
         self._detached = False
         self._timed_out = False
         self._raise_cancel: Callable[[], NoReturn] | None = None
+        self.interrupted = False
+        """The last wait ended by its deadline or by a cancellation: `interrupt` raises what it was."""
 
     async def wait(self, deadline: float = inf) -> None:
         """Sleep until a link with this strand has one of the flags of its `interest`, or until `deadline`.
@@ -163,8 +165,19 @@ class Strand(Timer):
             await _PARK  # type: ignore[misc]  # a tuple's iterator is all that `await` needs
         else:
             await self._detach()
-        if self._timed_out or self._raise_cancel is not None:
-            await self._interrupted()
+        if self.interrupted:
+            await self.interrupt()
+
+    def park(self, deadline: float) -> Awaitable[None]:
+        """`wait` in two steps for the one place where a coroutine more counts: 0.2 µs a request.
+
+        Await what it returns at once; then, if `interrupted`, await `interrupt`.
+        """
+        self.deadline = deadline
+        if deadline < self._due:
+            self.lane.arm(self)
+        self.parked = True
+        return _PARK if self._detached else self._detach()  # type: ignore[return-value]
 
     async def readable(self, link: Link, deadline: float = inf) -> None:
         """Wait until `link` has something to read, an end of input included."""
@@ -219,16 +232,20 @@ class Strand(Timer):
         if self._detached:
             self._detached = False
             self._raise_cancel = None  # what is cancelled now, trio says again
+            self.interrupted = self._timed_out
             self.lane._detached.discard(self)
             self.lane.disarm(self)
             await trio.lowlevel.reattach_detached_coroutine_object(self.task, _ATTACHED)
 
     def _abort(self, raise_cancel: Callable[[], NoReturn]) -> trio.lowlevel.Abort:
         self._raise_cancel = raise_cancel
+        self.interrupted = True
         self.lane.wake(self)
         return trio.lowlevel.Abort.FAILED
 
-    async def _interrupted(self) -> None:
+    async def interrupt(self) -> NoReturn:
+        """Raise what ended the last wait."""
+        self.interrupted = False
         raise_cancel, self._raise_cancel = self._raise_cancel, None
         timed_out, self._timed_out = self._timed_out, False
         if raise_cancel is not None:
@@ -236,13 +253,13 @@ class Strand(Timer):
             if self.lane.stopped:  # what stopped the lane may have cancelled us since
                 await trio.lowlevel.checkpoint_if_cancelled()
             raise_cancel()
-        if timed_out:
-            raise TimedOut
+        assert timed_out
+        raise TimedOut
 
     def expire(self) -> None:
         """The deadline has passed: resume with `TimedOut`."""
         if self.parked:
-            self._timed_out = True
+            self._timed_out = self.interrupted = True
             self.lane.wake(self)
 
 
@@ -298,6 +315,7 @@ class Lane:
             if strand.parked:
                 strand.parked = False
                 strand._raise_cancel = strand._raise_cancel or _lane_has_stopped
+                strand.interrupted = True
                 strand.coro.send(None)
             else:  # it ended without `finish`: the error that stopped the lane
                 trio.lowlevel.reschedule(strand.task)
@@ -351,26 +369,26 @@ class Lane:
 
     def _resume(self, events: list[tuple[int, int]]) -> None:
         links = self._links
+        batch: list[Link] = []
         # All flags before the first resumption: who takes an idle connection shall see that it has just been closed.
         for fd, flags in events:
-            if (link := links.get(fd)) is not None:
-                link.ready |= flags
-        for fd, _ in events:
             link = links.get(fd)
-            if link is None:
-                if fd == self._kick_fd:
-                    os.eventfd_read(fd)
-                continue
+            if link is not None:
+                link.ready |= flags
+                batch.append(link)
+            elif fd == self._kick_fd:
+                os.eventfd_read(fd)
+        for link in batch:
             strand = link.strand
-            if strand is None:
-                if link.callback is not None:
-                    link.callback()
-                    self._handed_over = True  # it may have started a task: spare that the linger
-            elif link.ready & link.interest and strand.parked:
-                strand.parked = False
-                yielded = strand.coro.send(None)
-                if yielded is not _PARKED:
-                    self._left(strand, yielded)
+            if strand is not None:
+                if strand.parked and link.ready & link.interest:
+                    strand.parked = False
+                    yielded = strand.coro.send(None)
+                    if yielded is not _PARKED:
+                        self._left(strand, yielded)
+            elif link.callback is not None:
+                link.callback()
+                self._handed_over = True  # it may have started a task: spare that the linger
 
     def _run_queued(self) -> None:
         for _ in range(len(self._runnable)):

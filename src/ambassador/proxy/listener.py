@@ -20,6 +20,7 @@ from ambassador.proxy.lane import BROKEN, READ_CLOSED, Timer
 from ambassador.proxy.problem import error_reply
 
 if TYPE_CHECKING:
+    from ambassador.proxy.express import Known
     from ambassador.proxy.lane import Link, Nursery
     from ambassador.proxy.service import Service
 
@@ -57,7 +58,17 @@ class ListenerLimits:
 class Listener(Timer):
     """Clients of one address. `gone` are the flags of a link that mean that a waiting client has left."""
 
-    __slots__ = ("_clients", "_links", "_nursery", "_trusted", "gone", "head_limits", "limits", "service")
+    __slots__ = (
+        "_clients",
+        "_links",
+        "_nursery",
+        "_trusted",
+        "gone",
+        "head_limits",
+        "known_heads",
+        "limits",
+        "service",
+    )
 
     def __init__(
         self,
@@ -76,6 +87,8 @@ class Listener(Timer):
         self._nursery = nursery
         self._trusted = tuple(ipaddress.ip_network(cidr, strict=False) for cidr in trusted)
         self.gone = BROKEN | READ_CLOSED if cancel_on_half_close else BROKEN
+        self.known_heads: dict[bytes, Known] = {}
+        """Heads of plain requests that connections with these settings sent before."""
         self._links: dict[int, Link] = {}
         self._clients: set[ClientConnection] = set()
 
@@ -88,6 +101,7 @@ class Listener(Timer):
         cancel_on_half_close: bool,
     ) -> None:
         """Take other settings; connections that are open keep their limits."""
+        self.known_heads = {}
         self.limits = limits
         self.head_limits = head_limits
         self._trusted = tuple(ipaddress.ip_network(cidr, strict=False) for cidr in trusted)

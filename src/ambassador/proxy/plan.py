@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Protocol
 
 from ambassador.proxy.upstream.balance import pick
@@ -29,6 +30,9 @@ class RouteMetrics(Protocol):
     def attempt(self, result: str, seconds: float) -> None:
         """An attempt ended, from its first byte to the answer's end."""
 
+    def single(self, status: int, seconds: float, attempt_seconds: float) -> None:
+        """A request ended that took one attempt."""
+
     def retry(self, reason: str) -> None:
         """An attempt follows another because of `reason`."""
 
@@ -36,16 +40,21 @@ class RouteMetrics(Protocol):
 class Upstream:
     """A service: its endpoints and how one is picked."""
 
-    __slots__ = ("_random", "endpoints", "name")
+    __slots__ = ("_random", "endpoints", "name", "only")
 
     def __init__(self, name: str, endpoints: Sequence[Endpoint], random: Callable[[], float]) -> None:
         self.name = name
         self.endpoints = endpoints
+        self.only = endpoints[0] if len(endpoints) == 1 else None
         self._random = random
 
     def pick(self, tried: Collection[Endpoint]) -> Endpoint:
         """An endpoint for the next attempt, not one of `tried` if there is another. Raises `NoEndpoint`."""
         return pick(self.endpoints, tried, self._random)
+
+    def pick_or_none(self) -> Endpoint | None:
+        """An endpoint for a first attempt, None when there is none."""
+        return pick(self.endpoints, (), self._random) if self.endpoints else None
 
 
 class Timeouts:
@@ -75,8 +84,8 @@ class RoutePlan:
     """One route. `upstream` is None where `admit` always answers (redirect, respond)."""
 
     __slots__ = (
-        "admit", "host", "keep_host", "map_location", "metrics", "name", "retry", "rewrite", "shape_request", "shape_response",
-        "timeouts", "upstream",
+        "admit", "answer_within_s", "deadline", "deadline_at", "host", "keep_host", "map_location", "metrics", "name",
+        "retried", "retry", "rewrite", "shape_request", "shape_response", "timeouts", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -98,7 +107,13 @@ class RoutePlan:
         self.name = name
         self.upstream = upstream
         self.timeouts = timeouts
+        self.answer_within_s = min(timeouts.total, timeouts.per_try, timeouts.first_byte)
+        """How long a first attempt may wait for the head of its answer."""
+        self.deadline_at = -1.0
+        self.deadline = b""
+        """What ends the head of a plain request that began at `deadline_at`."""
         self.retry = retry
+        self.retried = frozenset[int]() if retry is None else retry.statuses
         self.metrics = metrics
         self.admit = admit
         self.rewrite = rewrite
@@ -111,3 +126,11 @@ class RoutePlan:
         self.shape_response = shape_response
         self.map_location = map_location
         """Called for answers with a `Location`, before the other response hooks."""
+
+    def set_deadline(self, now: float, wall_s: float) -> None:
+        """Work out `deadline` for requests that begin now: one line for all of a batch of the lane."""
+        self.deadline_at = now
+        total = self.timeouts.total
+        self.deadline = (
+            b"\r\n\r\n" if total == inf else b"\r\nx-request-deadline: %.3f\r\n\r\n" % (wall_s + total)
+        )

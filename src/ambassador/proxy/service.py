@@ -5,16 +5,19 @@ from __future__ import annotations
 import random
 import time
 from email.utils import formatdate
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
+from ambassador.errors import BadRequest, NoRoute
 from ambassador.messages import Reply
 from ambassador.observe.trace import Tracer
 from ambassador.proxy.forwarding import Via
+from ambassador.proxy.path import authority_host, normalise, split_target
 from ambassador.proxy.splice import SplicePool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from ambassador.messages import Request
     from ambassador.observe.access_log import AccessLog
     from ambassador.observe.metrics import WorkerMetrics
     from ambassador.proxy.lane import Lane
@@ -22,14 +25,10 @@ if TYPE_CHECKING:
     from ambassador.proxy.routing import Router
 
 
-Located: TypeAlias = "tuple[str, int | None, bytes, RoutePlan, dict[str, str] | None]"
-"""Host, port, normalised path, route and parameters of a target."""
-
-
 class Table:
     """One generation of the config, compiled. Requests keep the table they began with."""
 
-    __slots__ = ("debug_headers", "remembers", "router", "seen", "unrouted", "upstreams")
+    __slots__ = ("debug_headers", "remembers", "router", "unrouted", "upstreams")
 
     def __init__(
         self,
@@ -46,8 +45,29 @@ class Table:
         self.debug_headers = debug_headers
         self.remembers = not router.conditional
         """Method, host and path alone decide the route: what was found for them once holds."""
-        self.seen: dict[tuple[bytes, bytes, str], Located] = {}
-        """By authority, target and method as received: targets without a query that were found before (1 us less)."""
+
+    def locate(self, request: Request) -> RoutePlan:
+        """The route that takes a request, which learns its host, path, query and parameters.
+
+        Raises `BadRequest`, `NoRoute`.
+        """
+        authority, path, request.query = split_target(request.target)
+        if authority is not None:
+            request.authority = authority
+            request.lines = None
+        if request.authority or request.minor:
+            request.host, request.port = authority_host(request.authority)
+        if path == b"*":
+            if request.method != "OPTIONS":
+                raise BadRequest("only OPTIONS has the target *")
+            request.path = b"/*"
+        else:
+            request.path = normalise(path)
+        found = self.router.match(request.host, request.path.decode("ascii"), request.method, request)
+        if found is None:
+            raise NoRoute(f"no route takes {request.method} on host {request.host or '-'!r} and this path")
+        plan, request.params = found
+        return plan
 
     def set_addresses(self, host: str, addresses: Sequence[str]) -> None:
         """A name has other addresses now."""

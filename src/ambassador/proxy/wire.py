@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from ambassador.proxy.lane import Link
 
 READ_SIZE: Final = 65536
-_WORTH_A_VECTOR: Final = 8192
+SCRATCH_SIZE: Final = 131072
+"""Bytes: an answer of 64 KiB comes in one read with its head."""
+WORTH_A_VECTOR: Final = 8192
 """Bytes: below, joining two pieces is cheaper than a system call with two of them."""
-_SCRATCH: Final = bytearray(READ_SIZE)
-SCRATCH: Final = memoryview(_SCRATCH)
+SCRATCH_BYTES: Final = bytearray(SCRATCH_SIZE)
+SCRATCH: Final = memoryview(SCRATCH_BYTES)
 """One receive buffer for the whole worker: what is read into it is used before the next read."""
 
 
@@ -48,14 +50,14 @@ class Wire:
         self.bytes_written += sent
         if sent < len(data):
             link.ready &= NOT_WRITE
-            if type(data) is memoryview and data.obj is _SCRATCH:
+            if type(data) is memoryview and data.obj is SCRATCH_BYTES:
                 data = bytes(data[sent:])
                 sent = 0
             self.blocked = memoryview(data)[sent:]
 
     def write_with(self, head: bytes, body: bytes | memoryview) -> None:
         """`write` of both, without joining them first where that would copy much."""
-        if len(body) < _WORTH_A_VECTOR and type(body) is bytes:
+        if len(body) < WORTH_A_VECTOR and type(body) is bytes:
             self.write(head + body)
             return
         try:
@@ -79,12 +81,12 @@ class Wire:
         return self.blocked is None
 
     def read(self, size: int) -> int | None:
-        """Up to `size` (1 to READ_SIZE) bytes into `SCRATCH`: how many, 0 at the end of input, None when nothing
+        """Up to `size` (1 to SCRATCH_SIZE) bytes into `SCRATCH`: how many, 0 at the end of input, None when nothing
         is there. Raises OSError when the connection was reset.
         """
         link = self.link
         try:
-            count = link.sock.recv_into(_SCRATCH, size)
+            count = link.sock.recv_into(SCRATCH_BYTES, size)
         except BlockingIOError:
             link.ready &= NOT_READ
             return None

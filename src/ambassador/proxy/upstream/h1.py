@@ -40,10 +40,14 @@ class Http1Connection(Wire):
 
     def start(self, strand: Strand, data: bytes, *, for_head: bool) -> None:
         """Begin a request with its head and whatever body is at hand; events of this connection wake `strand`."""
+        self.reader.begin(for_head=for_head)
+        self.begin(strand, data)
+
+    def begin(self, strand: Strand, data: bytes) -> None:
+        """`start` without the reader, for whoever may not need it."""
         link = self.link
         link.callback = None
         link.strand = strand
-        self.reader.begin(for_head=for_head)
         self.written_before = self.bytes_written
         self.write(data)
 
