@@ -31,8 +31,8 @@ The life of a request
 
 Around it
 - `cli/` is the command, a module for each subcommand. `control/service.py` starts the supervisor
-  (`control/supervisor.py`), which keeps the workers (`crew.py`), reloads (`reload.py`) and serves the admin API
-  (`control/admin/`).
+  (`control/supervisor.py`), which keeps the workers (`crew.py`), reloads (`reload.py`, with a process that checks the
+  config: `checker.py`) and serves the admin API (`control/admin/`).
 - `control/worker.py` builds a worker's parts, and is the only place that does.
 - `config/` turns files into a `schema.Config` (`load.py`), warns (`check.py`), explains (`explain.py`), and
   compiles it to the table of step 5 (`compile.py`). A policy's own settings are a Struct in the policy's file;

@@ -94,9 +94,19 @@ class Service:
         """The process of each slot that is ready."""
         return {worker["slot"]: worker["pid"] for worker in self.status()["workers"] if worker["ready"]}
 
+    def others(self) -> list[int]:
+        """The processes that it has besides its workers."""
+        workers = {worker["pid"] for worker in self.status()["workers"]}
+        return [pid for pid in children(self.process.pid) if pid not in workers]
+
     def wait_for_workers(self, count: int) -> dict[int, int]:
         until(lambda: len(self.pids()) == count)
         return self.pids()
+
+
+def children(pid: int) -> list[int]:
+    """The processes that it started and that have not been buried."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def ask(connection: http.client.HTTPConnection, path: str = "/") -> Any:

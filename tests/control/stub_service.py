@@ -9,16 +9,7 @@ import msgspec
 
 from ambassador.cli.run import announcement_text
 from ambassador.config.schema import Config
-from ambassador.control.checking import Checked
 from ambassador.control.service import serve
-
-
-async def check(path: str) -> Checked:
-    try:
-        return Checked(config=msgspec.json.decode(Path(path).read_bytes(), type=Config))  # noqa: ASYNC240
-    except msgspec.MsgspecError as error:
-        return Checked(config=None, errors=(f"{path}:1:1: error: {error}",))
-
 
 if __name__ == "__main__":
     file = sys.argv[1]
@@ -30,6 +21,6 @@ if __name__ == "__main__":
             config_file=file,
             workers=int(sys.argv[2]),
             module="tests.control.stub_worker",
-            check=check,
+            checking="tests.control.stub_checking",
         )
     )

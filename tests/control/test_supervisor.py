@@ -127,6 +127,29 @@ def test_hup_takes_effect_within_a_second(start: Start, tmp_path: Path) -> None:
     until(lambda: service.get()["routes"] == "new", timeout_s=1.0)
 
 
+def test_the_process_that_checks_is_no_worker_and_ends_with_the_service(start: Start, tmp_path: Path) -> None:
+    service = start(2).wait_until_up()
+    service.wait_for_workers(2)
+    (checking,) = service.others()
+    assert service.admin("POST", "/api/reload")[0] == 200
+    assert service.others() == [checking]
+    service.signal(signal.SIGUSR2)
+    until(lambda: service.others() not in ([], [checking]) and not is_alive(checking))
+    (checking,) = service.others()
+    service.process.kill()
+    until(lambda: not is_alive(checking))
+
+
+def test_a_killed_checking_process_does_not_stop_reloads(start: Start, tmp_path: Path) -> None:
+    service = start(1).wait_until_up()
+    service.wait_for_workers(1)
+    (checking,) = service.others()
+    os.kill(checking, signal.SIGKILL)
+    write(tmp_path / "one.json", config(service.control, routes=("new",)))
+    assert service.admin("POST", "/api/reload")[0] == 200
+    assert service.get()["routes"] == "new"
+
+
 @pytest.mark.parametrize("broken", [b"{", None], ids=["the check", "a worker"])
 def test_a_reload_that_is_refused_leaves_what_was(start: Start, tmp_path: Path, broken: bytes | None) -> None:
     service = start(2).wait_until_up()

@@ -288,6 +288,7 @@ def test_access_log_lines_follow_the_announcement(tmp_path: Path, upstream: str)
         service.wait_until_up()
         for number in range(20):
             service.get(f"/{number}")
+        assert service.others() == []  # without a file there is nothing to check again
         service.signal(signal.SIGTERM)
         out, _ = service.process.communicate(timeout=20)
     lines = out.decode().splitlines()

@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
             _say(traffic, announcement.listeners[0])
             return _as_json(announcement) if args.json else _text(announcement, directory)
 
-        return serve(checked.config, announce, config_file=str(file))
+        return serve(checked.config, announce, config_file=str(file), warm=False)
 
 
 @contextmanager

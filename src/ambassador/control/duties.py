@@ -22,7 +22,8 @@ import trio
 
 from ambassador.config.schema import Config
 from ambassador.control.channel import Channel, Closed
-from ambassador.control.host import SUPERVISOR_SIGNALS, die_with_parent
+from ambassador.control.child import ignore_signals
+from ambassador.control.host import die_with_parent
 from ambassador.control.orders import (
     Abort,
     Addresses,
@@ -114,9 +115,7 @@ def obey(control_fd: int, supervisor: int, open_plane: OpenPlane) -> int:
 
     `control_fd` is this side of the channel, `supervisor` the process that started this one.
     """
-    for number in SUPERVISOR_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SUPERVISOR_SIGNALS)
+    ignore_signals()
     channel: Channel[Order] = Channel(socket.socket(fileno=control_fd), _ORDERS)
     return trio.run(_work, channel, supervisor, open_plane)
 

@@ -1,17 +1,8 @@
-"""One worker process as the supervisor sees it, from its exec to its end.
-
-It is started from the main thread: PR_SET_PDEATHSIG means the thread that started a process, and trio's worker
-threads end when they have been idle. The signals that the supervisor handles are blocked around the exec, until the
-worker has decided to ignore them: a Ctrl-C in between must not kill it.
-"""
+"""One worker process as the supervisor sees it, from its exec to its end."""
 
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
@@ -20,7 +11,7 @@ import msgspec
 import trio
 
 from ambassador.control.channel import Channel, Closed
-from ambassador.control.host import SUPERVISOR_SIGNALS
+from ambassador.control.child import start_child
 from ambassador.control.orders import (
     Answer,
     Ask,
@@ -46,26 +37,6 @@ _LAST_WORDS_S = 1.0  # how long to read on after a worker's exit
 _REPORTS: Final = msgspec.msgpack.Decoder(Report)
 
 
-def _exec(module: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with theirs:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SUPERVISOR_SIGNALS)
-        try:
-            # -P: what lies in the working directory is not imported. A worker prints nothing; a stray line is no log.
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=2,
-                pass_fds=[theirs.fileno()],
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return process, ours
-
-
 class Incarnation:
     """One process. `attend` must run from its start to its end.
 
@@ -75,7 +46,7 @@ class Incarnation:
 
     def __init__(self, slot: int, module: str = WORKER_MODULE) -> None:
         self.slot = slot
-        self._process, sock = _exec(module)
+        self._process, sock = start_child(module)
         self.pid = self._process.pid
         self._pidfd = os.pidfd_open(self.pid)
         self.channel: Channel[Report] = Channel(sock, _REPORTS)

@@ -10,7 +10,7 @@ import trio
 
 from ambassador.config.schema import Config
 from ambassador.control.admin.doors import SecretError
-from ambassador.control.checking import Check, check_in_child
+from ambassador.control.checking import CHECKING_MODULE
 from ambassador.control.crew import NoWorker
 from ambassador.control.host import Unsupported, check_platform
 from ambassador.control.incarnation import WORKER_MODULE
@@ -33,16 +33,26 @@ def serve(
     config_file: str | None = None,
     workers: int | None = None,
     companion: Companion | None = None,
+    warm: bool = True,
     module: str = WORKER_MODULE,
-    check: Check = check_in_child,
+    checking: str = CHECKING_MODULE,
 ) -> int:
-    """Serve until drained; returns the exit status: 0, or 1 with the reason on standard error."""
+    """Serve until drained; returns the exit status: 0, or 1 with the reason on standard error.
+
+    The parameters are those of `Supervisor`.
+    """
     log = _log_to_stderr()
     status = 0
     try:
         check_platform()
         supervisor = Supervisor(
-            config, log, config_file=config_file, workers=workers, module=module, check=check
+            config,
+            log,
+            config_file=config_file,
+            workers=workers,
+            warm=warm,
+            module=module,
+            checking=checking,
         )
         trio.run(_serve, supervisor, announce, companion)
     except* (Unsupported, BindError, NoWorker, SecretError, UnsafeDirectory) as errors:

@@ -2,7 +2,8 @@
 
 It binds (`slots`), starts workers (`crew`), tells about them (`admin`), and obeys signals (`signals`) and the API in
 the same way: reload (`reload`), resize, replace, drain. Its loop must never stall, since heartbeats, counters and the
-health of the whole service are told by it: the config is checked in a child process, standard output has a thread.
+health of the whole service are told by it: the config is checked in another process (`checker`), standard output has
+a thread.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from ambassador.config.schema import Config
 from ambassador.control import socket_path
 from ambassador.control.admin.api import Api, Replica
 from ambassador.control.admin.doors import AdminDoor, ControlDoor, SecretError, serve_door
-from ambassador.control.checking import Check, Checked, check_in_child
+from ambassador.control.checker import Checker
+from ambassador.control.checking import CHECKING_MODULE, Checked
 from ambassador.control.crew import Crew
 from ambassador.control.deployment import Deployment, random_name
 from ambassador.control.discovery.dns import Resolver
@@ -65,7 +67,8 @@ class Supervisor:
     """`run` serves until it has drained; the rest is what signals and the admin API ask of it.
 
     `config_file` is what a reload reads; None when the config came from the command line. `workers` overrides the
-    config's number, until the next reload brings another.
+    config's number, until the next reload brings another. `warm`: the process that checks is there before the first
+    reload, not from then on. `module` and `checking` are what workers and that process run.
     """
 
     def __init__(
@@ -75,12 +78,14 @@ class Supervisor:
         *,
         config_file: str | None = None,
         workers: int | None = None,
+        warm: bool = True,
         module: str = WORKER_MODULE,
-        check: Check = check_in_child,
+        checking: str = CHECKING_MODULE,
     ) -> None:
         self._log = log
         self._file = config_file
-        self._check_file = check
+        self._warm = warm and config_file is not None
+        self._checker = Checker(checking)
         self._asked_workers = workers
         self._pages = Pages()
         names = Resolver(self._push_addresses, log=log)
@@ -122,8 +127,11 @@ class Supervisor:
                 if self._admin is not None:
                     self._nursery.start_soon(self._serve_admin, self._admin, self._admin_serving)
                 self._nursery.start_soon(self._end_when_drained)
+                await self._nursery.start(self._checker.run)
                 await self._nursery.start(self._crew.run, size)
                 self._there.set()
+                if self._warm:
+                    self._checker.warm()
 
     def _open_doors(self, stack: ExitStack) -> None:
         config = self._deployment.config
@@ -230,7 +238,7 @@ class Supervisor:
     async def _check(self) -> Checked:
         if self._file is None:
             return Checked(config=None, errors=("there is no config file to read again: started with --to",))
-        checked = await self._check_file(self._file)
+        checked = await self._checker.check(self._file)
         for line in checked.warnings:
             self._log.warning("%s", line)
         return checked
@@ -248,6 +256,7 @@ class Supervisor:
     async def replace_all(self) -> None:
         """Put workers that run the code as it is now installed in the places of all."""
         if await self._crew.replace_all():
+            self._checker.renew()
             self._log.info("every worker is replaced")
         else:
             self._log.error("not every worker is replaced; those that could not be serve on")
