@@ -45,11 +45,11 @@ class StubPlane:
     def abort(self) -> None:
         self._next = self._config
 
-    def add(self, address: str, sock: socket.socket) -> None:
+    def add(self, listener: str, sock: socket.socket) -> None:
         scope = self._accepting[sock.fileno()] = trio.CancelScope()
         self._nursery.start_soon(self._accept, sock, scope)
 
-    def remove(self, address: str, sock: socket.socket) -> None:
+    def remove(self, listener: str, sock: socket.socket) -> None:
         self._accepting.pop(sock.fileno()).cancel()
 
     def set_addresses(self, host: str, addresses: tuple[str, ...]) -> None:

@@ -30,7 +30,7 @@ def test_every_listener_has_a_socket_for_each_slot() -> None:
     made = deployment("127.0.0.1:0", '"[::1]:0"')
     made.bind(range(2))
     refs, descriptors = made.sockets()
-    assert [(ref.address, ref.slot) for ref in refs] == [
+    assert [(ref.listener, ref.slot) for ref in refs] == [
         ("127.0.0.1:0", 0),
         ("127.0.0.1:0", 1),
         ("[::1]:0", 0),
@@ -38,6 +38,14 @@ def test_every_listener_has_a_socket_for_each_slot() -> None:
     ]
     assert len(set(descriptors)) == 4
     assert [url.rpartition(":")[0] for url in made.urls()] == ["http://127.0.0.1", "http://[::1]"]
+    made.close()
+
+
+def test_every_listener_on_port_0_has_a_port_of_its_own() -> None:
+    made = deployment(*["127.0.0.1:0"] * 20)
+    made.bind(range(2))
+    assert len(set(made.urls())) == 20
+    assert len({ref.listener for ref in made.sockets()[0]}) == 20
     made.close()
 
 

@@ -122,6 +122,16 @@ async def test_new_listeners_are_bound_first_and_removed_ones_closed_last(made: 
     socket.create_connection(("127.0.0.1", port)).close()
 
 
+async def test_a_further_listener_on_port_0_leaves_the_first_its_port(made: Deployment) -> None:
+    crew = FakeCrew(FakeWorker())
+    (before,) = made.urls()
+    assert (await reload(made, crew).apply(Checked(config=config(*["127.0.0.1:0"] * 2)))).ok
+    first, second = made.urls()
+    assert first == before != second
+    assert (await reload(made, crew).apply(Checked(config=config("127.0.0.1:0")))).ok
+    assert made.urls() == [before]
+
+
 async def test_an_address_that_is_taken_changes_nothing(made: Deployment) -> None:
     crew = FakeCrew(FakeWorker())
     with socket.create_server(("127.0.0.1", 0)) as taken:

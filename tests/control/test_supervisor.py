@@ -184,6 +184,16 @@ def test_a_reload_adds_and_removes_listeners(start: Start, tmp_path: Path) -> No
     assert service.get()["routes"] == ""
 
 
+def test_every_listener_on_port_0_is_served_on_a_port_of_its_own(start: Start, tmp_path: Path) -> None:
+    listeners = tuple(Listener(address="127.0.0.1:0") for _ in range(3))
+    service = start(2, config(tmp_path / "one.sock", listeners=listeners)).wait_until_up()
+    told = [listener["url"] for listener in service.status()["listeners"]]
+    assert len(set(told)) == 3
+    for url in told:
+        service.port = int(url.rpartition(":")[2])
+        assert service.get()["pid"]
+
+
 def test_a_listener_that_cannot_be_bound_refuses_the_reload(start: Start, tmp_path: Path) -> None:
     service = start(1).wait_until_up()
     with socket.create_server(("127.0.0.1", 0)) as taken:

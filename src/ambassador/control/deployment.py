@@ -12,6 +12,7 @@ import msgspec
 
 from ambassador.config.schema import Config
 from ambassador.control.discovery.dns import Resolver
+from ambassador.control.listeners import keyed
 from ambassador.control.orders import Brief, SocketRef
 from ambassador.control.pages import Pages
 from ambassador.control.slots import Binding
@@ -41,8 +42,8 @@ class Deployment:
         """Bind every listener for `slots`. Raises `BindError`, and nothing is bound then."""
         slots = list(slots)
         try:
-            for listener in self.config.listeners:
-                self.bindings[listener.address] = Binding(listener.address, slots)
+            for key, listener in keyed(self.config.listeners).items():
+                self.bindings[key] = Binding(listener.address, slots, key=key)
         except BaseException:
             self.close()
             raise
@@ -75,7 +76,7 @@ class Deployment:
 
     def urls(self) -> list[str]:
         """Where clients connect, in the config's order."""
-        return [self.bindings[listener.address].url for listener in self.config.listeners]
+        return [self.bindings[key].url for key in keyed(self.config.listeners)]
 
     def close(self) -> None:
         """Close the listening sockets; unix listeners' files go."""

@@ -24,6 +24,7 @@ from ambassador.config.schema import Config
 from ambassador.control.channel import Channel, Closed
 from ambassador.control.child import ignore_signals
 from ambassador.control.host import die_with_parent
+from ambassador.control.listeners import keyed
 from ambassador.control.orders import (
     Abort,
     Addresses,
@@ -72,10 +73,10 @@ class Plane(Protocol):
     def abort(self) -> None:
         """Forget what was prepared."""
 
-    def add(self, address: str, sock: socket.socket) -> None:
-        """Accept from a socket of the listener with this address."""
+    def add(self, listener: str, sock: socket.socket) -> None:
+        """Accept from a socket of the listener with this key."""
 
-    def remove(self, address: str, sock: socket.socket) -> None:
+    def remove(self, listener: str, sock: socket.socket) -> None:
         """Accept from it no more; it stays open."""
 
     def set_addresses(self, host: str, addresses: tuple[str, ...]) -> None:
@@ -253,21 +254,21 @@ class Duties:
         for ref in self._served - wanted:
             self._let_go(ref)
         for ref in wanted - self._served:
-            self._plane.add(ref.address, self._sockets[ref])
+            self._plane.add(ref.listener, self._sockets[ref])
             self._served.add(ref)
 
     def _wanted(self) -> set[SocketRef]:
         if self._slots is None or (self._drain is not None and self._drain.stopped):
             return set()
-        addresses = {listener.address for listener in self._config.listeners}
+        listeners = keyed(self._config.listeners)
         return {
             ref
             for ref in self._sockets
-            if ref.address in addresses and (ref.slot is None or ref.slot in self._slots)
+            if ref.listener in listeners and (ref.slot is None or ref.slot in self._slots)
         }
 
     def _let_go(self, ref: SocketRef) -> None:
-        self._plane.remove(ref.address, self._sockets[ref])
+        self._plane.remove(ref.listener, self._sockets[ref])
         self._served.discard(ref)
 
     async def _empty(self, refs: Iterable[SocketRef]) -> None:
@@ -301,8 +302,8 @@ class Duties:
     async def _commit(self, generation: int) -> None:
         if self._prepared is None:
             return
-        addresses = {listener.address for listener in self._prepared.listeners}
-        removed = [ref for ref in self._sockets if ref.address not in addresses]
+        listeners = keyed(self._prepared.listeners)
+        removed = [ref for ref in self._sockets if ref.listener not in listeners]
         await self._empty(ref for ref in removed if ref in self._served)
         self._close(removed)
         self._config, self._prepared = self._prepared, None
@@ -313,8 +314,8 @@ class Duties:
     def _abort(self) -> None:
         self._prepared = None
         self._plane.abort()
-        addresses = {listener.address for listener in self._config.listeners}
-        self._close([ref for ref in self._sockets if ref.address not in addresses])
+        listeners = keyed(self._config.listeners)
+        self._close([ref for ref in self._sockets if ref.listener not in listeners])
 
     # The end
 

@@ -19,10 +19,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 class SocketRef(msgspec.Struct, frozen=True, array_like=True):
     """Which listening socket a descriptor is.
 
-    `address` is the listener's as configured. `slot` None: one socket for all slots (unix listeners).
+    `listener` is its key (`listeners.keyed`). `slot` None: one socket for all slots (unix listeners).
     """
 
-    address: str
+    listener: str
     slot: int | None
 
 

@@ -18,6 +18,7 @@ from ambassador.control.checking import Checked
 from ambassador.control.crew import Crew
 from ambassador.control.deployment import Deployment, encode_config, pair
 from ambassador.control.incarnation import Incarnation
+from ambassador.control.listeners import keyed
 from ambassador.control.names import host_names
 from ambassador.control.orders import Abort, Brief, Commit, Prepare, Refused, Sockets
 from ambassador.control.slots import BindError, Binding
@@ -79,7 +80,7 @@ class Reload:
             for binding in added.values():
                 binding.close()
             raise
-        removed = [binding for address, binding in deployment.bindings.items() if address not in bindings]
+        removed = [binding for key, binding in deployment.bindings.items() if key not in bindings]
         # From here on a worker that starts takes the new generation.
         deployment.commit(config, encoded, blocks, bindings)
         await self._commit(deployment.generation, prepared)
@@ -92,11 +93,11 @@ class Reload:
         bindings: dict[str, Binding] = {}
         added: dict[str, Binding] = {}
         try:
-            for listener in config.listeners:
-                binding = self._deployment.bindings.get(listener.address)
+            for key, listener in keyed(config.listeners).items():
+                binding = self._deployment.bindings.get(key)
                 if binding is None:
-                    binding = added[listener.address] = Binding(listener.address, self._crew.slots)
-                bindings[listener.address] = binding
+                    binding = added[key] = Binding(listener.address, self._crew.slots, key=key)
+                bindings[key] = binding
         except BindError:
             for binding in added.values():
                 binding.close()

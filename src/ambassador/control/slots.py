@@ -44,9 +44,13 @@ def bind_error(address: str, error: OSError) -> BindError:
 class Binding:
     """The sockets of one listener."""
 
-    def __init__(self, address: str, slots: Iterable[int]) -> None:
-        """Bind for `slots`, not yet listening. Raises `BindError` and leaves nothing open then."""
+    def __init__(self, address: str, slots: Iterable[int], *, key: str | None = None) -> None:
+        """Bind for `slots`, not yet listening. Raises `BindError` and leaves nothing open then.
+
+        `key` is what the listener is known by; None: its address.
+        """
         self.address = address
+        self._key = key or address
         self._named: NamedSocket | None = None
         self._sockets: dict[int | None, socket.socket] = {}
         self._listening: set[int | None] = set()
@@ -105,7 +109,7 @@ class Binding:
 
     def sockets(self) -> list[tuple[SocketRef, int]]:
         """Each socket's reference and descriptor."""
-        return [(SocketRef(self.address, slot), sock.fileno()) for slot, sock in self._sockets.items()]
+        return [(SocketRef(self._key, slot), sock.fileno()) for slot, sock in self._sockets.items()]
 
     @property
     def port(self) -> int | None:

@@ -22,6 +22,7 @@ import trio
 from ambassador.config import schema
 from ambassador.config.compile import compile_table
 from ambassador.control.duties import obey
+from ambassador.control.listeners import keyed
 from ambassador.control.orders import Brief, Start
 from ambassador.observe.access_log import AccessLog
 from ambassador.observe.metrics import BlockKey, Page, RouteMetrics, decode_blocks
@@ -120,29 +121,29 @@ class WorkerPlane:
         return compile_table(config, self._lane, counters, brief.addresses)
 
     def _configure_listeners(self) -> None:
-        """Have a listener for each address. Those that are gone keep their connections until these end."""
-        for config in self._config.listeners:
+        """Have a listener for each that is configured. Those that are gone keep their connections until these end."""
+        for key, config in keyed(self._config.listeners).items():
             settings = _listener_settings(config)
-            listener = self._listeners.get(config.address)
+            listener = self._listeners.get(key)
             if listener is None:
-                self._listeners[config.address] = Listener(self._service, self._clients, **settings)
+                self._listeners[key] = Listener(self._service, self._clients, **settings)
             else:
                 listener.configure(**settings)
 
     # Sockets
 
-    def add(self, address: str, sock: socket.socket) -> None:
-        """Accept from a socket of the listener with this address."""
-        self._listeners[address].add(sock)
+    def add(self, listener: str, sock: socket.socket) -> None:
+        """Accept from a socket of the listener with this key."""
+        self._listeners[listener].add(sock)
 
     def stop_accepting(self) -> None:
         """Accept from no socket any more: nobody would take a connection that comes now."""
         for listener in self._listeners.values():
             listener.stop()
 
-    def remove(self, address: str, sock: socket.socket) -> None:
+    def remove(self, listener: str, sock: socket.socket) -> None:
         """Accept from it no more."""
-        self._listeners[address].remove(sock)
+        self._listeners[listener].remove(sock)
 
     # While it runs
 
