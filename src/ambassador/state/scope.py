@@ -1,0 +1,55 @@
+"""How a worker speaks with a store: questions that are answered later, events that come by themselves.
+
+A worker has two scopes: the *replica's*, always the store that its supervisor holds, and the *fleet's*, which is Redis
+or, without one, the same object. Everything here is called from the worker's one thread; nothing waits. An answer is
+never given inside `ask`: whoever asks can finish what it does first.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ambassador.state.protocol import Answer, Event, Operation
+
+
+class Clock(Protocol):
+    """What tells the time: the lane. Seconds of a monotonic clock, as of the present batch."""
+
+    @property
+    def now(self) -> float:
+        """The time."""
+
+
+class Scope(Protocol):
+    """A worker's side of one store."""
+
+    @property
+    def up(self) -> bool:
+        """The store answers. False from the first operation that had no answer in time until the next that has one."""
+
+    @property
+    def replicas(self) -> int:
+        """Replicas alive, as far as known; at least 1. While the store is away: as last known."""
+
+    @property
+    def workers(self) -> int:
+        """Workers alive over all replicas, likewise."""
+
+    def ask(self, operation: Operation, answered: Callable[[Answer | None], None] | None = None) -> None:
+        """Have an operation done. `answered` is called exactly once, later: with its answer, with `Refused`, or with
+        None when no answer came in time; the operation may have been done then.
+
+        While the store is not `up`, what is asked is answered None at once (in the next batch) without being sent,
+        but for the bridge's own attempts to reach it.
+        """
+
+    def listen(self, kind: str, heard: Callable[[Event], None]) -> None:
+        """Have every event of this kind told. Some may be lost while the connection is: see `on_up`."""
+
+    def on_up(self, again: Callable[[], None]) -> None:
+        """Have `again` called whenever the store is back after it was away, or was connected for the first time:
+        what it knows may be older or newer than what the worker knows.
+        """
