@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
 from tests.e2e.origins import free_port
 from tests.e2e.programs import Ambassador, ambassador, wait_until
-from tests.e2e.raw import Client, Cut, Message, Origin, Wire, answer, fetch, upstream
+from tests.e2e.raw import DEADLINE_S, Client, Cut, Message, Origin, Wire, answer, fetch, upstream
 
 LISTEN = """
   - {{address: "127.0.0.1:{}", limits: {{header_bytes: 4KiB, headers: 20, uri: 1KiB, body: 100KiB, requests_per_connection: 3}}}}
@@ -284,3 +286,39 @@ def test_upload_that_the_upstream_does_not_take_is_not_the_client_s_fault(slow: 
         got = client.answer()
         sending.join()
         assert (got.status, got.body) == (200, b"%d" % size)
+
+
+def test_slow_clients_hold_nothing_but_their_connections(
+    proxy: Ambassador, slow: str, origin: Origin
+) -> None:
+    origin.on("/many-unread", lambda wire, request: pour(wire, "Transfer-Encoding: chunked"))
+    wait_until(lambda: connected(proxy) == (0, 0, 0), "the end of the tests before")
+    before = origin.connections
+    heads, bodies, readers = ([Client(slow) for _ in range(20)] for _ in range(3))
+    try:
+        for client in heads:
+            client.send("GET / HTTP/1.1\r\nhost: a\r\nx: ")
+        assert [client.answer().status for client in heads] == [408] * 20
+        assert origin.connections == before
+        for client in readers:
+            client.ask("/many-unread")
+        for client in bodies:
+            client.ask("/many-stalled", "content-length: 900000", "connection: close", method="POST")
+            client.send("a")
+        assert fetch(proxy.url, "/respond").body == b"made here"
+        assert [client.answer().status for client in bodies] == [408] * 20
+        attempts = Counter({"/many-stalled": 20, "/many-unread": 20})
+        while attempts.total():
+            if (path := origin.ended.get(timeout=DEADLINE_S)) in attempts:
+                attempts[path] -= 1
+    finally:
+        for client in (*heads, *bodies, *readers):
+            client.close()
+    wait_until(lambda: connected(proxy) == (0, 0, 0), "the end of every connection")
+
+
+def connected(proxy: Ambassador) -> tuple[int, int, int]:
+    """Clients' connections, requests under way, connections upstream that are in use."""
+    (worker,) = json.loads(proxy.admin_get("/api/status"))["workers"]
+    (upstream,) = json.loads(proxy.admin_get("/api/upstreams"))
+    return worker["connections"], worker["inflight"], upstream["endpoints"][0]["connections"]["active"]
