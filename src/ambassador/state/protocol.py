@@ -209,12 +209,12 @@ class Verb(enum.IntEnum):
 class Probe(_Message, tag="probe", frozen=True):
     """Ask for the right to send one request through a circuit that is not closed, or say what came of it.
 
-    Answered by `Probed`. ASK: leases whose deadline passed are dropped, each as a FAILED one; an OPEN circuit whose time
-    is over becomes HALF_OPEN (new epoch, published); granted if it is HALF_OPEN, nothing is forced open, and fewer than
-    `rules.probes` leases are out. OK, FAILED and LOST count only with an id whose lease is out and was granted in this
-    epoch. `rules.probes` OKs in a row close the circuit (new epoch, `since_us`, window empty, published). One FAILED
-    opens it again with `trips` + 1, and all leases are void. `trips` goes back to 0 once the circuit has stayed CLOSED
-    for 10 times `open_ms`.
+    Answered by `Probed`. ASK: leases whose deadline passed are dropped, each as a FAILED one; an OPEN circuit whose
+    time is over becomes HALF_OPEN (new epoch, published); granted if it is HALF_OPEN, nothing is forced open, and fewer
+    than `rules.probes` leases are out. OK, FAILED and LOST count only with an id whose lease is out and was granted in
+    this epoch. `rules.probes` OKs in a row close the circuit (new epoch, `since_us`, window empty, published). One
+    FAILED opens it again with `trips` + 1, and all leases are void. `trips` goes back to 0 once the circuit has stayed
+    CLOSED for 10 times `open_ms`.
     """
 
     breaker: str
@@ -237,9 +237,9 @@ class Probed(_Message, tag="probed", frozen=True):
 class Force(_Message, tag="force", frozen=True):
     """Hold a circuit open or closed, or let go. Answered by `Row`. New epoch, published.
 
-    A forced circuit goes on counting nothing; one forced closed does not trip. "auto" ends a force, and leaves a circuit
-    that was forced open HALF_OPEN, so that it ramps. A force whose time is over is as if it were not there: one that
-    was "open" leaves the circuit HALF_OPEN at the first operation afterwards.
+    A forced circuit goes on counting nothing; one forced closed does not trip. "auto" ends a force, and leaves a
+    circuit that was forced open HALF_OPEN, so that it ramps. A force whose time is over is as if it were not there: one
+    that was "open" leaves the circuit HALF_OPEN at the first operation afterwards.
     """
 
     breaker: str
@@ -268,8 +268,8 @@ class Restore(_Message, tag="restore", frozen=True):
 class Token(_Message, tag="token", frozen=True):
     """A credential that one of many fetches for all. Answered by `Tokened`.
 
-    `action` "read": what there is. "lock": the same, and the right to fetch it, if nobody has it (`lock_ms` long; asking
-    again with the same nonce renews). "store": put `value` with version + 1, free the lock, publish; only by the
+    `action` "read": what there is. "lock": the same, and the right to fetch it, if nobody has it (`lock_ms` long;
+    asking again with the same nonce renews). "store": put `value` with version + 1, free the lock, publish; only by the
     lock's holder and only on `version`. "unlock": free it without a value.
     """
 
