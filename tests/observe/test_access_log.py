@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ambassador.observe.access_log import AccessLog, AccessRecord, LineMaker, mask_query
+from ambassador.observe.access_log import AccessLog, AccessRecord, LineMaker, LineTemplate, mask_query
 
 FIELDS = [
     "ts",
@@ -70,6 +70,29 @@ def parsed(one: AccessRecord) -> dict[str, Any]:
 
 
 # Lines
+
+
+@given(
+    path=st.binary(max_size=60) | st.just(b'/","client":"bytes_out":7,"route":'),
+    query=st.none() | st.binary(max_size=60),
+    host=st.text(max_size=20),
+    endpoint=st.none() | st.text(max_size=8),
+    size=st.integers(0, 1 << 40),
+    duration=st.floats(0, 1e6),
+)
+def test_template_makes_the_line_that_the_record_would(
+    path: bytes, query: bytes | None, host: str, endpoint: str | None, size: int, duration: float
+) -> None:
+    one = record(path=path, query=query, host=host, endpoint=endpoint, request_id=b"a" * 32)
+    other = msgspec.structs.replace(one, ts=3.5, bytes_out=size, duration_ms=duration * 1e3, upstream_ms=0.5)
+    made = LineTemplate(LineMaker(), one).line(3.5, b"a" * 32, other.trace_id, size, duration * 1e3, 0.5)
+    tree = json.loads(made)
+    wanted = parsed(other)
+    assert list(tree) == FIELDS
+    assert tree.pop("duration_ms") == pytest.approx(wanted.pop("duration_ms"), abs=0.0011)
+    assert tree == wanted
+    assert made.endswith(b"}\n")
+    assert made.isascii()
 
 
 def test_line_has_the_fields_in_their_order() -> None:

@@ -14,8 +14,9 @@ that look like credentials are masked.
 
 Measured (CPython 3.11, CPU time, best of 9, one typical line of 445 bytes): a record 0.45 µs, its line 1.4, with a
 harmless query of two parameters 2.1, with a masked one 3.4, with bytes beyond ASCII 4.6; `write` 1.8 with the thread's
-share. Bytes put together by hand after a regular expression had found nothing to escape took 1.4 µs where encoding a
-Struct took 1.0, so msgspec it is.
+share. Where only times and ids change from line to line, a `LineTemplate` and `put` cost a third of that. Bytes put
+together by hand after a regular expression had found nothing to escape took 1.4 µs where encoding a Struct took 1.0, so
+msgspec it is.
 """
 
 from __future__ import annotations
@@ -119,18 +120,30 @@ _BEYOND_ASCII = re.compile("[\x7f-\U0010ffff]")
 class LineMaker:
     """Turns records into lines. It remembers the text of the last second."""
 
-    __slots__ = ("_prefix", "_second")
+    __slots__ = ("_instant", "_prefix", "_second", "_stamp")
 
     def __init__(self) -> None:
         self._second = -1
         self._prefix = ""
+        self._instant = -1.0
+        self._stamp = b""
 
-    def line(self, record: AccessRecord) -> bytes:
-        """The record's line, with its newline."""
-        second, millisecond = divmod(int(record.ts * 1000.0 + 0.5), 1000)
+    def stamp(self, ts: float) -> bytes:
+        """The time of day as lines have it. Remembered, since the requests of a batch began together."""
+        if ts != self._instant:
+            self._instant = ts
+            self._stamp = self._time(ts).encode()
+        return self._stamp
+
+    def _time(self, ts: float) -> str:
+        second, millisecond = divmod(int(ts * 1000.0 + 0.5), 1000)
         if second != self._second:
             self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
             self._second = second
+        return f"{self._prefix}{millisecond:03}Z"
+
+    def line(self, record: AccessRecord) -> bytes:
+        """The record's line, with its newline."""
         path = record.path
         if record.query is not None:
             path = b"%b?%b" % (path, mask_query(record.query))
@@ -141,7 +154,7 @@ class LineMaker:
         if upstream is not None and 0.0 <= upstream < _LONGEST_MS:
             upstream = int(upstream * 1000.0) / 1000.0
         fields = _Line(
-            f"{self._prefix}{millisecond:03}Z",
+            self._time(record.ts),
             record.request_id.decode("utf-8", "backslashreplace"),
             record.trace_id.decode(),
             record.client,
@@ -169,6 +182,38 @@ class LineMaker:
         if not line.isascii() or b"\x7f" in line:
             line = _BEYOND_ASCII.sub(_escape, line.decode()).encode()
         return line + b"\n"
+
+
+class LineTemplate:
+    """Lines of requests that differ only in their times, ids and the size of the answer: 0.9 µs each.
+
+    Made from the line of one of them. The names of fields are found by their quotes, which no value holds unescaped.
+    """
+
+    __slots__ = ("_after_ids", "_lines", "_tail")
+
+    def __init__(self, lines: LineMaker, record: AccessRecord) -> None:
+        self._lines = lines
+        line = lines.line(record)
+        self._after_ids = line[
+            line.index(b'","client":') : line.index(b'"bytes_out":') + len(b'"bytes_out":')
+        ]
+        self._tail = line[line.index(b'"route":') :]
+
+    def line(  # noqa: PLR0917 - keywords cost 0.1 µs
+        self,
+        ts: float,
+        request_id: bytes,
+        trace_id: bytes,
+        bytes_out: int,
+        duration_ms: float,
+        upstream_ms: float,
+    ) -> bytes:
+        """The line of one of them. The ids hold nothing that JSON escapes; no time is negative."""
+        return b'{"ts":"%b","request_id":"%b","trace_id":"%b%b%d,"duration_ms":%.3f,"upstream_ms":%.3f,%b' % (
+            self._lines.stamp(ts), request_id, trace_id, self._after_ids, bytes_out, duration_ms, upstream_ms,
+            self._tail,
+        )  # fmt: skip
 
 
 def _without_surrogates(fields: _Line) -> _Line:
@@ -263,7 +308,7 @@ class AccessLog:
         self._sample = sample
         self._limit = limit
         self._chance = chance
-        self._line = LineMaker().line
+        self.lines = LineMaker()
         self._lines: deque[bytes | None] = deque()  # None: open the file again
         self._wake = threading.Event()
         self._idle = False
@@ -287,14 +332,15 @@ class AccessLog:
 
     def write(self, record: AccessRecord) -> None:
         """Have the record's line written some time soon, or dropped. Never waits."""
-        if (
-            self._sample < 1.0
-            and record.status < 400
-            and record.code is None
-            and self._chance() >= self._sample
-        ):
-            return
-        line = self._line(record)
+        if self.wants(record.status, record.code):
+            self.put(self.lines.line(record))
+
+    def wants(self, status: int, code: str | None = None) -> bool:
+        """Whether this request is one of those that are written."""
+        return self._sample >= 1.0 or status >= 400 or code is not None or self._chance() < self._sample
+
+    def put(self, line: bytes) -> None:
+        """Have a line written some time soon, or dropped. Never waits."""
         waiting = self._accepted - self._settled + len(line)
         if waiting > self._limit or self._closing:
             self._refused += 1

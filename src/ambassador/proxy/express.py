@@ -22,7 +22,7 @@ import copy
 from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import ProxyError, UpstreamError
-from ambassador.observe.access_log import AccessRecord
+from ambassador.observe.access_log import AccessRecord, LineTemplate
 from ambassador.proxy.exchange import ClientGone, Exchange, admit
 from ambassador.proxy.fields import wire_lines
 from ambassador.proxy.http1_parser import OWN_IDS, SEEN_HEADS, status_line
@@ -31,10 +31,12 @@ from ambassador.proxy.wire import READ_SIZE, SCRATCH, SCRATCH_BYTES, SCRATCH_SIZ
 
 if TYPE_CHECKING:
     from ambassador.messages import Request, ResponseHead
+    from ambassador.observe.access_log import AccessLog
     from ambassador.observe.trace import Trace
     from ambassador.proxy.http1 import ClientConnection
     from ambassador.proxy.plan import RoutePlan
     from ambassador.proxy.service import Table
+    from ambassador.proxy.upstream.endpoint import Endpoint
     from ambassador.proxy.upstream.h1 import Http1Connection
 
 _REMEMBERED: Final = 1024
@@ -80,6 +82,7 @@ async def ride(client: ClientConnection) -> Exchange | None:
     receive = link.sock.recv
     previous: Known | None = None
     forwarding = b""
+    log = _Log(client)
     while True:
         # The next request
         if not link.ready & (READ | HANGUP):
@@ -203,14 +206,7 @@ async def ride(client: ClientConnection) -> Exchange | None:
             plan.metrics.single(answer.status, seconds, answered - now)
             if service.access_log is not None:
                 size = len(answer.start) + len(request_id) + len(_END) + len(content)
-                record = _record(
-                    client, known, trace, request_id, status=answer.status, size=size, flags=flags
-                )
-                record.ts = service.wall_s() - seconds
-                record.duration_ms = seconds * 1000
-                record.upstream_ms = (answered - now) * 1000
-                record.endpoint = endpoint.url
-                service.access_log.write(record)
+                log.tell(known, endpoint, trace, request_id, answer, flags, now, answered, size)
 
 
 async def _end_of_idleness(client: ClientConnection) -> None:
@@ -268,37 +264,74 @@ def _forwarding_lines(client: ClientConnection, request: Request) -> bytes:
     return b"\r\n%b%bx-request-id: " % (request.lines, wire_lines(fields))
 
 
-def _record(
-    client: ClientConnection,
-    known: Known,
-    trace: Trace,
-    request_id: bytes,
-    *,
-    status: int,
-    size: int,
-    flags: tuple[str, ...],
-) -> AccessRecord:
-    """What the access log says of a request that was answered here, but for its times and its endpoint."""
-    request = known.request
-    return AccessRecord(
-        ts=0.0,
-        request_id=request_id,
-        trace_id=trace.trace_id,
-        client=request.client,
-        client_ip=client.peer.ip,
-        method=request.method,
-        host=request.host,
-        path=request.path,
-        query=request.query,
-        status=status,
-        bytes_in=known.size,
-        bytes_out=size,
-        duration_ms=0.0,
-        route=known.plan.name,
-        upstream=known.upstream.name,
-        attempts=1,
-        flags=flags,
-    )
+class _Log:
+    """The access log of one connection's plain requests. Those that repeat the last one share its template."""
+
+    __slots__ = ("_client", "_of", "_template")
+
+    def __init__(self, client: ClientConnection) -> None:
+        self._client = client
+        self._of: tuple[Known, Endpoint, AccessLog] | None = None
+        self._template: LineTemplate
+
+    def tell(  # noqa: PLR0917 - keywords cost 0.1 µs
+        self,
+        known: Known,
+        endpoint: Endpoint,
+        trace: Trace,
+        request_id: bytes,
+        answer: ResponseHead,
+        flags: tuple[str, ...],
+        started: float,
+        answered: float,
+        size: int,
+    ) -> None:
+        service = self._client.listener.service
+        log = service.access_log
+        if log is None or not log.wants(answer.status):
+            return
+        seconds = service.lane.now - started
+        ts = service.wall_s() - seconds
+        if known.has_ids or flags or answer.status != 200:
+            record = self._record(known, endpoint, trace, request_id, answer)
+            record.ts, record.bytes_out, record.flags = ts, size, flags
+            record.duration_ms, record.upstream_ms = seconds * 1000, (answered - started) * 1000
+            log.put(log.lines.line(record))
+            return
+        if self._of != (known, endpoint, log):
+            self._of = (known, endpoint, log)
+            self._template = LineTemplate(log.lines, self._record(known, endpoint, trace, request_id, answer))
+        log.put(
+            self._template.line(
+                ts, request_id, trace.trace_id, size, seconds * 1000, (answered - started) * 1000
+            )
+        )
+
+    def _record(
+        self, known: Known, endpoint: Endpoint, trace: Trace, request_id: bytes, answer: ResponseHead
+    ) -> AccessRecord:
+        """What is said of a request, but for its times and the size of the answer."""
+        request = known.request
+        return AccessRecord(
+            ts=0.0,
+            request_id=request_id,
+            trace_id=trace.trace_id,
+            client=request.client,
+            client_ip=self._client.peer.ip,
+            method=request.method,
+            host=request.host,
+            path=request.path,
+            query=request.query,
+            status=answer.status,
+            bytes_in=known.size,
+            bytes_out=0,
+            duration_ms=0.0,
+            upstream_ms=0.0,
+            route=known.plan.name,
+            upstream=known.upstream.name,
+            endpoint=endpoint.url,
+            attempts=1,
+        )
 
 
 def _request(client: ClientConnection, known: Known, body: bytes, request_id: bytes) -> Request:
