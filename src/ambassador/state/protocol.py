@@ -42,6 +42,13 @@ BUCKETS: Final = 10
 """Of a circuit's window."""
 
 
+class StoreLost(Exception):
+    """The store did not answer, or answered that it cannot serve now: what was asked may have been done or not.
+
+    Its argument is a short reason for the log. The connection is closed when this is raised.
+    """
+
+
 class _Message(msgspec.Struct, array_like=True, frozen=True):
     """Base of all operations and answers."""
 
