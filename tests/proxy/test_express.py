@@ -70,3 +70,14 @@ async def test_both_ways_are_the_same(
     short = await _talk(origin, request_, answer)
     monkeypatch.setattr(ambassador.proxy.http1, "ride", _no_ride)
     assert await _talk(origin, request_, answer) == short
+
+
+@pytest.mark.parametrize("target", [b"/.well-known/ambassador/health", b"/.well-known/ambassador/health?"])
+async def test_health_is_answered_here_though_a_route_takes_everything(origin: Origin, target: bytes) -> None:
+    async with a_plane(config(origin.url)) as plane:
+        client = await plane.connect()
+        for _ in range(2):
+            await client.send(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % target)
+            assert await client.answer() == (200, b"ok\n")
+        assert plane.endpoint.pool.open == 0
+        client.close()

@@ -28,7 +28,7 @@ from ambassador.messages import Reply, Request
 from ambassador.observe.access_log import AccessRecord
 from ambassador.proxy.fields import clean_trailers, tokens, wire_lines
 from ambassador.proxy.forwarding import caller_deadline_s, deadline_fields, max_forwards
-from ambassador.proxy.http1_parser import HEALTH_TARGET
+from ambassador.proxy.http1_parser import HEALTH_TARGETS
 from ambassador.proxy.lane import BROKEN, HANGUP, READ, WRITE, TimedOut
 from ambassador.proxy.pace import Pace
 from ambassador.proxy.policies.retry import IDEMPOTENT
@@ -181,7 +181,7 @@ class Exchange:
     def _route(self) -> Verdict:
         """Who asks for what, which route takes it, and what its ADMIT policies say."""
         request = self.request
-        if request.target in (HEALTH_TARGET, HEALTH_TARGET + b"?"):
+        if request.target in HEALTH_TARGETS:
             return self._service.health_reply()
         self._identify(request)
         plan = self._table.locate(request)

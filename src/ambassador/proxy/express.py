@@ -25,7 +25,7 @@ from ambassador.errors import ProxyError, UpstreamError
 from ambassador.observe.access_log import AccessRecord, LineTemplate
 from ambassador.proxy.exchange import ClientGone, Exchange, admit
 from ambassador.proxy.fields import wire_lines
-from ambassador.proxy.http1_parser import OWN_IDS, SEEN_HEADS, status_line
+from ambassador.proxy.http1_parser import HEALTH_TARGETS, OWN_IDS, SEEN_HEADS, status_line
 from ambassador.proxy.lane import HANGUP, NOT_READ, READ, TimedOut
 from ambassador.proxy.wire import READ_SIZE, SCRATCH, SCRATCH_BYTES, SCRATCH_SIZE, WORTH_A_VECTOR
 
@@ -231,6 +231,7 @@ def _learn(client: ClientConnection, head: bytes, size: int) -> Known | None:
         or size != (request.content_length or 0)
         or reader.error is not None
         or request.method == "HEAD"
+        or request.target in HEALTH_TARGETS
         or client.listener.service.draining
     ):
         return None

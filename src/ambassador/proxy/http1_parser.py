@@ -64,6 +64,8 @@ _METHODS: Final = {
 _METHOD_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) +[!-~]+ +HTTP/1\.[01]\r\n")
 HEALTH_TARGET: Final = b"/.well-known/ambassador/health"
 """What load balancers ask; the one target that needs no Host."""
+HEALTH_TARGETS: Final = frozenset({HEALTH_TARGET, HEALTH_TARGET + b"?"})
+"""Answered here, before any route is looked at (contract 7.12)."""
 
 _VERSIONS_OR_NONE: Final = frozenset({"1.1", "1.0", "0.0"})
 """What the parser says of the version before it has met one is 0.0, or the version of the request before."""
