@@ -92,6 +92,10 @@ class Lease(_Message, tag="lease", frozen=True):
     back: int = 0
     """Tokens of window `back_window` that were leased and not spent; added if that is still the window."""
     back_window: int = 0
+    start: float | None = None
+    """What a bucket holds that this operation makes, at most `depth`, instead of the birth rule above: a share that
+    takes over for the fleet's bucket begins with what that had left, not full. None: the rule above; without meaning
+    with `window_s`, and for a bucket that is there."""
 
 
 class Leased(_Message, tag="leased", frozen=True):
