@@ -62,12 +62,13 @@ class Lease(_Message, tag="lease", frozen=True):
     The bucket holds at most `depth` tokens and gains `rate` a second. It is made by the first operation that names it:
     full, or, if the store itself is younger than the time to fill it, with what it would have gained since the store
     began (so a wiped store gives no free burst). Refilling is exact, a clock that steps backwards counts as standing
-    still, one that steps forward fills the bucket at most.
+    still (time goes on from where it then is), one that steps forward fills the bucket at most. In order: refilled,
+    `credit` added up to `depth`, `back` added, `debt` taken, demand told, granted.
 
-    Of `tokens` in the bucket it grants `min(want, floor(tokens), max(least, ceil(tokens * demand / all demands)))`,
-    where all demands are those told in this and the last epoch, this one's included: everybody has a part in
-    proportion to its demand, and what somebody already waits for is not cut. A demand that was told in an epoch stands
-    for the worker until the next epoch ends.
+    Of `tokens` in the bucket it grants `min(want, floor(tokens), max(least, ceil(tokens * demand / all demands)))`:
+    everybody has a part in proportion to its demand, and what somebody already waits for is not cut. All demands are
+    the sum told in this epoch or that told in the last one, whichever is greater, and never less than `demand`; if they
+    are 0 it is `min(want, floor(tokens))`. Epochs are numbered by the store's clock: `now_us // (EPOCH_S * 10^6)`.
     """
 
     key: str
@@ -181,10 +182,11 @@ class Report(_Message, tag="report", frozen=True):
 
     The window is BUCKETS buckets of `window_ms / BUCKETS`, by the store's clock. It trips when nothing is forced and
     either
-    - requests >= min_requests, the window's first bucket is at least SETTLING_US old, failures / requests >= errors or
-      slow / requests >= slow, and *quorum*: of the replicas that reported in this or the last half of the window
-      (`reporters`), those whose own outcomes in that time cross the same share (`failing`) are at least
-      `ceil(quorum * reporters)` and at least `min(2, live replicas)`; or
+    - requests >= min_requests, the first report since the window was empty is at least SETTLING_US old, failures /
+      requests >= errors or slow / requests >= slow, and *quorum*: of the replicas that reported in this or the last
+      half of the window (`reporters`; halves are numbered `now_us // (window_us / 2)`), those whose own outcomes in
+      that time cross the same share (`failing`) are at least `ceil(quorum * reporters)` and at least `min(2, live
+      replicas)`; or
     - votes reach the same quorum: replicas (of the reporters and voters) of which some worker voted within the last
       `window_ms`.
     If `live_replicas` is 1, workers count where replicas do: `min(2, live_workers)`.
@@ -225,7 +227,7 @@ class Probe(_Message, tag="probe", frozen=True):
     than `rules.probes` leases are out. OK, FAILED and LOST count only with an id whose lease is out and was granted in
     this epoch. `rules.probes` OKs in a row close the circuit (new epoch, `since_us`, window empty, published). One
     FAILED opens it again with `trips` + 1, and all leases are void. `trips` goes back to 0 once the circuit has stayed
-    CLOSED for 10 times `open_ms`.
+    CLOSED for 10 times `open_ms`. ASK with an id whose lease is out is granted again, and takes no other.
     """
 
     breaker: str
@@ -250,7 +252,11 @@ class Force(_Message, tag="force", frozen=True):
 
     A forced circuit goes on counting nothing; one forced closed does not trip. "auto" ends a force, and leaves a
     circuit that was forced open HALF_OPEN, so that it ramps. A force whose time is over is as if it were not there: one
-    that was "open" leaves the circuit HALF_OPEN at the first operation afterwards.
+    that was "open" leaves the circuit HALF_OPEN at the first operation afterwards (new epoch, published, as at the end
+    of one that was "closed").
+
+    While forced open `state` is OPEN, with `open_until_us` as `forced_until_us`; while forced closed it is CLOSED. The
+    window and the votes are emptied and probes' leases are void. "auto" without a force changes nothing.
     """
 
     breaker: str
@@ -281,7 +287,8 @@ class Token(_Message, tag="token", frozen=True):
 
     `action` "read": what there is. "lock": the same, and the right to fetch it, if nobody has it (`lock_ms` long;
     asking again with the same nonce renews). "store": put `value` with version + 1, free the lock, publish; only by the
-    lock's holder and only on `version`. "unlock": free it without a value.
+    lock's holder and only on `version`. "unlock": free it without a value. A value whose time is over is not there:
+    its version is 0 again.
     """
 
     name: str
@@ -290,6 +297,7 @@ class Token(_Message, tag="token", frozen=True):
     version: int = 0
     value: bytes = b""
     ttl_ms: int = 0
+    """0: without end."""
     lock_ms: int = 15_000
 
 
