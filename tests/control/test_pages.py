@@ -6,7 +6,8 @@ from typing import cast
 from ambassador.config.load import load_text
 from ambassador.control.incarnation import Incarnation
 from ambassador.control.pages import Pages
-from ambassador.observe.metrics import BlockKey, Figures, Page, decode_blocks
+from ambassador.observe.families import Figures
+from ambassador.observe.metrics import BlockKey, Page, decode_blocks
 
 FIGURES = Figures(version="1", instance="i", generation=1, restarts=0, workers=1, started=0.0)
 
@@ -28,9 +29,10 @@ def test_what_a_worker_counted_outlives_it_and_reloads() -> None:
     page.route(blocks[BlockKey("a", "-")]).settled(2, 0.1)
     page.route(blocks[BlockKey("r199", "-")]).settled(5, 0.1)
     for _ in range(2):
-        text = pages.render(FIGURES, "")[0].decode()
+        text = b"".join(pages.render(FIGURES, "")[0]).decode()
         assert 'ambassador_requests_total{route="a",upstream="-",code_class="2xx"} 1' in text
         assert 'ambassador_requests_total{route="r199",upstream="-",code_class="5xx"} 1' in text
+        assert {part.route: part.requests for part in pages.traffic()}["r199"] == 1
         if worker in pages._pages:
             pages.settle(worker)
     page.close()

@@ -1,6 +1,13 @@
 from __future__ import annotations
 
+import json
+from typing import Any
+
+import msgspec
+
 from ambassador.config.load import load_text
+from ambassador.config.schema import Config
+from ambassador.control.admin.document import pieces
 from ambassador.control.status import masked, route_status
 
 CONFIG = """\
@@ -17,10 +24,16 @@ routes:
 
 
 def test_secrets_are_masked() -> None:
-    tree = masked(load_text(CONFIG))
+    tree: Any = json.loads(b"".join(pieces(masked(load_text(CONFIG)))))
     assert tree["admin"]["token"] == "***"
     headers = {name.lower(): value for name, value in tree["routes"][0]["headers"]["request"]["set"].items()}
     assert headers == {"authorization": "***", "x-a": "b"}
+
+
+def test_what_is_told_is_a_config_again() -> None:
+    text = CONFIG.replace(', token: "env:TOKEN"', "").replace("Authorization: Bearer abc, ", "")
+    config = load_text(text)
+    assert msgspec.json.decode(b"".join(pieces(masked(config))), type=Config) == config
 
 
 def test_a_route_in_short() -> None:

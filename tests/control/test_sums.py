@@ -1,22 +1,85 @@
 from __future__ import annotations
 
-from typing import Any
+import msgspec
 
-from ambassador.control.sums import sum_upstreams
+from ambassador.control.sums import (
+    ConnectionCounts,
+    EndpointStatus,
+    UpstreamStatus,
+    UpstreamSums,
+    answer,
+)
 
 
-def answer(inflight: int, idle: int, ewma_ms: float | None) -> list[dict[str, Any]]:
-    connections = {"idle": idle, "active": 1}
-    endpoint = {"url": "http://a:1", "inflight": inflight, "ewma_ms": ewma_ms, "connections": connections}
-    return [{"name": "a", "endpoints": [endpoint]}]
+def endpoint(url: str, inflight: int, idle: int, ewma_ms: float | None) -> EndpointStatus:
+    return EndpointStatus(
+        url=url,
+        address="127.0.0.1",
+        healthy=True,
+        ejected_until=None,
+        weight=1,
+        zone=None,
+        priority=0,
+        inflight=inflight,
+        ewma_ms=ewma_ms,
+        connections=ConnectionCounts(idle=idle, active=1),
+        why=None,
+    )
+
+
+def upstream(name: str, *endpoints: EndpointStatus) -> UpstreamStatus:
+    return UpstreamStatus(name=name, endpoints=list(endpoints))
+
+
+def summed(*answers: bytes) -> list[UpstreamStatus]:
+    sums = UpstreamSums()
+    assert len(list(sums.add(answers))) == sum(each.count(b"\n") for each in answers)
+    return list(sums.upstreams())
 
 
 def test_counts_are_added_and_latencies_averaged() -> None:
-    (upstream,) = sum_upstreams([answer(1, 2, 4.0), answer(2, 3, 8.0), answer(0, 0, None)])
-    assert upstream["endpoints"] == [
-        {"url": "http://a:1", "inflight": 3, "ewma_ms": 6.0, "connections": {"idle": 5, "active": 3}}
+    told = [(1, 2, 4.0), (2, 3, 8.0), (0, 0, None)]
+    answers = [answer([upstream("a", endpoint("http://a:1", *each))]) for each in told]
+    expected = endpoint("http://a:1", 3, 5, 6.0)
+    expected.connections.active = 3
+    assert summed(*answers) == [upstream("a", expected)]
+
+
+def test_what_only_some_workers_know_yet_is_told_too() -> None:
+    first = [upstream("a", endpoint("http://a:1", 1, 0, None))]
+    second = [
+        upstream("b", endpoint("http://b:1", 1, 0, 2.0)),
+        upstream("a", endpoint("http://a:2", 1, 0, None), endpoint("http://a:1", 1, 0, None)),
+    ]
+    told = summed(answer(first), answer(second))
+    assert [(each.name, [(end.url, end.inflight) for end in each.endpoints]) for each in told] == [
+        ("a", [("http://a:1", 2), ("http://a:2", 1)]),
+        ("b", [("http://b:1", 1)]),
     ]
 
 
 def test_no_answers_are_no_upstreams() -> None:
-    assert sum_upstreams([]) == []
+    assert summed() == []
+    assert summed(answer([])) == []
+
+
+def test_the_shape_is_the_contracts() -> None:
+    (told,) = summed(answer([upstream("a", endpoint("http://a:1", 1, 2, 3.0))]))
+    assert msgspec.to_builtins(told) == {
+        "name": "a",
+        "endpoints": [
+            {
+                "url": "http://a:1",
+                "address": "127.0.0.1",
+                "healthy": True,
+                "ejected_until": None,
+                "weight": 1,
+                "zone": None,
+                "priority": 0,
+                "inflight": 1,
+                "ewma_ms": 3.0,
+                "connections": {"idle": 2, "active": 1},
+                "why": None,
+            }
+        ],
+    }

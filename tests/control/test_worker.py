@@ -16,6 +16,7 @@ from ambassador.config.load import load_text
 from ambassador.config.schema import Config
 from ambassador.control.deployment import encode_config
 from ambassador.control.orders import Brief, Start
+from ambassador.control.sums import UpstreamStatus, UpstreamSums
 from ambassador.control.worker import WorkerPlane, open_plane
 from ambassador.observe.metrics import NO_NAME, BlockKey, Page, Registry, encode_blocks
 
@@ -129,11 +130,18 @@ async def test_a_drain_says_close_and_unhealthy(worker: Running) -> None:
     assert b"HTTP/1.1 503 " in await worker.get("/.well-known/ambassador/health")
 
 
+def upstream_of(worker: Running) -> UpstreamStatus:
+    sums = UpstreamSums()
+    for _ in sums.add([worker.plane.answer("upstreams")]):
+        pass
+    (told,) = sums.upstreams()
+    return told
+
+
 async def test_questions(worker: Running) -> None:
-    (told,) = json.loads(worker.plane.answer("upstreams"))
-    assert told["endpoints"][0]["healthy"] is False
+    assert upstream_of(worker).endpoints[0].healthy is False
     worker.plane.set_addresses("upstream.example", ("10.0.0.1",))
-    (told,) = json.loads(worker.plane.answer("upstreams"))
-    assert (told["name"], told["endpoints"][0]["address"]) == ("named", "10.0.0.1")
+    told = upstream_of(worker)
+    assert (told.name, told.endpoints[0].address) == ("named", "10.0.0.1")
     names = {task["name"] for task in json.loads(worker.plane.answer("tasks"))}
     assert "ambassador.proxy.lane.Lane.run" in names

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +10,8 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.samples import Sample
 
 from ambassador.observe.exposition import OPENMETRICS, PROMETHEUS, render, wants_openmetrics
-from ambassador.observe.metrics import BlockKey, Family, Figures, Page, Registry, Totals, collect
+from ambassador.observe.families import Family, Figures, Histogram, Reader, Word
+from ambassador.observe.metrics import BlockKey, Page, Registry, Totals
 
 FIGURES = Figures(version="0.1", instance='odd "name"', generation=1, restarts=0, workers=1, started=1.5)
 HOSTILE = 'a"b\\c\nd'
@@ -23,7 +26,13 @@ def samples(text: bytes, *, openmetrics: bool = False) -> list[Sample]:
     return [sample for family in parse(text.decode()) for sample in family.samples]
 
 
-def busy_families() -> list[Family]:
+def text_of(families: Iterable[Family], accept: str = "") -> bytes:
+    pieces, _ = render(families, accept)
+    return b"".join(pieces)
+
+
+@pytest.fixture
+def busy() -> Iterator[Reader]:
     registry = Registry()
     offsets = registry.place([BlockKey(HOSTILE, "u")])
     page = Page.create(registry.size)
@@ -31,14 +40,14 @@ def busy_families() -> list[Family]:
     route.settled(2, 0.02)
     route.attempt("reset", 0.001)
     route.retry("reset")
-    families = collect(registry, [page], Totals(), FIGURES)
+    yield Reader(registry, [page], Totals())
     page.close()
-    return families
 
 
 @pytest.mark.parametrize("openmetrics", [False, True])
-def test_render_is_read_by_the_reference_parser(openmetrics: bool) -> None:
-    text, kind = render(busy_families(), "application/openmetrics-text" if openmetrics else "")
+def test_render_is_read_by_the_reference_parser(busy: Reader, openmetrics: bool) -> None:
+    pieces, kind = render(busy.families(FIGURES), "application/openmetrics-text" if openmetrics else "")
+    text = b"".join(pieces)
     assert kind == (OPENMETRICS if openmetrics else PROMETHEUS)
     found = {
         (each.name, *each.labels.values()): each.value for each in samples(text, openmetrics=openmetrics)
@@ -55,17 +64,16 @@ def test_render_is_read_by_the_reference_parser(openmetrics: bool) -> None:
     assert found["ambassador_start_time_seconds",] == 1.5
 
 
-def test_render_names_types_and_help_for_every_family() -> None:
-    families = busy_families()
-    parsed = list(parser.text_string_to_metric_families(render(families)[0].decode()))
-    assert len(parsed) == len(families)
+def test_render_names_types_and_help_for_every_family(busy: Reader) -> None:
+    parsed = list(parser.text_string_to_metric_families(text_of(busy.families(FIGURES)).decode()))
+    assert len(parsed) == len(list(busy.families(FIGURES)))
     assert all(family.documentation for family in parsed)
     assert {family.type for family in parsed} == {"counter", "gauge", "histogram"}
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
 def test_label_value_survives_whatever_it_holds(value: str) -> None:
-    text, _ = render(
+    text = text_of(
         [Family("x", "gauge", "Help.", [((("name", value),), 1.0)])], "application/openmetrics-text"
     )
     (sample,) = samples(text, openmetrics=True)
@@ -73,8 +81,45 @@ def test_label_value_survives_whatever_it_holds(value: str) -> None:
 
 
 def test_surrogate_does_not_cost_the_scrape() -> None:
-    text, _ = render([Family("x", "gauge", "Help.", [((("name", "\ud800"),), 1.0)])])
+    text = text_of([Family("x", "gauge", "Help.", [((("name", "\ud800"),), 1.0)])])
     assert text.endswith(b'x{name="?"} 1.0\n')
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
+def test_label_value_survives_in_every_kind_of_series(value: str) -> None:
+    labels = (("name", value),)
+    text = text_of(
+        [
+            Family("h", "histogram", "Help.", [(labels, Histogram((1,) * 18, 0.5))]),
+            Family("w", "counter", "Help.", [(labels, [1, 2])], Word("word", ("a", "b"))),
+        ]
+    )
+    found = samples(text)
+    assert {sample.labels["name"] for sample in found} == {value}
+    assert [(sample.labels["word"], sample.value) for sample in found[-2:]] == [("a", 1), ("b", 2)]
+
+
+def test_series_without_labels() -> None:
+    text = text_of(
+        [
+            Family("h", "histogram", "Help.", [((), Histogram((1,) * 18, 0.5))]),
+            Family("w", "counter", "Help.", [((), [3])], Word("word", ("a",))),
+        ]
+    )
+    lines = text.decode().splitlines()
+    assert lines[2] == 'h_bucket{le="0.0005"} 1'
+    assert lines[19:22] == ['h_bucket{le="+Inf"} 18', "h_count 18", "h_sum 0.5"]
+    assert lines[-1] == 'w_total{word="a"} 3'
+
+
+def test_rare_words_are_told_once_they_have_counted() -> None:
+    word = Word("class", ("none", "1xx", "2xx"), rare=2)
+    text = text_of([Family("w", "counter", "Help.", [((), [0, 0, 0]), ((), [0, 4, 5])], word)])
+    assert text.decode().splitlines()[2:] == [
+        'w_total{class="2xx"} 0',
+        'w_total{class="1xx"} 4',
+        'w_total{class="2xx"} 5',
+    ]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ambassador.observe.families import Histogram, Reader, cumulative
 from ambassador.observe.metrics import (
     BOUNDS,
     NO_ROUTE,
@@ -16,15 +17,12 @@ from ambassador.observe.metrics import (
     ROUTE_SLOTS,
     WORKER_SLOTS,
     BlockKey,
-    Figures,
-    Histogram,
     Page,
     Registry,
     Totals,
-    collect,
-    cumulative,
     decode_blocks,
     encode_blocks,
+    summed,
 )
 
 BILLING = BlockKey("billing", "billing-backend")
@@ -32,12 +30,16 @@ BILLING = BlockKey("billing", "billing-backend")
 
 def series(registry: Registry, pages: list[Page], totals: Totals | None = None) -> dict[tuple[str, ...], Any]:
     """Every sample as (family, label values...) -> value."""
-    families = collect(registry, pages, totals or Totals())
-    return {
-        (family.name, *(value for _, value in labels)): sample
-        for family in families
-        for labels, sample in family.samples
-    }
+    found: dict[tuple[str, ...], Any] = {}
+    for family in Reader(registry, pages, totals or Totals()).families():
+        for labels, sample in family.samples:
+            key = (family.name, *(value for _, value in labels))
+            if family.word is None:
+                found[key] = sample
+            else:
+                assert isinstance(sample, list)
+                found |= {(*key, word): count for word, count in zip(family.word.values, sample, strict=True)}
+    return found
 
 
 @pytest.fixture
@@ -247,8 +249,31 @@ def test_garbage_collections_are_counted_while_watched(registry: Registry) -> No
     page.close()
 
 
-def test_supervisor_tells_of_itself(registry: Registry) -> None:
-    figures = Figures(version="1", instance="a", generation=3, restarts=2, workers=4, started=10.0)
-    found = {family.name: family.samples for family in collect(registry, [], Totals(), figures)}
-    assert found["ambassador_worker_restarts"] == [((), 2)]
-    assert found["ambassador_config_generation"] == [((), 3)]
+def test_what_workers_counted_is_added_up_slot_by_slot(registry: Registry) -> None:
+    pages = [Page.create(registry.size) for _ in range(3)]
+    for number, page in enumerate(pages):
+        for slot in range(WORKER_SLOTS, WORKER_SLOTS + 4):
+            page.slots[slot] = slot * 2**40 + number
+    assert summed([page.slots for page in pages], WORKER_SLOTS, WORKER_SLOTS + 5) == [
+        *(3 * slot * 2**40 + 3 for slot in range(WORKER_SLOTS, WORKER_SLOTS + 4)),
+        0,
+    ]
+    end = len(pages[0].slots)
+    assert summed([page.slots for page in pages], end - 1, end + 2) == [0, 0, 0]
+    assert summed([], 0, 2) == [0, 0]
+    for page in pages:
+        page.close()
+
+
+def test_totals_outgrow_the_page_that_was_folded_first(registry: Registry) -> None:
+    totals = Totals()
+    for keys in ([BILLING], [BlockKey(f"r{number}", "b") for number in range(500)]):
+        registry.place(keys)
+        page = Page.create(registry.size)
+        page.route(registry.blocks[keys[-1]]).settled(2, 0.01)
+        page.route(registry.blocks[BILLING]).settled(2, 0.01)
+        totals.fold(page)
+        page.close()
+    found = series(registry, [], totals)
+    assert found["ambassador_requests", "billing", "billing-backend", "2xx"] == 3
+    assert found["ambassador_requests", "r499", "b", "2xx"] == 1

@@ -92,7 +92,7 @@ class Plane(Protocol):
         """Open log files again, by name."""
 
     def answer(self, what: str) -> bytes:
-        """The answer to a question of the admin API, as JSON."""
+        """The answer to a question of the admin API (`orders.Answer`)."""
 
     def beat(self) -> float:
         """Write down the gauges; returns the loop's longest turn since the last call, in milliseconds."""

@@ -159,7 +159,7 @@ class Incarnation:
         return await self._reply("commit", order.generation, order, Committed, timeout_s) is not None
 
     async def ask(self, what: str, timeout_s: float) -> bytes | None:
-        """Its answer to a question, as JSON; None if none came."""
+        """Its answer to a question; None if none came."""
         self._asked += 1
         answer = await self._reply("ask", self._asked, Ask(id=self._asked, what=what), Answer, timeout_s)
         return None if answer is None else answer.data

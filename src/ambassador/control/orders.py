@@ -152,7 +152,7 @@ class Beat(Message, frozen=True):
 
 
 class Answer(Message, frozen=True):
-    """The answer to `Ask`, as JSON."""
+    """The answer to `Ask`: `tasks` as JSON, `upstreams` as `sums.answer` makes it."""
 
     id: int
     data: bytes

@@ -6,19 +6,13 @@ dropped. Where a block lies in a page never changes while the supervisor lives, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ambassador.config.schema import Config
 from ambassador.control.incarnation import Incarnation
 from ambassador.observe import exposition
-from ambassador.observe.metrics import (
-    NO_NAME,
-    BlockKey,
-    Figures,
-    Page,
-    Registry,
-    Totals,
-    collect,
-    encode_blocks,
-)
+from ambassador.observe.families import Figures, Reader, Traffic
+from ambassador.observe.metrics import NO_NAME, BlockKey, Page, Registry, Totals, encode_blocks
 
 
 class Pages:
@@ -28,6 +22,7 @@ class Pages:
         self._registry = Registry()
         self._totals = Totals()
         self._pages: dict[Incarnation, Page] = {}
+        self._reader = Reader(self._registry, self._pages.values(), self._totals)
 
     @property
     def size(self) -> int:
@@ -52,7 +47,10 @@ class Pages:
         self._totals.fold(page)
         page.close()
 
-    def render(self, figures: Figures, accept: str) -> tuple[bytes, str]:
-        """(text, content type) of everything there is to tell, in the format that `accept` prefers."""
-        families = collect(self._registry, self._pages.values(), self._totals, figures)
-        return exposition.render(families, accept)
+    def render(self, figures: Figures, accept: str) -> tuple[Iterator[bytes], str]:
+        """Everything there is to tell as text, in pieces, and its type: the format that `accept` prefers."""
+        return exposition.render(self._reader.families(figures), accept)
+
+    def traffic(self) -> Iterator[Traffic]:
+        """What the routes have had to do, in short."""
+        return self._reader.traffic()

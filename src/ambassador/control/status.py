@@ -88,13 +88,18 @@ def _state(worker: Incarnation) -> str:
     return "ready" if worker.ready else "starting"
 
 
-def masked(config: Config) -> dict[str, Any]:
-    """The config for people: JSON types, with every secret, and what may be one, as `***`."""
-    tree: dict[str, Any] = msgspec.to_builtins(config)
-    if tree["admin"] and tree["admin"]["token"]:
-        tree["admin"]["token"] = _MASK
-    for route in tree["routes"]:
-        _mask_headers(route)
+def masked(config: Config) -> dict[str, object]:
+    """The config for people: by key, with every secret, and what may be one, as `***`. Routes are made one by one."""
+    told = msgspec.structs.asdict(config)
+    if config.admin is not None and config.admin.token is not None:
+        told["admin"] = msgspec.structs.replace(config.admin, token=_MASK)
+    told["routes"] = map(_masked_route, config.routes)
+    return told
+
+
+def _masked_route(route: Route) -> dict[str, Any]:
+    tree: dict[str, Any] = msgspec.to_builtins(route)
+    _mask_headers(tree)
     return tree
 
 

@@ -1,44 +1,84 @@
-"""What the workers say of their upstreams, as one list. Pure."""
+"""What the workers say of their upstreams, as one list (contract 7.17). Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Final
 
-_SUMMED = ("inflight",)
-_SUMMED_CONNECTIONS = ("idle", "active")
-
-
-def sum_upstreams(answers: Iterable[Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One list of upstreams from each worker's: counts are added, latencies averaged, the rest is the first one's."""
-    upstreams: dict[str, dict[str, Any]] = {}
-    endpoints: dict[tuple[str, str], dict[str, Any]] = {}
-    latencies: dict[tuple[str, str], list[float]] = {}
-    for answer in answers:
-        for upstream in answer:
-            name = upstream["name"]
-            first = upstreams.setdefault(name, {"name": name, "endpoints": []})
-            for endpoint in upstream["endpoints"]:
-                key = (name, endpoint["url"])
-                latencies.setdefault(key, []).append(endpoint.get("ewma_ms"))
-                if key in endpoints:
-                    _add(endpoints[key], endpoint)
-                else:
-                    endpoints[key] = endpoint
-                    first["endpoints"].append(endpoint)
-    for key, endpoint in endpoints.items():
-        endpoint["ewma_ms"] = _mean(latencies[key])
-    return list(upstreams.values())
+import msgspec
 
 
-def _add(total: dict[str, Any], other: dict[str, Any]) -> None:
-    for name in _SUMMED:
-        total[name] += other[name]
-    for name in _SUMMED_CONNECTIONS:
-        total["connections"][name] += other["connections"][name]
+class ConnectionCounts(msgspec.Struct, kw_only=True, gc=False):
+    """Connections to one endpoint."""
+
+    idle: int
+    active: int
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    """Of those workers that have measured."""
-    known = [value for value in values if value]
-    return round(sum(known) / len(known), 3) if known else None
+class EndpointStatus(msgspec.Struct, kw_only=True, gc=False):
+    """One endpoint. `ejected_until` is in unix seconds; `ewma_ms` None: not measured; `why` it is not healthy."""
+
+    url: str
+    address: str | None
+    healthy: bool
+    ejected_until: float | None
+    weight: int
+    zone: str | None
+    priority: int
+    inflight: int
+    ewma_ms: float | None
+    connections: ConnectionCounts
+    why: str | None
+
+
+class UpstreamStatus(msgspec.Struct, kw_only=True, gc=False):
+    """`/api/upstreams`: one upstream."""
+
+    name: str
+    endpoints: list[EndpointStatus]
+
+
+_ENCODER: Final = msgspec.json.Encoder()
+_LINE: Final = msgspec.json.Decoder(UpstreamStatus)
+
+
+def answer(upstreams: list[UpstreamStatus]) -> bytes:
+    """What a worker answers: a line of JSON for each upstream, so that they can be read one by one."""
+    return _ENCODER.encode_lines(upstreams)
+
+
+class UpstreamSums:
+    """Adds up what workers answer: counts are added, latencies averaged, the rest is the first one's.
+
+    Nothing but the sums is kept: to let go of 4,000 records at once would take milliseconds.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, dict[str, EndpointStatus]] = {}
+        self._latencies: dict[tuple[str, str], list[float]] = {}
+
+    def add(self, answers: Iterable[bytes]) -> Iterator[None]:
+        """Add all workers' answers, a step for each upstream."""
+        for line in itertools.chain.from_iterable(map(bytes.splitlines, answers)):
+            self._add(_LINE.decode(line))
+            yield
+
+    def upstreams(self) -> Iterator[UpstreamStatus]:
+        """Each upstream that a worker knows."""
+        for name, endpoints in self._sums.items():
+            for url, endpoint in endpoints.items():
+                known = self._latencies.get((name, url))
+                endpoint.ewma_ms = round(sum(known) / len(known), 3) if known else None
+            yield UpstreamStatus(name=name, endpoints=list(endpoints.values()))
+
+    def _add(self, upstream: UpstreamStatus) -> None:
+        sums = self._sums.setdefault(upstream.name, {})
+        for endpoint in upstream.endpoints:
+            total = sums.setdefault(endpoint.url, endpoint)
+            if total is not endpoint:
+                total.inflight += endpoint.inflight
+                total.connections.idle += endpoint.connections.idle
+                total.connections.active += endpoint.connections.active
+            if endpoint.ewma_ms:
+                self._latencies.setdefault((upstream.name, endpoint.url), []).append(endpoint.ewma_ms)

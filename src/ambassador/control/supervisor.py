@@ -8,11 +8,12 @@ a thread.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
 
 import msgspec
 import trio
@@ -45,8 +46,9 @@ from ambassador.control.status import (
     route_status,
     worker_status,
 )
-from ambassador.control.sums import sum_upstreams
-from ambassador.observe.metrics import Figures
+from ambassador.control.sums import UpstreamStatus, UpstreamSums
+from ambassador.control.turns import Turns
+from ambassador.observe.families import Figures, Traffic
 
 _OUTPUT_TIMEOUT_S = 1.0
 _ADMIN_MOVES_AFTER_S = 1.0  # an answer that is under way on the old address
@@ -102,7 +104,8 @@ class Supervisor:
         self._admin: AdminDoor | None = None
         self._admin_serving = trio.CancelScope()
         self._control: ControlDoor | None = None
-        self._api = Api(self)
+        self._turns = Turns()
+        self._api = Api(self, self._turns)
 
     # Life
 
@@ -129,6 +132,9 @@ class Supervisor:
                 self._nursery.start_soon(self._end_when_drained)
                 await self._nursery.start(self._checker.run)
                 await self._nursery.start(self._crew.run, size)
+                # What there is now stays: without this each full collection holds the loop for 30 ms.
+                gc.collect()
+                gc.freeze()
                 self._there.set()
                 if self._warm:
                     self._checker.warm()
@@ -335,13 +341,17 @@ class Supervisor:
             last_reload=self._last_reload,
         )
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         """The config that is served, without secrets."""
         return masked(self._deployment.config)
 
-    def routes(self) -> list[RouteStatus]:
+    def routes(self) -> Iterator[RouteStatus]:
         """The routes in order."""
-        return [route_status(route) for route in self._deployment.config.routes]
+        return (route_status(route) for route in self._deployment.config.routes)
+
+    def traffic(self) -> Iterator[Traffic]:
+        """What the routes have had to do."""
+        return self._pages.traffic()
 
     def replicas(self) -> list[Replica]:
         """Only this one: what is shared is shared by its workers only."""
@@ -357,8 +367,8 @@ class Supervisor:
             )
         ]
 
-    def metrics(self, accept: str) -> tuple[bytes, str]:
-        """(text, content type) for scrapers."""
+    def metrics(self, accept: str) -> tuple[Iterator[bytes], str]:
+        """(text in pieces, content type) for scrapers."""
         figures = Figures(
             version=__version__,
             instance=self._deployment.instance,
@@ -370,16 +380,15 @@ class Supervisor:
         )
         return self._pages.render(figures, accept)
 
-    async def upstreams(self) -> list[dict[str, Any]]:
+    async def upstreams(self) -> Iterator[UpstreamStatus]:
         """All workers' upstreams, summed."""
-        return sum_upstreams(await self._ask("upstreams"))
+        sums = UpstreamSums()
+        await self._turns.take(sums.add(await self._crew.ask("upstreams")))
+        return sums.upstreams()
 
-    async def tasks(self) -> list[list[dict[str, Any]]]:
+    async def tasks(self) -> Iterator[msgspec.Raw]:
         """What each worker's tasks are, counted by name."""
-        return await self._ask("tasks")
-
-    async def _ask(self, what: str) -> list[Any]:
-        return [msgspec.json.decode(answer) for answer in await self._crew.ask(what)]
+        return map(msgspec.Raw, await self._crew.ask("tasks"))
 
 
 __all__ = ["Announcement", "BindError", "Supervisor"]

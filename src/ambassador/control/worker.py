@@ -24,6 +24,7 @@ from ambassador.config.compile import compile_table
 from ambassador.control.duties import obey
 from ambassador.control.listeners import keyed
 from ambassador.control.orders import Brief, Start
+from ambassador.control.sums import ConnectionCounts, EndpointStatus, UpstreamStatus, answer
 from ambassador.observe.access_log import AccessLog
 from ambassador.observe.metrics import BlockKey, Page, RouteMetrics, decode_blocks
 from ambassador.proxy.http1_parser import Limits
@@ -203,8 +204,8 @@ class WorkerPlane:
         return self._service.inflight
 
     def answer(self, what: str) -> bytes:
-        """The answer to a question of the admin API, as JSON."""
-        return msgspec.json.encode(self._tasks() if what == "tasks" else self._upstreams())
+        """The answer to a question of the admin API."""
+        return msgspec.json.encode(self._tasks()) if what == "tasks" else answer(self._upstreams())
 
     def _tasks(self) -> list[dict[str, object]]:
         root = trio.lowlevel.current_root_task()
@@ -212,9 +213,11 @@ class WorkerPlane:
         counts = Counter(_task_names(root))
         return [{"name": name, "count": count} for name, count in sorted(counts.items())]
 
-    def _upstreams(self) -> list[dict[str, object]]:
+    def _upstreams(self) -> list[UpstreamStatus]:
         return [
-            {"name": upstream.name, "endpoints": [_endpoint_status(each) for each in upstream.endpoints]}
+            UpstreamStatus(
+                name=upstream.name, endpoints=[_endpoint_status(each) for each in upstream.endpoints]
+            )
             for upstream in self._service.table.upstreams.values()
         ]
 
@@ -261,23 +264,23 @@ def _listener_settings(config: schema.Listener) -> _Settings:
     }
 
 
-def _endpoint_status(endpoint: Endpoint) -> dict[str, object]:
-    """One endpoint as `/api/upstreams` tells it (contract 7.17)."""
+def _endpoint_status(endpoint: Endpoint) -> EndpointStatus:
     idle = endpoint.pool.idle_count
-    addresses = [where[0] if isinstance(where, tuple) else where for _, where in endpoint.addresses]
-    return {
-        "url": endpoint.url,
-        "address": addresses[0] if addresses else None,
-        "healthy": bool(addresses),
-        "ejected_until": None,
-        "weight": endpoint.weight,
-        "zone": None,
-        "priority": 0,
-        "inflight": endpoint.inflight,
-        "ewma_ms": getattr(endpoint, "ewma_ms", None),
-        "connections": {"idle": idle, "active": endpoint.pool.open - idle},
-        "why": None if addresses else "the name has no address",
-    }
+    addresses = endpoint.addresses
+    first = addresses[0][1] if addresses else None
+    return EndpointStatus(
+        url=endpoint.url,
+        address=first[0] if isinstance(first, tuple) else first,
+        healthy=first is not None,
+        ejected_until=None,
+        weight=endpoint.weight,
+        zone=None,
+        priority=0,
+        inflight=endpoint.inflight,
+        ewma_ms=getattr(endpoint, "ewma_ms", None),
+        connections=ConnectionCounts(idle=idle, active=endpoint.pool.open - idle),
+        why=None if first is not None else "the name has no address",
+    )
 
 
 def _task_names(task: trio.lowlevel.Task) -> Iterator[str]:

@@ -7,10 +7,11 @@ hand since `prometheus_client` renders its own registry only; it is the second o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final
 
-from ambassador.observe.metrics import BOUNDS, Family, Histogram, Labels, cumulative
+from ambassador.observe.families import Family, Histogram, Labels, Word, cumulative
+from ambassador.observe.metrics import BOUNDS
 
 PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -19,17 +20,19 @@ _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 _LE: Final = (*(repr(bound) for bound in BOUNDS), "+Inf")
 
 
-def render(families: Iterable[Family], accept: str = "") -> tuple[bytes, str]:
-    """The text and its content type. `accept` is the request's header; empty gives the Prometheus format."""
+def render(families: Iterable[Family], accept: str = "") -> tuple[Iterator[bytes], str]:
+    """The text, in pieces of some lines each, and its content type. `accept` is the request's; empty: Prometheus."""
     openmetrics = wants_openmetrics(accept)
-    lines: list[str] = []
+    return _lines(families, openmetrics=openmetrics), OPENMETRICS if openmetrics else PROMETHEUS
+
+
+def _lines(families: Iterable[Family], *, openmetrics: bool) -> Iterator[bytes]:
     for family in families:
-        lines.extend(_family(family, openmetrics=openmetrics))
+        for lines in _family(family, openmetrics=openmetrics):
+            # A lone surrogate in a name, which no loader lets through, must not cost the whole scrape.
+            yield lines.encode("utf-8", "replace")
     if openmetrics:
-        lines.append("# EOF")
-    lines.append("")
-    # A lone surrogate in a name, which no loader lets through, must not cost the whole scrape.
-    return "\n".join(lines).encode("utf-8", "replace"), OPENMETRICS if openmetrics else PROMETHEUS
+        yield b"# EOF\n"
 
 
 def wants_openmetrics(accept: str) -> bool:
@@ -59,27 +62,46 @@ def _family(family: Family, *, openmetrics: bool) -> Iterator[str]:
     suffix = {"counter": "_total", "info": "_info"}.get(family.kind, "")
     header = family.name if openmetrics else family.name + suffix
     kind = family.kind if openmetrics or family.kind != "info" else "gauge"
-    yield f"# HELP {header} {family.help}"
-    yield f"# TYPE {header} {kind}"
+    yield f"# HELP {header} {family.help}\n# TYPE {header} {kind}\n"
+    name = family.name + suffix
+    write = _word_writer(name, family.word) if family.word is not None else _writer(family.name, name)
     for labels, value in family.samples:
-        if isinstance(value, Histogram):
-            yield from _histogram(family.name, labels, value)
-        else:
-            yield f"{family.name}{suffix}{_labels(labels)} {value!r}"
+        yield write(_pairs(labels), value)
 
 
-def _histogram(name: str, labels: Labels, value: Histogram) -> Iterator[str]:
-    counts = cumulative(value.buckets)
-    inner = _pairs(labels)
-    lead = inner + "," if inner else ""
-    for bound, count in zip(_LE, counts, strict=True):
-        yield f'{name}_bucket{{{lead}le="{bound}"}} {count}'
-    yield f"{name}_count{_labels(labels)} {counts[-1]}"
-    yield f"{name}_sum{_labels(labels)} {value.sum!r}"
+# Most of the text is the same for every route: it is formed once a family, and each sample is one format and one
+# replacement. The labels are put in last, so nothing in them is taken for something else.
+_LABELS: Final = "\0"
 
 
-def _labels(labels: Labels) -> str:
-    return f"{{{_pairs(labels)}}}" if labels else ""
+def _with_labels(text: str, pairs: str) -> str:
+    if not pairs:
+        return text.replace(f"{{{_LABELS}}}", "").replace(f"{_LABELS},", "")
+    return text.replace(_LABELS, pairs)
+
+
+def _writer(family: str, name: str) -> Callable[[str, Any], str]:
+    buckets = "".join(f'{family}_bucket{{{_LABELS},le="{bound}"}} %d\n' for bound in _LE)
+    histogram = f"{buckets}{family}_count{{{_LABELS}}} %d\n{family}_sum{{{_LABELS}}} %r\n"
+
+    def write(pairs: str, value: float | Histogram) -> str:
+        if not isinstance(value, Histogram):
+            return _with_labels(f"{name}{{{_LABELS}}} {value!r}\n", pairs)
+        counts = cumulative(value.buckets)
+        return _with_labels(histogram % (*counts, counts[-1], value.sum), pairs)
+
+    return write
+
+
+def _word_writer(name: str, word: Word) -> Callable[[str, Any], str]:
+    lines = [f'{name}{{{_LABELS},{word.name}="{value}"}} %d\n' for value in word.values]
+    usual = "".join(lines[word.rare :])
+
+    def write(pairs: str, counts: Sequence[int]) -> str:
+        rare = [line % count for line, count in zip(lines[: word.rare], counts, strict=False) if count]
+        return _with_labels("".join([*rare, usual % tuple(counts[word.rare :])]), pairs)
+
+    return write
 
 
 def _pairs(labels: Labels) -> str:

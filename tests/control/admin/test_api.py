@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -10,6 +12,9 @@ from ambassador.control.admin.api import Api, Replica
 from ambassador.control.admin.http import Request, Response
 from ambassador.control.reload import LastReload
 from ambassador.control.status import RouteStatus, StateStatus, Status
+from ambassador.control.sums import UpstreamStatus
+from ambassador.control.turns import Turns
+from ambassador.observe.families import Traffic
 
 
 class FakeService:
@@ -42,22 +47,27 @@ class FakeService:
     def config(self) -> dict[str, Any]:
         return {"version": 1}
 
-    def routes(self) -> list[RouteStatus]:
-        return []
+    def routes(self) -> Iterator[RouteStatus]:
+        return iter(())
+
+    def traffic(self) -> Iterator[Traffic]:
+        return iter(
+            [Traffic(route="a", upstream="-", requests=1, errors=0, unanswered=0, retries=0, seconds=0.5)]
+        )
 
     def replicas(self) -> list[Replica]:
         return []
 
-    def metrics(self, accept: str) -> tuple[bytes, str]:
-        return b"# " + accept.encode(), "text/x"
+    def metrics(self, accept: str) -> tuple[Iterator[bytes], str]:
+        return iter([b"# ", accept.encode()]), "text/x"
 
-    async def upstreams(self) -> list[dict[str, Any]]:
+    async def upstreams(self) -> Iterator[UpstreamStatus]:
         await trio.lowlevel.checkpoint()
-        return [{"name": "a"}]
+        return iter([UpstreamStatus(name="a", endpoints=[])])
 
-    async def tasks(self) -> list[list[dict[str, Any]]]:
+    async def tasks(self) -> Iterator[msgspec.Raw]:
         await trio.lowlevel.checkpoint()
-        return [[]]
+        return iter([msgspec.Raw(b'[{"name":"b","count":1}]')])
 
     async def reload(self) -> LastReload:
         await trio.lowlevel.checkpoint()
@@ -77,7 +87,11 @@ def service() -> FakeService:
 
 
 async def ask(service: FakeService, method: str, path: str, body: bytes = b"", **query: str) -> Response:
-    return await Api(service)(Request(method, path, query, {"accept": "x"}, body))
+    return await Api(service, Turns())(Request(method, path, query, {"accept": "x"}, body))
+
+
+def body_of(response: Response) -> bytes:
+    return response.body if isinstance(response.body, bytes) else b"".join(response.body)
 
 
 @pytest.mark.parametrize(
@@ -85,18 +99,32 @@ async def ask(service: FakeService, method: str, path: str, body: bytes = b"", *
     [
         ("/api/config", {"version": 1}),
         ("/api/routes", []),
-        ("/api/upstreams", [{"name": "a"}]),
-        ("/api/tasks", [[]]),
+        (
+            "/api/traffic",
+            [
+                {
+                    "route": "a",
+                    "upstream": "-",
+                    "requests": 1,
+                    "errors": 0,
+                    "unanswered": 0,
+                    "retries": 0,
+                    "seconds": 0.5,
+                }
+            ],
+        ),
+        ("/api/upstreams", [{"name": "a", "endpoints": []}]),
+        ("/api/tasks", [[{"name": "b", "count": 1}]]),
         ("/api/replicas", []),
     ],
 )
 async def test_gets(service: FakeService, path: str, expected: object) -> None:
     response = await ask(service, "GET", path)
-    assert (response.status, json.loads(response.body)) == (200, expected)
+    assert (response.status, json.loads(body_of(response))) == (200, expected)
 
 
 async def test_status_holds_what_the_contract_names(service: FakeService) -> None:
-    told = json.loads((await ask(service, "GET", "/api/status")).body)
+    told = json.loads(body_of(await ask(service, "GET", "/api/status")))
     expected = [
         "version",
         "pid",
@@ -114,15 +142,15 @@ async def test_status_holds_what_the_contract_names(service: FakeService) -> Non
 
 async def test_metrics_are_negotiated(service: FakeService) -> None:
     response = await ask(service, "GET", "/metrics")
-    assert (response.body, response.content_type) == (b"# x", "text/x")
+    assert (body_of(response), response.content_type) == (b"# x", "text/x")
 
 
 async def test_readiness_is_told_as_text_and_as_json(service: FakeService) -> None:
     ready = await ask(service, "GET", "/readyz")
-    assert (ready.status, ready.body, ready.content_type) == (200, b"ok\n", "text/plain; charset=utf-8")
+    assert (ready.status, body_of(ready), ready.content_type) == (200, b"ok\n", "text/plain; charset=utf-8")
     service.not_ready_because = "draining"
     verbose = await ask(service, "GET", "/readyz", verbose="")
-    assert (verbose.status, json.loads(verbose.body)) == (503, {"ok": False, "reason": "draining"})
+    assert (verbose.status, json.loads(body_of(verbose))) == (503, {"ok": False, "reason": "draining"})
     assert (await ask(service, "GET", "/livez")).status == 200
 
 
@@ -130,7 +158,7 @@ async def test_unknown_paths_and_methods(service: FakeService) -> None:
     unknown = await ask(service, "GET", "/api/nothing")
     assert (unknown.status, unknown.content_type) == (404, "application/problem+json")
     later = await ask(service, "GET", "/api/breakers")
-    assert (later.status, "not supported by this version" in later.body.decode()) == (404, True)
+    assert (later.status, "not supported by this version" in body_of(later).decode()) == (404, True)
     wrong = await ask(service, "GET", "/api/reload")
     assert (wrong.status, wrong.headers["allow"]) == (405, "POST")
     wrong = await ask(service, "POST", "/api/status")
@@ -140,10 +168,10 @@ async def test_unknown_paths_and_methods(service: FakeService) -> None:
 
 async def test_a_failed_reload_tells_why(service: FakeService) -> None:
     good = await ask(service, "POST", "/api/reload")
-    assert (good.status, json.loads(good.body)["generation"]) == (200, 3)
+    assert (good.status, json.loads(body_of(good))["generation"]) == (200, 3)
     service.reloaded = LastReload(ok=False, at=1.0, errors=("a.yaml:1:1: error: no",))
     bad = await ask(service, "POST", "/api/reload")
-    assert (bad.status, json.loads(bad.body)["errors"]) == (409, ["a.yaml:1:1: error: no"])
+    assert (bad.status, json.loads(body_of(bad))["errors"]) == (409, ["a.yaml:1:1: error: no"])
 
 
 async def test_drain_and_workers(service: FakeService) -> None:
@@ -159,4 +187,4 @@ async def test_the_dashboard_loads_nothing_from_elsewhere(service: FakeService) 
     page = await ask(service, "GET", "/")
     assert page.content_type.startswith("text/html")
     assert "default-src 'none'" in page.headers["content-security-policy"]
-    assert b"https://" not in page.body
+    assert b"https://" not in body_of(page)

@@ -18,6 +18,8 @@ async def echo(request: Request) -> Response:
     await trio.lowlevel.checkpoint()
     if request.path == "/fail":
         raise RuntimeError("on purpose")
+    if request.path == "/pieces":
+        return Response(200, [b"%d\n" % number for number in range(100_000)], "text/plain")
     text = f"{request.method} {request.path} {dict(request.query)} {request.body.decode()} {request.uid}"
     return Response(200, text.encode(), "text/plain")
 
@@ -48,6 +50,15 @@ async def answer(client: trio.SocketStream, request: bytes) -> tuple[bytes, byte
     while len(body) < length and not request.startswith(b"HEAD"):
         body += await client.receive_some()
     return head, body
+
+
+async def test_an_answer_may_be_in_pieces(client: trio.SocketStream) -> None:
+    for _ in range(2):
+        _, body = await answer(client, b"GET /pieces HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert body.split() == [b"%d" % number for number in range(100_000)]
+    head, body = await answer(client, b"HEAD /pieces HTTP/1.1\r\nhost: a\r\n\r\n")
+    assert b"content-length: 588890" in head.lower()
+    assert body == b""
 
 
 async def test_several_requests_on_one_connection(client: trio.SocketStream) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Protocol, TypeAlias
 
 import msgspec
 
 from ambassador.control.admin.dashboard import PAGE, PAGE_HEADERS
+from ambassador.control.admin.document import pieces
 from ambassador.control.admin.http import Request, Response, problem
 from ambassador.control.reload import LastReload
 from ambassador.control.status import RouteStatus, Status
+from ambassador.control.sums import UpstreamStatus
+from ambassador.control.turns import Turns
+from ambassador.observe.families import Traffic
 
-_JSON = msgspec.json.Encoder()
 _MOST_WORKERS = 1024
 
 _NOT_BUILT = frozenset({"/api/breakers", "/api/limits", "/api/migrations", "/api/tap"})
@@ -44,22 +47,25 @@ class Service(Protocol):
     def status(self) -> Status:
         """The whole state."""
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Mapping[str, object]:
         """The config that is served, without secrets."""
 
-    def routes(self) -> list[RouteStatus]:
+    def routes(self) -> Iterator[RouteStatus]:
         """The routes in order."""
+
+    def traffic(self) -> Iterator[Traffic]:
+        """What the routes have had to do, in short."""
 
     def replicas(self) -> list[Replica]:
         """Those that share the state."""
 
-    def metrics(self, accept: str) -> tuple[bytes, str]:
-        """(text, content type) for scrapers, in the format that `accept` prefers."""
+    def metrics(self, accept: str) -> tuple[Iterator[bytes], str]:
+        """(text in pieces, content type) for scrapers, in the format that `accept` prefers."""
 
-    async def upstreams(self) -> list[dict[str, Any]]:
+    async def upstreams(self) -> Iterator[UpstreamStatus]:
         """All workers' upstreams, summed."""
 
-    async def tasks(self) -> list[list[dict[str, Any]]]:
+    async def tasks(self) -> Iterator[msgspec.Raw]:
         """What each worker's tasks are, counted by name."""
 
     async def reload(self) -> LastReload:
@@ -76,14 +82,16 @@ Action: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
 def _json(value: object, status: int = 200) -> Response:
-    return Response(status, msgspec.json.format(_JSON.encode(value), indent=2) + b"\n")
+    """For what is short."""
+    return Response(status, b"".join(pieces(value)))
 
 
 class Api:
-    """The handler for `http.serve`."""
+    """The handler for `http.serve`. What may be long is formed in turns of `turns`."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, turns: Turns) -> None:
         self._service = service
+        self._turns = turns
         self._actions: Mapping[str, Mapping[str, Action]] = {
             "/": {"GET": self._dashboard},
             "/livez": {"GET": self._livez},
@@ -92,6 +100,7 @@ class Api:
             "/api/status": {"GET": self._status},
             "/api/config": {"GET": self._config},
             "/api/routes": {"GET": self._routes},
+            "/api/traffic": {"GET": self._traffic},
             "/api/upstreams": {"GET": self._upstreams},
             "/api/tasks": {"GET": self._tasks},
             "/api/replicas": {"GET": self._replicas},
@@ -127,22 +136,28 @@ class Api:
 
     async def _metrics(self, request: Request) -> Response:
         text, content_type = self._service.metrics(request.headers.get("accept", ""))
-        return Response(200, text, content_type)
+        return Response(200, await self._turns.take(text), content_type)
+
+    async def _long(self, value: object) -> Response:
+        return Response(200, await self._turns.take(pieces(value)))
 
     async def _status(self, _: Request) -> Response:
         return _json(self._service.status())
 
     async def _config(self, _: Request) -> Response:
-        return _json(self._service.config())
+        return await self._long(self._service.config())
 
     async def _routes(self, _: Request) -> Response:
-        return _json(self._service.routes())
+        return await self._long(self._service.routes())
+
+    async def _traffic(self, _: Request) -> Response:
+        return await self._long(self._service.traffic())
 
     async def _upstreams(self, _: Request) -> Response:
-        return _json(await self._service.upstreams())
+        return await self._long(await self._service.upstreams())
 
     async def _tasks(self, _: Request) -> Response:
-        return _json(await self._service.tasks())
+        return await self._long(await self._service.tasks())
 
     async def _replicas(self, _: Request) -> Response:
         return _json(self._service.replicas())

@@ -10,7 +10,7 @@ import json
 import logging
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -25,6 +25,7 @@ _REQUEST_S = 10.0  # to send a request
 _ANSWER_S = 30.0  # to take an answer
 _CONNECTIONS = 256
 _READ = 32 * 1024
+_WRITE = 128 * 1024  # copying some megabytes at once would hold up the loop
 _UCRED = struct.Struct("3i")  # pid, uid, gid
 
 
@@ -45,10 +46,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A whole answer. `content-length` and `date` are added when it is sent."""
+    """A whole answer, its body in one or in pieces. `content-length` is added when it is sent."""
 
     status: int
-    body: bytes
+    body: bytes | list[bytes]
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -180,12 +181,29 @@ def _request(head: h11.Request, body: bytes, uid: int | None) -> Request:
 async def _send(
     connection: h11.Connection, stream: trio.SocketStream, response: Response, *, with_body: bool
 ) -> None:
-    headers = [("content-type", response.content_type), ("content-length", str(len(response.body)))]
+    pieces = [response.body] if isinstance(response.body, bytes) else response.body
+    headers = [("content-type", response.content_type), ("content-length", str(sum(map(len, pieces))))]
     headers += [
         ("cache-control", "no-store"),
         ("x-content-type-options", "nosniff"),
         *response.headers.items(),
     ]
-    head = connection.send(h11.Response(status_code=response.status, headers=headers)) or b""
-    body = connection.send(h11.Data(data=response.body)) if with_body else b""
-    await stream.send_all(head + (body or b"") + (connection.send(h11.EndOfMessage()) or b""))
+    out = connection.send(h11.Response(status_code=response.status, headers=headers)) or b""
+    for part in _parts(pieces) if with_body else ():
+        await stream.send_all(out + (connection.send(h11.Data(data=part)) or b""))
+        out = b""
+    await stream.send_all(out + (connection.send(h11.EndOfMessage()) or b""))
+
+
+def _parts(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same in parts of a good size to send."""
+    held: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= _WRITE:
+            yield b"".join(held)
+            held.clear()
+            size = 0
+    yield b"".join(held)

@@ -1,0 +1,272 @@
+"""What there is to tell from the counters: all series, metric by metric.
+
+Nothing is read before it is asked for, and then one block at a time, so whoever tells it can give way to others in
+between: with 500 routes all of it takes 20 ms. Each block is read at once, from the totals and from every page that
+lives at that moment; so a worker that ends meanwhile is counted once, whatever has been told by then.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from ambassador.observe.metrics import (
+    ATTEMPTS,
+    BUCKETS,
+    CLIENT_ACTIVE,
+    CLIENT_OPENED,
+    CODE_CLASSES,
+    CPU,
+    GC_RUNS,
+    GC_TIME,
+    INFLIGHT,
+    LAG,
+    LOG_DROPPED,
+    NO_NAME,
+    REASONS,
+    REQUEST_BUCKETS,
+    REQUEST_SUM,
+    REQUESTS,
+    RESIDENT,
+    RESULTS,
+    RETRIES,
+    ROUTE_SLOTS,
+    UPSTREAM_BUCKETS,
+    UPSTREAM_IDLE,
+    UPSTREAM_OPENED,
+    WORKER_SLOTS,
+    Page,
+    Registry,
+    Totals,
+    summed,
+)
+
+Labels: TypeAlias = tuple[tuple[str, str], ...]
+
+
+class Histogram(msgspec.Struct, frozen=True):
+    """`buckets` by `metrics.BOUNDS` and one without a bound, each counted for itself; `sum` in seconds."""
+
+    buckets: tuple[int, ...]
+    sum: float
+
+
+class Word(msgspec.Struct, frozen=True):
+    """A label whose values are known, and a series for each of them.
+
+    Those of the first `rare` are told only once they have counted something.
+    """
+
+    name: str
+    values: tuple[str, ...]
+    rare: int = 0
+
+
+class Family(msgspec.Struct, frozen=True):
+    """All series of one metric. A counter's `name` is without `_total`.
+
+    A sample is its labels and its value; where there is a `word`, one count for each of its values. Samples can be
+    taken once, and those of one family before those of the next.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram", "info"]
+    help: str
+    samples: Iterable[tuple[Labels, float | Histogram | Sequence[int]]]
+    word: Word | None = None
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """What the supervisor itself knows. `started` is in unix seconds."""
+
+    version: str
+    instance: str
+    generation: int
+    restarts: int
+    workers: int
+    started: float
+    draining: bool = False
+    state_up: bool = True
+
+
+class Traffic(msgspec.Struct, frozen=True, kw_only=True):
+    """What one route has had to do with one upstream (`-` for none), in short, over all workers there have been.
+
+    `errors` are answers of class 5xx, `unanswered` requests whose client left before; `seconds` is the sum over all.
+    """
+
+    route: str
+    upstream: str
+    requests: int
+    errors: int
+    unanswered: int
+    retries: int
+    seconds: float
+
+
+class Reader:
+    """The counters of all workers. `pages` are those of the living, and may come and go while something is read."""
+
+    def __init__(self, registry: Registry, pages: Iterable[Page], totals: Totals) -> None:
+        self._registry = registry
+        self._pages = pages
+        self._totals = totals
+
+    def families(self, figures: Figures | None = None) -> Iterator[Family]:
+        """Everything there is to tell.
+
+        Series are shown from the moment their route is configured, with zeros, so that a rate sees the first request;
+        a route's histograms, attempts and retries from its first request on, so that a thousand quiet routes cost
+        little.
+        """
+        yield from self._route_families()
+        yield from self._worker_families()
+        if figures is not None:
+            yield from _supervisor_families(figures)
+
+    def traffic(self) -> Iterator[Traffic]:
+        """Every route in short, in the order in which they were first configured."""
+        for labels, block in self._blocks():
+            (_, route), (_, upstream) = labels
+            yield Traffic(
+                route=route,
+                upstream=upstream,
+                requests=sum(block[REQUESTS : REQUESTS + len(CODE_CLASSES)]),
+                errors=block[REQUESTS + CODE_CLASSES.index("5xx")],
+                unanswered=block[REQUESTS + CODE_CLASSES.index("none")],
+                retries=sum(block[RETRIES : RETRIES + len(REASONS)]),
+                seconds=block[REQUEST_SUM] / 1e6,
+            )
+
+    def _read(self, start: int, length: int) -> list[int]:
+        slots = itertools.chain([self._totals.slots], (page.slots for page in self._pages))
+        return summed(slots, start, start + length)
+
+    def _blocks(self) -> Iterator[tuple[Labels, list[int]]]:
+        for key, offset in list(self._registry.blocks.items()):
+            yield (("route", key.route), ("upstream", key.upstream)), self._read(offset, ROUTE_SLOTS)
+
+    def _route_families(self) -> Iterator[Family]:
+        busy: list[tuple[Labels, list[int]]] = []
+        routed: list[tuple[Labels, list[int]]] = []
+
+        def requests() -> Iterator[tuple[Labels, Sequence[int]]]:
+            """Reads the blocks, and keeps for the families after it what is worth telling."""
+            for labels, block in self._blocks():
+                if any(block):
+                    busy.append((labels, block))
+                    if labels[1][1] != NO_NAME:
+                        routed.append((labels, block))
+                yield labels, block[REQUESTS : REQUESTS + len(CODE_CLASSES)]
+
+        yield Family(
+            "ambassador_requests",
+            "counter",
+            "Requests answered, by class of status.",
+            requests(),
+            Word("code_class", CODE_CLASSES, rare=2),
+        )
+        yield Family(
+            "ambassador_request_seconds",
+            "histogram",
+            "From a request's first byte to its answer's last.",
+            ((labels, _histogram(block, REQUEST_BUCKETS)) for labels, block in busy),
+        )
+        yield Family(
+            "ambassador_upstream_seconds",
+            "histogram",
+            "An attempt, to its answer's last byte.",
+            ((labels, _histogram(block, UPSTREAM_BUCKETS)) for labels, block in routed),
+        )
+        yield Family(
+            "ambassador_attempts",
+            "counter",
+            "Attempts at an upstream, by how they ended.",
+            ((labels, block[ATTEMPTS : ATTEMPTS + len(RESULTS)]) for labels, block in routed),
+            Word("result", RESULTS),
+        )
+        yield Family(
+            "ambassador_retries",
+            "counter",
+            "Attempts made after another had failed, by why.",
+            ((labels, block[RETRIES : RETRIES + len(REASONS)]) for labels, block in routed),
+            Word("reason", REASONS),
+        )
+
+    def _worker_families(self) -> list[Family]:
+        slots = self._read(0, WORKER_SLOTS)
+        lag = max((page.slots[LAG] for page in self._pages), default=0)
+        sides = ("client", "upstream")
+        states = [(("side", side), ("state", state)) for side in sides for state in ("active", "idle")]
+        opened = zip(sides, slots[CLIENT_OPENED : UPSTREAM_OPENED + 1], strict=True)
+        return [
+            _single("ambassador_inflight", "gauge", "Requests that are not finished.", slots[INFLIGHT]),
+            Family(
+                "ambassador_connections",
+                "gauge",
+                "Connections that are open.",
+                list(zip(states, slots[CLIENT_ACTIVE : UPSTREAM_IDLE + 1], strict=True)),
+            ),
+            Family(
+                "ambassador_connections_opened",
+                "counter",
+                "Connections accepted from clients and made to upstreams.",
+                [((("side", side),), value) for side, value in opened],
+            ),
+            _single(
+                "ambassador_loop_lag_seconds",
+                "gauge",
+                "Longest recent turn of a worker's loop, of all workers.",
+                lag / 1e6,
+            ),
+            _single(
+                "ambassador_log_dropped", "counter", "Lines that the access log lost.", slots[LOG_DROPPED]
+            ),
+            _single("ambassador_cpu_seconds", "counter", "CPU time of the workers.", slots[CPU] / 1e6),
+            _single("ambassador_resident_bytes", "gauge", "Memory of the workers.", slots[RESIDENT]),
+            _single(
+                "ambassador_gc_pauses", "counter", "Runs of the workers' garbage collector.", slots[GC_RUNS]
+            ),
+            _single("ambassador_gc_pause_seconds", "counter", "Time of these runs.", slots[GC_TIME] / 1e6),
+        ]
+
+
+def _histogram(block: Sequence[int], start: int) -> Histogram:
+    return Histogram(tuple(block[start : start + BUCKETS]), block[start + BUCKETS] / 1e6)
+
+
+def _supervisor_families(figures: Figures) -> list[Family]:
+    build = (("instance", figures.instance), ("version", figures.version))
+    return [
+        _single("ambassador_worker_restarts", "counter", "Workers that were replaced.", figures.restarts),
+        _single(
+            "ambassador_config_generation",
+            "gauge",
+            "The config that is served; 1 more each reload.",
+            figures.generation,
+        ),
+        _single("ambassador_workers", "gauge", "Workers that are ready.", figures.workers),
+        _single("ambassador_draining", "gauge", "1 while the service is ending.", int(figures.draining)),
+        _single(
+            "ambassador_state_up",
+            "gauge",
+            "Whether every worker reaches the state store.",
+            int(figures.state_up),
+        ),
+        _single(
+            "ambassador_start_time_seconds", "gauge", "When it was started, in unix seconds.", figures.started
+        ),
+        Family("ambassador_build", "info", "What this is.", [(build, 1)]),
+    ]
+
+
+def _single(name: str, kind: Literal["counter", "gauge"], text: str, value: float) -> Family:
+    return Family(name, kind, text, [((), value)])
+
+
+def cumulative(buckets: Sequence[int]) -> list[int]:
+    """How many were at most each bound, as the text formats have it; the last is the count of all."""
+    return list(itertools.accumulate(buckets))

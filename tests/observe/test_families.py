@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ambassador.observe.families import Figures, Reader, Traffic
+from ambassador.observe.metrics import CODE_CLASSES, BlockKey, Page, Registry, Totals
+
+BILLING = BlockKey("billing", "backend")
+STATIC = BlockKey("static", "-")
+
+
+@pytest.fixture
+def registry() -> Registry:
+    registry = Registry()
+    registry.place([BILLING, STATIC])
+    return registry
+
+
+@pytest.fixture
+def page(registry: Registry) -> Iterator[Page]:
+    page = Page.create(registry.size)
+    yield page
+    page.close()
+
+
+def test_supervisor_tells_of_itself(registry: Registry) -> None:
+    figures = Figures(version="1", instance="a", generation=3, restarts=2, workers=4, started=10.0)
+    found = {family.name: family.samples for family in Reader(registry, [], Totals()).families(figures)}
+    assert found["ambassador_worker_restarts"] == [((), 2)]
+    assert found["ambassador_config_generation"] == [((), 3)]
+
+
+def test_a_route_without_an_upstream_has_no_attempts(registry: Registry, page: Page) -> None:
+    page.route(registry.blocks[STATIC]).settled(2, 0.1)
+    page.route(registry.blocks[BILLING]).attempt("connect", 0.1)
+    told = {
+        family.name: [dict(labels)["route"] for labels, _ in family.samples]
+        for family in Reader(registry, [page], Totals()).families()
+        if family.word is not None or family.kind == "histogram"
+    }
+    assert told == {
+        "ambassador_requests": ["-", "billing", "static"],
+        "ambassador_request_seconds": ["billing", "static"],
+        "ambassador_upstream_seconds": ["billing"],
+        "ambassador_attempts": ["billing"],
+        "ambassador_retries": ["billing"],
+    }
+
+
+def test_a_worker_that_ends_while_it_is_read_is_counted_once(registry: Registry, page: Page) -> None:
+    totals = Totals()
+    pages = {"a worker": page}
+    for key in (BILLING, STATIC):
+        page.route(registry.blocks[key]).settled(2, 0.1)
+    requests = next(Reader(registry, pages.values(), totals).families())
+    samples = iter(requests.samples)
+    answered = CODE_CLASSES.index("2xx")
+    counts = [next(samples)[1], next(samples)[1]]
+    totals.fold(pages.pop("a worker"))
+    registry.place([BlockKey("new", "backend")])
+    counts += [count for _, count in samples]
+    assert [count[answered] for count in counts if isinstance(count, list)] == [0, 1, 1]
+
+
+def test_traffic_tells_each_route_in_short(registry: Registry, page: Page) -> None:
+    route = page.route(registry.blocks[BILLING])
+    for status_class in (2, 2, 4, 5, 0):
+        route.settled(status_class, 0.5)
+    route.retry("connect")
+    route.retry("503")
+    unrouted, billing, static = Reader(registry, [page, page], Totals()).traffic()
+    assert billing == Traffic(
+        route="billing", upstream="backend", requests=10, errors=2, unanswered=2, retries=4, seconds=5.0
+    )
+    assert (unrouted.route, unrouted.requests, static.upstream, static.seconds) == ("-", 0, "-", 0.0)
