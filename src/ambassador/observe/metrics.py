@@ -338,16 +338,20 @@ class Totals:
 
     def fold(self, page: Page) -> None:
         """Keep a page's counters, at its worker's end and only once; its gauges are dropped."""
-        total = array("Q", summed((self.slots, page.slots), 0, max(len(self.slots), len(page.slots))))
+        total = _added((self.slots, page.slots), 0, max(len(self.slots), len(page.slots)))
         total[:_GAUGES] = array("Q", [0] * _GAUGES)
         self.slots = memoryview(total)
 
 
 def summed(slots: Iterable[Slots], start: int, stop: int) -> list[int]:
-    """The slots from `start` to `stop`, each added up over all; a view that ends before counts as zeros there.
+    """The slots from `start` to `stop`, each added up over all; a view that ends before counts as zeros there."""
+    return _added(slots, start, stop).tolist()
 
-    They are added as digits of one large number, which never carry: no counter comes near 2^64. A block of 8 pages
-    takes 17 µs so, and 39 µs slot by slot.
+
+def _added(slots: Iterable[Slots], start: int, stop: int) -> array[int]:
+    """Added as digits of one large number, which never carry: no counter comes near 2^64.
+
+    A block of 8 pages takes 17 µs so, and 39 µs slot by slot.
     """
     total = sum(int.from_bytes(each[start:stop], _ORDER) for each in slots)
-    return array("Q", total.to_bytes((stop - start) * 8, _ORDER)).tolist()
+    return array("Q", total.to_bytes((stop - start) * 8, _ORDER))
