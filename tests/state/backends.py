@@ -1,7 +1,7 @@
 """What the conformance suite asks of a store under test, and the stores there are.
 
-A backend is a store with a clock that the test moves. The suite (`conformance.py`) works out what it expects from the
-`now_us` of the answers, so it holds for a clock that stands still between steps and for one that runs.
+A backend is a store with a clock that the test moves. The suite (`test_conformance.py`) works out what it expects from
+the `now_us` of the answers, so it holds for a clock that stands still between steps and for one that runs.
 
 To have another store tested: write a class with the methods of `Backend`, and add its name and how it is opened to
 `OPENERS`. An opener is a context manager; it may call `pytest.skip` where its server is not to be had.
@@ -9,10 +9,11 @@ To have another store tested: write a class with the methods of `Backend`, and a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+from ambassador.state.memory import MemoryStore
 from ambassador.state.protocol import Answer, Event, Operation
 
 
@@ -37,5 +38,32 @@ class Backend(Protocol):
         """Have it lose everything it holds, its birth included: its data is born now."""
 
 
-OPENERS: dict[str, Callable[[], AbstractContextManager[Backend]]] = {}
+class MemoryBackend:
+    """The store in memory, on a clock that stands still between steps."""
+
+    steps_freely = True
+
+    def __init__(self) -> None:
+        self.now_us = 1_800_000_000_000_000
+        self.store = MemoryStore(self.now_us - 3_600_000_000, full=False)
+
+    def perform(self, operations: list[Operation]) -> list[Answer]:
+        return [self.store.perform(operation, self.now_us) for operation in operations]
+
+    def advance(self, seconds: float) -> None:
+        self.now_us += round(seconds * 1e6)
+
+    def events(self) -> list[Event]:
+        return self.store.collect()
+
+    def wipe(self) -> None:
+        self.store = MemoryStore(self.now_us, full=False)
+
+
+@contextmanager
+def open_memory() -> Iterator[Backend]:
+    yield MemoryBackend()
+
+
+OPENERS: dict[str, Callable[[], AbstractContextManager[Backend]]] = {"memory": open_memory}
 """By the name that a test's id shows."""
