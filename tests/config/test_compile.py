@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import socket
+import weakref
 from collections.abc import AsyncIterator
 from math import inf
 
 import pytest
 
-from ambassador.config.compile import compile_table
+from ambassador.config.compile import compile_steps, compile_table
 from ambassador.config.load import load_text
 from ambassador.messages import Reply, Request
 from ambassador.proxy.lane import Lane
@@ -136,3 +138,27 @@ async def test_unmatched_requests_are_counted_apart(lane: Lane) -> None:
     text = HEAD + "upstreams: {u: {endpoints: ['http://e:1']}}\nroutes: [{name: r, to: u}]"
     compile_table(load_text(text), lane, Asked(), {})
     assert sorted(asked) == [("-", "-"), ("r", "u")]
+
+
+async def test_a_table_is_compiled_in_steps(lane: Lane) -> None:
+    text = "routes: [{name: a, match: {path: /a}, to: 'http://e:9000'}, {name: b, respond: 200}]"
+    steps = compile_steps(load_text(HEAD + text), lane, Counts(), {})
+    for _ in range(3):  # one upstream, two routes
+        next(steps)
+    with pytest.raises(StopIteration) as done:
+        next(steps)
+    assert plan(done.value.value, "/b").name == "b"
+
+
+async def test_a_table_that_is_replaced_goes_without_the_collector(lane: Lane) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        compiled = table(lane, "routes: [{name: r, to: ['http://e:9000', 'unix:/s']}]", {"e": ["10.0.0.1"]})
+        pools = [weakref.ref(endpoint) for endpoint in compiled.upstreams["r"].endpoints]
+        assert [ref() is not None for ref in pools] == [True, True]
+        compiled.retire()
+        del compiled
+        assert [ref() for ref in pools] == [None, None]
+    finally:
+        gc.enable()

@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import trio
@@ -34,9 +34,11 @@ class StubPlane:
         self.connections = 0
         self.inflight = 0
 
-    def prepare(self, config: Config, brief: Brief) -> None:
-        if any(route.name == "refused" for route in config.routes):
-            raise ValueError("this route is refused")
+    def prepare(self, config: Config, brief: Brief) -> Iterator[None]:
+        for route in config.routes:
+            if route.name == "refused":
+                raise ValueError("this route is refused")
+            yield
         self._next = config
 
     def commit(self) -> None:

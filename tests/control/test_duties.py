@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -59,7 +59,8 @@ class FakePlane:
     inflight: int = 0
     error: Exception | None = None
 
-    def prepare(self, config: Config, brief: Brief) -> None:
+    def prepare(self, config: Config, brief: Brief) -> Iterator[None]:
+        yield
         if self.error is not None:
             raise self.error
 

@@ -92,14 +92,19 @@ async def test_requests_are_served_and_counted(worker: Running) -> None:
     assert worker.page.heartbeat_ns > 0
 
 
+def prepare(worker: Running, generation: int, config: Config) -> None:
+    for _ in worker.plane.prepare(config, worker.brief(generation, config)):
+        pass
+
+
 async def test_another_generation_is_served_from_its_commit(worker: Running) -> None:
     second = config("two")
-    worker.plane.prepare(second, worker.brief(2, second))
+    prepare(worker, 2, second)
     assert (await worker.get("/mark")).endswith(b"one")
     worker.plane.commit()
     assert (await worker.get("/mark")).endswith(b"two")
     third = config("three")
-    worker.plane.prepare(third, worker.brief(3, third))
+    prepare(worker, 3, third)
     worker.plane.abort()
     worker.plane.commit()
     assert (await worker.get("/mark")).endswith(b"two")
@@ -108,8 +113,20 @@ async def test_another_generation_is_served_from_its_commit(worker: Running) -> 
 async def test_a_log_file_that_cannot_be_opened_refuses_the_generation(worker: Running) -> None:
     second = config("two", log="/none/log")
     with pytest.raises(OSError, match="No such file"):
-        worker.plane.prepare(second, worker.brief(2, second))
+        prepare(worker, 2, second)
     assert (await worker.get("/mark")).endswith(b"one")
+
+
+async def test_clients_are_served_between_the_steps_of_a_preparation(worker: Running) -> None:
+    second = config("two")
+    steps = worker.plane.prepare(second, worker.brief(2, second))
+    for number in range(len(second.routes)):
+        next(steps)
+        assert (await worker.get("/mark")).endswith(b"one"), number
+    for _ in steps:
+        pass
+    worker.plane.commit()
+    assert (await worker.get("/mark")).endswith(b"two")
 
 
 async def test_log_lines_are_written_by_the_end(tmp_path: Path) -> None:
@@ -117,7 +134,7 @@ async def test_log_lines_are_written_by_the_end(tmp_path: Path) -> None:
     async with running(config("one", log="stdout"), writes) as worker:
         await worker.get("/mark")
         second = config("two", log=str(tmp_path / "log"))
-        worker.plane.prepare(second, worker.brief(2, second))
+        prepare(worker, 2, second)
         worker.plane.commit()
         await worker.get("/mark")
     with os.fdopen(reads, "rb") as pipe:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from typing import TYPE_CHECKING, Protocol
+from weakref import ref
 
 from msgspec import structs
 
@@ -18,17 +19,18 @@ from ambassador.proxy.policies.redirect import redirector
 from ambassador.proxy.policies.respond import responder
 from ambassador.proxy.policies.retry import RetryPolicy
 from ambassador.proxy.policies.rewrite import KEEP, location_rewriter, path_rewriter
-from ambassador.proxy.routing import Router, spec
+from ambassador.proxy.routing import MatchSpec, Router, spec
 from ambassador.proxy.service import Table
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.pool import Pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from ambassador.config import schema
     from ambassador.proxy.lane import Lane
     from ambassador.proxy.plan import AdmitHook, RouteMetrics, ShapeHook
+    from ambassador.proxy.upstream.connect import Address
 
 _NEVER = float("inf")
 
@@ -44,10 +46,27 @@ def compile_table(
     config: schema.Config, lane: Lane, counters: Counters, addresses: Mapping[str, Sequence[str]]
 ) -> Table:
     """The table for a worker. `addresses`: what the names of upstreams resolve to, as far as it is known."""
-    upstreams = {
-        name: _upstream(name, upstream, lane, addresses) for name, upstream in config.upstreams.items()
-    }
-    plans = [(spec(route.match), _plan(route, config, upstreams, counters)) for route in config.routes]
+    steps = compile_steps(config, lane, counters, addresses)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            table: Table = done.value
+            return table
+
+
+def compile_steps(
+    config: schema.Config, lane: Lane, counters: Counters, addresses: Mapping[str, Sequence[str]]
+) -> Generator[None, None, Table]:
+    """The same, a step for each upstream and route: 500 routes take 25 ms, and a worker serves clients meanwhile."""
+    upstreams: dict[str, Upstream] = {}
+    for name, upstream in config.upstreams.items():
+        upstreams[name] = _upstream(name, upstream, lane, addresses)
+        yield
+    plans: list[tuple[MatchSpec, RoutePlan]] = []
+    for route in config.routes:
+        plans.append((spec(route.match), _plan(route, config, upstreams, counters)))
+        yield
     return Table(
         Router(plans),
         upstreams,
@@ -63,6 +82,26 @@ def _upstream(
     return Upstream(name, endpoints, random.random)
 
 
+class _Endpoint(Endpoint):
+    """An endpoint whose pool does not hold it.
+
+    The two would be a cycle, and a table that a reload has replaced would stay until the collector looks that far:
+    1 MiB for each reload of 500 routes.
+    """
+
+    __slots__ = ("__weakref__",)
+
+    def known_addresses(self) -> Callable[[], Sequence[Address]]:
+        """What gives the addresses that it has now, as long as there is anybody who asks."""
+        endpoint = ref(self)
+
+        def addresses() -> Sequence[Address]:
+            held = endpoint()
+            return () if held is None else held.addresses
+
+        return addresses
+
+
 def _endpoint(
     config: schema.Endpoint,
     connections: schema.Connections,
@@ -70,17 +109,17 @@ def _endpoint(
     addresses: Mapping[str, Sequence[str]],
 ) -> Endpoint:
     if config.url.startswith("unix:"):
-        endpoint = Endpoint(
+        endpoint = _Endpoint(
             config.url, host="", port=0, path=config.url.removeprefix("unix:"), weight=config.weight
         )
     else:
         host, _, port = config.url.removeprefix("http://").rpartition(":")
-        endpoint = Endpoint(config.url, host=host.strip("[]"), port=int(port), weight=config.weight)
+        endpoint = _Endpoint(config.url, host=host.strip("[]"), port=int(port), weight=config.weight)
         if endpoint.host in addresses:
             endpoint.resolve(addresses[endpoint.host])
     endpoint.pool = Pool(
         lane,
-        lambda: endpoint.addresses,
+        endpoint.known_addresses(),
         max_open=connections.max,
         max_pending=connections.max_pending,
         idle_timeout_s=connections.idle_timeout,

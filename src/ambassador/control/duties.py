@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol, TypeAlias
 
@@ -49,6 +49,7 @@ from ambassador.control.orders import (
     Sockets,
     Start,
 )
+from ambassador.control.turns import Turns
 
 _BEAT_EVERY_S = 0.5
 _POLL_S = 0.02
@@ -64,8 +65,8 @@ _CONFIG: Final = msgspec.msgpack.Decoder(Config)
 class Plane(Protocol):
     """What serves clients. Every method is called from the worker's trio thread."""
 
-    def prepare(self, config: Config, brief: Brief) -> None:
-        """Make ready for another generation. Whatever it raises is the reason why it cannot be."""
+    def prepare(self, config: Config, brief: Brief) -> Iterator[None]:
+        """Make ready for another generation, in short steps. Whatever it raises is the reason why it cannot be."""
 
     def commit(self) -> None:
         """Serve what was prepared; requests under way keep what they began with."""
@@ -175,6 +176,7 @@ class Duties:
         self._slots: tuple[int, ...] | None = None
         self._drain: _Drain | None = None
         self._nursery: trio.Nursery | None = None
+        self._turns = Turns()
 
     async def run(self, terminations: AsyncIterator[int]) -> None:
         """Obey until drained. The plane is left as it is then: idle, or out of time."""
@@ -189,7 +191,11 @@ class Duties:
     async def _hear(self) -> None:
         try:
             while True:
-                self._obey(await self._channel.receive())
+                order = await self._channel.receive()
+                if isinstance(order, Prepare):
+                    await self._prepare(order.brief)
+                else:
+                    self._obey(order)
         except Closed:
             # The supervisor is gone, and its sockets with it: nobody serves our queues after us.
             self._begin_drain(0.0, self._config.drain.timeout, last=True)
@@ -199,8 +205,6 @@ class Duties:
         match order:
             case Sockets():
                 self.take_sockets(order.sockets)
-            case Prepare():
-                self._prepare(order.brief)
             case Commit():
                 self._nursery.start_soon(self._commit, order.generation)
             case Abort():
@@ -288,10 +292,10 @@ class Duties:
 
     # Generations
 
-    def _prepare(self, brief: Brief) -> None:
+    async def _prepare(self, brief: Brief) -> None:
         try:
             config = _CONFIG.decode(brief.config)
-            self._plane.prepare(config, brief)
+            await self._turns.take(self._plane.prepare(config, brief))
         except Exception as error:  # noqa: BLE001
             # Whatever is wrong with this generation, the old one is served on, and the caller is told.
             self._channel.post(Refused(generation=brief.generation, error=_describe(error)))

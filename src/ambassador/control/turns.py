@@ -1,7 +1,8 @@
-"""Long work in short turns: the supervisor's loop serves others in between.
+"""Long work in short turns: a process's loop serves others in between.
 
-The loop carries heartbeats, signals and health, and must not be held up for longer than a millisecond or two; what is
-told about many routes takes longer. A thread would not do: it holds the interpreter for 5 ms at a time.
+The supervisor's carries heartbeats, signals and health, a worker's its clients, and neither must be held up for longer
+than a millisecond or two; what is told or compiled of many routes takes longer. A thread would not do: it holds the
+interpreter for 5 ms at a time.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import msgspec
 import trio
 
 from ambassador.config import schema
-from ambassador.config.compile import compile_table
+from ambassador.config.compile import compile_steps, compile_table
 from ambassador.control.duties import obey
 from ambassador.control.listeners import keyed
 from ambassador.control.orders import Brief, Start
@@ -70,7 +70,7 @@ class WorkerPlane:
         self._config = config
         self._prepared: _Generation | None = None
         self._listeners: dict[str, Listener] = {}
-        table = self._compile(config, start.brief)
+        table = compile_table(config, lane, self._counters(start.brief), start.brief.addresses)
         log = self._open_log(config.telemetry)
         self._service = Service(lane, table, name=start.instance, access_log=log, metrics=self._metrics)
 
@@ -85,11 +85,11 @@ class WorkerPlane:
 
     # Generations
 
-    def prepare(self, config: schema.Config, brief: Brief) -> None:
-        """Compile another generation. Raises whatever is wrong with it, and nothing has changed then."""
+    def prepare(self, config: schema.Config, brief: Brief) -> Iterator[None]:
+        """Compile another generation, in steps. Raises whatever is wrong with it, and nothing has changed then."""
         self._forget_prepared()
         self._page.remap(brief.page_size)
-        table = self._compile(config, brief)
+        table = yield from compile_steps(config, self._lane, self._counters(brief), brief.addresses)
         changed = config.telemetry != self._config.telemetry
         self._prepared = _Generation(config, table, self._open_log(config.telemetry) if changed else None)
 
@@ -105,7 +105,6 @@ class WorkerPlane:
         self._config = prepared.config
         self._configure_listeners()
         old.retire()
-        _settle_garbage()
 
     def abort(self) -> None:
         """Forget what was prepared."""
@@ -117,9 +116,8 @@ class WorkerPlane:
             prepared.table.retire()
             _close_log(prepared.log)
 
-    def _compile(self, config: schema.Config, brief: Brief) -> Table:
-        counters = PageCounters(self._page, decode_blocks(brief.blocks))
-        return compile_table(config, self._lane, counters, brief.addresses)
+    def _counters(self, brief: Brief) -> PageCounters:
+        return PageCounters(self._page, decode_blocks(brief.blocks))
 
     def _configure_listeners(self) -> None:
         """Have a listener for each that is configured. Those that are gone keep their connections until these end."""
@@ -291,9 +289,10 @@ def _task_names(task: trio.lowlevel.Task) -> Iterator[str]:
 
 
 def _settle_garbage() -> None:
-    """What a table is made of lives as long as it: keep the collector from looking at it again and again.
+    """What there is before the first client stays: keep the collector from looking at it again and again.
 
-    Requests leave no cycles behind, so the youngest generation is looked at once in some 1,000 requests, not 30.
+    Requests leave no cycles behind, so the youngest generation is looked at once in some 1,000 requests, not 30. Not
+    to be done again later: what is frozen is never collected, and by then clients' connections would be among it.
     """
     gc.collect()
     gc.freeze()
