@@ -8,9 +8,10 @@ ambassador runs this. In the order of a run:
 3. `peers/`     one file per proxy: where it is found, its configuration for a scenario, its command line
 4. `processes`  starting pinned processes, waiting until they answer, and ending them and all their children
 5. `wrk`        the generator (closed loop) and the reading of what it prints
-6. `idle`       the memory of idle connections
-7. `procfs`     CPU time and memory of a process tree, from /proc
-8. `compare`    rounds in turns, and one measurement after another
-9. `report`     medians, ratios, targets, the table and the JSON
-10. `hotspots`  which functions of the worker the time goes to (py-spy, or cProfile)
+6. `bulk`       a large download beside the generator
+7. `idle`       the memory of idle connections
+8. `procfs`     CPU time and memory of a process tree, from /proc
+9. `compare`    rounds in turns, and one measurement after another
+10. `report`    medians, ratios, targets, the table and the JSON
+11. `hotspots`  which functions of the worker the time goes to (py-spy, or cProfile)
 """

@@ -1,17 +1,16 @@
 """The command line: `python -m loadtest compare`, `python -m loadtest profile`."""
 
 import argparse
-import contextlib
 import datetime as dt
 import json
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from loadtest import compare, hotspots, idle, machine, nginx_common, origin, processes, report, wrk
+from loadtest import compare, hotspots, idle, machine, origin, processes, report, wrk
 from loadtest.job import Job, Proxy
 from loadtest.peers import PROXIES, ambassador
 from loadtest.scenarios import SCENARIOS, Scenario
@@ -138,24 +137,17 @@ def _found(proxies: Sequence[Proxy]) -> list[tuple[Proxy, str]]:
     return found
 
 
-@contextlib.contextmanager
-def _origin(directory: Path, cores: compare.Cores) -> Iterator[int]:
-    binary = nginx_common.find()
-    if binary is None:
-        raise UsageError(f"the origin needs nginx: {nginx_common.INSTALL}")
-    [port] = processes.free_ports(1)
-    command = nginx_common.command(binary, origin.write(directory, port))
-    with processes.running("origin", command, port=port, core=cores.generator, directory=directory):
-        yield port
-
-
 def _compare(options: argparse.Namespace) -> int:
     cores = _choose_cores(options)
     proxies = _found(choose_proxies(options.proxies, options.ambassador_cmd))
-    scenarios = choose_scenarios(options.scenarios)
+    chosen = choose_scenarios(options.scenarios)
+    scenarios = possible(chosen)
     described = machine.describe(proxies, now=dt.datetime.now(dt.UTC))
     prose = sys.stderr if options.json == "-" else sys.stdout
-    with tempfile.TemporaryDirectory(prefix="loadtest-") as name, _origin(Path(name), cores) as origin_port:
+    with (
+        tempfile.TemporaryDirectory(prefix="loadtest-") as name,
+        origin.serving(Path(name), cores.generator) as origin_port,
+    ):
         plan = compare.Plan(
             proxies=proxies,
             scenarios=scenarios,
@@ -180,13 +172,23 @@ def _compare(options: argparse.Namespace) -> int:
             "ambassador_cmd": options.ambassador_cmd,
         }
         _write_json(options.json, report.document(measurements, machine=described, options=asked))
-    return _status(measurements, check=options.check)
+    return _status(measurements, {scenario.name for scenario in chosen}, check=options.check)
 
 
-def _status(measurements: Sequence[compare.Measurement], *, check: bool) -> int:
+def possible(scenarios: Sequence[Scenario]) -> list[Scenario]:
+    """Those that can be measured here; says which cannot. Raises UsageError when none can."""
+    found = [scenario for scenario in scenarios if not scenario.bulk or processes.may_prioritise()]
+    for scenario in scenarios:
+        if scenario not in found:
+            print(f"loadtest: {scenario.name} skipped: it needs real-time priorities (root)", file=sys.stderr)
+    if not found:
+        raise UsageError("no scenario to measure")
+    return found
+
+
+def _status(measurements: Sequence[compare.Measurement], scenarios: set[str], *, check: bool) -> int:
     if any(measurement.problem is not None for measurement in measurements):
         return SAID_NO
-    scenarios = {measurement.scenario for measurement in measurements}
     held = report.verdicts(report.summarise(measurements), scenarios=scenarios)
     return SAID_NO if check and not all(verdict.held for verdict in held) else OK
 
@@ -209,7 +211,10 @@ def _profile(options: argparse.Namespace) -> int:
     if scenario.memory:
         raise UsageError(f"nothing to profile in {scenario.name}")
     [(proxy, binary)] = _found(choose_proxies(ambassador.NAME, options.ambassador_cmd))
-    with tempfile.TemporaryDirectory(prefix="loadtest-") as name, _origin(Path(name), cores) as origin_port:
+    with (
+        tempfile.TemporaryDirectory(prefix="loadtest-") as name,
+        origin.serving(Path(name), cores.generator) as origin_port,
+    ):
         port, admin_port = processes.free_ports(2)
         job = Job(
             scenario=scenario,

@@ -5,17 +5,20 @@ the origin stays. Turns of the same scenario follow each other, and the order of
 that a slow drift of the machine meets all of them alike.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
-from loadtest import idle, processes, procfs, wrk
+from loadtest import bulk, idle, origin, processes, procfs, wrk
 from loadtest.job import Job, Proxy
 from loadtest.scenarios import Scenario
 
 WARM_UP_S = 1
 SETTLE_S = 1.0  # for memory: time-outs of the last request and deferred frees are over by then
+MIN_BULK_MB_S = 10.0  # a download that gets less does not disturb anybody
 MAX_OTHERS = 0.05  # a twentieth of the core taken by somebody else changes caches and the rate visibly
 
 
@@ -72,7 +75,31 @@ class Memory:
     problem: str | None = None
 
 
-Measurement = Load | Memory
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """One measured turn of the bulk scenario: latencies of small requests alone, then beside one download.
+
+    `alone_p50_us` and `beside_p50_us` are medians in microseconds, `bulk_mb_s` what the download got meanwhile in MB/s,
+    `others` as in `Load`, over both parts.
+    """
+
+    scenario: str
+    proxy: str
+    round: int
+    alone_p50_us: float = 0.0
+    beside_p50_us: float = 0.0
+    bulk_mb_s: float = 0.0
+    others: float = 0.0
+    problem: str | None = None
+
+    @property
+    def p50_ratio(self) -> float:
+        """How many times the p50 alone the p50 beside the download is."""
+        return self.beside_p50_us / self.alone_p50_us if self.alone_p50_us else 0.0
+
+
+Measurement = Load | Memory | Beside
+_Measure = Callable[["Plan", Job, Proxy, str, int], Measurement]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +126,10 @@ class Plan:
     def estimate_s(self) -> float:
         """About how long all turns take."""
         turn_s = self.duration_s + WARM_UP_S + 1.0
-        return sum(4.0 if scenario.memory else turn_s for scenario, *_ in self.turns())
+        return sum(
+            4.0 if scenario.memory else turn_s + self.duration_s * scenario.bulk
+            for scenario, *_ in self.turns()
+        )
 
 
 def run(plan: Plan, upstream_port: int, tell: Callable[[Measurement], None]) -> list[Measurement]:
@@ -117,12 +147,11 @@ def run(plan: Plan, upstream_port: int, tell: Callable[[Measurement], None]) -> 
             directory=directory,
             access_log=directory / "access.log" if plan.access_log else None,
         )
-        measure = _measure_memory if scenario.memory else _measure_load
-        kind = Memory if scenario.memory else Load
+        measure, kind = _MEASURES[scenario.memory, scenario.bulk]
         measurement: Measurement
         try:
             measurement = measure(plan, job, proxy, binary, number)
-        except (processes.StartError, wrk.WrkError, idle.IdleError) as error:
+        except (processes.StartError, wrk.WrkError, idle.IdleError, bulk.BulkError) as error:
             measurement = kind(scenario=scenario.name, proxy=proxy.name, round=number, problem=str(error))
         tell(measurement)
         measurements.append(measurement)
@@ -143,18 +172,18 @@ def problem_of(result: wrk.Result) -> str | None:
     return None
 
 
+def _load(plan: Plan, job: Job, duration_s: int) -> wrk.Result:
+    return wrk.run(
+        job.scenario,
+        port=job.port,
+        duration_s=duration_s,
+        core=plan.cores.generator,
+        directory=job.directory,
+    )
+
+
 def _measure_load(plan: Plan, job: Job, proxy: Proxy, binary: str, number: int) -> Load:
     scenario, core = job.scenario, plan.cores.proxy
-
-    def load(duration_s: int) -> wrk.Result:
-        return wrk.run(
-            scenario,
-            port=job.port,
-            duration_s=duration_s,
-            core=plan.cores.generator,
-            directory=job.directory,
-        )
-
     launch = proxy.configure(job, binary)
     with processes.running(
         proxy.name,
@@ -165,9 +194,9 @@ def _measure_load(plan: Plan, job: Job, proxy: Proxy, binary: str, number: int) 
         env=launch.env,
         ready_path=ready_path(scenario),
     ) as server:
-        load(WARM_UP_S)
+        _load(plan, job, WARM_UP_S)
         cpu, busy_s, started = procfs.read_cpu(server.pid), _core_busy_s(core), time.monotonic()
-        result = load(plan.duration_s)
+        result = _load(plan, job, plan.duration_s)
         spent = procfs.read_cpu(server.pid).since(cpu)
         wall_s = time.monotonic() - started
         others_s = max(0.0, _core_busy_s(core) - busy_s - spent.total_s)
@@ -221,6 +250,62 @@ def _measure_memory(plan: Plan, job: Job, proxy: Proxy, binary: str, number: int
         worker_kib=rss.get(worker, 0),
         tree_kib=sum(rss.values()),
     )
+
+
+def _measure_beside(plan: Plan, job: Job, proxy: Proxy, binary: str, number: int) -> Beside:
+    """What small requests need of the generator's core comes before the download's two ends, which share it.
+
+    Else what rises beside the download is the waiting for that core: 5 to 50 times the p50, with any proxy.
+    """
+    core, generator = plan.cores.proxy, plan.cores.generator
+    with contextlib.ExitStack() as held:
+        bulk_port = held.enter_context(origin.serving(job.directory / "bulk", generator))
+        with processes.prioritised():
+            port = held.enter_context(origin.serving(job.directory / "small", generator))
+        job = replace(job, upstream_port=port, bulk_port=bulk_port)
+        launch = proxy.configure(job, binary)
+        server = held.enter_context(
+            processes.running(
+                proxy.name, launch.command, port=job.port, core=core, directory=job.directory, env=launch.env
+            )
+        )
+        with processes.prioritised():
+            _load(plan, job, WARM_UP_S)
+        cpu, busy_s, started = procfs.read_cpu(server.pid), _core_busy_s(core), time.monotonic()
+        with processes.prioritised():
+            alone = _load(plan, job, plan.duration_s)
+        with processes.pinned(generator):
+            download = held.enter_context(bulk.download(job.port))
+        before, since = download.bytes, time.monotonic()
+        with processes.prioritised():
+            beside = _load(plan, job, plan.duration_s)
+        bulk_mb_s = (download.bytes - before) / (time.monotonic() - since) / 1e6
+        spent = procfs.read_cpu(server.pid).since(cpu)
+        others_s = max(0.0, _core_busy_s(core) - busy_s - spent.total_s)
+        wall_s = time.monotonic() - started
+    return Beside(
+        scenario=job.scenario.name,
+        proxy=proxy.name,
+        round=number,
+        alone_p50_us=alone.p50_s * 1e6,
+        beside_p50_us=beside.p50_s * 1e6,
+        bulk_mb_s=bulk_mb_s,
+        others=others_s / wall_s,
+        problem=problem_of(alone) or problem_of(beside) or starved(bulk_mb_s),
+    )
+
+
+def starved(bulk_mb_s: float) -> str | None:
+    """Why a turn does not count in which the download all but stood still."""
+    return f"the download got only {bulk_mb_s:.1f} MB/s" if bulk_mb_s < MIN_BULK_MB_S else None
+
+
+_MEASURES: Final[dict[tuple[bool, bool], tuple[_Measure, type[Measurement]]]] = {
+    (False, False): (_measure_load, Load),
+    (True, False): (_measure_memory, Memory),
+    (False, True): (_measure_beside, Beside),
+}
+"""By the scenario's marks `memory` and `bulk`: who measures, and what comes of it."""
 
 
 def _core_busy_s(core: int | None) -> float:

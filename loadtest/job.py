@@ -20,7 +20,8 @@ class Job:
 
     Kept the same for all: HTTP/1.1 both sides, pooled upstream connections, `EXTRA_ATTEMPTS` retries on connect
     failures and 5xx, a total time-out, one worker. `access_log` is the file for one JSON line a request, None for
-    no access log. `admin_port` is free for proxies that need one; `directory` takes every file they write.
+    no access log. `bulk_port` is where /bulk goes instead, None for no such route; no total time-out cuts its answer.
+    `admin_port` is free for proxies that need one; `directory` takes every file they write.
     """
 
     scenario: Scenario
@@ -29,6 +30,7 @@ class Job:
     admin_port: int
     directory: Path
     access_log: Path | None = None
+    bulk_port: int | None = None
 
     @property
     def upstream(self) -> str:

@@ -1,16 +1,33 @@
 """The upstream of every proxy: one nginx worker without logs.
 
-It answers 92 bytes of JSON on every path, a 64 KiB and a 1 MiB file, and POSTs on /post. `return` alone would answer a
+It answers 92 bytes of JSON on every path, a 64 KiB and a 1 MiB file, a large one (a hole, it takes no room on the
+disk), and POSTs on /post. `return` alone would answer a
 POST before its body is there, and proxies rightly close such a connection; the mirror module reads
 the body first, then the static module refuses the method, and that refusal is turned into the answer.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
-from loadtest import nginx_common
+from loadtest import nginx_common, processes
 
 ANSWER = '{"id":"0001","status":"active","currency":"EUR","amount":"1250.00","name":"account-0001-x"}'
 assert len(ANSWER) == 91, len(ANSWER)
+BULK_BYTES = 16 << 30
+
+
+@contextlib.contextmanager
+def serving(directory: Path, core: int | None) -> Iterator[int]:
+    """Start it in a directory that it makes; gives its port. Raises StartError."""
+    binary = nginx_common.find()
+    if binary is None:
+        raise processes.StartError(f"the origin needs nginx: {nginx_common.INSTALL}")
+    directory.mkdir(exist_ok=True)
+    [port] = processes.free_ports(1)
+    command = nginx_common.command(binary, write(directory, port))
+    with processes.running("origin", command, port=port, core=core, directory=directory):
+        yield port
 
 
 def write(directory: Path, port: int) -> Path:
@@ -20,6 +37,8 @@ def write(directory: Path, port: int) -> Path:
     _state(directory).mkdir()
     for name, size in (("64k", 64 * 1024), ("1m", 1024 * 1024)):
         (files / name).write_bytes(b"x" * size)
+    with (files / "bulk").open("wb") as bulk:
+        bulk.truncate(BULK_BYTES)
     (files / "post").touch()  # the static module looks for the file before it refuses the method
     path = directory / "origin.conf"
     path.write_text(configuration(directory, files, port))
@@ -38,6 +57,7 @@ def configuration(directory: Path, files: Path, port: int) -> str:
         location / {{ default_type application/json; return 200 '{ANSWER}\\n'; }}
         location = /64k {{ }}
         location = /1m {{ }}
+        location = /bulk {{ }}
         location = /post {{
             client_body_buffer_size 64k;
             mirror /read;

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from loadtest.compare import MAX_OTHERS, Load, Measurement, Memory
+from loadtest.compare import MAX_OTHERS, Beside, Load, Measurement, Memory
 
 SUBJECT = "ambassador"
 SCHEMA = 1
@@ -34,6 +34,7 @@ TARGETS: tuple[Target, ...] = (
     Target("body1m", "cpu_us", "envoy", 1.0),
     Target("light", "cpu_us", "envoy", 0.9),
     Target("plain", "cpu_us", "haproxy", 2.2),
+    Target("bulk", "p50_ratio", None, 1.5, "× alone"),
     Target("idle", "per_connection_kib", None, 8.0, "KiB"),
     Target("idle", "worker_kib", None, 60 * 1024.0, "KiB"),
 )
@@ -68,6 +69,13 @@ class Verdict:
 
 _LOAD_FIGURES = ("cpu_us", "user_us", "system_us", "rate", "p50_us", "p99_us", "busy", "others")
 _MEMORY_FIGURES = ("per_connection_kib", "worker_kib", "tree_kib")
+_BESIDE_FIGURES = ("p50_ratio", "alone_p50_us", "beside_p50_us", "bulk_mb_s", "others")
+_FIGURES: Mapping[type[Measurement], tuple[str, ...]] = {
+    Load: _LOAD_FIGURES,
+    Memory: _MEMORY_FIGURES,
+    Beside: _BESIDE_FIGURES,
+}
+"""By the kind of measurement, the main figure first."""
 
 
 def summarise(measurements: Iterable[Measurement]) -> list[Summary]:
@@ -81,7 +89,7 @@ def summarise(measurements: Iterable[Measurement]) -> list[Summary]:
 
 def _summary(scenario: str, proxy: str, rounds: Sequence[Measurement]) -> Summary:
     counted = [measurement for measurement in rounds if measurement.problem is None]
-    figures = _MEMORY_FIGURES if isinstance(rounds[0], Memory) else _LOAD_FIGURES
+    figures = _FIGURES[type(rounds[0])]
     medians = (
         {name: statistics.median(getattr(m, name) for m in counted) for name in figures} if counted else {}
     )
@@ -94,7 +102,7 @@ def _summary(scenario: str, proxy: str, rounds: Sequence[Measurement]) -> Summar
         counted=len(counted),
         medians=medians,
         spread=(max(main) - min(main)) / middle if middle > 0 else 0.0,
-        noisy=any(isinstance(m, Load) and m.others > MAX_OTHERS for m in counted),
+        noisy=any(not isinstance(m, Memory) and m.others > MAX_OTHERS for m in counted),
         problems=[f"round {m.round}: {m.problem}" for m in rounds if m.problem is not None],
     )
 
@@ -120,8 +128,8 @@ def ratios(summaries: Sequence[Summary], *, subject: str = SUBJECT) -> dict[str,
 
 
 def main_figure(summary: Summary) -> str:
-    """The figure that is compared: CPU time, or memory in the idle scenario."""
-    return "per_connection_kib" if "per_connection_kib" in summary.medians else "cpu_us"
+    """The figure that is compared: CPU time; memory in the idle scenario, the rise of the p50 in the bulk one."""
+    return next((figures[0] for figures in _FIGURES.values() if figures[0] in summary.medians), "cpu_us")
 
 
 def verdicts(summaries: Sequence[Summary], *, scenarios: Iterable[str]) -> list[Verdict]:
@@ -166,6 +174,12 @@ def line(measurement: Measurement) -> str:
             f"{start} {measurement.per_connection_kib:.1f} KiB/connection, "
             f"worker {measurement.worker_kib / 1024:.1f} MiB"
         )
+    if isinstance(measurement, Beside):
+        return (
+            f"{start} p50 {microseconds(measurement.alone_p50_us)} µs alone, "
+            f"{microseconds(measurement.beside_p50_us)} µs beside {measurement.bulk_mb_s:.0f} MB/s, "
+            f"{measurement.p50_ratio:.2f} times"
+        )
     return f"{start} {microseconds(measurement.cpu_us)} µs CPU, {measurement.rate:,.0f} requests/s"
 
 
@@ -184,13 +198,11 @@ def text(measurements: Sequence[Measurement]) -> str:
     """Everything for people: the tables, the targets and what went wrong."""
     summaries = summarise(measurements)
     scenarios = list(dict.fromkeys(summary.scenario for summary in summaries))
-    load = [summary for summary in summaries if not _is_memory(summary.scenario, measurements)]
-    memory = [summary for summary in summaries if _is_memory(summary.scenario, measurements)]
+    kinds = {m.scenario: type(m) for m in measurements}
     parts = []
-    if load:
-        parts.append(_load_table(load))
-    if memory:
-        parts.append(_memory_table(memory))
+    for kind, show in _TABLES.items():
+        if chosen := [summary for summary in summaries if kinds[summary.scenario] is kind]:
+            parts.append(show(chosen))
     held = verdicts(summaries, scenarios=scenarios)
     if held and any(summary.proxy == SUBJECT for summary in summaries):
         parts.append(_target_table(held))
@@ -203,10 +215,6 @@ def text(measurements: Sequence[Measurement]) -> str:
     if notes:
         parts.append("\n".join(f"! {note}" for note in notes))
     return "\n\n".join(parts)
-
-
-def _is_memory(scenario: str, measurements: Iterable[Measurement]) -> bool:
-    return any(isinstance(m, Memory) for m in measurements if m.scenario == scenario)
 
 
 def microseconds(value: float) -> str:
@@ -267,6 +275,26 @@ def _memory_table(summaries: Sequence[Summary]) -> str:
     return _columns_table(summaries, columns)
 
 
+def _beside_table(summaries: Sequence[Summary]) -> str:
+    columns: list[tuple[str, Callable[[Summary], str]]] = [
+        ("p50 µs alone", lambda s: _cell(s, "alone_p50_us", microseconds)),
+        ("p50 µs beside the download", lambda s: _cell(s, "beside_p50_us", microseconds)),
+        ("beside ÷ alone", lambda s: _cell(s, "p50_ratio", "{:.2f}".format)),
+        ("spread", lambda s: _share(s.spread)),
+        ("download MB/s", lambda s: _cell(s, "bulk_mb_s", "{:.0f}".format)),
+        ("others", lambda s: _cell(s, "others", _share)),
+        ("rounds", _counted),
+    ]
+    return _columns_table(summaries, columns)
+
+
+_TABLES: Mapping[type[Measurement], Callable[[Sequence[Summary]], str]] = {
+    Load: _load_table,
+    Beside: _beside_table,
+    Memory: _memory_table,
+}
+
+
 def _columns_table(
     summaries: Sequence[Summary], columns: Sequence[tuple[str, Callable[[Summary], str]]]
 ) -> str:
@@ -281,7 +309,7 @@ def _target_table(held: Iterable[Verdict]) -> str:
         target = verdict.target
         measured = "-" if verdict.value is None else f"{verdict.value:,.2f}"
         against = (
-            f"{target.limit:,.2f} × {target.peer}" if target.peer else f"{target.limit:,.0f} {target.unit}"
+            f"{target.limit:,.2f} × {target.peer}" if target.peer else f"{target.limit:,.9g} {target.unit}"
         )
         rows.append([target.scenario, target.figure, against, measured, words[verdict.held]])
     return table(["target", "figure", "at most", "measured", "verdict"], rows)
@@ -308,5 +336,7 @@ def document(
 
 
 def _plain(measurement: Measurement) -> dict[str, object]:
-    derived = {"cpu_us": measurement.cpu_us} if isinstance(measurement, Load) else {}
+    derived = {
+        name: getattr(measurement, name) for name in ("cpu_us", "p50_ratio") if hasattr(measurement, name)
+    }
     return {**asdict(measurement), **derived}

@@ -12,7 +12,8 @@ class Scenario:
     `path` is what is asked for, `connections` how many of them are held by the generator, `body_bytes` what a POST
     carries (None: a GET), `close` whether each request has a connection of its own, `routes` how many prefix routes
     stand before (and include) the one that is hit; 1 means a single route for everything. `memory` marks the
-    scenario that measures idle connections in place of CPU time.
+    scenario that measures idle connections in place of CPU time, `bulk` the one that measures latencies, alone and
+    beside a large download; the download has an upstream of its own, behind `bulk.PATH`.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Scenario:
     close: bool = False
     routes: int = 1
     memory: bool = False
+    bulk: bool = False
 
     def prefixes(self) -> list[str]:
         """The path prefixes of the routes, each with a slash at both ends, in the order of the file."""
@@ -50,5 +52,11 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario(name="light", about="GET, 92 bytes, one connection", connections=1),
     Scenario(name="churn", about="GET, 92 bytes, a new connection for every request", close=True),
+    Scenario(
+        name="bulk",
+        about="p50 of GET, 92 bytes, 4 connections, alone and beside one large download",
+        connections=4,
+        bulk=True,
+    ),
     Scenario(name="idle", about="memory of 5,000 idle connections, after one request on each", memory=True),
 )

@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 
+from loadtest.bulk import PATH
 from loadtest.job import (
     CLIENT_IDLE_S,
     CONNECT_TIMEOUT_S,
@@ -23,6 +24,14 @@ NAME = "ambassador"
 
 def configuration(job: Job) -> dict[str, object]:
     """The configuration (JSON, which is YAML)."""
+    upstreams, routes = {"origin": job.upstream_port}, []
+    if job.bulk_port is not None:
+        upstreams["bulk"] = job.bulk_port
+        routes.append(_route("bulk", PATH, "bulk"))
+    routes += [
+        _route(f"route-{number:03}", f"{prefix}**", "origin")
+        for number, prefix in enumerate(job.scenario.prefixes())
+    ]
     return {
         "version": 1,
         "listeners": [{"address": f"127.0.0.1:{job.port}", "limits": {"idle": f"{CLIENT_IDLE_S}s"}}],
@@ -32,20 +41,21 @@ def configuration(job: Job) -> dict[str, object]:
         "telemetry": {"access_log": str(job.access_log) if job.access_log else "off"},
         "drain": {"delay": "0s", "timeout": "1s"},
         "upstreams": {
-            "origin": {
-                "endpoints": [f"http://{job.upstream}"],
+            name: {
+                "endpoints": [f"http://127.0.0.1:{port}"],
                 "connections": {"max": UPSTREAM_IDLE_CONNECTIONS},
             }
+            for name, port in upstreams.items()
         },
-        "routes": [_route(number, prefix) for number, prefix in enumerate(job.scenario.prefixes())],
+        "routes": routes,
     }
 
 
-def _route(number: int, prefix: str) -> dict[str, object]:
+def _route(name: str, path: str, upstream: str) -> dict[str, object]:
     return {
-        "name": f"route-{number:03}",
-        "match": {"path": f"{prefix}**"},
-        "to": "origin",
+        "name": name,
+        "match": {"path": path},
+        "to": upstream,
         "timeout": {"connect": f"{CONNECT_TIMEOUT_S}s", "total": f"{TOTAL_TIMEOUT_S}s"},
         "retry": {"attempts": EXTRA_ATTEMPTS, "when": ["connect", "refused_stream", "5xx"]},
     }

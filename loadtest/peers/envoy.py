@@ -10,6 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from loadtest.bulk import PATH
 from loadtest.job import (
     CLIENT_IDLE_S,
     CONNECT_TIMEOUT_S,
@@ -55,7 +56,7 @@ def configuration(job: Job) -> dict[str, object]:
                     ],
                 }
             ],
-            "clusters": [_cluster(job)],
+            "clusters": _clusters(job),
         },
         "overload_manager": {
             "resource_monitors": [
@@ -78,11 +79,7 @@ def _connection_manager(job: Job) -> dict[str, object]:
         "stat_prefix": "ingress",
         "use_remote_address": True,
         "common_http_protocol_options": {"idle_timeout": f"{CLIENT_IDLE_S}s"},
-        "route_config": {
-            "virtual_hosts": [
-                {"name": "all", "domains": ["*"], "routes": [_route(p) for p in job.scenario.prefixes()]}
-            ]
-        },
+        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": _routes(job)}]},
         "http_filters": [{"name": "router", "typed_config": {"@type": _ROUTER}}],
     }
     if job.access_log is not None:
@@ -99,6 +96,13 @@ def _connection_manager(job: Job) -> dict[str, object]:
     return manager
 
 
+def _routes(job: Job) -> list[dict[str, object]]:
+    routes = [_route(prefix) for prefix in job.scenario.prefixes()]
+    if job.bulk_port is not None:  # its time-out is for the whole answer
+        routes.insert(0, {"match": {"path": PATH}, "route": {"cluster": "bulk", "timeout": "0s"}})
+    return routes
+
+
 def _route(prefix: str) -> dict[str, object]:
     return {
         "match": {"prefix": prefix},
@@ -110,13 +114,20 @@ def _route(prefix: str) -> dict[str, object]:
     }
 
 
-def _cluster(job: Job) -> dict[str, object]:
-    endpoint = {"endpoint": {"address": _address(job.upstream_port)}}
+def _clusters(job: Job) -> list[dict[str, object]]:
+    clusters = [_cluster("origin", job.upstream_port)]
+    if job.bulk_port is not None:
+        clusters.append(_cluster("bulk", job.bulk_port))
+    return clusters
+
+
+def _cluster(name: str, port: int) -> dict[str, object]:
+    endpoint = {"endpoint": {"address": _address(port)}}
     return {
-        "name": "origin",
+        "name": name,
         "type": "STATIC",
         "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
-        "load_assignment": {"cluster_name": "origin", "endpoints": [{"lb_endpoints": [endpoint]}]},
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
     }
 
 

@@ -9,6 +9,7 @@ prefixes.
 import os
 import shutil
 
+from loadtest.bulk import PATH
 from loadtest.job import (
     CLIENT_IDLE_S,
     CONNECT_TIMEOUT_S,
@@ -39,6 +40,10 @@ def configuration(job: Job) -> str:
     chosen = "    default_backend origin"
     if job.scenario.routes > 1:
         chosen = f"    use_backend %[path,map_beg({job.directory}/haproxy.map,none)]"
+    bulk = bulk_backend = ""
+    if job.bulk_port is not None:
+        bulk = f"    use_backend bulk if {{ path {PATH} }}"
+        bulk_backend = f"backend bulk\n    server bulk 127.0.0.1:{job.bulk_port}"
     return f"""global
     nbthread 1
     maxconn {MAX_CLIENT_CONNECTIONS}
@@ -56,10 +61,12 @@ defaults
 frontend all
     bind 127.0.0.1:{job.port}
 {log}
+{bulk}
     http-request disable-l7-retry if METH_POST
 {chosen}
 backend origin
     server origin {job.upstream} pool-max-conn {UPSTREAM_IDLE_CONNECTIONS}
+{bulk_backend}
 """
 
 

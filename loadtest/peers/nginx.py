@@ -6,6 +6,7 @@ told, and it is not told.
 """
 
 from loadtest import nginx_common
+from loadtest.bulk import PATH
 from loadtest.job import (
     CONNECT_TIMEOUT_S,
     EXTRA_ATTEMPTS,
@@ -33,6 +34,8 @@ def configuration(job: Job) -> str:
     locations = "\n".join(
         f"        location {prefix} {{ proxy_pass http://origin; }}" for prefix in job.scenario.prefixes()
     )
+    if job.bulk_port is not None:
+        locations += f"\n        location = {PATH} {{ proxy_pass http://127.0.0.1:{job.bulk_port}; }}"
     http = f"""
     upstream origin {{
         server {job.upstream} max_fails=0;

@@ -70,6 +70,18 @@ def test_problem_of_a_run(requests: int, socket_errors: int, bad_status: int, in
     assert (compare.problem_of(result) is not None) is invalid
 
 
+def test_download_that_all_but_stands_still_makes_a_turn_invalid() -> None:
+    assert compare.starved(9.0) == "the download got only 9.0 MB/s"
+    assert compare.starved(400.0) is None
+
+
+def test_ratio_is_of_what_was_measured() -> None:
+    assert compare.Beside(scenario="bulk", proxy="a", round=1, problem="refused").p50_ratio == 0.0
+    assert (
+        compare.Beside(scenario="bulk", proxy="a", round=1, alone_p50_us=2, beside_p50_us=3).p50_ratio == 1.5
+    )
+
+
 def test_many_routes_end_with_the_one_that_is_hit() -> None:
     many = next(scenario for scenario in SCENARIOS if scenario.name == "manyroutes")
     assert len(set(many.prefixes())) == 500

@@ -1,12 +1,13 @@
 """Each proxy is configured for the same job."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from loadtest import nginx_common, origin
-from loadtest.__main__ import UsageError, choose_proxies, choose_scenarios
+from loadtest import bulk, nginx_common, origin, processes
+from loadtest.__main__ import UsageError, choose_proxies, choose_scenarios, possible
 from loadtest.job import Job
 from loadtest.peers import PROXIES, ambassador, envoy, haproxy, nginx
 from loadtest.scenarios import SCENARIOS
@@ -46,6 +47,15 @@ def test_configurations_name_listener_and_upstream_and_log_only_when_told(name: 
     assert "/x/access.log" not in text
     if name != "haproxy":  # writes to its standard output, which is a file
         assert "/x/access.log" in texts(job(Path("/x"), log=True))[name]
+
+
+@pytest.mark.parametrize("name", ["ambassador", "envoy", "haproxy", "nginx"])
+def test_configurations_have_the_route_of_the_download_only_when_told(name: str) -> None:
+    task = job(Path("/x"), "bulk")
+    assert bulk.PATH not in texts(task)[name]
+    text = texts(replace(task, bulk_port=9777))[name]
+    assert bulk.PATH in text
+    assert text.count("9777") == 1
 
 
 @pytest.mark.parametrize("name", ["ambassador", "envoy", "nginx"])
@@ -89,10 +99,25 @@ def test_choosing_keeps_the_order_given_and_refuses_unknown_names() -> None:
         choose_scenarios("")
 
 
+def test_scenario_that_needs_priorities_is_skipped_without_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = choose_scenarios("plain,bulk")
+    monkeypatch.setattr(processes, "may_prioritise", lambda: True)
+    assert possible(chosen) == chosen
+    monkeypatch.setattr(processes, "may_prioritise", lambda: False)
+    assert [scenario.name for scenario in possible(chosen)] == ["plain"]
+    assert "bulk skipped" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="no scenario"):
+        possible(choose_scenarios("bulk"))
+
+
 def test_origin_has_its_files(tmp_path: Path) -> None:
     text = origin.write(tmp_path, 9000).read_text()
     assert (tmp_path / "origin" / "1m").stat().st_size == 2**20
     assert (tmp_path / "origin" / "64k").stat().st_size == 2**16
+    assert (tmp_path / "origin" / "bulk").stat().st_size == origin.BULK_BYTES
+    assert (tmp_path / "origin" / "bulk").stat().st_blocks < 100  # a hole
     assert "access_log off" in text
 
 

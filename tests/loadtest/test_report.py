@@ -5,7 +5,7 @@ import json
 import pytest
 
 from loadtest import report
-from loadtest.compare import Load, Measurement, Memory
+from loadtest.compare import Beside, Load, Measurement, Memory
 
 
 def load(
@@ -34,6 +34,18 @@ def memory(proxy: str, per_connection_kib: float, *, worker_kib: int = 30 * 1024
         per_connection_kib=per_connection_kib,
         worker_kib=worker_kib,
         tree_kib=2 * worker_kib,
+    )
+
+
+def beside(proxy: str, number: int, beside_p50_us: float, *, others: float = 0.0) -> Beside:
+    return Beside(
+        scenario="bulk",
+        proxy=proxy,
+        round=number,
+        alone_p50_us=100.0,
+        beside_p50_us=beside_p50_us,
+        bulk_mb_s=300.0,
+        others=others,
     )
 
 
@@ -89,6 +101,27 @@ def test_verdicts_of_memory_need_no_peer() -> None:
     assert [verdict.held for verdict in report.verdicts(summaries, scenarios=["idle"])] == [False, True]
 
 
+def test_verdict_of_the_download_is_on_the_median_of_its_rounds_ratios() -> None:
+    rounds = [beside("ambassador", number, p50) for number, p50 in enumerate((120.0, 140.0, 900.0), 1)]
+    [summary] = report.summarise(rounds)
+    assert summary.medians["p50_ratio"] == pytest.approx(1.4)
+    [verdict] = report.verdicts([summary], scenarios=["bulk"])
+    assert verdict.value == pytest.approx(1.4)
+    assert verdict.held
+    assert (
+        report.verdicts(report.summarise([beside("ambassador", 1, 151.0)]), scenarios=["bulk"])[0].held
+        is False
+    )
+
+
+def test_table_of_the_download_has_both_latencies_and_their_ratio() -> None:
+    text = report.text([beside("ambassador", 1, 120.0), beside("envoy", 1, 300.0, others=0.2)])
+    row = next(line for line in text.splitlines() if "| envoy" in line)
+    assert [cell.strip() for cell in row.split("|")[3:8]] == ["100", "300", "3.00", "0%", "300"]
+    assert "1.5 × alone" in text
+    assert "! bulk, envoy: other programs" in text
+
+
 def test_table_is_aligned_markdown() -> None:
     assert report.table(["a", "name", "µs"], [["1", "x", "2.5"], ["22", "longer", "130"]]).splitlines() == [
         "| a  | name   |  µs |",
@@ -121,15 +154,21 @@ def test_text_names_a_disturbed_core() -> None:
 def test_line_tells_one_turn() -> None:
     assert report.line(load("envoy", 2, 40.0)) == "plain, round 2, envoy: 40.0 µs CPU, 20,000 requests/s"
     assert report.line(memory("envoy", 12.6)) == "idle, round 1, envoy: 12.6 KiB/connection, worker 30.0 MiB"
+    assert report.line(beside("envoy", 1, 150.0)) == (
+        "bulk, round 1, envoy: p50 100 µs alone, 150 µs beside 300 MB/s, 1.50 times"
+    )
     assert "INVALID, refused" in report.line(load("envoy", 1, 40.0, problem="refused"))
 
 
 def test_document_is_json_with_every_turn() -> None:
     document = report.document(
-        [*ROUNDS, memory("ambassador", 5.8)], machine={"cpu": "x"}, options={"rounds": 3}
+        [*ROUNDS, memory("ambassador", 5.8), beside("ambassador", 1, 150.0)],
+        machine={"cpu": "x"},
+        options={"rounds": 3},
     )
     read = json.loads(json.dumps(document))
-    assert len(read["measurements"]) == 10
+    assert len(read["measurements"]) == 11
+    assert read["measurements"][-1]["p50_ratio"] == 1.5
     assert read["measurements"][0]["cpu_us"] == 20.0
     assert read["ratios"]["plain"]["envoy"] == 0.5
     assert read["targets"][0]["scenario"] == "plain"
