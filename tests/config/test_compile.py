@@ -17,6 +17,7 @@ from ambassador.proxy.lane import Lane
 from ambassador.proxy.plan import RoutePlan
 from ambassador.proxy.service import Table
 from tests.proxy.harness import Counts, a_lane
+from tests.state.fakes import no_scopes
 
 HEAD = "version: 1\nlisten: 127.0.0.1:8080\n"
 
@@ -28,7 +29,7 @@ async def lane() -> AsyncIterator[Lane]:
 
 
 def table(lane: Lane, text: str, addresses: dict[str, list[str]] | None = None) -> Table:
-    return compile_table(load_text(HEAD + text), lane, Counts(), addresses or {})
+    return compile_table(load_text(HEAD + text), lane, Counts(), addresses or {}, no_scopes())
 
 
 def plan(table: Table, path: str = "/") -> RoutePlan:
@@ -136,13 +137,13 @@ async def test_unmatched_requests_are_counted_apart(lane: Lane) -> None:
             return self
 
     text = HEAD + "upstreams: {u: {endpoints: ['http://e:1']}}\nroutes: [{name: r, to: u}]"
-    compile_table(load_text(text), lane, Asked(), {})
+    compile_table(load_text(text), lane, Asked(), {}, no_scopes())
     assert sorted(asked) == [("-", "-"), ("r", "u")]
 
 
 async def test_a_table_is_compiled_in_steps(lane: Lane) -> None:
     text = "routes: [{name: a, match: {path: /a}, to: 'http://e:9000'}, {name: b, respond: 200}]"
-    steps = compile_steps(load_text(HEAD + text), lane, Counts(), {})
+    steps = compile_steps(load_text(HEAD + text), lane, Counts(), {}, no_scopes())
     for _ in range(3):  # one upstream, two routes
         next(steps)
     with pytest.raises(StopIteration) as done:

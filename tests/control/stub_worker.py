@@ -57,7 +57,7 @@ class StubPlane:
     def set_addresses(self, host: str, addresses: tuple[str, ...]) -> None:
         pass
 
-    def drain(self) -> None:
+    def drain(self, *, last: bool) -> None:
         self._draining = True
 
     def close_idle(self) -> None:
@@ -115,7 +115,9 @@ class StubPlane:
 
 
 @asynccontextmanager
-async def open_stub(start: Start, config: Config, page_fd: int, log_fd: int) -> AsyncIterator[StubPlane]:
+async def open_stub(
+    start: Start, config: Config, page_fd: int, log_fd: int, store_fd: int
+) -> AsyncIterator[StubPlane]:
     if os.environ.get("STUB_FAILS"):
         raise RuntimeError("the stub was told to fail")
     async with trio.open_nursery() as nursery:

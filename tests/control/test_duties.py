@@ -79,7 +79,7 @@ class FakePlane:
     def set_addresses(self, host: str, addresses: tuple[str, ...]) -> None:
         self.done.append(f"{host} is {addresses}")
 
-    def drain(self) -> None:
+    def drain(self, *, last: bool) -> None:
         self.done.append("drain")
 
     def close_idle(self) -> None:

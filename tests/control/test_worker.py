@@ -67,11 +67,12 @@ def brief(registry: Registry, generation: int, config: Config) -> Brief:
 @asynccontextmanager
 async def running(first: Config, log_fd: int | None = None) -> AsyncIterator[Running]:
     registry = Registry()
-    start = Start(slot=0, instance="me", brief=brief(registry, 1, first), sockets=())
+    start = Start(slot=0, instance="me", replica="me-1", brief=brief(registry, 1, first), sockets=())
     page = Page.create(registry.size)
     log = os.open(os.devnull, os.O_WRONLY) if log_fd is None else log_fd
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        async with open_plane(start, first, os.dup(page.fd), log) as plane:
+    supervisors, store = socket.socketpair()
+    with supervisors, socket.create_server(("127.0.0.1", 0)) as listener:
+        async with open_plane(start, first, os.dup(page.fd), log, store.detach()) as plane:
             plane.add(ADDRESS, listener)
             yield Running(plane, registry, page, listener.getsockname()[1])
             plane.remove(ADDRESS, listener)
@@ -143,7 +144,7 @@ async def test_log_lines_are_written_by_the_end(tmp_path: Path) -> None:
 
 
 async def test_a_drain_says_close_and_unhealthy(worker: Running) -> None:
-    worker.plane.drain()
+    worker.plane.drain(last=True)
     assert b"HTTP/1.1 503 " in await worker.get("/.well-known/ambassador/health")
 
 

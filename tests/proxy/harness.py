@@ -20,6 +20,8 @@ from ambassador.proxy.lane import Lane
 from ambassador.proxy.listener import Listener, ListenerLimits
 from ambassador.proxy.service import Service
 from ambassador.proxy.upstream.endpoint import Endpoint
+from ambassador.state.scope import Scopes
+from tests.state.fakes import no_scopes
 
 _PATIENCE_S = 10.0  # of real time, before a test that waits for something gives up
 
@@ -172,11 +174,18 @@ async def a_lane() -> AsyncIterator[Lane]:
 class Plane:
     """The data plane: its parts are there to be looked at."""
 
-    def __init__(self, lane: Lane, clients: trio.Nursery, config: str, limits: ListenerLimits) -> None:
+    def __init__(
+        self,
+        lane: Lane,
+        clients: trio.Nursery,
+        config: str,
+        limits: ListenerLimits,
+        scopes: Scopes | None = None,
+    ) -> None:
         self.counts = Counts()
         self.lane = lane
         self.clients = clients
-        table = compile_table(load_text(config), lane, self.counts, {})
+        table = compile_table(load_text(config), lane, self.counts, {}, scopes or no_scopes())
         self.service = Service(lane, table, name="test", access_log=None)
         self.listener = Listener(
             self.service, clients, limits=limits, head_limits=Limits(65536, 100, 8192, None)

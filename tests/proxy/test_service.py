@@ -13,6 +13,7 @@ from ambassador.config.load import load_text
 from ambassador.proxy.lane import Lane
 from ambassador.proxy.service import Service
 from tests.proxy.harness import Counts, a_lane, config
+from tests.state.fakes import no_scopes
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ async def lane() -> AsyncIterator[Lane]:
 
 @pytest.fixture
 async def service(lane: Lane) -> Service:
-    table = compile_table(load_text(config("http://a:80", "http://b:81")), lane, Counts(), {})
+    table = compile_table(load_text(config("http://a:80", "http://b:81")), lane, Counts(), {}, no_scopes())
     return Service(lane, table, name="amb", access_log=None)
 
 

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeAlias
 
-from ambassador.state.protocol import Answer, Event, Operation
+from ambassador.state.protocol import Answer, Event, Operation, Refused
+from ambassador.state.scope import Scopes
 
 Perform: TypeAlias = Callable[[Operation, int], Answer]
 """A store's step: the operation, and the store's time in microseconds."""
@@ -121,3 +122,9 @@ class DirectScope:
         self.up = True
         for again in self._again:
             again()
+
+
+def no_scopes() -> Scopes:
+    """For configs in which nothing is shared: a store that can do nothing."""
+    scope = DirectScope(lambda _operation, _now_us: Refused("this test has no store"))
+    return Scopes(scope, scope)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ambassador.proxy.lane import Lane
     from ambassador.proxy.plan import AdmitHook, RouteMetrics, ShapeHook
     from ambassador.proxy.upstream.connect import Address
+    from ambassador.state.scope import Scopes
 
 _NEVER = float("inf")
 
@@ -43,10 +44,17 @@ class Counters(Protocol):
 
 
 def compile_table(
-    config: schema.Config, lane: Lane, counters: Counters, addresses: Mapping[str, Sequence[str]]
+    config: schema.Config,
+    lane: Lane,
+    counters: Counters,
+    addresses: Mapping[str, Sequence[str]],
+    scopes: Scopes,
 ) -> Table:
-    """The table for a worker. `addresses`: what the names of upstreams resolve to, as far as it is known."""
-    steps = compile_steps(config, lane, counters, addresses)
+    """The table for a worker.
+
+    `addresses`: what the names of upstreams resolve to, as far as it is known; `scopes`: where policies share.
+    """
+    steps = compile_steps(config, lane, counters, addresses, scopes)
     while True:
         try:
             next(steps)
@@ -56,7 +64,11 @@ def compile_table(
 
 
 def compile_steps(
-    config: schema.Config, lane: Lane, counters: Counters, addresses: Mapping[str, Sequence[str]]
+    config: schema.Config,
+    lane: Lane,
+    counters: Counters,
+    addresses: Mapping[str, Sequence[str]],
+    scopes: Scopes,  # noqa: ARG001 - for policies that share
 ) -> Generator[None, None, Table]:
     """The same, a step for each upstream and route: 500 routes take 25 ms, and a worker serves clients meanwhile."""
     upstreams: dict[str, Upstream] = {}

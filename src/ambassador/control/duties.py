@@ -83,8 +83,8 @@ class Plane(Protocol):
     def set_addresses(self, host: str, addresses: tuple[str, ...]) -> None:
         """A name has other addresses now."""
 
-    def drain(self) -> None:
-        """From now on answers say `Connection: close`."""
+    def drain(self, *, last: bool) -> None:
+        """From now on answers say `Connection: close`. `last`: no other worker takes this one's place."""
 
     def close_idle(self) -> None:
         """Close connections that wait for a request."""
@@ -107,9 +107,9 @@ class Plane(Protocol):
         """Requests that are not finished."""
 
 
-OpenPlane: TypeAlias = Callable[[Start, Config, int, int], AbstractAsyncContextManager[Plane]]
-"""(start, config, page descriptor, log pipe descriptor) -> a plane that serves `start.brief`. Leaving the context cuts
-what is under way and flushes logs. The descriptors belong to the plane."""
+OpenPlane: TypeAlias = Callable[[Start, Config, int, int, int], AbstractAsyncContextManager[Plane]]
+"""(start, config, descriptors of the page, the log pipe and the store's socket) -> a plane that serves `start.brief`.
+Leaving the context cuts what is under way and flushes logs. The descriptors belong to the plane."""
 
 
 def obey(control_fd: int, supervisor: int, open_plane: OpenPlane) -> int:
@@ -139,9 +139,9 @@ async def _serve(channel: Channel[Order], open_plane: OpenPlane, terminations: A
     try:
         start = await channel.receive()
         assert isinstance(start, Start), "the first order is Start"
-        page_fd, log_fd = channel.take(2)
+        page_fd, log_fd, store_fd = channel.take(3)
         config = _CONFIG.decode(start.brief.config)
-        async with open_plane(start, config, page_fd, log_fd) as plane:
+        async with open_plane(start, config, page_fd, log_fd, store_fd) as plane:
             duties = Duties(channel, plane, config)
             duties.take_sockets(start.sockets)
             channel.post(Ready())
@@ -328,7 +328,7 @@ class Duties:
         stop_at = trio.current_time() + delay_s
         if self._drain is None:
             self._drain = _Drain(stop_at, stop_at + timeout_s, last=last)
-            self._plane.drain()
+            self._plane.drain(last=last)
             self._nursery.start_soon(self._finish, self._drain)
         else:
             self._drain.hasten(stop_at, stop_at + timeout_s)

@@ -41,10 +41,15 @@ class Brief(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Start(Message, frozen=True):
-    """The first order. Descriptors: the page of counters, the pipe for log lines, then one for each of `sockets`."""
+    """The first order. Descriptors: the page of counters, the pipe for log lines, the socket to the supervisor's store
+    (`state/frames.py`), then one for each of `sockets`.
+
+    `replica` names this supervisor among all that share a store.
+    """
 
     slot: int
     instance: str
+    replica: str
     brief: Brief
     sockets: tuple[SocketRef, ...]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import trio
 
@@ -38,14 +39,24 @@ class Equipment:
     def equip(self, worker: Incarnation, nursery: trio.Nursery) -> None:
         """Give it its first order; copy its log lines in `nursery` until its end."""
         reads, writes = os.pipe2(os.O_CLOEXEC)
+        store, theirs = socket.socketpair()
         try:
             refs, descriptors = self._deployment.sockets()
             brief = self._deployment.brief()
-            start = Start(slot=worker.slot, instance=self._deployment.instance, brief=brief, sockets=refs)
+            start = Start(
+                slot=worker.slot,
+                instance=self._deployment.instance,
+                replica=self._deployment.replica,
+                brief=brief,
+                sockets=refs,
+            )
             worker.generation = brief.generation
-            worker.post(start, [self._deployment.pages.open(worker), writes, *descriptors])
+            page_fd = self._deployment.pages.open(worker)
+            worker.post(start, [page_fd, writes, theirs.fileno(), *descriptors])
         finally:
             os.close(writes)
+            theirs.close()
+            store.close()
         nursery.start_soon(copy_lines, reads, self._output)
 
     async def catch_up(self, worker: Incarnation) -> bool:

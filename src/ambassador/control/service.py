@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from ambassador.config.schema import Config
-from ambassador.control.admin.doors import SecretError
 from ambassador.control.checking import CHECKING_MODULE
 from ambassador.control.crew import NoWorker
 from ambassador.control.host import Unsupported, check_platform
 from ambassador.control.incarnation import WORKER_MODULE
+from ambassador.control.secret import SecretError
 from ambassador.control.signals import obey_signals
 from ambassador.control.slots import BindError
 from ambassador.control.socket_path import UnsafeDirectory

@@ -22,7 +22,7 @@ from ambassador import __version__
 from ambassador.config.schema import Config
 from ambassador.control import socket_path
 from ambassador.control.admin.api import Api, Replica
-from ambassador.control.admin.doors import AdminDoor, ControlDoor, SecretError, serve_door
+from ambassador.control.admin.doors import AdminDoor, ControlDoor, serve_door
 from ambassador.control.checker import Checker
 from ambassador.control.checking import CHECKING_MODULE, Checked
 from ambassador.control.crew import Crew
@@ -36,6 +36,7 @@ from ambassador.control.output import Output
 from ambassador.control.pages import Pages
 from ambassador.control.provision import Equipment
 from ambassador.control.reload import LastReload, Reload
+from ambassador.control.secret import SecretError
 from ambassador.control.slots import BindError
 from ambassador.control.status import (
     ListenerStatus,

@@ -24,6 +24,7 @@ from ambassador.config.compile import compile_steps, compile_table
 from ambassador.control.duties import obey
 from ambassador.control.listeners import keyed
 from ambassador.control.orders import Brief, Start
+from ambassador.control.scopes import WorkerScopes
 from ambassador.control.sums import ConnectionCounts, EndpointStatus, UpstreamStatus, answer
 from ambassador.observe.access_log import AccessLog
 from ambassador.observe.metrics import BlockKey, Page, RouteMetrics, decode_blocks
@@ -33,8 +34,10 @@ from ambassador.proxy.listener import Listener, ListenerLimits
 from ambassador.proxy.plan import Upstream
 from ambassador.proxy.service import Service, Table
 from ambassador.proxy.upstream.endpoint import Endpoint
+from ambassador.state.store_thread import Store
 
 _YOUNG_OBJECTS = 20_000
+_STATE_WITHIN_S = 0.5  # a worker that is to count with others waits so long for their store before it serves
 _LOG_TIMEOUT_S = 1.0  # to write the last lines, at the end
 
 
@@ -53,8 +56,9 @@ class PageCounters:
 class _Generation:
     """What `prepare` made and `commit` puts in force. `log` None: the one in use stays."""
 
-    def __init__(self, config: schema.Config, table: Table, log: AccessLog | None) -> None:
+    def __init__(self, config: schema.Config, number: int, table: Table, log: AccessLog | None) -> None:
         self.config = config
+        self.number = number
         self.table = table
         self.log = log
 
@@ -62,15 +66,29 @@ class _Generation:
 class WorkerPlane:
     """The data plane as `duties` drives it. `clients` is the nursery of connections."""
 
-    def __init__(self, start: Start, config: schema.Config, page: Page, log_fd: int, lane: Lane) -> None:
+    def __init__(
+        self,
+        start: Start,
+        config: schema.Config,
+        page: Page,
+        log_fd: int,
+        lane: Lane,
+        *,
+        scopes: WorkerScopes,
+    ) -> None:
         self._page = page
+        self._scopes = scopes
         self._metrics = page.worker()
         self._log_fd = log_fd
         self._lane = lane
         self._config = config
         self._prepared: _Generation | None = None
         self._listeners: dict[str, Listener] = {}
-        table = compile_table(config, lane, self._counters(start.brief), start.brief.addresses)
+        self._last = False
+        scopes.prepare(config.state)
+        scopes.use(config.state)
+        scopes.generation = start.brief.generation
+        table = compile_table(config, lane, self._counters(start.brief), start.brief.addresses, scopes.scopes)
         log = self._open_log(config.telemetry)
         self._service = Service(lane, table, name=start.instance, access_log=log, metrics=self._metrics)
 
@@ -89,9 +107,12 @@ class WorkerPlane:
         """Compile another generation, in steps. Raises whatever is wrong with it, and nothing has changed then."""
         self._forget_prepared()
         self._page.remap(brief.page_size)
-        table = yield from compile_steps(config, self._lane, self._counters(brief), brief.addresses)
+        self._scopes.prepare(config.state)
+        counters, scopes = self._counters(brief), self._scopes.scopes
+        table = yield from compile_steps(config, self._lane, counters, brief.addresses, scopes)
         changed = config.telemetry != self._config.telemetry
-        self._prepared = _Generation(config, table, self._open_log(config.telemetry) if changed else None)
+        log = self._open_log(config.telemetry) if changed else None
+        self._prepared = _Generation(config, brief.generation, table, log)
 
     def commit(self) -> None:
         """Serve what was prepared; requests under way keep the table that they began with."""
@@ -103,6 +124,8 @@ class WorkerPlane:
             before, self._service.access_log = self._service.access_log, prepared.log
             _close_log(before)
         self._config = prepared.config
+        self._scopes.use(prepared.config.state)
+        self._scopes.generation = prepared.number
         self._configure_listeners()
         old.retire()
 
@@ -112,6 +135,7 @@ class WorkerPlane:
 
     def _forget_prepared(self) -> None:
         prepared, self._prepared = self._prepared, None
+        self._scopes.use(self._config.state)
         if prepared is not None:
             prepared.table.retire()
             _close_log(prepared.log)
@@ -152,9 +176,10 @@ class WorkerPlane:
         if self._prepared is not None:
             self._prepared.table.set_addresses(host, addresses)
 
-    def drain(self) -> None:
-        """From now on answers say `Connection: close`."""
+    def drain(self, *, last: bool) -> None:
+        """From now on answers say `Connection: close`. `last`: no other worker takes this one's place."""
         self._service.draining = True
+        self._last = last
 
     def close_idle(self) -> None:
         """Close connections that wait for a request."""
@@ -177,6 +202,8 @@ class WorkerPlane:
             client=(inflight, max(0, self._service.connections - inflight)),
             upstream=self._upstream_connections(),
             log_dropped=0 if log is None else log.dropped,
+            state_up=self._scopes.up,
+            state_operations=self._scopes.operations,
         )
         return lag_s * 1000
 
@@ -231,6 +258,12 @@ class WorkerPlane:
     def close_logs(self) -> None:
         """Write the last lines."""
         _close_log(self._service.access_log)
+
+    def leave_stores(self) -> None:
+        """Give the stores what is still to be told."""
+        if self._last:
+            self._scopes.leave()  # else the one in its place beats under the same name
+        self._scopes.close()
 
 
 def _close_log(log: AccessLog | None) -> None:
@@ -299,16 +332,28 @@ def _settle_garbage() -> None:
     gc.set_threshold(_YOUNG_OBJECTS, 10, 10)
 
 
+def _open_fleet(state: schema.State) -> Store:
+    raise ValueError(f"state: {state.url} is not supported by this version")
+
+
 @asynccontextmanager
 async def open_plane(
-    start: Start, config: schema.Config, page_fd: int, log_fd: int
+    start: Start, config: schema.Config, page_fd: int, log_fd: int, store_fd: int
 ) -> AsyncIterator[WorkerPlane]:
     """The data plane of this process, from its first generation to the last log line."""
     page = Page.attach(page_fd, start.brief.page_size)
     async with trio.open_nursery() as outer:
         lane = Lane()
         await outer.start(lane.run)
-        plane = WorkerPlane(start, config, page, log_fd, lane)
+        scopes = WorkerScopes(
+            lane,
+            socket.socket(fileno=store_fd),
+            replica=start.replica,
+            slot=start.slot,
+            open_remote=_open_fleet,
+        )
+        plane = WorkerPlane(start, config, page, log_fd, lane, scopes=scopes)
+        await scopes.wait_up(_STATE_WITHIN_S)
         _settle_garbage()
         try:
             with plane.watching_garbage():
@@ -318,6 +363,7 @@ async def open_plane(
                     plane.stop_accepting()
                     clients.cancel_scope.cancel()
         finally:
+            plane.leave_stores()
             plane.close_logs()
             os.close(log_fd)
             page.close()

@@ -34,6 +34,8 @@ from ambassador.observe.metrics import (
     RESULTS,
     RETRIES,
     ROUTE_SLOTS,
+    STATE_DOWN,
+    STATE_OPS,
     UPSTREAM_BUCKETS,
     UPSTREAM_IDLE,
     UPSTREAM_OPENED,
@@ -89,7 +91,6 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     workers: int
     started: float
     draining: bool = False
-    state_up: bool = True
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
@@ -225,6 +226,15 @@ class Reader:
             _single(
                 "ambassador_log_dropped", "counter", "Lines that the access log lost.", slots[LOG_DROPPED]
             ),
+            _single(
+                "ambassador_state_up",
+                "gauge",
+                "1 while every worker reaches the store that replicas share, else 0.",
+                int(not slots[STATE_DOWN]),
+            ),
+            _single(
+                "ambassador_state_ops", "counter", "Operations sent to stores of state.", slots[STATE_OPS]
+            ),
             _single("ambassador_cpu_seconds", "counter", "CPU time of the workers.", slots[CPU] / 1e6),
             _single("ambassador_resident_bytes", "gauge", "Memory of the workers.", slots[RESIDENT]),
             _single(
@@ -250,12 +260,6 @@ def _supervisor_families(figures: Figures) -> list[Family]:
         ),
         _single("ambassador_workers", "gauge", "Workers that are ready.", figures.workers),
         _single("ambassador_draining", "gauge", "1 while the service is ending.", int(figures.draining)),
-        _single(
-            "ambassador_state_up",
-            "gauge",
-            "Whether every worker reaches the state store.",
-            int(figures.state_up),
-        ),
         _single(
             "ambassador_start_time_seconds", "gauge", "When it was started, in unix seconds.", figures.started
         ),

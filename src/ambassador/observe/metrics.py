@@ -78,11 +78,13 @@ ROUTE_SLOTS: Final = RETRIES + len(REASONS)
 """Slots of a route's block, which are all counters."""
 
 # The worker's block: gauges first.
-HEARTBEAT, INFLIGHT, LAG, RESIDENT, CLIENT_ACTIVE, CLIENT_IDLE, UPSTREAM_ACTIVE, UPSTREAM_IDLE = range(8)
-_GAUGES: Final = 8
-CLIENT_OPENED, UPSTREAM_OPENED, LOG_DROPPED, CPU, GC_RUNS, GC_TIME = range(_GAUGES, 14)
-WORKER_SLOTS: Final = 16
-"""Slots of the worker's block; two are spare."""
+(
+    HEARTBEAT, INFLIGHT, LAG, RESIDENT, CLIENT_ACTIVE, CLIENT_IDLE, UPSTREAM_ACTIVE, UPSTREAM_IDLE, STATE_DOWN,
+) = range(9)  # fmt: skip
+_GAUGES: Final = 12
+CLIENT_OPENED, UPSTREAM_OPENED, LOG_DROPPED, CPU, GC_RUNS, GC_TIME, STATE_OPS = range(_GAUGES, 19)
+WORKER_SLOTS: Final = 24
+"""Slots of the worker's block; three gauges and five counters are spare."""
 
 _PAGE_BYTES: Final = mmap.PAGESIZE
 _GROW_SLOTS: Final = 32 * ROUTE_SLOTS  # a reload that adds a route or two needs no new size
@@ -206,6 +208,11 @@ class Page:
         """CLOCK_MONOTONIC of the last `WorkerMetrics.beat`, the same clock in all processes; 0 before the first."""
         return self.slots[HEARTBEAT]
 
+    @property
+    def state_up(self) -> bool:
+        """Whether the worker reaches the fleet's store, as of its last beat; True before the first."""
+        return not self.slots[STATE_DOWN]
+
     def close(self) -> None:
         """Close the descriptor. The memory goes when no block uses it any more."""
         os.close(self.fd)
@@ -285,12 +292,17 @@ class WorkerMetrics:
         client: tuple[int, int],
         upstream: tuple[int, int],
         log_dropped: int,
+        state_up: bool = True,
+        state_operations: int = 0,
     ) -> None:
         """The loop runs. `client` and `upstream` are connections (active, idle), `log_dropped` lines since the start.
 
-        `loop_lag_s` is the loop's longest turn since the last beat. Costs 6 µs.
+        `loop_lag_s` is the loop's longest turn since the last beat, `state_operations` those sent to stores since the
+        start, `state_up` whether the fleet's store answers. Costs 6 µs.
         """
         slots = self._slots
+        slots[STATE_DOWN] = not state_up
+        slots[STATE_OPS] = state_operations
         slots[INFLIGHT] = inflight
         slots[LAG] = int(loop_lag_s * 1e6)
         slots[RESIDENT] = _resident_bytes()

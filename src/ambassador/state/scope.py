@@ -1,13 +1,13 @@
 """How a worker speaks with a store: questions that are answered later, events that come by themselves.
 
 A worker has two scopes: the *replica's*, always the store that its supervisor holds, and the *fleet's*, which is Redis
-or, without one, the same object. Everything here is called from the worker's one thread; nothing waits. An answer is
+or, without one, the same store. Everything here is called from the worker's one thread; nothing waits. An answer is
 never given inside `ask`: whoever asks can finish what it does first.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,3 +53,12 @@ class Scope(Protocol):
         """Have `again` called whenever the store is back after it was away, or was connected for the first time:
         what it knows may be older or newer than what the worker knows.
         """
+
+
+class Scopes(NamedTuple):
+    """Both scopes of a worker, as policies get them when a config is compiled."""
+
+    fleet: Scope
+    """What all replicas share: rate limits, breakers, credentials. The same object for the worker's whole life."""
+    replica: Scope
+    """What the workers of this replica share. Where there is no store beyond the replica, `fleet` asks the same one."""

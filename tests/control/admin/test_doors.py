@@ -5,19 +5,8 @@ from pathlib import Path
 import pytest
 
 from ambassador.config.schema import Admin
-from ambassador.control.admin.doors import AdminDoor, ControlDoor, SecretError, read_secret
+from ambassador.control.admin.doors import AdminDoor, ControlDoor
 from ambassador.control.slots import BindError
-
-
-def test_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOKEN", "from env")
-    (tmp_path / "t").write_text("from file\n")
-    assert read_secret("env:TOKEN") == "from env"
-    assert read_secret(f"file:{tmp_path}/t") == "from file"
-    (tmp_path / "t").write_text("\n")
-    for bad in ("env:NONE", f"file:{tmp_path}/none", f"file:{tmp_path}/t"):
-        with pytest.raises(SecretError):
-            read_secret(bad)
 
 
 def test_a_changed_token_holds_at_once_and_a_lost_one_shuts_the_door(tmp_path: Path) -> None:

@@ -5,32 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from pathlib import Path
 
 from ambassador.config.schema import Admin
 from ambassador.config.words import is_loopback, split_address
 from ambassador.control.admin import http
 from ambassador.control.admin.rules import Door, refusal
+from ambassador.control.secret import SecretError, read_secret
 from ambassador.control.slots import BindError, bind_error, url_of
 from ambassador.control.unix_socket import InUse, NamedSocket
 
 _BACKLOG = 128
-
-
-class SecretError(Exception):
-    """A secret cannot be read; the text never holds it."""
-
-
-def read_secret(reference: str) -> str:
-    """What `env:NAME` or `file:/path` holds now. Raises `SecretError` when there is nothing."""
-    kind, _, where = reference.partition(":")
-    try:
-        value = os.environ[where] if kind == "env" else Path(where).read_text()
-    except (KeyError, OSError, UnicodeError):
-        raise SecretError(f"{reference}: cannot be read") from None
-    if not value.strip():
-        raise SecretError(f"{reference}: is empty")
-    return value.strip()
 
 
 class AdminDoor:

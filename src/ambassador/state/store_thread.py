@@ -1,0 +1,283 @@
+"""The fleet's store behind two threads of a worker, because its client waits.
+
+One thread connects and performs: it takes everything that was put meanwhile, as one batch, sends it and waits for the
+answers. So one batch is under way at most; MIN_SPACING_S between two lets small ones grow into fewer, unless somebody
+waits. The other thread hears what is published. Both connect again by themselves, one attempt at a time, after a
+random time of up to 25 ms that doubles to 500 ms (full jitter: a whole fleet comes back at once).
+
+Nothing here decides anything: each thread leaves `Report`s in one queue and rings the bell. Whether a batch took too
+long is the worker's own thread to say, which reads `batch`; what a thread says afterwards about a batch that was given
+up is that the store answers again.
+
+Python's switch interval (5 ms) stays as it is: the worker's thread lets go of the interpreter at every system call.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple, Protocol, TypeAlias
+
+from ambassador.state.bridge import Asked, Batch, Bell
+from ambassador.state.protocol import Answer, Event, Operation, StoreLost
+
+MIN_SPACING_S: Final = 0.002
+"""Between two batches that nobody waits for. A pipeline costs the client 80 µs whatever is in it."""
+
+RECONNECT_S: Final = (0.025, 0.5)
+_BATCH: Final = 512  # operations: about 5 ms of one core of the store
+_UNHEARD: Final = (
+    10_000  # reports that the worker has not looked at; beyond, events are dropped, and that is told
+)
+
+
+class Subscription(Protocol):
+    """What is published, on a connection of its own; iterated over by one thread."""
+
+    def __iter__(self) -> Iterator[Event]:
+        """Every event, as it comes. Raises `StoreLost`."""
+
+    def stop(self) -> None:
+        """Have the iteration end soon; from any thread."""
+
+
+class Store(Protocol):
+    """A client of the store that waits. All but `subscribe` is used by one thread."""
+
+    def connect(self) -> None:
+        """Connect, or connect again. Raises `StoreLost`."""
+
+    def perform(self, operations: Sequence[Operation]) -> list[Answer]:
+        """Have them done; the answers in the same order. Raises `StoreLost`."""
+
+    def subscribe(self) -> Subscription:
+        """Connect once more: what is published from now on is heard. Raises `StoreLost`. From another thread."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+class Done(NamedTuple):
+    """A batch was answered."""
+
+    batch: Batch
+    answers: list[Answer]
+
+
+class Lost(NamedTuple):
+    """The store is lost, and with it this batch."""
+
+    batch: Batch
+    why: str
+
+
+class Up(NamedTuple):
+    """The store is there, and answered the greeting."""
+
+    answers: list[Answer]
+
+
+class Refused(NamedTuple):
+    """An attempt to connect failed."""
+
+    why: str
+
+
+class Heard(NamedTuple):
+    """An event; None: some were missed, or may have been."""
+
+    event: Event | None
+
+
+Report: TypeAlias = Done | Lost | Up | Refused | Heard
+
+
+class StoreThread:
+    """Two daemon threads, from `start` to `stop`.
+
+    `greeting` gives what is done first on a new connection: its answers prove that the store answers. `time` is the
+    worker's clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        greeting: Callable[[], list[Operation]],
+        bell: Bell,
+        time: Callable[[], float],
+        *,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.batch: Batch | None = None
+        self._store = store
+        self._subscription: Subscription | None = None
+        self._connections = 0
+        self._greeting = greeting
+        self._bell = bell
+        self._time = time
+        self._chance = chance
+        self._reports: deque[Report] = deque()
+        self._missed = False
+        self._wanted = threading.Condition()
+        self._outbox: deque[Asked] = deque()
+        self._urgent = False
+        self._sent_at = float("-inf")
+        self._stopping = False
+        self._stopped = threading.Event()
+        self._connected = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._perform, name="ambassador-state", daemon=True),
+            threading.Thread(target=self._hear, name="ambassador-state-events", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Begin to connect."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, within_s: float) -> None:
+        """Perform what was put before, and end. Threads that are stuck after that time are left behind."""
+        with self._wanted:
+            self._stopping = True
+            self._wanted.notify()
+        self._stopped.set()
+        self._connected.set()
+        self._end_subscription()
+        until = self._time() + within_s
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, until - self._time()))
+
+    # The worker's side
+
+    def put(self, asked: Asked, *, urgent: bool) -> None:
+        """Have it sent with the next batch, which goes at once if it is urgent."""
+        with self._wanted:
+            self._outbox.append(asked)
+            if urgent:
+                self._urgent = True
+            self._wanted.notify()
+
+    def take_back(self) -> list[Asked]:
+        """What was put and is not under way."""
+        with self._wanted:
+            asked = list(self._outbox)
+            self._outbox.clear()
+        return asked
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something waits to be sent."""
+        return bool(self._outbox)
+
+    def reports(self) -> Iterator[Report]:
+        """What there is to tell; each once."""
+        for _ in range(len(self._reports)):
+            yield self._reports.popleft()
+        if self._missed:
+            self._missed = False
+            yield Heard(None)
+
+    # The thread that performs
+
+    def _perform(self) -> None:
+        failures = 0
+        while not self._stopping:
+            if self._connect():
+                failures = 0
+                self._connected.set()
+                self._converse()
+                self._connected.clear()
+                self._end_subscription()
+            else:
+                failures += 1
+            if not self._stopping:
+                self._stopped.wait(reconnect_delay_s(failures, self._chance()))
+        self._store.close()
+
+    def _connect(self) -> bool:
+        try:
+            self._store.connect()
+            self._report(Up(self._store.perform(self._greeting())))
+        except Exception as error:  # noqa: BLE001 - likewise
+            self._report(Refused(_reason(error)))
+            return False
+        return True
+
+    def _converse(self) -> None:
+        """Perform batches until the store is lost or nothing more will come."""
+        while (batch := self._next()) is not None:
+            try:
+                answers = self._store.perform(batch.operations)
+            except Exception as error:  # noqa: BLE001 - whatever a client raises, its store is lost until it is back
+                self.batch = None
+                self._report(Lost(batch, _reason(error)))
+                return
+            self.batch = None
+            self._report(Done(batch, answers))
+
+    def _next(self) -> Batch | None:
+        with self._wanted:
+            while not self._outbox:
+                if self._stopping:
+                    return None
+                self._wanted.wait()
+            while not self._urgent and not self._stopping:
+                left = self._sent_at + MIN_SPACING_S - self._time()
+                if left <= 0:
+                    break
+                self._wanted.wait(left)
+            asked = [self._outbox.popleft() for _ in range(min(len(self._outbox), _BATCH))]
+            self._urgent = self._urgent and bool(self._outbox)
+            self._sent_at = self._time()
+            self.batch = Batch(asked, self._sent_at)
+            return self.batch
+
+    def _report(self, report: Report) -> None:
+        self._reports.append(report)
+        self._bell.ring()
+
+    # The thread that hears
+
+    def _hear(self) -> None:
+        failures = 0
+        while not self._stopping:
+            self._connected.wait()
+            connection = self._connections
+            try:
+                self._subscription = self._store.subscribe()
+                if connection == self._connections:
+                    failures = 0
+                    self._report(Heard(None))
+                    for event in self._subscription:
+                        self._report_event(event)
+            except Exception:  # noqa: BLE001 - likewise; the other thread's attempts say why
+                failures += 1
+            self._subscription = None
+            self._stopped.wait(reconnect_delay_s(failures, self._chance()))
+
+    def _end_subscription(self) -> None:
+        """Have it made anew: after a failover it may go on with a server that nobody writes to."""
+        self._connections += 1
+        subscription = self._subscription
+        if subscription is not None:
+            subscription.stop()
+
+    def _report_event(self, event: Event) -> None:
+        if len(self._reports) < _UNHEARD:
+            self._report(Heard(event))
+        else:
+            self._missed = True
+            self._bell.ring()
+
+
+def reconnect_delay_s(failures: int, chance: float) -> float:
+    """How long to wait before the next attempt, after so many failures in a row; `chance` is 0..1."""
+    first, longest = RECONNECT_S
+    return chance * min(longest, first * 2.0 ** min(failures, 10))
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, StoreLost) else f"{type(error).__name__}: {error}"
