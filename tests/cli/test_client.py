@@ -64,4 +64,5 @@ def test_a_no_is_told_with_its_reason(service: FakeService) -> None:
 
 
 def test_an_admin_url_must_be_one(service: FakeService) -> None:
-    assert failure(args(admin="ftp://x")).status == 2
+    for wrong in ("ftp://x", "https://x", "http://", "localhost:port", "http://[::1"):
+        assert failure(args(admin=wrong)).status == 2

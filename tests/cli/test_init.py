@@ -21,6 +21,20 @@ def test_an_unknown_command_is_a_usage_error_with_a_hint(capsys: pytest.CaptureF
     assert "did you mean 'reload'?" in capsys.readouterr().err
 
 
+def test_a_command_that_is_not_built_yet_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ramp", "--over", "30m"]) == 2
+    assert capsys.readouterr().err == "ambassador: 'ramp' is not supported by this version\n"
+
+
+def test_help_may_come_before_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["help", "reload"])
+    assert ended.value.code == 0
+    assert "usage: ambassador reload" in capsys.readouterr().out
+    assert main(["help", "relaod"]) == 2
+    assert main(["help"]) == 0
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

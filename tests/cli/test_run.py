@@ -25,7 +25,7 @@ def test_what_is_served_is_announced_listeners_first() -> None:
 
 def test_urls_become_one_route_with_the_defaults() -> None:
     args = argparse.Namespace(
-        to=["http://a:1", "http://b:2"], listen=None, admin="127.0.0.1:9901", control="unix:/c"
+        config=None, to=["http://a:1", "http://b:2"], listen=None, admin="127.0.0.1:9901", control="unix:/c"
     )
     config = config_of(args)
     assert config is not None
@@ -38,13 +38,35 @@ def test_urls_become_one_route_with_the_defaults() -> None:
 
 
 def test_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for wrong in ([], ["-c", "a", "--to", "http://b"], ["--to", "http://b", "--workers", "0"]):
+    for wrong in (["-c", "a", "--to", "http://b"], ["--to", "http://b", "--workers", "0"]):
         with pytest.raises(SystemExit) as ended:
             main(["run", *wrong])
         assert ended.value.code == 2
     assert main(["run", "-c", "a", "--listen", "127.0.0.1:1"]) == 2
+    assert main(["run"]) == 2
+    assert "-c FILE, or one route with --to URL" in capsys.readouterr().err
+    assert main(["run", "a.yaml"]) == 2
+    assert "ambassador run -c a.yaml" in capsys.readouterr().err
+
+
+def test_a_bad_file_is_the_checks_no(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("version: 1\nlisten: nowhere\nroutes: []\n")
+    assert main(["run", "-c", str(file)]) == 1
+    assert f"{file}:2:9: error: listen: 'nowhere' is not an address" in capsys.readouterr().err
     assert main(["run", "-c", str(tmp_path / "none")]) == 1
-    assert main(["run", "--to", "nowhere", "--to", "https://b"]) == 1
-    errors = capsys.readouterr().err
-    assert "nowhere" in errors
-    assert "https://b" in errors
+    assert "cannot be read: No such file" in capsys.readouterr().err
+
+
+def test_a_bad_option_is_named_and_not_the_config_it_would_make(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wrong = ["--to", "nowhere", "--to", "http://b", "--listen", "127.0.0.1:99999", "--admin", "0.0.0.0:1"]
+    assert main(["run", *wrong, "--control", "c"]) == 2
+    errors = [line.partition(";")[0] for line in capsys.readouterr().err.splitlines()]
+    assert errors == [
+        "ambassador run: --listen: '127.0.0.1:99999': port 99999 is over 65535",
+        "ambassador run: --admin: '0.0.0.0:1' is beyond loopback, so a token is needed",
+        "ambassador run: --control: 'c' is not a socket",
+        "ambassador run: --to: 'nowhere' is not a URL",
+    ]

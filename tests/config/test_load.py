@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ambassador.config.load import Loaded, for_urls, load, load_file, load_string, load_text
+from ambassador.config.load import Loaded, load, load_file, load_string, load_text
 from ambassador.config.problem import ConfigError
 from ambassador.config.schema import Config, Endpoint, PathRegex, Redirect, Respond, ValueMatch
 from ambassador.proxy.policies import headers, retry
@@ -415,18 +415,6 @@ def test_missing_file_and_odd_bytes_are_problems(tmp_path: Path) -> None:
     assert str(load(odd).errors[0]).endswith("odd.yaml:2:7: error: is not UTF-8: byte 0xff")
     with pytest.raises(ConfigError):
         load_file(odd)
-
-
-def test_for_urls() -> None:
-    config = for_urls(["http://a:1", "http://b:2"], listen="127.0.0.1:0", admin="127.0.0.1:9", workers=2)
-    assert (config.routes[0].to, config.routes[0].line, config.routes[0].file) == ("default", 1, "")
-    assert [endpoint.url for endpoint in config.upstreams["default"].endpoints] == [
-        "http://a:1",
-        "http://b:2",
-    ]
-    assert config.workers == 2
-    with pytest.raises(ConfigError):
-        for_urls(["a:1"])
 
 
 SCALARS = st.one_of(

@@ -35,14 +35,34 @@ COMMANDS: Final = {
 """Every command and what it does, in the order in which `--help` lists them."""
 
 
+_LATER: Final = frozenset(
+    {
+        "breaker",
+        "breakers",
+        "diff",
+        "doctor",
+        "limits",
+        "ramp",
+        "replicas",
+        "routes",
+        "tap",
+        "top",
+        "upstreams",
+    }
+)
+"""Commands that the documentation of the whole product names."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if len(arguments) > 1 and arguments[0] == "help":
+        arguments = [*arguments[1:2], "--help"]
     name = next((argument for argument in arguments if not argument.startswith("-")), None)
     if not arguments or arguments[0] in ("-h", "--help", "help") or name is None:
         return _without_command(arguments)
     if name not in COMMANDS:
-        return _unknown(name)
+        return _later(name) if name in _LATER else _unknown(name)
     parser = argparse.ArgumentParser(
         prog="ambassador", description="A smart proxy between clients and services."
     )
@@ -76,6 +96,11 @@ def _help() -> str:
         "exit status: 0 ok, 1 the check or the service said no, 2 usage, 3 the service cannot be reached\n"
         "`ambassador COMMAND --help` tells more; start with `ambassador demo`."
     )
+
+
+def _later(name: str) -> int:
+    print(f"ambassador: '{name}' is not supported by this version", file=sys.stderr)
+    return USAGE
 
 
 def _unknown(name: str) -> int:

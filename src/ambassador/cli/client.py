@@ -72,10 +72,14 @@ class Client:
     def _connection(self) -> http.client.HTTPConnection:
         if self.where.startswith("unix:"):
             return _UnixConnection(self.where.removeprefix("unix:"), self._timeout_s)
-        url = urlsplit(self.where if "://" in self.where else f"http://{self.where}")
+        try:
+            url = urlsplit(self.where if "://" in self.where else f"http://{self.where}")
+            port = url.port or 80
+        except ValueError:
+            raise Failure(f"{self.where} is not an http URL", USAGE) from None
         if url.scheme != "http" or not url.hostname:
             raise Failure(f"{self.where} is not an http URL", USAGE)
-        return http.client.HTTPConnection(url.hostname, url.port or 80, timeout=self._timeout_s)
+        return http.client.HTTPConnection(url.hostname, port, timeout=self._timeout_s)
 
     def get(self, path: str) -> Any:
         """The answer, if it is a good one. Raises `Failure`."""

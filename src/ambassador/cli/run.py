@@ -25,7 +25,8 @@ def add_parser(subparsers: Subparsers) -> None:
         description="Check the config, then serve in the foreground. Prints the listeners' URLs, the admin URL and "
         "the state backend. TERM drains, HUP reloads, Ctrl-C ends within 5 s.",
     )
-    source = parser.add_mutually_exclusive_group(required=True)
+    parser.add_argument("file", nargs="?", help=argparse.SUPPRESS)  # to say what is missing before it
+    source = parser.add_mutually_exclusive_group()
     source.add_argument("-c", "--config", metavar="FILE", help="the config")
     source.add_argument(
         "--to", metavar="URL", action="append", help="no file: one route to this endpoint, or to these"
@@ -53,29 +54,42 @@ def run(args: argparse.Namespace) -> int:
     """Serve."""
     from ambassador.control.service import serve
 
+    if args.file is not None:
+        return _usage(f"a config is named with -c: ambassador run -c {args.file}")
     if args.config is not None and (args.listen or args.admin or args.control):
-        print(
-            "ambassador run: --listen, --admin and --control go with --to; with -c they are in the file",
-            file=sys.stderr,
-        )
-        return USAGE
+        return _usage("--listen, --admin and --control go with --to; with -c they are in the file")
+    if args.config is None and args.to is None:
+        return _usage("what to serve? A config with -c FILE, or one route with --to URL (see --help)")
     config = config_of(args)
     if config is None:
-        return NO
+        return USAGE if args.config is None else NO
     announce = _as_json if args.json else announcement_text
     return serve(config, announce, config_file=args.config, workers=args.workers)
 
 
+def _usage(text: str) -> int:
+    print(f"ambassador run: {text}", file=sys.stderr)
+    return USAGE
+
+
 def config_of(args: argparse.Namespace) -> Config | None:
     """The config that the command line names or makes; None when it has errors, which are printed then."""
-    from ambassador.control.checking import check_file, check_text
+    from ambassador.config.load import load, load_string
 
-    checked = (
-        check_file(args.config) if getattr(args, "config", None) is not None else check_text(_text(args))
-    )
-    for line in (*checked.errors, *checked.warnings):
+    if args.config is not None:
+        loaded = load(args.config)
+        lines = [problem.text() for problem in (*loaded.errors, *loaded.warnings)]
+    else:
+        loaded = load_string(_text(args))
+        lines = [f"ambassador run: {_option(each.path)}: {each.advice}" for each in loaded.problems]
+    for line in lines:
         print(line, file=sys.stderr)
-    return checked.config
+    return loaded.config
+
+
+def _option(path: str) -> str:
+    """The option that a place in the config of `_text` comes from."""
+    return "--to" if path.startswith("routes") else f"--{path.partition('.')[0]}"
 
 
 def _text(args: argparse.Namespace) -> str:

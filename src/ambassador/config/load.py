@@ -11,10 +11,9 @@ Nothing here raises for what a file holds; `load_file` and `load_text` raise Con
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from ambassador.config.read import BAD, Items, Part, build, merge, read
 from ambassador.config.schema import Config, Document, Fragment, Route, Upstream
 from ambassador.proxy.policies import headers
 
-__all__ = ["Loaded", "for_urls", "load", "load_file", "load_string", "load_text"]
+__all__ = ["Loaded", "load", "load_file", "load_string", "load_text"]
 
 TEXT = "-"
 """What a text is called that comes from no file."""
@@ -93,25 +92,6 @@ def load_file(path: str | os.PathLike[str]) -> Config:
 def load_text(text: str) -> Config:
     """The config of a text. Raises ConfigError with every mistake."""
     return load_string(text).require()
-
-
-def for_urls(
-    urls: Sequence[str], listen: str = "127.0.0.1:8080", admin: str | None = None, workers: int | None = None
-) -> Config:
-    """The config of `run --to URL`: one route, `default`, from everything to these endpoints.
-
-    `admin` None: no admin API. `workers` None: as many as CPUs. Raises ConfigError.
-    """
-    document: dict[str, Any] = {
-        "version": 1,
-        "listen": listen,
-        "routes": [{"name": "default", "to": list(urls)}],
-    }
-    if admin is not None:
-        document["admin"] = admin
-    if workers is not None:
-        document["workers"] = workers
-    return load_text(json.dumps(document))
 
 
 # Files to nodes

@@ -43,9 +43,12 @@ class Problem(Struct, frozen=True, kw_only=True):
     @property
     def sentence(self) -> str:
         """Path, problem and hint."""
-        path = f"{self.path}: " if self.path else ""
-        hint = f"; {self.hint}" if self.hint else ""
-        return f"{path}{self.message}{hint}"
+        return f"{self.path}: {self.advice}" if self.path else self.advice
+
+    @property
+    def advice(self) -> str:
+        """Problem and hint."""
+        return f"{self.message}; {self.hint}" if self.hint else self.message
 
     def text(self) -> str:
         """The problem, then its line with a caret under the place."""

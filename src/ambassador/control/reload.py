@@ -61,6 +61,7 @@ class Reload:
             errors = tuple(str(argument) for argument in error.args)
             for line in errors:
                 self._log.error("reload: %s", line)
+            self._log.error("not reloaded; generation %d is served on", self._deployment.generation)
             return LastReload(ok=False, at=now, errors=errors)
         self._log.info("reload: generation %d is served", self._deployment.generation)
         return LastReload(ok=True, at=now)
