@@ -11,17 +11,18 @@ Nothing here raises for what a file holds; `load_file` and `load_text` raise Con
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 from msgspec import Struct, structs
 
 from ambassador.config import check, words
-from ambassador.config.node import Node, Source
+from ambassador.config.node import LINE_BREAK, Node, Source
 from ambassador.config.problem import ConfigError, Problem, in_order
 from ambassador.config.read import BAD, Items, Part, build, merge, read
 from ambassador.config.schema import Config, Document, Fragment, Route, Upstream
@@ -38,6 +39,8 @@ LARGEST_FILE = 16 * 2**20
 """Bytes of a file; ten thousand routes are a tenth of it."""
 DEEPEST = 64
 """Levels of nesting; a config needs eight."""
+MOST_UNQUOTED = 100
+"""Texts without their quotes that are told in one run; the file is read again for each."""
 MOST_ALIASED = 100_000
 """Values that aliases may repeat, so that a short file cannot become a gigabyte ("billion laughs")."""
 
@@ -132,38 +135,61 @@ def compose(source: Source, text: str) -> Node | None:
             line, odd.start() - text.rfind("\n", 0, odd.start()), "", f"holds the character {odd[0]!r}"
         )
         return None
-    composer = _Composer(source)
-    try:
-        for event in yaml.parse(text, Loader=_LOADER):
-            if not composer.take(event):
+    unquoted: _Unquoted = {}
+    while True:
+        composer = _Composer(source, unquoted)
+        try:
+            return composer.compose(text)
+        except yaml.MarkedYAMLError as error:
+            found = _report_syntax(source, error)
+            if found is None or found[0] in unquoted or len(unquoted) >= MOST_UNQUOTED:
                 return None
-    except yaml.MarkedYAMLError as error:
-        _report_syntax(source, error)
-        return None
-    except (yaml.YAMLError, ValueError) as error:
-        source.report(0, 0, "", f"is not YAML: {error}")
-        return None
-    return composer.root
+            unquoted.update([found])
+            text = _with_stand_in(text, *found)
+        except (yaml.YAMLError, ValueError) as error:
+            source.report(0, 0, "", f"is not YAML: {error}")
+            return None
+
+
+def _with_stand_in(text: str, place: tuple[int, int], token: str) -> str:
+    """The text with something that YAML reads, as long as `token`, in its place, so that the rest can be checked."""
+    line, column = place
+    breaks = itertools.islice(LINE_BREAK.finditer(text), line - 1)
+    start = max((each.end() for each in breaks), default=0) + column - 1
+    return text[:start] + "x" * len(token) + text[start + len(token) :]
+
+
+_Unquoted: TypeAlias = dict[tuple[int, int], str]
+"""By line and column: what would be read there if it had the quotes that it lacks."""
 
 
 class _Composer:
     """Puts events together to nodes."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, unquoted: _Unquoted) -> None:
         self.root: Node | None = None
         self._source = source
+        self._unquoted = unquoted
         self._anchors: dict[str, Node] = {}
         self._open: list[tuple[Node, list[Node]]] = []
         self._aliased = 0
         self._documents = 0
 
-    def take(self, event: Any) -> bool:
+    def compose(self, text: str) -> Node | None:
+        """The root node of a text, or None. Raises YAMLError."""
+        for event in yaml.parse(text, Loader=_LOADER):
+            if not self._take(event):
+                return None
+        return self.root
+
+    def _take(self, event: Any) -> bool:
         """Takes the next event; False ends it, with the reason reported."""
         kind = type(event)
         if kind is yaml.ScalarEvent:
             node = self._node("scalar", event)
-            node.value = event.value
-            node.plain = not event.style
+            meant = self._unquoted.get((node.line, node.column))
+            node.value = event.value if meant is None else meant
+            node.plain = not event.style and meant is None
             self._add(node)
         elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
             return self._begin(event, "mapping" if kind is yaml.MappingStartEvent else "sequence")
@@ -248,13 +274,16 @@ def _merged(pairs: list[tuple[Node, Node]]) -> Iterator[tuple[Node, Node]]:
                     yield pair
 
 
-_BRACED = re.compile(r"[^\s\"',{}\[\]]*\{[A-Za-z_][\w.]*\}[^\s\"',}\]]*")
+_BRACED = re.compile(r"[^\s\"',{}\[\]]*(?:\{[A-Za-z_][\w.]*\}[^\s\"',{}\[\]]*)+")
 _V6 = re.compile(r"\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\](?::[0-9]*)?")
 _STARRED = re.compile(r"\*[^\s,}\]]*")
 
 
-def _report_syntax(source: Source, error: yaml.MarkedYAMLError) -> None:
-    """Reports what the parser could not read, with the hint for the usual causes (contract 7.18)."""
+def _report_syntax(source: Source, error: yaml.MarkedYAMLError) -> tuple[tuple[int, int], str] | None:
+    """Reports what the parser could not read, with the hint for the usual causes (contract 7.18).
+
+    Returns the line and column of a text that only lacks its quotes, and that text; None for all else.
+    """
     mark = error.problem_mark or error.context_mark
     line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
     shown = source.line(line)
@@ -263,8 +292,9 @@ def _report_syntax(source: Source, error: yaml.MarkedYAMLError) -> None:
         match = next((m for m in pattern.finditer(shown) if m.start() < column <= m.end() + 1), None)
         if match is not None and context in (error.context or ""):
             source.report(line, match.start() + 1, "", problem, f'quote this: "{match[0]}"')
-            return
+            return (line, match.start() + 1), match[0]
     source.report(line, column, "", problem, _syntax_hint(error, shown[column - 1 : column]))
+    return None
 
 
 def _syntax_hint(error: yaml.MarkedYAMLError, character: str) -> str | None:

@@ -13,7 +13,8 @@ from msgspec import structs
 
 from ambassador.config.problem import Problem
 
-_LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
+LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
+"""What YAML counts lines by."""
 
 
 class Source:
@@ -30,7 +31,7 @@ class Source:
     def line(self, number: int) -> str:
         """A line of the file, counted from 1; empty if there is none."""
         if isinstance(self._lines, str):
-            self._lines = _LINE_BREAK.split(self._lines)
+            self._lines = LINE_BREAK.split(self._lines)
         return self._lines[number - 1] if 0 < number <= len(self._lines) else ""
 
     def mask(self, number: int, secret: str) -> None:
