@@ -5,7 +5,8 @@ data plane (`control/worker.py`) gets it as `store_fd`.
 
 A frame is a length in four bytes, big-endian, and so many bytes of msgpack. Both sides say `HELLO` first, without
 waiting for the other's; a side that reads another greeting than its own closes. After that
-- the worker sends `[number, [operation, …]]`, numbers from 1 upwards; it need not wait for answers;
+- the worker sends `[number, [operation, …]]`, numbers from 1 upwards, at most MOST_OPERATIONS in each; it need not
+  wait for answers;
 - the store sends `[number, [answer, …]]` for each, in the same order, and `[0, [event, …]]` in between.
 
 Either side closes when it reads what it cannot understand, or a length above LONGEST. A worker's socket is made for it
@@ -23,6 +24,9 @@ from ambassador.state.protocol import VERSION, Answer, Event, Operation
 
 LONGEST: Final = 16 * 1024 * 1024
 """Of a frame, in bytes, its length not counted: 250 of the longest values; a larger number is a framing error."""
+
+MOST_OPERATIONS: Final = 200
+"""Of a frame: so one takes half a millisecond of the supervisor's loop, and 200 of the longest values fit into it."""
 
 _LENGTH = struct.Struct("!I")
 _BEYOND: Final = _LENGTH.size + LONGEST
@@ -109,7 +113,7 @@ class Unpacker:
         while end - start >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(data, start)
             if length > LONGEST:
-                raise Malformed
+                raise Malformed("a length that cannot be")
             stop = start + _LENGTH.size + length
             if stop > end:
                 break
