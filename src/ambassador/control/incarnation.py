@@ -65,7 +65,7 @@ class Incarnation:
         self.gone = trio.Event()
         """Set when it has ended."""
         self.on_leaving: Callable[[Incarnation], None] = lambda _: None
-        """Called when the worker was told by a signal to end."""
+        """Called when the worker must be replaced: a signal told it to end, or it has lost its store."""
         self._awaited: dict[tuple[str, int], Callable[[Report | None], None]] = {}
         self._asked = 0
 

@@ -12,14 +12,16 @@ from ambassador.control.incarnation import Incarnation
 from ambassador.control.orders import Sockets, Start
 from ambassador.control.output import Output, copy_lines
 from ambassador.control.reload import catch_up
+from ambassador.control.store import StoreServer
 
 
 class Equipment:
-    """Sockets and config from the deployment, a page for counters, a pipe for log lines."""
+    """Sockets and config from the deployment, a page for counters, a pipe for log lines, a socket to the store."""
 
-    def __init__(self, deployment: Deployment, output: Output) -> None:
+    def __init__(self, deployment: Deployment, output: Output, store: StoreServer) -> None:
         self._deployment = deployment
         self._output = output
+        self._store = store
 
     def open_slot(self, slot: int) -> tuple[Sockets, list[int]]:
         """Make the slot's sockets; the order and descriptors that make them known to the workers there are."""
@@ -37,9 +39,9 @@ class Equipment:
             binding.listen([slot])
 
     def equip(self, worker: Incarnation, nursery: trio.Nursery) -> None:
-        """Give it its first order; copy its log lines in `nursery` until its end."""
+        """Give it its first order; copy its log lines and serve it the store, in `nursery`, until its end."""
         reads, writes = os.pipe2(os.O_CLOEXEC)
-        store, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair()
         try:
             refs, descriptors = self._deployment.sockets()
             brief = self._deployment.brief()
@@ -56,8 +58,12 @@ class Equipment:
         finally:
             os.close(writes)
             theirs.close()
-            store.close()
         nursery.start_soon(copy_lines, reads, self._output)
+        nursery.start_soon(self._serve_store, worker, ours)
+
+    async def _serve_store(self, worker: Incarnation, sock: socket.socket) -> None:
+        if await self._store.serve(sock, f"slot {worker.slot}: worker {worker.pid}") and not worker.ended:
+            worker.on_leaving(worker)
 
     async def catch_up(self, worker: Incarnation) -> bool:
         """Bring a worker that has just become ready to what is served now; whether that worked."""

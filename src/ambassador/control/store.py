@@ -70,6 +70,8 @@ class _Connection:
         sock.setblocking(False)
         self.sock = sock
         self.greeted = False
+        self.foreign = False
+        """It greeted otherwise."""
         self.overflown = False
         self._waiting = bytearray()
         self._filled = trio.Event()
@@ -148,7 +150,7 @@ class StoreServer:
         if wrong is None:
             return False
         self._log.error("%s is cut off from the store: %s", name, wrong)
-        return connection.greeted
+        return not connection.foreign
 
     async def _read(self, connection: _Connection) -> str | None:
         """Serve until the worker closes, or until what is wrong with it, in words."""
@@ -171,7 +173,8 @@ class StoreServer:
                         await trio.lowlevel.checkpoint()
                     if connection.overflown:
                         break
-                    if not connection.greeted and body != GREETING:
+                    connection.foreign = not connection.greeted and body != GREETING
+                    if connection.foreign:
                         return "it runs other code, with another layout of what is shared"
                     self._take(connection, body)
             except (Malformed, msgspec.MsgspecError) as error:

@@ -47,6 +47,7 @@ from ambassador.control.status import (
     route_status,
     worker_status,
 )
+from ambassador.control.store import StoreServer
 from ambassador.control.sums import UpstreamStatus, UpstreamSums
 from ambassador.control.turns import Turns
 from ambassador.observe.families import Figures, Traffic
@@ -94,7 +95,9 @@ class Supervisor:
         names = Resolver(self._push_addresses, log=log)
         self._deployment = Deployment(config, config.name or random_name(), self._pages, names)
         self._output = Output(1)
-        self._crew = Crew(Equipment(self._deployment, self._output), log, module=module)
+        self._store = StoreServer(log)
+        equipment = Equipment(self._deployment, self._output, self._store)
+        self._crew = Crew(equipment, log, module=module)
         self._changing = trio.Lock()
         self._started = time.time()
         self._last_reload: LastReload | None = None
