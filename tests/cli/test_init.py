@@ -43,7 +43,9 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     assert f"usage: ambassador {command}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["version", "health", "reload", "drain", "workers"])
+@pytest.mark.parametrize(
+    "command", ["version", "health", "reload", "drain", "workers", "routes", "upstreams", "replicas", "top"]
+)
 def test_commands_for_probes_import_nothing_heavy(command: str) -> None:
     program = (
         "import sys\nfrom ambassador.cli import main\n"

@@ -28,6 +28,6 @@ def test_the_number_is_set(service: FakeService, capsys: pytest.CaptureFixture[s
 def test_workers_are_listed(service: FakeService, capsys: pytest.CaptureFixture[str]) -> None:
     service.answers["GET", "/api/status"] = (200, {"workers": [WORKER]})
     assert main(["workers"]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == ["0", "7", "ready", "1", "2", "0.5", "0.0"]
+    assert capsys.readouterr().out.splitlines()[1].split() == ["0", "7", "ready", "1", "2", "0.5", "-"]
     assert main(["workers", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [WORKER]

@@ -26,6 +26,10 @@ COMMANDS: Final = {
     "check": "say everything that is wrong with a config",
     "explain": "say what would happen to a request, and why",
     "schema": "print the JSON Schema of the config",
+    "routes": "list the routes of the service",
+    "upstreams": "list the endpoints of the service's upstreams",
+    "replicas": "list the replicas that share the state",
+    "top": "watch the traffic of each route",
     "reload": "have the service read its config again",
     "drain": "have the service finish and exit",
     "workers": "have the service run so many workers",
@@ -35,21 +39,7 @@ COMMANDS: Final = {
 """Every command and what it does, in the order in which `--help` lists them."""
 
 
-_LATER: Final = frozenset(
-    {
-        "breaker",
-        "breakers",
-        "diff",
-        "doctor",
-        "limits",
-        "ramp",
-        "replicas",
-        "routes",
-        "tap",
-        "top",
-        "upstreams",
-    }
-)
+_LATER: Final = frozenset({"breaker", "breakers", "diff", "doctor", "limits", "ramp", "tap"})
 """Commands that the documentation of the whole product names."""
 
 

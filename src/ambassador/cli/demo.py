@@ -65,6 +65,7 @@ Sample upstreams are up, and a little traffic runs. Try:
   curl -i {listener}/old              # redirected
   curl -s {admin}/metrics | grep ambassador_retries
   curl -s {admin}/api/upstreams
+  ambassador top --control {control}
 Dashboard: {admin}/
 Config:    {directory}/demo.yaml   log: {directory}/access.log
 Ctrl-C ends all of it."""
@@ -141,6 +142,7 @@ def _text(announcement: Announcement, directory: str) -> str:
         listener=announcement.listeners[0],
         admin=announcement.admin,
         state=announcement.state,
+        control=f"unix:{announcement.control}",
         directory=directory,
     )
 

@@ -29,6 +29,7 @@ def _count(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     """Set the number, or list the workers."""
     from ambassador.cli.client import Failure, client, complain
+    from ambassador.cli.table import table
 
     try:
         service = client(args)
@@ -42,12 +43,18 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(workers))
         return OK
-    print(
-        f"{'SLOT':>4} {'PID':>8} {'STATE':<9} {'CONNECTIONS':>11} {'INFLIGHT':>8} {'LAG ms':>7} {'RSS MiB':>7}"
-    )
-    for worker in workers:
-        print(
-            f"{worker['slot']:>4} {worker['pid']:>8} {worker['state']:<9} {worker['connections']:>11} "
-            f"{worker['inflight']:>8} {worker['loop_lag_ms']:>7.1f} {(worker['rss'] or 0) / 2**20:>7.1f}"
+    head = ("SLOT", "PID", "STATE", "CONNECTIONS", "INFLIGHT", "LAG ms", "RSS MiB")
+    rows = [
+        (
+            each["slot"],
+            each["pid"],
+            each["state"],
+            each["connections"],
+            each["inflight"],
+            each["loop_lag_ms"],
+            None if each["rss"] is None else each["rss"] / 2**20,
         )
+        for each in workers
+    ]
+    print(table(head, rows))
     return OK

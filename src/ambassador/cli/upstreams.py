@@ -1,0 +1,55 @@
+"""`ambassador upstreams`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from ambassador.cli import OK
+from ambassador.cli.arguments import Subparsers, add_live
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "upstreams",
+        help="list the endpoints of the service's upstreams",
+        description="List every endpoint of every upstream: its state, the requests in flight to it and its "
+        "connections, over all workers.",
+    )
+    add_live(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """List them."""
+    from ambassador.cli.client import Failure, client, complain
+    from ambassador.cli.table import table
+
+    try:
+        upstreams = client(args).get("/api/upstreams")
+    except Failure as failure:
+        return complain(failure, as_json=args.json)
+    if args.json:
+        print(json.dumps(upstreams))
+        return OK
+    head = ("UPSTREAM", "ENDPOINT", "STATE", "ADDRESS", "WEIGHT", "INFLIGHT", "ACTIVE", "IDLE", "EWMA ms")
+    print(table(head, _rows(upstreams)))
+    return OK
+
+
+def _rows(upstreams: list[dict[str, Any]]) -> Iterator[tuple[object, ...]]:
+    for upstream in upstreams:
+        for each in upstream["endpoints"]:
+            yield (
+                upstream["name"],
+                each["url"],
+                "up" if each["healthy"] else each["why"] or "down",
+                each["address"],
+                each["weight"],
+                each["inflight"],
+                each["connections"]["active"],
+                each["connections"]["idle"],
+                each["ewma_ms"],
+            )

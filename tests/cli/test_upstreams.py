@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ambassador.cli import main
+from tests.cli.service import FakeService
+
+UPSTREAMS = [
+    {
+        "name": "billing",
+        "endpoints": [
+            {
+                "url": "http://a:1",
+                "address": address,
+                "healthy": address is not None,
+                "weight": 1,
+                "inflight": 2,
+                "ewma_ms": ewma_ms,
+                "connections": {"idle": 3, "active": 4},
+                "why": None if address else "the name has no address",
+            }
+            for address, ewma_ms in (("10.0.0.1", 1.25), (None, None))
+        ],
+    }
+]
+
+
+def test_endpoints_are_listed(service: FakeService, capsys: pytest.CaptureFixture[str]) -> None:
+    service.answers["GET", "/api/upstreams"] = (200, UPSTREAMS)
+    assert main(["upstreams"]) == 0
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert first.split() == ["billing", "http://a:1", "up", "10.0.0.1", "1", "2", "4", "3", "1.2"]
+    assert "the name has no address" in second
+    assert main(["upstreams", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == UPSTREAMS
+
+
+def test_without_a_service() -> None:
+    assert main(["upstreams", "--control", "unix:/none"]) == 3
