@@ -7,6 +7,7 @@ back. An answer that comes after all is dropped, for nobody waits for it, but sa
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 from ambassador.state.bridge import ANSWER_WITHIN_S, Answered, Asked, Batch, Bridge
@@ -27,10 +28,12 @@ class RemoteScope(Bridge):
         greeting: Callable[[], list[Operation]],
         time: Callable[[], float],
         alarm: Callable[[float], None],
+        *,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         super().__init__(time, alarm)
         self.reason = "not connected yet"
-        self._thread = StoreThread(store, greeting, self.bell, time)
+        self._thread = StoreThread(store, greeting, self.bell, time, chance=chance)
         self._watching = False
         self._closed = False
 

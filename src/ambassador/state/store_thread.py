@@ -14,7 +14,7 @@ Python's switch interval (5 ms) stays as it is: the worker's thread lets go of t
 
 from __future__ import annotations
 
-import random
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +41,9 @@ class Subscription(Protocol):
 
     def stop(self) -> None:
         """Have the iteration end soon; from any thread."""
+
+    def close(self) -> None:
+        """Close the connection; from the thread that iterates."""
 
 
 class Store(Protocol):
@@ -98,7 +101,7 @@ class StoreThread:
     """Two daemon threads, from `start` to `stop`.
 
     `greeting` gives what is done first on a new connection: its answers prove that the store answers. `time` is the
-    worker's clock, in seconds.
+    worker's clock, in seconds; `chance` gives numbers from 0 up to 1.
     """
 
     def __init__(
@@ -108,7 +111,7 @@ class StoreThread:
         bell: Bell,
         time: Callable[[], float],
         *,
-        chance: Callable[[], float] = random.random,
+        chance: Callable[[], float],
     ) -> None:
         self.batch: Batch | None = None
         self._store = store
@@ -187,10 +190,10 @@ class StoreThread:
         while not self._stopping:
             if self._connect():
                 failures = 0
+                self._end_subscription()
                 self._connected.set()
                 self._converse()
                 self._connected.clear()
-                self._end_subscription()
             else:
                 failures += 1
             if not self._stopping:
@@ -247,12 +250,12 @@ class StoreThread:
             self._connected.wait()
             connection = self._connections
             try:
-                self._subscription = self._store.subscribe()
-                if connection == self._connections:
-                    failures = 0
-                    self._report(Heard(None))
-                    for event in self._subscription:
-                        self._report_event(event)
+                with contextlib.closing(self._store.subscribe()) as self._subscription:
+                    if connection == self._connections and not self._stopping:
+                        failures = 0
+                        self._report(Heard(None))
+                        for event in self._subscription:
+                            self._report_event(event)
             except Exception:  # noqa: BLE001 - likewise; the other thread's attempts say why
                 failures += 1
             self._subscription = None
