@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "demo": "try it: sample upstreams, routes to them, and a little traffic",
     "check": "say everything that is wrong with a config",
     "explain": "say what would happen to a request, and why",
+    "diff": "say what changes from one config to another",
     "schema": "print the JSON Schema of the config",
     "routes": "list the routes of the service",
     "upstreams": "list the endpoints of the service's upstreams",
@@ -39,7 +40,7 @@ COMMANDS: Final = {
 """Every command and what it does, in the order in which `--help` lists them."""
 
 
-_LATER: Final = frozenset({"breaker", "breakers", "diff", "doctor", "limits", "ramp", "tap"})
+_LATER: Final = frozenset({"breaker", "breakers", "doctor", "limits", "ramp", "tap"})
 """Commands that the documentation of the whole product names."""
 
 

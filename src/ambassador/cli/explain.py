@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
-import sys
-from typing import TYPE_CHECKING
 
 from ambassador.cli import NO, OK, USAGE
 from ambassador.cli.arguments import Subparsers, add_live
-
-if TYPE_CHECKING:
-    from ambassador.config.schema import Config
 
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 5.6.2
 _ODD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -65,10 +59,11 @@ def _header(text: str) -> tuple[str, str]:
 def run(args: argparse.Namespace) -> int:
     """Explain, and print."""
     from ambassador.cli.client import Failure, complain
+    from ambassador.cli.configs import file_config, live_config
     from ambassador.config.explain import BadUrl, explain, render
 
     try:
-        config = _live_config(args) if args.config is None else _file_config(args.config, as_json=args.json)
+        config = live_config(args) if args.config is None else file_config(args.config, as_json=args.json)
         if config is None:
             return NO
         explanation = explain(config, args.method, args.url, args.header)
@@ -83,30 +78,3 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(render(explanation), end="")
     return NO if explanation.route is None else OK
-
-
-def _file_config(path: str, *, as_json: bool) -> Config | None:
-    """The file's config; None when it has errors, which are then printed."""
-    from ambassador.control.checking import check_file
-
-    checked = check_file(path)
-    if checked.config is None:
-        if as_json:
-            print(json.dumps({"errors": checked.errors}))
-        for error in checked.errors:
-            print(error, file=sys.stderr)
-    return checked.config
-
-
-def _live_config(args: argparse.Namespace) -> Config:
-    """The config that the service runs with. Raises Failure."""
-    import msgspec
-
-    from ambassador.cli.client import Failure, client
-    from ambassador.config.schema import Config
-
-    service = client(args)
-    try:
-        return msgspec.convert(service.get("/api/config"), Config)
-    except msgspec.ValidationError as error:
-        raise Failure(f"the service at {service.where} is of another version: {error}", NO) from None

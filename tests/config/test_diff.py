@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ambassador.config.diff import Change, KeyChange, diff, render
+from ambassador.config.load import load_text
+from ambassador.config.schema import Config
+
+HEAD = "version: 1\nlisten: [127.0.0.1:8080]\n"
+
+
+def config(text: str = "", *, head: str = HEAD) -> Config:
+    return load_text(head + text)
+
+
+def only(before: Config, after: Config) -> Change:
+    (change,) = diff(before, after)
+    return change
+
+
+def test_the_same_in_other_words_is_no_change() -> None:
+    before = config("routes: [{name: a, to: 'http://A', timeout: 2s}]")
+    after = config(
+        "# a comment\nroutes:\n  - name: a\n    to: [http://a:80]\n    timeout: {total: 2000ms}\n",
+        head="version: 1\nlisteners: [{address: 127.0.0.1:8080}]\n",
+    )
+    assert diff(before, after) == []
+    assert render([]) == "no difference\n"
+
+
+def test_changed_keys_of_a_route_are_told_as_people_write_them() -> None:
+    before = config("routes: [{name: a, match: {path: /a}, to: 'http://a', timeout: 2s}]")
+    after = config("routes: [{name: a, match: {path: /b}, to: 'http://a', timeout: {total: 2s, idle: 1m}}]")
+    change = only(before, after)
+    assert (change.what, change.kind, change.place) == ("route a", "changed", "-:3")
+    assert change.keys == (
+        KeyChange(key="match.path", before="/a", after="/b"),
+        KeyChange(key="timeout.idle", before="5m", after="1m"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "what", "kind"),
+    [
+        ("workers: 2", "workers: 4", "workers", "changed"),
+        ("admin: 127.0.0.1:1", "", "admin", "changed"),
+        ("drain: {delay: 1s}", "drain: {delay: 2s}", "drain", "changed"),
+        ("telemetry: {sample: 10%}", "", "telemetry", "changed"),
+        ("upstreams: {u: {endpoints: ['http://a']}}", "", "upstream u", "removed"),
+        ("", "upstreams: {u: {endpoints: ['http://a']}}", "upstream u", "added"),
+        ("routes: [{name: a, respond: 200}]", "", "route a", "removed"),
+        ("", "routes: [{name: a, respond: 200}]", "route a", "added"),
+    ],
+)
+def test_each_part_has_its_change(before: str, after: str, what: str, kind: str) -> None:
+    change = only(config(before), config(after))
+    assert (change.what, change.kind) == (what, kind)
+    assert change.effect
+
+
+def test_listeners_are_known_by_their_addresses() -> None:
+    one = config(head="version: 1\nlisten: [127.0.0.1:1, 127.0.0.1:0, 127.0.0.1:0]\n")
+    other = config(head="version: 1\nlisten: [127.0.0.1:0, {address: 127.0.0.1:1, half_close: cancel}]\n")
+    assert [(change.what, change.kind) for change in diff(one, other)] == [
+        ("listener 127.0.0.1:0 (2)", "removed"),
+        ("listener 127.0.0.1:1", "changed"),
+    ]
+
+
+def test_secrets_are_not_shown() -> None:
+    before = config("admin: {address: 127.0.0.1:1, token: env:ONE}")
+    after = config("admin: {address: 127.0.0.1:2, token: env:TWO}")
+    assert "ONE" not in render(diff(before, after))
+
+
+def routes(names: list[str]) -> Config:
+    return config(f"routes: [{', '.join(f'{{name: {name}, respond: 200}}' for name in names)}]")
+
+
+def test_one_route_that_moves_is_one_change() -> None:
+    change = only(routes(list("abcd")), routes(list("bcda")))
+    assert (change.what, change.kind) == ("route a", "moved")
+    assert change.effect.endswith("it is now after route d")
+    assert only(routes(list("abcd")), routes(list("dabc"))).effect.endswith("it is now the first")
+
+
+@given(st.permutations(list("abcdef")))
+def test_as_few_routes_move_as_can(order: list[str]) -> None:
+    moved = {change.what.removeprefix("route ") for change in diff(routes(list("abcdef")), routes(order))}
+    staying = [name for name in order if name not in moved]
+    assert staying == sorted(staying)
+    more = itertools.combinations(order, len(staying) + 1)
+    assert not any(list(each) == sorted(each) for each in more)
+
+
+def test_it_is_told_in_lines() -> None:
+    before = config("workers: 2\nroutes: [{name: a, to: 'http://a'}, {name: gone, respond: 200}]")
+    after = config("workers: auto\nroutes: [{name: a, to: 'http://a', rewrite: {prefix: /x}}]")
+    text = render(diff(before, after)).splitlines()
+    assert text[0] == "~ workers"
+    assert text[1] == "    2 -> unset"
+    assert "- route gone   -:4" in text
+    assert '    rewrite: unset -> {"prefix": "/x"}' in text
