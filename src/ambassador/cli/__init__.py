@@ -35,12 +35,13 @@ COMMANDS: Final = {
     "drain": "have the service finish and exit",
     "workers": "have the service run so many workers",
     "health": "whether the service is ready",
+    "doctor": "look for what is wrong with this host or the service",
     "version": "print the version",
 }
 """Every command and what it does, in the order in which `--help` lists them."""
 
 
-_LATER: Final = frozenset({"breaker", "breakers", "doctor", "limits", "ramp", "tap"})
+_LATER: Final = frozenset({"breaker", "breakers", "limits", "ramp", "tap"})
 """Commands that the documentation of the whole product names."""
 
 

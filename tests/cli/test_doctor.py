@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ambassador import __version__
+from ambassador.cli import doctor, main
+from ambassador.cli.doctor import Host, host_findings, service_findings
+from tests.cli.service import FakeService
+
+HOST = Host(
+    system="Linux",
+    kernel="6.1.0-13-amd64",
+    descriptors=1_048_576,
+    somaxconn=4096,
+    cpus=8,
+    usable_cpus=4,
+    has_re2=True,
+)
+WORKER = {"pid": 7, "ready": True, "loop_lag_ms": 0.5}
+STATUS: dict[str, Any] = {
+    "name": "a",
+    "version": __version__,
+    "generation": 3,
+    "draining": False,
+    "workers": [WORKER],
+    "worker_restarts": 0,
+    "state": {"backend": "local", "up": True},
+    "last_reload": {"ok": True, "at": 1, "errors": []},
+}
+UP = {"name": "u", "endpoints": [{"url": "http://a:1", "healthy": True, "why": None}]}
+DOWN = {"name": "u", "endpoints": [{"url": "http://a:1", "healthy": False, "why": "no address"}]}
+
+
+def test_a_good_host_has_nothing_to_complain_of() -> None:
+    assert [finding.level for finding in host_findings(HOST)] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("host", "level", "words"),
+    [
+        (replace(HOST, system="Darwin"), "error", "runs on Linux only"),
+        (replace(HOST, kernel="5.4.0"), "error", "at least 5.10"),
+        (replace(HOST, descriptors=1024), "warning", "LimitNOFILE"),
+        (replace(HOST, somaxconn=128), "warning", "somaxconn=4096"),
+        (replace(HOST, has_re2=False), "warning", "[re2]"),
+    ],
+)
+def test_each_trouble_of_a_host_is_told_with_what_to_do(host: Host, level: str, words: str) -> None:
+    (found,) = (finding for finding in host_findings(host) if finding.level != "ok")
+    assert found.level == level
+    assert words in str(found.advice)
+
+
+def test_what_cannot_be_read_is_no_trouble() -> None:
+    assert all(finding.level == "ok" for finding in host_findings(replace(HOST, somaxconn=None)))
+
+
+@pytest.mark.parametrize(
+    ("change", "level", "words"),
+    [
+        ({"draining": True}, "warning", "draining"),
+        ({"workers": []}, "error", "workers do not start"),
+        ({"version": "0.0.1"}, "warning", "USR2"),
+        (
+            {"last_reload": {"ok": False, "errors": ["a.yaml:1:1: error: x\n  1 | y"]}},
+            "error",
+            "a.yaml:1:1: error: x",
+        ),
+        ({"last_reload": {"ok": False, "errors": []}}, "error", "no reason"),
+        ({"worker_restarts": 2}, "warning", "log"),
+        ({"state": {"backend": "redis", "up": False}}, "warning", "local"),
+        ({"workers": [WORKER | {"loop_lag_ms": 250.0}]}, "warning", "CPU"),
+    ],
+)
+def test_each_trouble_of_a_service_is_told_with_what_to_do(
+    change: dict[str, Any], level: str, words: str
+) -> None:
+    (found,) = (finding for finding in service_findings(STATUS | change, [UP]) if finding.level != "ok")
+    assert found.level == level
+    assert words in str(found.advice)
+    assert "\n" not in str(found.advice)
+
+
+def test_a_service_that_was_never_reloaded_is_fine() -> None:
+    assert [finding.level for finding in service_findings(STATUS | {"last_reload": None}, [UP])] == ["ok"]
+
+
+@pytest.fixture
+def good_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_look_at_host", lambda: HOST)
+
+
+@pytest.mark.usefixtures("good_host")
+def test_exit_status(service: FakeService, capsys: pytest.CaptureFixture[str]) -> None:
+    service.answers["GET", "/api/status"] = (200, STATUS)
+    service.answers["GET", "/api/upstreams"] = (200, [UP])
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "ok       a: generation 3, 1 workers ready"
+    service.answers["GET", "/api/upstreams"] = (200, [DOWN])
+    assert main(["doctor"]) == 1
+    assert "error    upstream u: http://a:1 is down\n         no address\n" in capsys.readouterr().out
+    assert main(["doctor", "--json", "--control", "unix:/none"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert [finding["level"] for finding in told] == ["ok", "ok", "error"]
+    assert "cannot reach the service" in told[-1]["what"]
+
+
+def test_this_host_can_be_looked_at() -> None:
+    assert list(host_findings(doctor._look_at_host()))
