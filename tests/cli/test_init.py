@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -61,3 +62,14 @@ def test_a_usage_error_exits_with_2() -> None:
     with pytest.raises(SystemExit) as ended:
         main(["workers", "0"])
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("command", ["version", "schema"])
+def test_a_reader_that_has_seen_enough_is_no_reason_to_complain(command: str) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    with open(writes, "wb") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "ambassador", command], stdout=pipe, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (1, "")

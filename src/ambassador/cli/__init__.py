@@ -9,6 +9,7 @@ Exit status: 0 done, 1 the check or the service said no, 2 usage, 3 the service 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -58,13 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="ambassador", description="A smart proxy between clients and services."
     )
-    module = import_module(f"ambassador.cli.{name}")
-    module.add_parser(parser.add_subparsers(dest="command", metavar="COMMAND"))
     try:
+        module = import_module(f"ambassador.cli.{name}")
+        module.add_parser(parser.add_subparsers(dest="command", metavar="COMMAND"))
         status: int = module.run(parser.parse_args(arguments))
+        sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has seen enough (`| head`); Python would complain again at exit.
-        sys.stderr.close()
+        # Whoever read our output has seen enough (`| head`); Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NO
     except KeyboardInterrupt:
         return 130
