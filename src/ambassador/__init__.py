@@ -20,9 +20,10 @@ The life of a request
  9. SHAPE: the outgoing head is made: what passes, what the proxy adds, what the route changes
     (`proxy/policies/headers.py`, `rewrite.py`, with values from `proxy/template.py`; `proxy/framing.py` says what
     they may not touch).
-10. It is sent and the answer's head awaited (`proxy/upstream/h1.py`). Bodies move both ways meanwhile; large ones
-    are not even copied (`proxy/splice.py`). Both sides write through `proxy/wire.py`, which is where back pressure
-    is. A client that is slower than `min_rate` is cut (`proxy/pace.py`).
+10. It is sent and the answer's head awaited (`proxy/transfer.py`, which moves the bodies both ways meanwhile and keeps
+    the time; the syntax is the connection's, `proxy/upstream/h1.py`). Large bodies are not even copied
+    (`proxy/splice.py`). Both sides write through `proxy/wire.py`, which is where back pressure is. A client that is
+    slower than `min_rate` is cut (`proxy/pace.py`).
 11. The answer's head is shaped likewise and passed on, then its body. An error before the head becomes a problem
     document (`errors.py`, `proxy/problem.py`); after it, the client's connection is cut.
 12. When the body has ended the outcome is settled: counters in shared memory (`observe/metrics.py`), a line of the

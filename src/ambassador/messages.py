@@ -68,6 +68,23 @@ class Request(msgspec.Struct, gc=False, eq=False):
         return (1, self.minor)
 
 
+class RequestHead(msgspec.Struct, gc=False, eq=False):
+    """The head of a request as it goes to an upstream; how it is written is the connection's business.
+
+    `fields` holds neither the host nor what frames a body of unknown length. It is the connection's to change.
+    """
+
+    method: str
+    path: bytes
+    """With the query."""
+    authority: bytes
+    fields: Fields
+    sized: bool = True
+    """The fields say how long the body is, or there is none."""
+    takes_trailers: bool = False
+    """The client would have the answer's trailers (`TE: trailers`)."""
+
+
 class ResponseHead:
     """The head of an upstream's answer. It may stand for several answers with the same head: never changed.
 

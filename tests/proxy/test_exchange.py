@@ -379,3 +379,18 @@ async def test_client_that_leaves_while_connecting_is_found_out(
             mock_clock.jump(30.1)
             await until(lambda: plane.service.connections == 0)
             assert not any(plane.leftovers().values()), plane.leftovers()
+
+
+async def test_upstream_without_endpoints_counts_an_attempt_of_no_time(origin: Origin) -> None:
+    async with a_plane(config(origin.url)) as plane:
+        (upstream,) = plane.service.table.upstreams.values()
+        upstream.only, upstream.endpoints = None, ()
+        took: list[float] = []
+        plane.counts.attempt = lambda result, seconds: took.append(seconds)  # type: ignore[method-assign]
+        client = await plane.connect()
+        await client.send(GET)
+        status, body = await client.answer()
+        assert (status, b'"no_endpoint"' in body) == (503, True)
+        await finished(plane)
+        assert took == [0.0]
+        client.close()

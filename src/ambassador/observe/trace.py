@@ -78,7 +78,8 @@ class Tracer:
 
         The caller's `x-request-id` is kept if it is 1 to 128 visible ASCII characters.
         """
-        trace = self.trace(special.get(b"traceparent"), special.get(b"tracestate"))
+        parent = special.get(b"traceparent")
+        trace = self.begin() if parent is None else self.trace(parent, special.get(b"tracestate"))
         received = special.get(b"x-request-id")
         if received is not None and _REQUEST_ID(received):
             return trace, received

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import ProxyError, UpstreamError
 from ambassador.observe.access_log import AccessRecord, LineTemplate
-from ambassador.proxy.exchange import ClientGone, Exchange, admit
+from ambassador.proxy.exchange import Exchange, admit
 from ambassador.proxy.fields import wire_lines
 from ambassador.proxy.http1_parser import HEALTH_TARGETS, OWN_IDS, SEEN_HEADS, status_line
 from ambassador.proxy.lane import HANGUP, NOT_READ, READ, TimedOut
+from ambassador.proxy.transfer import ClientGone
 from ambassador.proxy.wire import READ_SIZE, SCRATCH, SCRATCH_BYTES, SCRATCH_SIZE, WORTH_A_VECTOR
 
 if TYPE_CHECKING:

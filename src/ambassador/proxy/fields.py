@@ -160,7 +160,7 @@ def wire_lines(fields: Fields) -> bytes:
 
 def clean_trailers(trailers: Fields) -> Fields:
     """Trailers without framing, routing, credential and hop-by-hop fields (RFC 9110 6.5.1)."""
-    return [field for field in trailers if _is_clean_trailer(field)]
+    return [field for field in trailers if _is_clean_trailer(field)] if trailers else trailers
 
 
 def _is_clean_trailer(field: Field) -> bool:

@@ -1,7 +1,7 @@
 """A client's HTTP/1 connection: requests in, answers out, until one side has had enough.
 
-The exchange asks for body bytes with `fill`, answers with `respond` (all at once) or `start_response`, `write_body` and
-`end_body`, and waits while `blocked`. After each exchange this module decides whether the connection goes on: only if
+The exchange asks for body bytes with `fill` or `read_raw`, answers with `start_response`, `write_body` and `end_body`,
+and waits while `blocked`. After each exchange this module decides whether the connection goes on: only if
 the request was read to its end and the answer was complete.
 """
 
@@ -12,11 +12,12 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import BadRequest, ProxyError, RequestTimeout
-from ambassador.proxy.exchange import ClientGone, Exchange
+from ambassador.proxy.exchange import Exchange
 from ambassador.proxy.express import ride
 from ambassador.proxy.fields import wire_lines
 from ambassador.proxy.http1_parser import RequestReader, status_line
 from ambassador.proxy.lane import BROKEN, HANGUP, READ, TimedOut
+from ambassador.proxy.transfer import ClientGone
 from ambassador.proxy.wire import READ_SIZE, SCRATCH, Wire
 
 if TYPE_CHECKING:
@@ -124,6 +125,12 @@ class ClientConnection(Wire):
             except OSError:
                 pass
 
+    def gone(self, request: Request) -> int:
+        """The flags of `link` that mean that the client has left the request. A FIN inside it is met by who reads its
+        body.
+        """
+        return self.listener.gone if request.complete else BROKEN
+
     # Reading
 
     async def _next_request(self) -> Request | None:
@@ -144,9 +151,10 @@ class ClientConnection(Wire):
                     return None
                 if count is not None:
                     continue
-            if reader.in_head and header_at is None:
+            if not reader.has_input:
+                self.idle = True
+            elif reader.in_head and header_at is None:
                 header_at = lane.now + self.limits.header_timeout
-            self.idle = not reader.has_input
             try:
                 if not self.link.ready & (READ | HANGUP):
                     self.link.interest = READ | HANGUP
@@ -286,15 +294,14 @@ class ClientConnection(Wire):
         self.write(b"%x\r\n%b\r\n" % (len(data), bytes(data)) if self._chunked else data)
 
     def end_body(self, trailers: Fields) -> None:
-        """Finish the body. Not while `blocked`."""
-        if self._chunked:
-            self.write(self.last_chunk(trailers))
-
-    def last_chunk(self, trailers: Fields) -> bytes:
-        """What ends the body on the wire."""
+        """Finish the body. What is `blocked` goes first."""
         if not self._chunked:
-            return b""
-        return b"0\r\n%b\r\n" % wire_lines(trailers)
+            return
+        end = b"0\r\n%b\r\n" % wire_lines(trailers)
+        if self.blocked is None:
+            self.write(end)
+        else:
+            self.blocked = memoryview(bytes(self.blocked) + end)
 
     async def drained(self, deadline_s: float) -> None:
         """Wait until the kernel has taken everything. Raises `ClientGone` after `deadline_s` without progress."""

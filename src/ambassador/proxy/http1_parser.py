@@ -542,6 +542,15 @@ class ResponseReader:
         self._received = len(data)
         return True
 
+    def take_body(self) -> bytes | memoryview:
+        """What has come of the body and was not taken. A view holds only until the next read from any connection."""
+        pieces = self.body
+        if not pieces:
+            return b""
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        return data
+
     def end_of_input(self) -> None:
         """The upstream sent FIN: completes a close-delimited body, else raises `UpstreamReset`."""
         if self.complete:

@@ -58,7 +58,9 @@ class Upstream:
 
 
 class Timeouts:
-    """Seconds; infinity where there is no limit."""
+    """Seconds; infinity where there is no limit. `total` is never longer than `total_body`, which ends an answer whose
+    head has not come as well.
+    """
 
     __slots__ = ("connect", "first_byte", "idle", "per_try", "total", "total_body")
 
@@ -75,7 +77,7 @@ class Timeouts:
         self.connect = connect
         self.first_byte = first_byte
         self.per_try = per_try
-        self.total = total
+        self.total = min(total, total_body)
         self.total_body = total_body
         self.idle = idle
 
@@ -107,7 +109,7 @@ class RoutePlan:
         self.name = name
         self.upstream = upstream
         self.timeouts = timeouts
-        self.answer_within_s = min(timeouts.total, timeouts.per_try, timeouts.first_byte)
+        self.answer_within_s = min(timeouts.total, timeouts.per_try, timeouts.first_byte, timeouts.total_body)
         """How long a first attempt may wait for the head of its answer."""
         self.deadline_at = -1.0
         self.deadline = b""

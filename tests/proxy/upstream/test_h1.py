@@ -8,12 +8,17 @@ from collections.abc import AsyncIterator
 import pytest
 
 from ambassador.errors import UpstreamReset
+from ambassador.messages import Fields, RequestHead
 from ambassador.proxy.lane import HANGUP, READ, Lane
 from ambassador.proxy.upstream.h1 import Http1Connection
 from ambassador.proxy.upstream.pool import Pool
 from tests.proxy.harness import OK, a_lane, until
 
-REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\nx: y\r\n\r\n"
+
+
+def head(method: str = "GET", *, sized: bool = True, takes_trailers: bool = False) -> RequestHead:
+    return RequestHead(method, b"/", b"a", [(b"x", b"y")], sized=sized, takes_trailers=takes_trailers)
 
 
 @pytest.fixture
@@ -33,10 +38,21 @@ class Pair:
         self.connection = Http1Connection(lane.link(near), self.pool)
         self._lane = lane
 
+    async def sends(
+        self, head: RequestHead, body: bytes, trailers: Fields | None, *more: tuple[bytes, Fields | None]
+    ) -> bytes:
+        """What comes of a request whose body is given at the start and in further pieces."""
+        strand = self._lane.strand()
+        self.connection.start(strand, head, body, trailers)
+        for piece, end in more:
+            self.connection.write_body(piece, end)
+        await self._lane.finish(strand)
+        return self.far.recv(1000)
+
     async def exchange(self, answer: bytes) -> None:
         """Send a request and read an answer until it is complete, or nothing more is there."""
         strand = self._lane.strand()
-        self.connection.start(strand, REQUEST, for_head=False)
+        self.connection.start(strand, head(), b"", [])
         assert self.far.recv(1000) == REQUEST
         self.far.send(answer)
         await until(lambda: self.connection.link.ready & READ)
@@ -54,6 +70,39 @@ async def pair(lane: Lane) -> AsyncIterator[Pair]:
     pair = Pair(lane)
     yield pair
     pair.close()
+
+
+POSTED = REQUEST.replace(b"GET", b"POST")
+
+
+async def test_body_of_known_length_is_written_as_it_is(pair: Pair) -> None:
+    assert await pair.sends(head("POST"), b"ab", None, (b"cd", None), (b"", [])) == POSTED + b"abcd"
+
+
+@pytest.mark.parametrize("trailers", [[], [(b"x-sum", b"1"), (b"x-b", b"2")]])
+@pytest.mark.parametrize("pieces", [(b"ab", b"c"), (b"", b"abc"), (b"abc", b""), (b"abc",), (b"",)])
+async def test_body_of_unknown_length_is_chunked(
+    pair: Pair, pieces: tuple[bytes, ...], trailers: Fields
+) -> None:
+    ends: list[Fields | None] = [None] * (len(pieces) - 1) + [trailers]
+    (first, end), *more = zip(pieces, ends, strict=True)
+    sent = await pair.sends(head("POST", sized=False), first, end, *more)
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces if piece)
+    lines = b"".join(b"%b: %b\r\n" % field for field in trailers)
+    assert sent == POSTED[:-2] + b"transfer-encoding: chunked\r\n\r\n" + chunks + b"0\r\n" + lines + b"\r\n"
+
+
+async def test_trailers_are_asked_for_hop_by_hop(pair: Pair) -> None:
+    sent = await pair.sends(head(takes_trailers=True), b"", [])
+    assert sent == REQUEST[:-2] + b"te: trailers\r\nconnection: te\r\n\r\n"
+
+
+async def test_answer_to_head_has_no_body(lane: Lane, pair: Pair) -> None:
+    assert (await pair.sends(head("HEAD"), b"", [])).startswith(b"HEAD / ")
+    pair.far.send(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n")
+    await until(lambda: pair.connection.link.ready & READ)
+    assert pair.connection.receive()
+    assert pair.connection.reader.complete
 
 
 async def test_complete_exchange_leaves_it_idle(pair: Pair) -> None:
@@ -99,7 +148,7 @@ async def test_untouched_until_the_kernel_takes_a_byte(lane: Lane, pair: Pair) -
     pair.far.close()
     strand = lane.strand()
     assert pair.pool.take() is pair.connection
-    pair.connection.start(strand, REQUEST, for_head=False)
+    pair.connection.start(strand, head(), b"", [])
     assert pair.connection.write_failed
     assert pair.connection.untouched
     await lane.finish(strand)
@@ -107,7 +156,7 @@ async def test_untouched_until_the_kernel_takes_a_byte(lane: Lane, pair: Pair) -
 
 async def test_end_of_input_before_an_answer_is_a_reset(lane: Lane, pair: Pair) -> None:
     strand = lane.strand()
-    pair.connection.start(strand, REQUEST, for_head=False)
+    pair.connection.start(strand, head(), b"", [])
     assert not pair.connection.untouched
     pair.far.recv(1000)
     pair.far.close()

@@ -1,27 +1,32 @@
 """An HTTP/1.1 connection to an endpoint: the small protocol that an exchange speaks with any upstream connection.
 
-`start` a request, `write` its body (never while `blocked`), `flush`, `receive` until `reader.head` is set, take
-`reader.body`, and in the end `release` or `close`. Nothing here waits: the exchange waits on `link` for what these
-methods say is missing.
+`start` a request, `write_body` (never while `blocked`), `flush`, `receive` until `reader.head` is set, take
+`reader.body`, and in the end `release` or `close`. Nothing here waits: who calls waits on `link` for what these
+methods say is missing. The syntax of a request is written here and nowhere else, but for the heads that
+`proxy/express.py` remembers.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import UpstreamReset
+from ambassador.proxy.fields import wire_lines
 from ambassador.proxy.http1_parser import ResponseReader
 from ambassador.proxy.wire import READ_SIZE, SCRATCH, Wire
 
 if TYPE_CHECKING:
+    from ambassador.messages import Fields, RequestHead
     from ambassador.proxy.lane import Link, Strand
     from ambassador.proxy.upstream.pool import Pool
+
+_join_field: Final = b": ".join
 
 
 class Http1Connection(Wire):
     """One connection; carries one exchange at a time. Owned by its `pool` while idle, by an exchange otherwise."""
 
-    __slots__ = ("idle_until", "on_idle_event", "pool", "reader", "used", "written_before")
+    __slots__ = ("_chunked", "idle_until", "on_idle_event", "pool", "reader", "used", "written_before")
 
     def __init__(self, link: Link, pool: Pool) -> None:
         super().__init__(link)
@@ -30,6 +35,7 @@ class Http1Connection(Wire):
         self.used = False
         """It has carried a complete exchange: the other side may close it at any moment."""
         self.written_before = 0
+        self._chunked = False
         self.idle_until = 0.0
         self.on_idle_event = self._on_idle_event
 
@@ -38,18 +44,44 @@ class Http1Connection(Wire):
         """Not one byte of the present request was taken by the kernel."""
         return self.bytes_written == self.written_before
 
-    def start(self, strand: Strand, data: bytes, *, for_head: bool) -> None:
-        """Begin a request with its head and whatever body is at hand; events of this connection wake `strand`."""
-        self.reader.begin(for_head=for_head)
+    def start(self, strand: Strand, head: RequestHead, body: bytes, trailers: Fields | None) -> None:
+        """Begin a request with what there is of its body; events of this connection wake `strand`.
+
+        `trailers`: those that end the body if all of it is here, None if more will come.
+        """
+        fields = head.fields
+        if head.takes_trailers:
+            fields += [(b"te", b"trailers"), (b"connection", b"te")]
+        self._chunked = not head.sized
+        if self._chunked:
+            fields.append((b"transfer-encoding", b"chunked"))
+        data = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b\r\n\r\n" % (
+            head.method.encode(), head.path, head.authority, b"\r\n".join(map(_join_field, fields)),
+        )  # fmt: skip
+        if body or self._chunked:
+            data += self._framed(body, trailers)
+        self.reader.begin(for_head=head.method == "HEAD")
         self.begin(strand, data)
 
     def begin(self, strand: Strand, data: bytes) -> None:
-        """`start` without the reader, for whoever may not need it."""
+        """`start` of a request that is written already, and without the reader, for whoever may not need it."""
         link = self.link
         link.callback = None
         link.strand = strand
         self.written_before = self.bytes_written
         self.write(data)
+
+    def write_body(self, data: bytes | memoryview, trailers: Fields | None = None) -> None:
+        """Write more of the request's body, and its end if `trailers` are given. Not while `blocked`."""
+        framed = self._framed(data, trailers) if self._chunked else data
+        if framed:
+            self.write(framed)
+
+    def _framed(self, data: bytes | memoryview, trailers: Fields | None) -> bytes | memoryview:
+        if not self._chunked:
+            return data
+        framed = b"%x\r\n%b\r\n" % (len(data), bytes(data)) if data else b""
+        return framed if trailers is None else b"%b0\r\n%b\r\n" % (framed, wire_lines(trailers))
 
     def receive(self) -> bool:
         """One read into the reader. False: nothing there. Raises `UpstreamReset` and what the reader raises."""

@@ -1,0 +1,412 @@
+"""The two bodies of an exchange: the request's on its way up, the answer's on its way down.
+
+One coroutine drives both directions: it moves what can be moved without waiting, then waits once for whichever socket
+or deadline comes first. The slower side sets the pace: while a write is blocked, nothing is read for it. An answer may
+come, and end, before the request's body has.
+
+The rules that hold here
+- What a deadline means depends on who is waited for: a client that neither sends nor takes anything for `body_timeout`
+  is at fault, and so is one that falls below `min_rate`; else it is the upstream.
+- Before the head of the answer was passed on, a wait that failed has an answer of its own; after it the client's
+  connection is cut.
+- A body of known length that nobody reads goes past the parsers, and through a pipe if much is left of it.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Final
+
+from ambassador.errors import DeadlineExceeded, ProxyError, RequestTimeout, UpstreamReset, UpstreamTimeout
+from ambassador.proxy.fields import clean_trailers
+from ambassador.proxy.lane import BROKEN, HANGUP, READ, WRITE, TimedOut
+from ambassador.proxy.pace import Pace
+from ambassador.proxy.splice import MIN_SPLICE, Splice
+from ambassador.proxy.wire import READ_SIZE, SCRATCH
+
+if TYPE_CHECKING:
+    from ambassador.messages import Request, RequestHead
+    from ambassador.proxy.http1 import ClientConnection
+    from ambassador.proxy.plan import RoutePlan
+    from ambassador.proxy.upstream.h1 import Http1Connection
+
+_REPLAY_BYTES: Final = 65536
+"""Kept of a body without retries, for the one repeat after a connection that was closed while idle."""
+_MOVES_PER_TURN: Final = 16
+
+
+class ClientGone(Exception):
+    """The client left, or was too slow and was cut: nobody is there to answer."""
+
+
+class Transfer:
+    """Both bodies of one exchange, over all its attempts, and the deadlines that hold meanwhile.
+
+    Deadlines are in seconds of the lane's clock, and so is `started`, when the exchange began.
+    """
+
+    # Defaults in the class, not slots: most requests change few of them.
+    caller_at = inf
+    """The caller's own deadline, if it gave one."""
+    total_at = inf
+    """The end of `timeouts.total`, once it is known: it begins when the request has arrived."""
+    try_at = inf
+    sent_at = 0.0
+    """When the present attempt began, or when the last of a body that streamed was written."""
+    upload_done = False
+    """The whole request was handed to the present connection."""
+    replayable = True
+    """The request can be sent again: what was taken of its body was kept."""
+    client_slow = False
+    """The client was cut because of its pace."""
+    bytes_in = 0
+    """Taken of the request's body."""
+    _kept: list[bytes] | None = None
+    _raw_in = 0
+    _raw_out: int | None = None
+    _splice: Splice | None = None
+    _response_done = False
+    _moves = 0
+    _pace: Pace | None = None
+
+    def __init__(self, client: ClientConnection, request: Request, plan: RoutePlan, started: float) -> None:
+        self._client = client
+        self._request = request
+        self._lane = client.link.lane
+        self._plan = plan
+        self._started = started
+        if request.complete:
+            self.total_at = self._lane.now + plan.timeouts.total
+
+    # An attempt, up to the head of its answer
+
+    def begin_attempt(self) -> None:
+        """An attempt begins now: connecting counts towards its timeouts."""
+        now = self.sent_at = self._lane.now
+        self.try_at = now + self._plan.timeouts.per_try
+
+    def resume_attempt(self, began_at: float) -> None:
+        """The request was written whole by somebody else, who was the first to do so, in an attempt from `began_at`."""
+        timeouts = self._plan.timeouts
+        self.sent_at = began_at
+        self.total_at = began_at + timeouts.total
+        self.try_at = began_at + timeouts.per_try
+        self._take_body()
+        self.upload_done = True
+
+    @property
+    def deadline(self) -> float:
+        """For all attempts together."""
+        return min(self.total_at, self.caller_at)
+
+    @property
+    def attempt_deadline(self) -> float:
+        """For the present attempt, until it is sent."""
+        return min(self.total_at, self.caller_at, self.try_at)
+
+    def missed(self) -> ProxyError:
+        """Which deadline it was that has passed."""
+        if self._lane.now >= self.caller_at:
+            return DeadlineExceeded("the caller's deadline passed")
+        return UpstreamTimeout("the upstream did not answer in time")
+
+    def start(self, connection: Http1Connection, head: RequestHead) -> None:
+        """Begin the request on `connection`, with all there is of its body."""
+        request = self._request
+        body = b""
+        if self._kept or request.body:
+            before = b"".join(self._kept) if self._kept else b""
+            body = before + self._take_body()
+        if request.complete:
+            self.upload_done = True
+            connection.start(self._client.strand, head, body, clean_trailers(request.trailers))
+        else:
+            self.upload_done = False
+            connection.start(self._client.strand, head, body, None)
+
+    async def until_head(self, connection: Http1Connection) -> None:
+        """Wait for the head of the answer, and move the request's body on if it is still on its way.
+
+        Raises what the reader raises, `UpstreamReset`, what a deadline that passed means, `ClientGone`, and what is
+        wrong with the request's body.
+        """
+        client, strand, reader = self._client, self._client.strand, connection.reader
+        if strand.interrupted:  # while somebody else waited for it
+            await self._interrupt()
+        if reader.interim:
+            self._pass_interim(connection)
+        if not self.upload_done or connection.blocked is not None or connection.write_failed:
+            return await self._until_head_streaming(connection)
+        client_link, link = client.link, connection.link
+        client_interest = client.listener.gone
+        deadline = min(
+            self.total_at, self.caller_at, self.try_at, self.sent_at + self._plan.timeouts.first_byte
+        )
+        while reader.head is None:
+            if link.ready & (READ | HANGUP) and connection.receive():
+                if reader.interim:
+                    self._pass_interim(connection)
+                continue
+            if client_link.ready & client_interest:
+                raise ClientGone
+            client_link.interest = client_interest
+            link.interest = READ | HANGUP
+            try:
+                await strand.wait(deadline)
+            except TimedOut:
+                raise self.missed() from None
+            finally:
+                client_link.interest = link.interest = 0
+
+    async def _interrupt(self) -> None:
+        try:
+            await self._client.strand.interrupt()
+        except TimedOut:
+            raise self.missed() from None
+
+    async def _until_head_streaming(self, connection: Http1Connection) -> None:
+        """The same while the body is still on its way, here or upstream. Answers may come early."""
+        reader = connection.reader
+        while reader.head is None:
+            if connection.link.ready & (READ | HANGUP) and connection.receive():
+                if reader.interim:
+                    self._pass_interim(connection)
+            elif not self._push(connection):
+                await self._wait(connection, for_head=True)
+            elif self._is_turn_over():
+                await self._client.strand.pause()
+
+    def _pass_interim(self, connection: Http1Connection) -> None:
+        for head in connection.reader.interim:
+            if head.status != 100:
+                self._client.write_interim(self._request, head.status, head.passing)
+        connection.reader.interim = []
+
+    # Up
+
+    def _take_body(self) -> bytes:
+        """What has arrived of the body and was not taken; kept for a replay while it is small."""
+        request = self._request
+        if not request.body:
+            return b""
+        data = request.body[0] if len(request.body) == 1 else b"".join(request.body)
+        request.body.clear()
+        self.bytes_in += len(data)
+        if self.replayable:
+            retry = self._plan.retry
+            if self.bytes_in > (_REPLAY_BYTES if retry is None else retry.buffer):
+                self.replayable, self._kept = False, None
+            elif self._kept is None:
+                self._kept = [data]
+            else:
+                self._kept.append(data)
+        return data
+
+    def _push(self, connection: Http1Connection) -> bool:
+        """Move some of the request's body upstream. False if that cannot be done now, or is done."""
+        if connection.blocked is not None:
+            if connection.write_failed or not connection.link.ready & (WRITE | BROKEN):
+                return False
+            connection.flush()
+            return True
+        if self.upload_done or connection.write_failed:
+            return False
+        return self._push_raw(connection) if self._raw_in else self._push_parsed(connection)
+
+    def _push_raw(self, connection: Http1Connection) -> bool:
+        client = self._client
+        if not client.link.ready & (READ | HANGUP):
+            return False
+        count = client.read_raw(min(self._raw_in, READ_SIZE))
+        if count is None:
+            return False
+        connection.write_body(SCRATCH[:count])
+        self._raw_in = client.raw_left = self._raw_in - count
+        self.bytes_in += count
+        if not self._raw_in:
+            self._request.complete = True
+            self._upload_is_done()
+        return True
+
+    def _push_parsed(self, connection: Http1Connection) -> bool:
+        request, client = self._request, self._client
+        if request.error is not None:
+            raise request.error
+        if not request.body and not request.complete:
+            if not self.replayable and client.go_raw(request):
+                self._raw_in = client.raw_left
+                return True
+            if not client.link.ready & (READ | HANGUP) or not client.fill(request):
+                return False
+        data = self._take_body()
+        if request.complete:
+            connection.write_body(data, clean_trailers(request.trailers))
+            self._upload_is_done()
+        else:
+            connection.write_body(data)
+        return True
+
+    def _upload_is_done(self) -> None:
+        self.upload_done = True
+        self.sent_at = self._lane.now
+        if self.total_at == inf:
+            timeouts = self._plan.timeouts
+            self.total_at = min(self.sent_at + timeouts.total, self._started + timeouts.total_body)
+
+    # Down
+
+    async def relay(self, connection: Http1Connection) -> None:
+        """Move both bodies until the answer is complete and the client has it.
+
+        The head was passed on, with what had come of the body. Raises as `until_head` does.
+        """
+        client, reader = self._client, connection.reader
+        self._raw_out = reader.raw_body()
+        if reader.complete:
+            self._end_response(connection)
+        try:
+            while True:
+                moved = False
+                if client.blocked is not None:
+                    if client.link.ready & (WRITE | BROKEN):
+                        client.flush()
+                        moved = True
+                elif not self._response_done:
+                    moved = self._pull(connection)
+                elif not client.write_failed:
+                    return
+                if client.write_failed:
+                    raise ClientGone
+                if not self.upload_done and self._push(connection):
+                    moved = True
+                if not moved:
+                    await self._wait(connection, for_head=False)
+                elif self._is_turn_over():
+                    await client.strand.pause()
+        finally:
+            if self._splice is not None:
+                client.listener.service.splices.give_back(self._splice)
+                self._splice = None
+
+    def _pull(self, connection: Http1Connection) -> bool:
+        """Move some of the answer's body to the client. False if nothing is there."""
+        if self._raw_out is not None:
+            return self._pull_raw(connection, self._raw_out)
+        reader, client = connection.reader, self._client
+        if not connection.link.ready & (READ | HANGUP) or not connection.receive():
+            return False
+        if reader.body:
+            client.write_body(reader.take_body())
+        if reader.complete:
+            self._end_response(connection)
+        return True
+
+    def _end_response(self, connection: Http1Connection) -> None:
+        self._response_done = True
+        self._client.end_body(clean_trailers(connection.reader.trailers))
+
+    def _pull_raw(self, connection: Http1Connection, left: int) -> bool:
+        client = self._client
+        if not left:
+            self._response_done = connection.reader.complete = True
+            return True
+        if not connection.link.ready & (READ | HANGUP):
+            return False
+        if left >= MIN_SPLICE and self._splice is None:
+            self._splice = client.listener.service.splices.take()
+        if self._splice is not None:
+            return self._pull_spliced(connection, self._splice, left)
+        count = connection.receive_raw(min(left, READ_SIZE))
+        if count is None:
+            return False
+        if count == 0:
+            raise UpstreamReset("the upstream closed the connection inside its answer")
+        self._raw_out = left - count
+        client.write_body(SCRATCH[:count])
+        return True
+
+    def _pull_spliced(self, connection: Http1Connection, splice: Splice, left: int) -> bool:
+        client = self._client
+        moved = splice.move(connection.link, client.link, left)
+        if splice.ended:
+            raise UpstreamReset("the upstream closed the connection inside its answer")
+        if splice.write_failed:
+            raise ClientGone
+        self._raw_out = left - moved
+        client.bytes_written += moved
+        return moved > 0
+
+    # Waiting
+
+    async def _wait(self, connection: Http1Connection, *, for_head: bool) -> None:
+        """Wait until either side can go on. Raises what the time that passed means."""
+        client, now = self._client, self._lane.now
+        client_link, link = client.link, connection.link
+        client_interest = client.gone(self._request)
+        if client_link.ready & client_interest:
+            raise ClientGone
+        upstream_interest = 0
+        client_due = False
+        if client.blocked is not None or (self._splice is not None and self._splice.held):
+            client_interest |= WRITE
+            client_due = True
+        else:
+            upstream_interest |= READ | HANGUP
+        if connection.blocked is not None:
+            if not connection.write_failed:
+                upstream_interest |= WRITE | BROKEN
+        elif not self.upload_done and not connection.write_failed:
+            client_interest |= READ | HANGUP
+            client_due = True
+        if client_link.ready & client_interest or link.ready & upstream_interest:
+            return  # something came between the last try and now
+        deadline = self._wait_deadline(for_head=for_head, client_due=client_due)
+        client_link.interest, link.interest = client_interest, upstream_interest
+        try:
+            await client.strand.wait(deadline)
+        except TimedOut:
+            raise self._missed_waiting(client_due=client_due, since=now) from None
+        finally:
+            client_link.interest = link.interest = 0
+        if client_due:
+            self._check_pace(self._lane.now - now)
+
+    def _wait_deadline(self, *, for_head: bool, client_due: bool) -> float:
+        now, timeouts = self._lane.now, self._plan.timeouts
+        deadline = min(
+            now + timeouts.idle, self._started + timeouts.total_body, self.caller_at if for_head else inf
+        )
+        if client_due:
+            deadline = min(deadline, now + self._client.limits.body_timeout)
+        if for_head and self.upload_done:
+            deadline = min(deadline, self.total_at, self.try_at, self.sent_at + timeouts.first_byte)
+        return deadline
+
+    def _missed_waiting(self, *, client_due: bool, since: float) -> Exception:
+        now = self._lane.now
+        if now >= self.caller_at and not self._client.answered:
+            return self.missed()
+        if client_due and now >= since + self._client.limits.body_timeout:
+            return self._too_slow()
+        if self._client.answered:
+            return UpstreamTimeout("nothing moved in the answer's body for too long")
+        return self.missed()
+
+    def _too_slow(self) -> Exception:
+        self.client_slow = True
+        if self._client.answered or self.upload_done:
+            return ClientGone()
+        return RequestTimeout("the request's body did not come in time")
+
+    def _check_pace(self, waited_s: float) -> None:
+        floor, client = self._client.limits.min_rate, self._client
+        if floor is None:
+            return
+        if self._pace is None:
+            self._pace = Pace(floor)
+        if self._pace.is_too_slow(waited_s, client.bytes_written + self.bytes_in):
+            raise self._too_slow()
+
+    def _is_turn_over(self) -> bool:
+        self._moves += 1
+        return self._moves % _MOVES_PER_TURN == 0
