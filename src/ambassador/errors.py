@@ -116,6 +116,29 @@ class NoRoute(ClientError):
     proxy_error = "destination_not_found"
 
 
+class Limited(ProxyError):
+    """A rate limit or quota is reached. Nothing is wrong with the request: the connection stays."""
+
+    code = "limited"
+    status = 429
+    grpc_status = 8
+    title = "Too many requests"
+    proxy_error = "http_request_denied"
+
+    @classmethod
+    def with_status(cls, status: int) -> type[Limited]:
+        """The same error, answered with another status."""
+        if status == cls.status:
+            return cls
+        other = _LIMITED.get(status)
+        if other is None:
+            other = _LIMITED[status] = type("Limited", (cls,), {"status": status})
+        return other
+
+
+_LIMITED: dict[int, type[Limited]] = {}
+
+
 class Overloaded(ProxyError):
     code = "overloaded"
     status = 503

@@ -6,7 +6,7 @@ received: order, case and duplicates are kept. Nothing here reads a socket or kn
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import msgspec
 
@@ -17,6 +17,19 @@ Field: TypeAlias = tuple[bytes, bytes]
 Fields: TypeAlias = list[Field]
 
 _NO_FIELDS: Fields = []
+
+
+class Waiter(Protocol):
+    """How a policy that must wait does so, for one request: only its coroutine rests, anybody may wake it."""
+
+    async def rest(self, until: float) -> None:
+        """Return when `wake` is called, or at `until` (seconds of the lane's clock), or for no reason at all.
+
+        Raises when the client is gone.
+        """
+
+    def wake(self) -> None:
+        """Have `rest` return soon; never runs the coroutine inside this call. Without effect when nobody rests."""
 
 
 class Request(msgspec.Struct, gc=False, eq=False):
@@ -61,6 +74,10 @@ class Request(msgspec.Struct, gc=False, eq=False):
     request_id: bytes = b""
     route: str = "-"
     params: dict[str, str] | None = None
+    waiter: Waiter | None = None
+    """None: policies must decide at once."""
+    held_s: float = 0.0
+    """How long leases of tokens were waited for, over all limits and attempts."""
 
     @property
     def version(self) -> tuple[int, int]:

@@ -46,6 +46,8 @@ BytesOrNone = Annotated[int, Meta(ge=0, extra={"form": "size"})]
 """A size where `0B` has a meaning."""
 BytesPerSecond = Annotated[float, Meta(gt=0, extra={"form": "byte_rate"})]
 """A transfer rate, `256B/s`."""
+Rate = Annotated[tuple[float, int], Meta(extra={"form": "rate"})]
+"""So many in a period: `100/s`, `5000/m`, `1e6/d`. After loading: the amount, above 0, and the period's seconds."""
 Fraction = Annotated[float, Meta(ge=0, le=1, extra={"form": "percent"})]
 """`20%`, which is 0.2 after loading."""
 Count = Annotated[int, Meta(ge=1)]
@@ -88,6 +90,10 @@ HeaderValue = Annotated[str, Meta(extra={"form": "header_value"})]
 """A header's value: no CR, LF or NUL."""
 RetryCondition = Annotated[str, Meta(extra={"form": "retry_condition"})]
 """`connect`, `reset`, `refused_stream`, `timeout`, a status (`429`), a range (`502-504`) or a class (`5xx`)."""
+LimitPer = Annotated[str, Meta(extra={"form": "limit_per"})]
+"""`route`, `client`, `client_ip`, `header:NAME` or `upstream`."""
+LimitCost = Annotated[str, Meta(extra={"form": "limit_cost"})]
+"""A whole number of at least 1, or `header:NAME`."""
 
 Internal = Meta(extra={"internal": True})
 """Marks a field that the loader fills in and no file may write."""

@@ -1,0 +1,750 @@
+"""Limit: how many requests may pass, over all workers and replicas.
+
+Phase ADMIT for a route's limits; for an upstream's, which is a quota of the remote service, `charge` before the first
+byte of each attempt. The decision is made from tokens that the worker has leased (`state.holding`), so it neither waits
+nor asks anybody: 0.3 µs. Several limits of a route are charged all or nothing, which needs no taking back, since one
+thread decides.
+
+Where tokens are short the request waits for the lease, at most `max_wait` over all limits and attempts, and after that
+for `wait`, if that is set: in the order of arrival, a request is only served when it is the first in all queues that it
+is in. What cannot be served in time is refused at once.
+
+A key of a limit (a client, a header's value) has an account as long as it is used: at most MOST_KEYS of each limit and
+worker are kept, those not used for longest are dropped, which costs no more than the tokens in hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import itertools
+import math
+from bisect import insort
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Protocol, TypeAlias
+
+from msgspec import Meta
+
+from ambassador.errors import Limited
+from ambassador.settings import Count, CountOrNone, LimitCost, LimitPer, Name, Rate, SecondsOrNone, Section
+from ambassador.state.account import Account, OnLoss, Source
+from ambassador.state.holding import PHI, Load, Terms, terms, window_terms
+from ambassador.state.protocol import MAX_KEY_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from ambassador.messages import Fields, Request, Waiter
+    from ambassador.state.scope import Clock, Scope
+
+DEFAULT_NAME: Final = "limit"
+NO_VALUE: Final = "-"
+"""The key of requests without the header that a limit goes by."""
+MOST_KEYS: Final = 16_384
+"""Accounts of each limit and worker: with keys of usual length 12 MiB."""
+MOST_WAITING: Final = 1024
+"""Requests that wait for tokens of one route, in each worker. Further ones are refused."""
+_TOP: Final = 20
+"""Keys of each limit that `status` tells about."""
+_SLOW_BURST: Final = 10
+
+
+class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much may pass: `burst` at once, `rate` in the long run, whatever the number of workers and replicas that
+    share the state. Of the burst 80 % can be taken at one instant.
+    """
+
+    shorthand: ClassVar[str | None] = "rate"
+
+    name: Name | None = None
+    """Identifies the limit in `RateLimit`, metrics and commands. Unset: `limit`. Several limits of one route need
+    different names."""
+
+    rate: Rate | None = None
+    """Requests (or units of `cost`) a period: `100/s`, `5000/m`, `1e6/d`."""
+
+    quota: Rate | None = None
+    """Instead of `rate`: so many in each calendar window in UTC, all of it at once if need be: `1e6/d`."""
+
+    burst: Count | None = None
+    """What may pass at once after a quiet time. Unset: one second of a rate `/s`; of slower ones 10, or one period's
+    amount if that is less. Full use of the rate needs at least what comes in 50 ms."""
+
+    per: LimitPer | None = None
+    """Whose requests are counted together: `route`, `client` (its name), `client_ip`, `header:NAME` (without it: the
+    key `-`), `upstream`. Unset: `route`; for the limit of an upstream, `upstream`."""
+
+    cost: LimitCost = "1"
+    """What a request takes: a number, or `header:NAME`, a header that holds one (missing: 1; no number: refused; at
+    most 80 % of the burst)."""
+
+    mode: Literal["strict", "bounded", "local"] = "strict"
+    """`strict`: never more than promised; a request may wait for the store, for `state.max_wait` at most. `bounded`:
+    never waits; each worker may exceed by `credit`. `local`: each replica for itself, without the store."""
+
+    credit: CountOrNone = 1
+    """With `mode: bounded`: tokens by which each worker may be in debt."""
+
+    wait: SecondsOrNone = 0.0
+    """How long a request may queue for tokens before it is refused."""
+
+    status: Annotated[int, Meta(ge=400, le=599)] = 429
+    """The status of a refusal."""
+
+    def conflicts(self) -> Iterator[tuple[str | None, str]]:
+        """Not exactly one of `rate` and `quota`, or a cost that could never be paid."""
+        if (self.rate is None) == (self.quota is None):
+            yield None, "needs exactly one of 'rate' and 'quota'"
+            return
+        if self.quota is not None:
+            if self.burst is not None:
+                yield "burst", "has no meaning with 'quota', whose windows begin full"
+            if self.quota[0] != int(self.quota[0]) or self.quota[0] < 1:
+                yield "quota", "must be a whole number for each window"
+                return
+        depth = self.terms.depth
+        if not self.cost.startswith("header:") and int(self.cost) > depth:
+            share = (
+                "" if self.quota is not None else f", {100 * (1 - PHI):.0f} % of the burst of {self.whole}"
+            )
+            yield "cost", f"is more than can ever be there at once: {depth}{share}"
+
+    @property
+    def label(self) -> str:
+        """The name, also where none is written."""
+        return self.name or DEFAULT_NAME
+
+    @property
+    def written(self) -> tuple[float, int]:
+        """`rate` or `quota`: the amount and the seconds of its period."""
+        chosen = self.rate or self.quota
+        assert chosen is not None
+        return chosen
+
+    @property
+    def whole(self) -> int:
+        """The burst, also where none is written; of a quota, all of it."""
+        amount, period_s = self.written
+        if self.quota is not None:
+            return int(amount)
+        if self.burst is not None:
+            return self.burst
+        return max(1, int(amount if period_s == 1 else min(_SLOW_BURST, amount)))
+
+    @property
+    def terms(self) -> Terms:
+        """What follows from it for the store and the workers."""
+        amount, period_s = self.written
+        if self.quota is not None:
+            return window_terms(int(amount), period_s)
+        return terms(amount / period_s, self.whole)
+
+
+class Counts(Protocol):
+    """Where one limit counts."""
+
+    def limited(self) -> None:
+        """A request was refused."""
+
+    def waited(self) -> None:
+        """A request had to wait."""
+
+    def expired(self, tokens: float) -> None:
+        """Tokens were leased and not spent in time."""
+
+
+class NoCounts:
+    """Counts nothing."""
+
+    def limited(self) -> None:
+        """Nothing."""
+
+    def waited(self) -> None:
+        """Nothing."""
+
+    def expired(self, tokens: float) -> None:
+        """Nothing."""
+
+
+class _Key(Account):
+    """An account, and who waits for its tokens."""
+
+    __slots__ = ("ahead", "queue")
+
+    def __init__(self, key: str, source: Source, now: float) -> None:
+        super().__init__(key, source, now)
+        self.queue: list[_Entry] = []
+        """In the order of arrival."""
+        self.ahead = 0.0
+        """What they cost."""
+
+
+_Needs: TypeAlias = "list[tuple[_Key, float]]"
+"""What a request takes, and from which accounts."""
+
+
+class _Entry:
+    """A request that waits."""
+
+    __slots__ = ("admitted", "asked", "costs", "last", "lease_until", "needs", "number", "queued", "waiter")
+
+    def __init__(
+        self, number: int, needs: _Needs, waiter: Waiter, *, lease_until: float, last: float
+    ) -> None:
+        self.number = number
+        self.needs = needs
+        self.costs = dict(needs)
+        self.waiter = waiter
+        self.lease_until = lease_until
+        """An answer that has not come by then is decided by the fallback."""
+        self.last = last
+        self.admitted = False
+        self.asked: set[_Key] = set()
+        """Accounts of which a lease was sent that counted it."""
+        self.queued: set[_Key] = set()
+
+    def blocking(self, now: float) -> _Needs:
+        """What keeps it waiting."""
+        return [(key, cost) for key, cost in self.needs if not key.ready(cost, now)] or self.needs
+
+    def __lt__(self, other: _Entry) -> bool:
+        """Queues are in the order of arrival, all of them: so no two requests can wait for each other."""
+        return self.number < other.number
+
+
+class Limit:
+    """One limit, compiled: its accounts, and how a request finds its own."""
+
+    def __init__(
+        self, config: Config, *, ident: str, source: Source, counts: Counts, per: str, constant: str | None
+    ) -> None:
+        self.config = config
+        self.label = config.label
+        self.id = ident
+        self.source = source
+        self.counts = counts
+        self.wait_s = config.wait
+        self.refusal = Limited.with_status(config.status)
+        self.most_cost = source.terms.depth
+        self.cost: float | None = None
+        self._cost_header = b""
+        if config.cost.startswith("header:"):
+            self._cost_header = config.cost.removeprefix("header:").encode()
+        else:
+            self.cost = float(config.cost)
+        self._value_of = _value_of(per)
+        self.accounts: dict[str | bytes, _Key] = {}
+        """Those used last; older ones are in `_older`, which is dropped when this is full."""
+        self._older: dict[str | bytes, _Key] = {}
+        self.only = None if constant is None else self._open(constant)
+        """The account of all requests, where there is but one."""
+        self._items: dict[tuple[int, int], bytes] = {}
+        self._policy = _policy_item(config)
+        amount, period_s = config.written
+        self.written = f"{amount:.15g}/{_PERIODS[period_s]}"
+        self._round = max(1, source.terms.depth // 1000)
+
+    def account(self, request: Request) -> _Key:
+        """The account that a request is charged to."""
+        only = self.only
+        if only is not None:
+            return only
+        value = self._value_of(request)
+        account = self.accounts.get(value)
+        return account if account is not None else self._reopen(value)
+
+    def _reopen(self, value: str | bytes) -> _Key:
+        account = self._older.pop(value, None)
+        if account is not None:
+            self.accounts[value] = account
+        else:
+            account = self._open(value)
+        if len(self.accounts) > MOST_KEYS // 2:
+            self._forget()
+        return account
+
+    def _open(self, value: str | bytes) -> _Key:
+        account = _Key(_key(self.id, value), self.source, self.source.clock.now)
+        self.accounts[value] = account
+        return account
+
+    def _forget(self) -> None:
+        """Drop the accounts that were not used since half of the room was filled anew."""
+        now = self.source.clock.now
+        for account in self._older.values():
+            account.give_back(now)
+        self._older, self.accounts = self.accounts, {}
+
+    def all_accounts(self) -> Iterator[_Key]:
+        """All there are."""
+        return itertools.chain(self.accounts.values(), self._older.values())
+
+    def cost_of(self, request: Request) -> float:
+        """What a request takes. Raises `Limited` when its header does not hold a number."""
+        if self.cost is not None:
+            return self.cost
+        value = _header(request, self._cost_header)
+        if value is None:
+            return 1.0
+        if not value.isdigit() or len(value) > 15:
+            raise self.refusal(f"the cost of limit '{self.label}' is no number")
+        return float(min(max(1, int(value)), self.most_cost))
+
+    def item(self, request: Request) -> bytes:
+        """The limit's member of `RateLimit`."""
+        now = self.source.clock.now
+        account = self.account(request)
+        left = max(0, math.floor(account.known(now) if account.seen_at > -math.inf else self.most_cost))
+        left -= left % self._round  # a thousand different answers are enough, and are remembered
+        source_terms = account.terms
+        if source_terms.window_s:
+            seconds = max(0, math.ceil(min(account.window_ends - now, source_terms.window_s)))
+        else:
+            seconds = -1
+        item = self._items.get((left, seconds))
+        if item is None:
+            if len(self._items) >= 4096:
+                self._items.clear()
+            shown = seconds
+            if shown < 0:
+                shown = max(0, math.ceil((source_terms.depth - left) / source_terms.rate))
+            item = self._items[left, seconds] = b'"%b";r=%d;t=%d' % (self.label.encode(), left, shown)
+        return item
+
+    @property
+    def policy_item(self) -> bytes:
+        """The limit's member of `RateLimit-Policy`."""
+        return self._policy
+
+    def status(self) -> list[dict[str, Any]]:
+        """The keys with most traffic, as `/api/limits` tells them."""
+        now = self.source.clock.now
+        top = heapq.nlargest(
+            _TOP, self.all_accounts(), key=lambda account: account.spent + account.otherwise + account.limited
+        )
+        prefix = len(self.id) + 1
+        return [
+            {
+                "name": self.id,
+                "rate": self.written,
+                "burst": self.config.whole,
+                "key": account.key[prefix:],
+                "balance": math.floor(account.known(now)),
+                "admitted": round(account.spent + account.otherwise),
+                "limited": account.limited,
+            }
+            for account in top
+        ]
+
+
+_PERIODS: Final = {1: "s", 60: "m", 3600: "h", 86400: "d"}
+
+
+class LimitPolicy:
+    """The limits of a route (or of an upstream), compiled. See the module's docstring.
+
+    `admit` is the hook: it returns None to go on, or a coroutine that waits for tokens and returns None; both raise
+    `Limited`. The coroutine waits by the request's `waiter` only; a request without one is never kept waiting.
+    """
+
+    def __init__(self, limits: Sequence[Limit], *, clock: Clock, max_wait_s: float) -> None:
+        self.limits = tuple(limits)
+        self._clock = clock
+        self._max_wait_s = max_wait_s
+        self._wait_s = min(limit.wait_s for limit in limits)
+        self._strict = any(limit.config.mode != "bounded" for limit in limits)
+        self._numbers = itertools.count()
+        self.waiting = 0
+        """Requests that wait."""
+        for limit in self.limits:
+            limit.source.changed = self._changed
+        self.admit: Callable[[Request], Awaitable[None] | None] = self._make_hook()
+        policies = b", ".join(limit.policy_item for limit in limits)
+        self._policies = policies
+        self._tail = b"\r\nratelimit-policy: %b\r\n" % policies
+        self._lines: dict[bytes, bytes] = {}
+
+    def _make_hook(self) -> Callable[[Request], Awaitable[None] | None]:
+        """The quickest hook that these limits allow. What is written here twice is one comparison and a subtraction."""
+        clock, slowly = self._clock, self._slowly
+        first = self.limits[0]
+        if len(self.limits) > 1 or first.cost is None:
+            return self._several
+        cost = first.cost
+        only = first.only
+        if only is not None:
+
+            def admit_all(request: Request) -> Awaitable[None] | None:
+                left = only.balance - cost
+                if left >= only.reserve and clock.now < only.until:
+                    only.balance = left
+                    return None
+                return slowly(request)
+
+            return admit_all
+        account_of = first.account
+
+        def admit_keyed(request: Request) -> Awaitable[None] | None:
+            account = account_of(request)
+            left = account.balance - cost
+            if left >= account.reserve and clock.now < account.until:
+                account.balance = left
+                return None
+            return slowly(request)
+
+        return admit_keyed
+
+    def charge(self, request: Request) -> Awaitable[None] | None:
+        """For an upstream's limits: charge one attempt, directly before its first byte. As `admit`."""
+        return self.admit(request)
+
+    def _several(self, request: Request) -> Awaitable[None] | None:
+        now = self._clock.now
+        needs = [(limit.account(request), limit.cost_of(request)) for limit in self.limits]
+        for account, cost in needs:
+            if account.balance - cost < account.reserve or now >= account.until:
+                return self._slowly(request, needs)
+        for account, cost in needs:
+            account.balance -= cost
+        return None
+
+    def _slowly(self, request: Request, needs: _Needs | None = None) -> Awaitable[None] | None:
+        """Decide where the short way did not: tokens expired, a lease is due, or there is too little."""
+        now = self._clock.now
+        if needs is None:
+            needs = [(limit.account(request), limit.cost_of(request)) for limit in self.limits]
+        short = [(key, cost) for key, cost in needs if key.queue or not key.ready(cost, now)]
+        if not short:
+            for key, cost in needs:
+                key.spend(cost, now)
+                key.pump(now)
+            return None
+        lease_s = max(0.0, self._max_wait_s - request.held_s) if self._strict else 0.0
+        last = now + lease_s + self._wait_s
+        hopeless = False
+        for key, cost in short:
+            key.arrive(cost)
+            hopeless = hopeless or _is_hopeless(key, cost, now, last)
+        if hopeless:
+            raise self._refuse(short, now)
+        asked = [key for key, cost in short if not key.queue and _asks(key, cost, now)]
+        waiter = request.waiter
+        if waiter is None or last <= now or self.waiting >= MOST_WAITING:
+            raise self._refuse(short, now)
+        entry = _Entry(next(self._numbers), needs, waiter, lease_until=now + lease_s, last=last)
+        entry.asked.update(asked)
+        return self._wait(request, entry, short)
+
+    def _refuse(self, short: _Needs, now: float) -> Limited:
+        """The error for a request, which the limit names that lasts longest."""
+        longest, named = -1.0, self.limits[0]
+        for key, cost in short:
+            key.limited += 1
+            limit = next(limit for limit in self.limits if limit.source is key.source)
+            limit.counts.limited()
+            seconds = key.retry_after_s(cost, now)
+            if seconds > longest:
+                longest, named = seconds, limit
+        return named.refusal(f"limit '{named.label}' is reached", retry_after_s=max(1.0, longest))
+
+    # Waiting
+
+    async def _wait(self, request: Request, entry: _Entry, short: _Needs) -> None:
+        """Wait until `_admit` has let it through. Raises `Limited`, and what `rest` raises."""
+        clock = self._clock
+        began = clock.now
+        self.waiting += 1
+        for key, cost in short:
+            self._join(key, cost, entry, began)
+            self._counts_of(key).waited()
+        try:
+            while not self._admit(entry, clock.now):
+                now = clock.now
+                if now >= entry.last or _is_refused(entry, now):
+                    raise self._refuse(entry.blocking(now), now)
+                await entry.waiter.rest(self._next_look(entry, now))
+        finally:
+            now = clock.now
+            self.waiting -= 1
+            request.held_s += max(0.0, min(now, entry.lease_until) - began)
+            self._leave(entry, now)
+
+    def _counts_of(self, key: _Key) -> Counts:
+        return next(limit.counts for limit in self.limits if limit.source is key.source)
+
+    def _join(self, key: _Key, cost: float, entry: _Entry, now: float) -> None:
+        insort(key.queue, entry)
+        entry.queued.add(key)
+        key.ahead += cost
+        if not key.blocked:
+            key.block(blocked=True, now=now)
+
+    def _leave(self, entry: _Entry, now: float) -> None:
+        """Take it out of its queues; whoever is the first now looks after the queue."""
+        for key in entry.queued:
+            key.queue.remove(entry)
+            key.ahead -= entry.costs[key]
+            if key.queue:
+                key.queue[0].waiter.wake()
+            else:
+                key.block(blocked=False, now=now)
+        entry.queued.clear()
+
+    def _admit(self, entry: _Entry, now: float) -> bool:
+        """Let it through if it is the first in all its queues and all its tokens are there; else ask for them."""
+        if entry.admitted:
+            return True
+        late = now >= entry.lease_until
+        ready = True
+        for key, cost in entry.needs:
+            queue = key.queue
+            if queue and queue[0] < entry:
+                ready = False
+            elif not key.ready(cost, now, late=late):
+                ready = False
+                _pump(key, now, entry)
+            else:
+                continue
+            if key not in entry.queued:
+                key.arrive(cost)
+                self._join(key, cost, entry, now)
+        if not ready:
+            return False
+        entry.admitted = True
+        for key, cost in entry.needs:
+            if key in entry.queued:
+                key.unarrive(cost)
+            key.spend(cost, now)
+        self._leave(entry, now)
+        for key, _ in entry.needs:
+            _pump(key, now, None)
+        return True
+
+    def _changed(self, key: Account) -> None:
+        """Tokens may have come: serve who waits, in order; who cannot be served any more is told."""
+        assert isinstance(key, _Key)
+        now = self._clock.now
+        while key.queue:
+            entry = key.queue[0]
+            if not self._admit(entry, now):
+                break
+            entry.waiter.wake()
+        if key.queue:
+            earliest = key.none_before(now)
+            for position, entry in enumerate(key.queue):
+                if position == 0 or entry.last < earliest:
+                    entry.waiter.wake()
+
+    def _next_look(self, entry: _Entry, now: float) -> float:
+        """When to look again if nobody wakes it. Only the first of a queue looks after its account's times."""
+        times = [entry.last, entry.lease_until]
+        for key in entry.queued:
+            if key.queue[0] is entry:
+                times += [
+                    key.none_before(now),
+                    key.sent_at + self._max_wait_s / 2,
+                    key.sent_at + self._max_wait_s,
+                ]
+        return min(time for time in times if time > now)
+
+    # What answers say
+
+    def answer_fields(self, request: Request) -> Fields:
+        """`RateLimit` and `RateLimit-Policy` of an answer to this request."""
+        return [
+            (b"ratelimit", b", ".join([limit.item(request) for limit in self.limits])),
+            (b"ratelimit-policy", self._policies),
+        ]
+
+    def answer_lines(self, request: Request) -> bytes:
+        """The same as it goes on the wire, each line ended."""
+        limits = self.limits
+        items = (
+            limits[0].item(request)
+            if len(limits) == 1
+            else b", ".join([limit.item(request) for limit in limits])
+        )
+        lines = self._lines.get(items)
+        if lines is None:
+            if len(self._lines) >= 4096:
+                self._lines.clear()
+            lines = self._lines[items] = b"ratelimit: %b%b" % (items, self._tail)
+        return lines
+
+    # Around it
+
+    def status(self) -> list[dict[str, Any]]:
+        """What `/api/limits` tells of this worker: the keys of each limit with most traffic."""
+        return [entry for limit in self.limits for entry in limit.status()]
+
+    def retire(self) -> None:
+        """Give back what can be given back: this policy serves no new request, or the worker ends."""
+        now = self._clock.now
+        for limit in self.limits:
+            for account in limit.all_accounts():
+                account.give_back(now)
+
+
+def compile_limits(
+    configs: Sequence[Config],
+    *,
+    route: str,
+    clock: Clock,
+    fleet: Scope,
+    replica: Scope,
+    max_wait_s: float,
+    on_loss: OnLoss,
+    random: Callable[[], float],
+    upstream: str = NO_VALUE,
+    of_upstream: bool = False,
+    expected_replicas: int = 1,
+    load: Load | None = None,
+    counts: Callable[[str], Counts] | None = None,
+) -> LimitPolicy | None:
+    """The limits of `route` (or with `of_upstream`, of the upstream of that name), or None where there are none.
+
+    `fleet` and `replica` are the worker's scopes, the same object where there is no store beyond the replica's.
+    `max_wait_s` and `on_loss` as in `state`; `random` gives numbers in [0, 1). `load` is one for all limits of a
+    worker. `counts` gives what counts the limit with this name.
+    """
+    if not configs:
+        return None
+    load = load or Load()
+    limits: list[Limit] = []
+    for config in configs:
+        counted = counts(config.label) if counts is not None else NoCounts()
+        store = replica if config.mode == "local" else fleet
+        source = Source(
+            config.terms,
+            fleet=store,
+            replica=None if store is replica else replica,
+            clock=clock,
+            load=load,
+            random=random,
+            max_wait_s=max_wait_s,
+            on_loss=on_loss,
+            credit=float(config.credit) if config.mode == "bounded" else 0.0,
+            expected_replicas=expected_replicas,
+            expired=counted.expired,
+        )
+        per = config.per or ("upstream" if of_upstream else "route")
+        constant = None
+        if per == "upstream":
+            constant = route if of_upstream else upstream
+        elif per == "route" and not of_upstream:
+            constant = route
+        owner = f"@{route}" if of_upstream else route
+        limits.append(
+            Limit(
+                config,
+                ident=f"{owner}/{config.label}",
+                source=source,
+                counts=counted,
+                per=per,
+                constant=constant,
+            )
+        )
+    return LimitPolicy(limits, clock=clock, max_wait_s=max_wait_s)
+
+
+def _is_hopeless(key: _Key, cost: float, now: float, last: float) -> bool:
+    """Nothing can come in time, even if all that comes is for this worker."""
+    if key.none_before(now) > last:
+        return True
+    return now + key.retry_after_s(key.ahead + cost - key.tokens(now), now) > last
+
+
+def _is_refused(entry: _Entry, now: float) -> bool:
+    """It waits for what cannot come in time."""
+    return any(
+        key.none_before(now) > entry.last for key in entry.queued if not key.ready(entry.costs[key], now)
+    )
+
+
+def _asks(key: _Key, cost: float, now: float) -> bool:
+    """Ask for what one request needs, with nobody before it; whether a lease was sent that counts it."""
+    asking = key.asking
+    key.pump(now, waiting=cost, fresh=cost, first=cost)
+    return key.asking and not asking
+
+
+def _pump(key: _Key, now: float, blocked: _Entry | None) -> None:
+    """Ask for all that wait. Of it, what was not asked for yet, and the first, is what the store does not cut."""
+    if not key.queue and blocked is None:
+        key.pump(now)
+        return
+    if key.asking and not key.is_late(now):
+        return
+    waiting, fresh, first = key.ahead, 0.0, 0.0
+    unasked: list[_Entry] = []
+    for position, entry in enumerate(key.queue):
+        if position == 0 or key not in entry.asked:
+            fresh += entry.costs[key]
+            unasked.append(entry)
+        if position == 0:
+            first = entry.costs[key]
+    if blocked is not None and key not in blocked.queued:
+        waiting += blocked.costs[key]
+        fresh += blocked.costs[key]
+        first = blocked.costs[key]
+        unasked.append(blocked)
+    asking = key.asking
+    key.pump(now, waiting=waiting, fresh=fresh, first=first)
+    if key.asking and not asking:
+        for entry in unasked:
+            entry.asked.add(key)
+
+
+def _key(ident: str, value: str | bytes) -> str:
+    """The bucket's key; what would be too long, or is no text, is hashed."""
+    try:
+        text = value if isinstance(value, str) else value.decode()
+        key = f"{ident}:{text}"
+        if len(key.encode()) <= MAX_KEY_BYTES:
+            return key
+    except UnicodeError:
+        pass
+    raw = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+    digest = hashlib.blake2b(raw, digest_size=16).hexdigest()
+    key = f"{ident}:#{digest}"
+    if len(key.encode()) <= MAX_KEY_BYTES:
+        return key
+    return f"{hashlib.blake2b(ident.encode(), digest_size=16).hexdigest()}:#{digest}"
+
+
+def _policy_item(config: Config) -> bytes:
+    """`"name";q=…;w=…`: whole numbers, so half a request a second is one in two."""
+    amount, period_s = config.written
+    part = Fraction(amount).limit_denominator(1_000_000)
+    return b'"%b";q=%d;w=%d' % (config.label.encode(), part.numerator, period_s * part.denominator)
+
+
+def _header(request: Request, name: bytes) -> bytes | None:
+    """A header's value; of several, all of them."""
+    found = None
+    for key, value in request.headers:
+        if len(key) == len(name) and key.lower() == name:
+            found = value if found is None else b"%b, %b" % (found, value)
+    return found
+
+
+def _value_of(per: str) -> Callable[[Request], str | bytes]:
+    """What gives a request's key."""
+    if per.startswith("header:"):
+        name = per.removeprefix("header:").lower().encode()
+
+        def of_header(request: Request) -> str | bytes:
+            value = _header(request, name)
+            return NO_VALUE if value is None else value
+
+        return of_header
+    return _VALUES[per]
+
+
+_VALUES: Final[dict[str, Callable[[Request], str | bytes]]] = {
+    "client": lambda request: request.client or NO_VALUE,
+    "client_ip": lambda request: request.client_ip or NO_VALUE,
+    "route": lambda request: request.route,
+    "upstream": lambda _: NO_VALUE,
+}

@@ -1,0 +1,335 @@
+"""One key of a limit in one worker: where its tokens come from, and what decides while the store does not answer.
+
+Tokens are spent in this order:
+1. What the worker holds of the fleet's bucket.
+2. In bounded mode, its credit: only while the bucket is not known to be overdrawn, so debts are always paid back.
+3. While the store is away, or has left a lease unanswered for `max_wait_s`, or refused it: what `on_loss` says. `open`
+   admits, `closed` does not, `share` spends what is held of the *replica's* bucket, leased by all its workers as usual:
+   rate R / replicas, burst B / replicas. It begins with this replica's part of what the fleet's bucket had left when it
+   was last heard of; for a key that was never heard of, with what the share gained since the loss (and if the store is
+   only late, with one token at least, so that a quiet client is not refused for a slow store).
+4. While even the replica's store does not answer: a bucket of the worker's own, R / workers, which begins empty.
+
+What was admitted by 3 and 4 is owed. It becomes a debt of the fleet's bucket with the next lease, but only as far as
+the share's bucket could not have refilled meanwhile (each worker its part of that): posting a whole outage would
+starve the key for as long as it lasted. Under `open` nothing is owed.
+
+Nothing here waits. `changed` is called when tokens may have come.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from ambassador.state.holding import Holding, Load, OwnShare, Terms, terms, window_terms
+from ambassador.state.protocol import Lease, Leased, Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ambassador.state.protocol import Answer
+    from ambassador.state.scope import Clock, Scope
+
+OnLoss: TypeAlias = Literal["share", "closed", "open"]
+
+_REFUSED_S: Final = 1.0
+"""A store that refuses a lease (out of memory) is asked again after so long."""
+_MOST_OWING: Final = 10_000
+"""Keys whose debts are told as soon as the store is back; of others, when they are used again."""
+
+
+class Source:
+    """Where the tokens of one limit come from, for all its keys.
+
+    `fleet` holds the buckets; `replica` is the store of the share that takes over, None where there is no other (the
+    fleet's is the replica's already). `max_wait_s`: after so long a lease counts as unanswered. `credit` 0: strict.
+    `expected_replicas` stands where replicas were never counted. `expired` is told tokens that nobody spent in time.
+    """
+
+    def __init__(
+        self,
+        terms: Terms,
+        *,
+        fleet: Scope,
+        replica: Scope | None,
+        clock: Clock,
+        load: Load,
+        random: Callable[[], float],
+        max_wait_s: float,
+        on_loss: OnLoss = "share",
+        credit: float = 0.0,
+        expected_replicas: int = 1,
+        expired: Callable[[float], None] | None = None,
+        changed: Callable[[Account], None] | None = None,
+    ) -> None:
+        self.terms = terms
+        self.fleet = fleet
+        self.replica = replica
+        self.clock = clock
+        self.load = load
+        self.random = random
+        self.max_wait_s = max_wait_s
+        self.on_loss = on_loss
+        self.credit = credit
+        self.expired = expired or _nobody
+        self.changed = changed or _nobody
+        self._expected_replicas = expected_replicas
+        self._down_at: float | None = None
+        self._parts = 0
+        self._share_terms = terms
+        self.owing: set[Account] = set()
+        # A scope outlives the config's generations: it must not keep this one alive.
+        back = weakref.WeakMethod(self._is_back)
+        fleet.on_up(lambda: _call(back))
+
+    def down_since(self, now: float) -> float | None:
+        """When the fleet's store was first seen to be away, or None while it answers."""
+        if self.fleet.up:
+            self._down_at = None
+        elif self._down_at is None:
+            self._down_at = now
+        return self._down_at
+
+    @property
+    def parts(self) -> int:
+        """Replicas that a share is computed by."""
+        replicas = self.fleet.replicas
+        return replicas if replicas > 1 else max(1, self._expected_replicas)
+
+    def share_terms(self) -> Terms:
+        """The terms of a share of a limit that refills."""
+        parts = self.parts
+        if parts != self._parts:
+            self._parts = parts
+            whole = self.terms
+            self._share_terms = terms(whole.rate / parts, max(1.0, whole.burst / parts))
+        return self._share_terms
+
+    def _is_back(self) -> None:
+        owing, self.owing = self.owing, set()
+        now = self.clock.now
+        for account in owing:
+            account.pump(now)
+
+
+def _nobody(_: object) -> None:
+    """For what nobody asked to be told."""
+
+
+def _call(reference: weakref.WeakMethod[Callable[[], None]]) -> None:
+    method = reference()
+    if method is not None:
+        method()
+
+
+class Account(Holding):
+    """What one worker has of one key. See the module's docstring."""
+
+    __slots__ = (
+        "_own", "_refused_until", "_share", "_told_expired", "limited", "otherwise", "owed", "source", "used",
+    )  # fmt: skip
+
+    def __init__(self, key: str, source: Source, now: float) -> None:
+        super().__init__(key, source.terms, now)
+        self.source = source
+        self.owed = 0.0
+        """Admitted by a fallback, and not yet a debt."""
+        self.otherwise = 0.0
+        """Tokens that were spent without being held."""
+        self.limited = 0
+        """Requests that were refused."""
+        self._share: Holding | None = None
+        self._own: OwnShare | None = None
+        self._refused_until = -inf
+        self._told_expired = 0.0
+        self.used = 0.0
+        """Tokens that this worker took out of the present calendar window."""
+
+    # Deciding
+
+    def is_degraded(self, now: float) -> bool:
+        """The store does not decide now: it is away, or late, or refuses."""
+        source = self.source
+        return (
+            not source.fleet.up
+            or (self.asking and now - self.sent_at >= source.max_wait_s)
+            or now < self._refused_until
+        )
+
+    def ready(self, cost: float, now: float, *, late: bool = False) -> bool:
+        """Whether `spend` would do it. `late`: the answer can be waited for no longer, so the fallback decides."""
+        if self.tokens(now) >= cost or self._has_credit(cost, now):
+            return True
+        if not (late and self.asking) and not self.is_degraded(now):
+            return False
+        on_loss = self.source.on_loss
+        if on_loss != "share":
+            return on_loss == "open"
+        share = self._share
+        if share is not None and share.tokens(now) >= cost:
+            return True
+        return self._is_alone(now, late=late) and self._last_resort(now).tokens(now) >= cost
+
+    def spend(self, cost: float, now: float) -> None:
+        """Spend what `ready` found to be there."""
+        if self.take(cost, now):
+            return
+        self.otherwise += cost
+        self.arrive(cost)
+        if self._has_credit(cost, now):
+            self.debt += cost
+            return
+        if self.source.on_loss == "open":
+            return
+        self.owed += cost
+        if len(self.source.owing) < _MOST_OWING:
+            self.source.owing.add(self)
+        share = self._share
+        if share is None or not share.take(cost, now):
+            self._last_resort(now).take(cost, now)
+
+    def none_before(self, now: float) -> float:
+        """Until when nothing can come, as far as is known; `now` or before: an answer is due, or may be asked for."""
+        if not self.is_degraded(now):
+            return -inf if self.asking else self.held_until
+        if self.source.on_loss == "closed":
+            return now + _REFUSED_S
+        share = self._share
+        return -inf if share is None or share.asking or self._is_alone(now, late=False) else share.held_until
+
+    def retry_after_s(self, cost: float, now: float) -> float:
+        """When `cost` tokens can be there at the earliest: seconds from now."""
+        share = self._share
+        if share is not None and self.is_degraded(now):
+            return share.retry_after_s(cost, now)
+        return super().retry_after_s(cost, now)
+
+    def _has_credit(self, cost: float, now: float) -> bool:
+        credit = self.source.credit
+        if not credit or self.debt + cost > credit:
+            return False
+        return self.seen_at == -inf or self.left + self._gain(now - self.seen_at) >= 0.0
+
+    def _gain(self, seconds: float) -> float:
+        return 0.0 if self.terms.window_s else self.terms.rate * seconds
+
+    def _is_alone(self, now: float, *, late: bool) -> bool:
+        """No store answers."""
+        replica, share = self.source.replica, self._share
+        if replica is None or not replica.up:
+            return True
+        return share is not None and share.asking and (late or now - share.sent_at >= self.source.max_wait_s)
+
+    def _last_resort(self, now: float) -> OwnShare:
+        if self._own is None:
+            workers = max(1, self.source.fleet.workers)
+            self._own = OwnShare(self.terms.rate / workers, self.terms.burst / workers, now)
+        return self._own
+
+    # Asking
+
+    def pump(self, now: float, *, waiting: float = 0.0, fresh: float = 0.0, first: float = 1.0) -> None:
+        """Send the lease that is due, if one is. What waits is told as `Holding.ask` has it."""
+        source = self.source
+        if source.fleet.up and not self.asking and now >= self._refused_until:
+            if self.owed:
+                self._incur(now)
+            lease = self.ask(now, source.load, waiting=waiting, fresh=fresh, first=first)
+            if lease is not None:
+                source.fleet.ask(lease, partial(self._is_answered, lease))
+        if waiting and source.on_loss == "share" and source.replica is not None and self.is_late(now):
+            self._pump_share(now, waiting, first, source.replica)
+
+    def is_late(self, now: float) -> bool:
+        """Tokens of the share may be needed soon: it is asked before it is clear that the answer comes too late."""
+        return self.is_degraded(now) or (self.asking and now - self.sent_at >= self.source.max_wait_s / 2)
+
+    def _pump_share(self, now: float, waiting: float, first: float, replica: Scope) -> None:
+        share = self._share
+        if share is None:
+            share = self._share = Holding(self.key, self._share_terms(), now)
+        elif not self.terms.window_s:
+            share.terms = self.source.share_terms()
+        share.start = self._start_of_share(now, share.terms.rate)
+        lease = share.ask(now, self.source.load, waiting=waiting, fresh=waiting, first=first)
+        if lease is not None:
+            replica.ask(lease, partial(self._share_is_answered, share, lease))
+
+    def _share_terms(self) -> Terms:
+        source = self.source
+        if not self.terms.window_s:
+            return source.share_terms()
+        # Of a calendar window a share is a part of what was left of it.
+        left = self.terms.depth if self.seen_at == -inf else max(0.0, self.left)
+        return window_terms(max(1, math.floor(left / source.parts)), self.terms.window_s)
+
+    def _start_of_share(self, now: float, rate: float) -> float:
+        if self.seen_at > -inf:
+            return max(0.0, self.left) / self.source.parts + rate * (now - self.seen_at)
+        down_at = self.source.down_since(now)
+        return max(1.0, rate * (now - self.sent_at)) if down_at is None else rate * (now - down_at)
+
+    def _is_answered(self, lease: Lease, answer: Answer | None) -> None:
+        source = self.source
+        now = source.clock.now
+        if self.owed:
+            self._incur(now)
+        if isinstance(answer, Leased):
+            self._remember_window(lease, answer)
+            self.answered(answer, lease, now, source.random(), source.load)
+            if self.debt:
+                self.pump(now)
+        else:
+            self.lost(now)
+            if isinstance(answer, Refused):
+                self._refused_until = now + _REFUSED_S
+        if self.expired > self._told_expired:
+            source.expired(self.expired - self._told_expired)
+            self._told_expired = self.expired
+        source.changed(self)
+
+    def _share_is_answered(self, share: Holding, lease: Lease, answer: Answer | None) -> None:
+        source = self.source
+        now = source.clock.now
+        if isinstance(answer, Leased):
+            share.answered(answer, lease, now, source.random(), source.load)
+        else:
+            share.lost(now)
+        source.changed(self)
+
+    def _incur(self, now: float) -> None:
+        """Make a debt of what is owed, as far as what admitted it could not have refilled."""
+        owed, self.owed = self.owed, 0.0
+        self.source.owing.discard(self)
+        if not self.terms.window_s:
+            lack = 0.0 if self._own is None else self._own.lack(now)
+            if self._share is not None:
+                lack += self._share.lack(now) / self._share.sharers
+            owed = min(owed, lack)
+        self.debt += owed
+
+    def _remember_window(self, lease: Lease, answer: Leased) -> None:
+        """If the store has lost how much of a calendar window is used, tell it this worker's part of that again."""
+        if not self.terms.window_s:
+            return
+        if answer.window != self.window:
+            self.used = 0.0
+        elif self.seen_at > -inf:
+            before = self.terms.depth - self.left
+            after = self.terms.depth - answer.left - answer.granted - lease.debt
+            # Others may give tokens back, but never half of all that was taken.
+            if before >= 2 and after < before / 2:
+                self.debt += self.used
+        self.used += answer.granted
+
+    def give_back(self, now: float) -> Lease | None:
+        """Give up what is held: see `Holding.give_back`; it is sent."""
+        lease = super().give_back(now)
+        if lease is not None:
+            self.used -= lease.back
+            self.source.fleet.ask(lease)
+        return lease

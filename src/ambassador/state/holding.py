@@ -1,0 +1,479 @@
+"""What one worker holds of one bucket: tokens that were leased before they are spent, and when to lease more. Pure.
+
+The store debits tokens before a worker may spend them, and they expire in the worker, so a worker decides from its own
+memory and the fleet still keeps the limit. For a limit of R tokens a second and a burst of B, with phi = 0.2:
+
+- the store's bucket holds at most `depth` = (1 - phi) B, and a leased token may be spent for `life` = phi B / R;
+- a worker counts that life from when it *sent* the lease, so no two clocks are compared;
+- hence tokens spent in a window [t, t+D] were granted in [t - life, t+D], and of those there are at most
+  depth + R (D + life) = B + R D: nothing is ever over-admitted, whatever is lost, late or dead.
+
+phi, depth and life come from the configured limit alone (`Terms`): two workers that computed them from what they
+measured would break the proof. Bursts under 5 have no room for a phi: their depth is B, they are leased one by one as
+they are needed, and what was leased is good for 50 ms, which is by how much they may exceed. Where phi B / R is under
+10 ms a token would expire on its way, so it lives 10 ms; such a limit may exceed by R * 10 ms (bursts under 50 ms of
+the rate, of which a check of the config warns).
+
+A worker leases ahead only where that pays: where it would spend at least 4 tokens of a lease within their life. Below,
+it leases on demand, exactly what waits: with a lease after each request most tokens of a cold key would expire unused.
+When the bucket cannot give what was asked for, the worker does not ask again for about 50 ms (`PACE_S`, with jitter):
+in steady overload each gets its share of what came in meanwhile, in proportion to its demand, and the store has a load
+that does not grow with the requests that are refused. At most one lease of a key is out at a time.
+
+What was spent without a lease is a *debt*: in bounded mode up to the worker's credit, and what a fallback admitted
+while the store did not answer. It is told with the next lease, until that is acknowledged, and an answer that comes
+late pays for it first. Tokens of a lease without an answer count as lost.
+
+The demand estimator is r = r exp(-dt/tau) + (n/dt) (1 - exp(-dt/tau)): an average of 1/dt over single requests would be
+biased high, which wasted 8-10 % of the capacity in simulation. What was spent is worked out from the balance whenever
+the estimate is needed, so a decision that finds tokens touches nothing but the balance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from math import inf
+from typing import Final
+
+import msgspec
+
+from ambassador.state.protocol import EPOCH_S, Lease, Leased
+
+PHI: Final = 0.2
+"""The part of the burst that is spread over the tokens' life. 0.05 to 0.3 work; less makes more leases."""
+SMALL_BURST: Final = 5
+SMALL_LIFE_S: Final = 0.05
+SHORTEST_LIFE_S: Final = 0.01
+PACE_S: Final = 0.05
+"""How long a worker that was given too little does not ask. Simulated: 288 leases a second where 20 ms had 527."""
+LONGEST_HOLD_S: Final = 1.0
+"""A bucket that is empty for longer is asked again all the same: its rate may have been raised, or its data lost."""
+KEY_OPS: Final = 500.0
+"""Leases a second that a worker spreads over its active keys."""
+LEAST_SPAN_S: Final = 0.05
+"""A lease holds what is wanted in at least this time, if it lives as long."""
+WORTH_TOKENS: Final = 4.0
+"""Of a lease must be spent, in expectation, or leasing ahead does not pay."""
+DEMAND_TAU_S: Final = 0.5
+WINDOW_SPAN_S: Final = 0.25
+"""A lease of a calendar window holds what is wanted in this time: what a worker that dies has in hand is gone."""
+WINDOW_GUARD_S: Final = 0.05
+"""Tokens of a calendar window are not spent in its last moment."""
+FIRST_RTT_S: Final = 0.002
+"""What a lease is thought to take before one was answered."""
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What follows from a limit as it is configured, the same in every worker. See the module's docstring."""
+
+    rate: float
+    """R, tokens a second; for a calendar window what it gives on average."""
+    burst: float
+    """B; of a calendar window: all its tokens."""
+    depth: int
+    """What the store's bucket holds at most, at least 1."""
+    life_s: float
+    """How long a leased token may be spent; infinite in a calendar window, where the store says it."""
+    ahead: bool
+    """Whether leasing ahead may pay at all."""
+    window_s: int = 0
+    """The length of the calendar window; 0: a bucket that refills."""
+
+
+def terms(rate: float, burst: float) -> Terms:
+    """The terms of a bucket that gains `rate` > 0 tokens a second and has a burst of `burst` >= 1."""
+    if burst < SMALL_BURST:
+        return Terms(rate, burst, max(1, math.floor(burst)), SMALL_LIFE_S, ahead=False)
+    life_s = max(PHI * burst / rate, SHORTEST_LIFE_S)
+    # floor(0.8 * 10) must be 8 whatever binary fractions say.
+    depth = max(1, math.floor((1 - PHI) * burst + 1e-9))
+    return Terms(rate, burst, depth, life_s, ahead=True)
+
+
+def window_terms(amount: int, window_s: int) -> Terms:
+    """The terms of `amount` tokens in each calendar window of `window_s` seconds."""
+    return Terms(amount / window_s, amount, amount, inf, ahead=True, window_s=window_s)
+
+
+class Load:
+    """How many keys a worker leases for: what says how seldom it may ask for each."""
+
+    __slots__ = ("_before", "_epoch", "_now")
+
+    def __init__(self) -> None:
+        self._epoch = 0
+        self._now = 0
+        self._before = 0
+
+    def count(self, epoch: int) -> None:
+        """A key is leased for the first time in this epoch."""
+        if epoch != self._epoch:
+            self._before = self._now if epoch == self._epoch + 1 else 0
+            self._now = 0
+            self._epoch = epoch
+        self._now += 1
+
+    @property
+    def keys(self) -> int:
+        """Keys that were leased in this or the last epoch, the greater number."""
+        return max(self._now, self._before)
+
+
+class Holding:
+    """Tokens of one bucket in one worker. Times are seconds of the worker's monotonic clock.
+
+    The decision of nearly every request needs no call, only this:
+
+        left = holding.balance - cost
+        if left >= holding.reserve and now < holding.until:
+            holding.balance = left
+
+    Whenever that is not so, `take` decides, and `ask` says whether it is time for a lease.
+    """
+
+    __slots__ = (
+        "_arrived", "_base", "_epoch", "_expires", "_first", "_folded_at", "_later", "_posted", "asking", "balance",
+        "blocked", "debt", "demand", "expired", "held_until", "key", "leased", "left", "reserve", "rtt_s", "seen_at",
+        "sent_at", "sharers", "start", "terms", "until", "window", "window_ends",
+    )  # fmt: skip
+
+    def __init__(self, key: str, terms: Terms, now: float) -> None:
+        self.key = key
+        self.terms = terms
+        self.balance = 0.0
+        """Tokens of the lot that expires first; more may be in later ones."""
+        self.reserve = inf
+        """What the short decision must leave: below, more is to be leased."""
+        self.until = -inf
+        """The short decision holds before this time."""
+        self.blocked = False
+        """Somebody waits for tokens, so that nobody else may take any. See `block`."""
+        self._expires = -inf
+        self._later: deque[tuple[float, float]] = deque()
+        self._base = 0.0
+        self._arrived = 0.0
+        self._folded_at = now
+        self.demand = 0.0
+        """Tokens a second that are asked for, refused ones too, as of the last lease."""
+        self.asking = False
+        """A lease is out."""
+        self.sent_at = -inf
+        """When the last one was sent."""
+        self.held_until = -inf
+        """Until then no lease is sent: the bucket gave too little."""
+        self.rtt_s = FIRST_RTT_S
+        self.left = 0.0
+        """Tokens in the bucket after the last answer."""
+        self.seen_at = -inf
+        """When that came; -inf: never."""
+        self.sharers = 1
+        self.window = 0
+        """The calendar window that the tokens belong to."""
+        self.window_ends = inf
+        self.start: float | None = None
+        """What the bucket holds if the next lease makes it; None: what the store's rule says."""
+        self.debt = 0.0
+        """Spent without a lease and not yet acknowledged."""
+        self._posted = 0.0
+        self._first = 1.0
+        self._epoch = -1
+        self.leased = 0.0
+        self.expired = 0.0
+        """Tokens that nobody spent in time."""
+
+    # Spending
+
+    def tokens(self, now: float) -> float:
+        """What may be spent now."""
+        if now >= self._expires:
+            self._advance(now)
+        return self.balance + sum(count for _, count in self._later)
+
+    def take(self, cost: float, now: float) -> bool:
+        """Spend `cost`, the tokens that expire first, or nothing. Who waits has asked for it by `arrive` already."""
+        if now >= self._expires:
+            self._advance(now)
+        while self.balance < cost and self._later:
+            # A cost over two lots: what is left of both lives as long as the older one.
+            expires, count = self._later.popleft()
+            if self.balance <= 0.0:
+                self._expires = expires
+            self.balance += count
+            self._base += count
+        if self.balance < cost:
+            return False
+        self.balance -= cost
+        self._aim(now)
+        return True
+
+    def arrive(self, cost: float) -> None:
+        """Count a request that found too little: demand is what is asked for, not what is given."""
+        self._arrived += cost
+
+    def unarrive(self, cost: float) -> None:
+        """What was counted by `arrive` is spent after all, which counts by itself."""
+        self._arrived -= cost
+
+    def block(self, *, blocked: bool, now: float) -> None:
+        """Somebody waits, so the short decision must fail; or nobody does any more."""
+        self.blocked = blocked
+        self._aim(now)
+
+    def _advance(self, now: float) -> None:
+        """Drop what has expired."""
+        self._fold_spent()
+        self.expired += self.balance
+        self.balance = 0.0
+        while self._later:
+            self._expires, self.balance = self._later.popleft()
+            if now < self._expires:
+                break
+            self.expired += self.balance
+            self.balance = 0.0
+        self._base = self.balance
+        self._aim(now)
+
+    def _fold_spent(self) -> None:
+        self._arrived += self._base - self.balance
+        self._base = self.balance
+
+    def _fold(self, now: float) -> None:
+        """Bring `demand` up to date."""
+        self._fold_spent()
+        elapsed = now - self._folded_at
+        arrived, self._arrived = max(0.0, self._arrived), 0.0
+        if elapsed <= 0.0:
+            self.demand += arrived / DEMAND_TAU_S
+            return
+        kept = math.exp(-elapsed / DEMAND_TAU_S)
+        self.demand = self.demand * kept + arrived / elapsed * (1.0 - kept)
+        self._folded_at = now
+
+    @property
+    def spent(self) -> float:
+        """Tokens that were leased and then spent."""
+        return self.leased - self.expired - self.balance - sum(count for _, count in self._later)
+
+    # Leasing
+
+    def _leases_ahead(self) -> bool:
+        terms = self.terms
+        return terms.ahead and self.demand * (min(terms.life_s, 1.0) - self.rtt_s) >= WORTH_TOKENS
+
+    def _low(self) -> float:
+        """Below this many tokens a lease would come too late."""
+        return self.demand * 2 * self.rtt_s + 1.0
+
+    def _aim(self, now: float) -> None:
+        """Set what the short decision must keep to."""
+        if self.blocked:
+            self.reserve = inf
+            return
+        self.reserve = 0.0
+        self.until = self._expires
+        if self.asking or self._later or not self._leases_ahead():
+            return
+        if now < self.held_until:
+            self.until = min(self.until, self.held_until)
+            return
+        self.reserve = self._low()
+        self.until -= min(2 * self.rtt_s, self.terms.life_s / 4)
+
+    def span_s(self, keys: int) -> float:
+        """How much time's demand a lease holds, and how seldom an empty bucket is asked, with `keys` active keys."""
+        if self.terms.window_s:
+            return max(WINDOW_SPAN_S, keys / KEY_OPS)
+        return max(min(keys / KEY_OPS, 0.6 * self.terms.life_s), min(LEAST_SPAN_S, 0.6 * self.terms.life_s))
+
+    def ask(
+        self, now: float, load: Load, *, waiting: float = 0.0, fresh: float = 0.0, first: float = 1.0
+    ) -> Lease | None:
+        """The lease that is to be sent now, or None.
+
+        `waiting` are the costs of all that wait, `fresh` of those among them for which nothing was asked yet, and of
+        the first: what the store does not cut. `first` is that first one's alone: with less the worker need not come
+        again. Whoever gets a lease sends it, and then calls `answered` or `lost`.
+        """
+        if self.asking:
+            return None
+        self._first = first
+        self._fold(now)
+        terms = self.terms
+        want = min(waiting, terms.depth)
+        if now < self.held_until:
+            want = 0  # debts are told all the same
+        elif self._leases_ahead():
+            held = self.tokens(now)
+            soon = self._expires - now < 2 * self.rtt_s and not self._later
+            if waiting > held or held < self._low() or soon:
+                want = max(want, min(self.demand * self.span_s(load.keys), self._largest()))
+        elif waiting <= 0.0:
+            want = 0
+        if want <= 0.0 and self.debt <= 0.0:
+            self._aim(now)
+            return None
+        return self._send(now, load, math.ceil(want), math.ceil(min(fresh, want)))
+
+    def _largest(self) -> float:
+        """No lease takes more than half of a bucket; of a calendar window, not more than its part of what is left."""
+        if self.terms.window_s:
+            left = self.left if self.seen_at > -inf else 1.0
+            return max(1.0, left / (4 * self.sharers))
+        return math.ceil(self.terms.depth / 2)
+
+    def _send(self, now: float, load: Load, want: int, least: int) -> Lease:
+        terms = self.terms
+        epoch = int(now / EPOCH_S)
+        tells = epoch != self._epoch
+        if tells:
+            self._epoch = epoch
+            load.count(epoch)
+        self.asking = True
+        self.sent_at = now
+        self._posted = self.debt
+        self._aim(now)
+        return Lease(
+            self.key,
+            rate=terms.rate,
+            depth=terms.depth,
+            want=want,
+            least=least,
+            demand=self.demand,
+            tells_demand=tells,
+            debt=self.debt,
+            window_s=terms.window_s,
+            start=self.start,
+        )
+
+    def answered(self, answer: Leased, asked: Lease, now: float, random: float, load: Load) -> None:
+        """The answer to `asked`, which was the last lease sent. `random` in [0, 1)."""
+        terms = self.terms
+        self.asking = False
+        self.rtt_s += ((now - self.sent_at) - self.rtt_s) / 8
+        self.left = answer.left
+        self.seen_at = now
+        self.sharers = answer.sharers
+        self.debt = max(0.0, self.debt - self._posted)
+        self._posted = 0.0
+        granted = float(answer.granted)
+        if terms.window_s:
+            self.window = answer.window
+            self.window_ends = self.sent_at + answer.window_left_ms / 1000
+            expires = self.window_ends - WINDOW_GUARD_S
+        else:
+            expires = self.sent_at + terms.life_s
+        paid = min(granted, self.debt)  # a fallback has admitted what these tokens were asked for
+        self.debt -= paid
+        granted -= paid
+        self.leased += granted
+        if granted > 0.0:
+            self._store(granted, expires, now)
+        if answer.granted < asked.want and not (
+            answer.left >= terms.depth / 2 and answer.granted >= asked.least
+        ):
+            self._hold(answer, now, random, load)
+        self._aim(now)
+
+    def _store(self, granted: float, expires: float, now: float) -> None:
+        if expires <= now:
+            self.expired += granted
+            return
+        if now >= self._expires:
+            self._advance(now)
+        if self.balance <= 0.0 and not self._later:
+            self._fold_spent()
+            self._expires, self.balance, self._base = expires, granted, granted
+        else:
+            self._later.append((expires, granted))
+
+    def _hold(self, answer: Leased, now: float, random: float, load: Load) -> None:
+        pace = max(PACE_S, self.span_s(load.keys)) * (0.75 + random / 2)
+        if self.terms.window_s:
+            next_token = self.window_ends - now if answer.left < 1 else 0.0
+        else:
+            missing = max(1.0, self._first - answer.granted) - answer.left
+            next_token = max(0.0, missing) / self.terms.rate
+        self.held_until = now + max(pace, min(next_token, LONGEST_HOLD_S))
+
+    def lost(self, now: float) -> None:
+        """The last lease has no answer: what it may have brought is lost; its debt is told again."""
+        self.asking = False
+        self._posted = 0.0
+        self._aim(now)
+
+    def retry_after_s(self, cost: float, now: float) -> float:
+        """When `cost` tokens can be there at the earliest, as far as is known: seconds from now, 0 for at once."""
+        if self.seen_at == -inf:
+            return 0.0
+        held = max(0.0, self.held_until - now)
+        if self.terms.window_s:
+            return max(held, self.window_ends - now) if self.left < cost else held
+        there = self.left + self.terms.rate * (now - self.seen_at)
+        return max(held, (cost - there) / self.terms.rate)
+
+    def known(self, now: float) -> float:
+        """Tokens that are left as far as this worker knows: its own and what the bucket had at the last answer."""
+        if now >= self._expires:
+            self._advance(now)
+        there = max(0.0, self.left)
+        return min(self.balance + sum(count for _, count in self._later) + there, self.terms.burst)
+
+    def lack(self, now: float) -> float:
+        """What the bucket lacks from full, if nobody else has taken anything since the last answer."""
+        if self.seen_at == -inf:
+            return 0.0
+        there = self.left + self.terms.rate * (now - self.seen_at)
+        return min(max(0.0, self.terms.depth - there), self.terms.burst)
+
+    def give_back(self, now: float) -> Lease | None:
+        """Give up everything: a lease that returns what is held of a calendar window, to be sent once, its answer not
+        waited for; None where nothing can be returned. Tokens of a bucket that refills just expire.
+        """
+        held = self.tokens(now)
+        self._fold_spent()
+        self._later.clear()
+        self.expired += held
+        self.balance = self._base = 0.0
+        self._expires = -inf
+        self._aim(now)
+        if not self.terms.window_s or held < 1:
+            return None
+        return Lease(
+            self.key,
+            rate=self.terms.rate,
+            depth=self.terms.depth,
+            want=0,
+            window_s=self.terms.window_s,
+            back=math.floor(held),
+            back_window=self.window,
+        )
+
+
+class OwnShare:
+    """The last resort of a worker that reaches no store at all: a bucket of its own, which begins empty."""
+
+    __slots__ = ("_at", "_tokens", "burst", "rate")
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self.rate = rate
+        self.burst = max(1.0, burst)
+        self._tokens = 0.0
+        self._at = now
+
+    def tokens(self, now: float) -> float:
+        """What may be spent now."""
+        self._tokens = min(self.burst, self._tokens + self.rate * max(0.0, now - self._at))
+        self._at = max(now, self._at)
+        return self._tokens
+
+    def take(self, cost: float, now: float) -> bool:
+        """Spend `cost` or nothing."""
+        if self.tokens(now) < cost:
+            return False
+        self._tokens -= cost
+        return True
+
+    def lack(self, now: float) -> float:
+        """What it lacks from full."""
+        return self.burst - self.tokens(now)
