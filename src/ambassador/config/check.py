@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from math import ceil
 
 from ambassador.config.read import Part
 from ambassador.config.schema import Config, Match, Route
 from ambassador.config.units import format_duration
+from ambassador.proxy.policies import limit
+
+_FULL_USE_S = 0.05
+"""A smaller burst is gone before a worker is asked again (`state.holding`: the pace when tokens are scarce)."""
 
 IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
 """RFC 9110 9.2.2."""
@@ -18,6 +23,9 @@ def warn(config: Config, routes: Sequence[Part], upstreams: dict[str, Part], doc
     for route, part in zip(config.routes, routes, strict=True):
         _warn_of_retry(route, part)
         _warn_of_timeout(route, part)
+        _warn_of_limits(config, route.limit, part)
+    for name, part in upstreams.items():
+        _warn_of_limits(config, config.upstreams[name].limit, part)
     _warn_of_shadows(config.routes, routes)
     _warn_of_unused(config, upstreams)
     _warn_of_secrets(document)
@@ -48,6 +56,29 @@ def _warn_of_timeout(route: Route, part: Part) -> None:
         node, path = written.place("connect")
         total = format_duration(timeout.total)
         node.report(path, f"is longer than 'total' ({total}), which ends the request first", level="warning")
+
+
+def _warn_of_limits(config: Config, limits: Sequence[limit.Config] | None, part: Part) -> None:
+    node, path = part.place("limit")
+    for each in limits or ():
+        amount, period_s = each.written
+        within = amount / period_s * _FULL_USE_S
+        if each.quota is None and each.whole < within:
+            node.report(
+                path,
+                f"the burst of limit '{each.label}' is {each.whole}; the rate can only be used in full"
+                f" with at least {ceil(within)}, what comes in {format_duration(_FULL_USE_S)}",
+                level="warning",
+            )
+        replicas = config.state.expected_replicas or 1
+        if str(config.state.url) == "local" and replicas > 1 and each.mode != "local":
+            node.report(
+                path,
+                f"limit '{each.label}' is not shared: with 'state: local' each of the {replicas} replicas allows"
+                " all of it",
+                "share the state in Redis, or say 'mode: local'",
+                level="warning",
+            )
 
 
 def _warn_of_unused(config: Config, upstreams: dict[str, Part]) -> None:

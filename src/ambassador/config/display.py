@@ -19,6 +19,7 @@ _FORMATS: dict[str, Callable[[Any], str]] = {
     "size": units.format_size,
     "byte_rate": units.format_byte_rate,
     "percent": units.format_percent,
+    "rate": units.format_rate,
     "secret": lambda _: MASK,
 }
 

@@ -13,12 +13,18 @@ from urllib.parse import quote
 from msgspec import Struct
 
 from ambassador.config.schema import Config, Match, PathRegex, Route, Timeout, Upstream, ValueMatch
-from ambassador.config.units import format_duration, format_duration_range, format_percent, format_size
+from ambassador.config.units import (
+    format_duration,
+    format_duration_range,
+    format_percent,
+    format_rate,
+    format_size,
+)
 from ambassador.errors import BadRequest, NoRoute
 from ambassador.messages import Fields, Request
 from ambassador.proxy.path import authority_host, normalise, split_target
 from ambassador.proxy.policies import headers as headers_policy
-from ambassador.proxy.policies import redirect, respond, retry, rewrite
+from ambassador.proxy.policies import limit, redirect, respond, retry, rewrite
 from ambassador.proxy.routing import Router, spec, why_not
 
 __all__ = ["BadUrl", "Considered", "Explanation", "Line", "explain", "render"]
@@ -183,6 +189,7 @@ def _value_text(value: ValueMatch) -> str:
 
 
 def _lines(config: Config, route: Route, request: Request) -> Iterable[Line]:
+    yield from _limit_lines(route.limit, "limit")
     if route.redirect is not None:
         yield _redirect_line(route.redirect, request)
     elif route.respond is not None:
@@ -193,8 +200,28 @@ def _lines(config: Config, route: Route, request: Request) -> Iterable[Line]:
         upstream = config.upstreams[route.to]
         yield from _rewrite_lines(route, request, upstream)
         yield _upstream_line(route.to, upstream)
+        yield from _limit_lines(upstream.limit, f"upstreams.{route.to}.limit")
         yield _timeout_line(route.timeout, request)
         yield _retry_line(route.retry, request)
+
+
+def _limit_lines(limits: Sequence[limit.Config] | None, key: str) -> Iterable[Line]:
+    of_upstream = key.startswith("upstreams.")
+    for each in limits or ():
+        if each.quota is not None:
+            text = f"{each.label}: {format_rate(each.quota)} by the calendar"
+        else:
+            text = f"{each.label}: {format_rate(each.written)}, burst {each.whole}"
+        text += f", per {each.per or ('upstream' if of_upstream else 'route')}"
+        if each.cost != "1":
+            text += f", cost {each.cost}"
+        if each.mode != "strict":
+            text += f", {each.mode}"
+        if each.wait:
+            text += f", waits up to {format_duration(each.wait)}"
+        if of_upstream:
+            text += "; each attempt is charged"
+        yield Line(what="quota" if of_upstream else "limit", text=text, key=key)
 
 
 def _redirect_line(config: redirect.Redirect, request: Request) -> Line:

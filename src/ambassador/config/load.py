@@ -454,6 +454,8 @@ class _Assembly:
                 route.nodes[key] = defaults.nodes[key]
             elif isinstance(own, Part):
                 route.values[key] = merge(_without_removed(default, own), own)
+            elif isinstance(own, Items) and isinstance(default, Items):
+                route.values[key] = _merged_limits(default, own)
         return route
 
     def _check_name(self, route: Part) -> None:
@@ -589,6 +591,22 @@ def _without_removed(default: Any, own: Part) -> Any:
     for side, changes in default.values.items():
         kept.put(side, _less(changes, own.values.get(side)), default.keys[side], default.nodes[side])
     return kept
+
+
+def _merged_limits(default: Items, own: Items) -> Items:
+    """A route's limit with what it does not say taken from the default's, where each is one and not a list."""
+    if own.is_list or default.is_list:
+        return own
+    (above,), (part,) = default.values, own.values
+    if not (isinstance(above, Part) and isinstance(part, Part)):
+        return own
+    kept = Part(above.section, above.node, above.path)
+    # A rate is in place of a quota, and the other way round; a burst belongs to its rate.
+    replaced = {"rate", "quota", "burst"} if {"rate", "quota"} & part.values.keys() else set()
+    for key, value in above.values.items():
+        if key not in replaced:
+            kept.put(key, value, above.keys[key], above.nodes[key])
+    return Items([merge(kept, part)], own.nodes, is_list=False)
 
 
 def _less(changes: Any, own: Any) -> Any:

@@ -18,6 +18,7 @@ from msgspec import inspect
 from ambassador.config import schema, units, words
 from ambassador.config.node import Node
 from ambassador.config.units import Wrong
+from ambassador.proxy.policies import limit
 from ambassador.settings import Section
 
 __all__ = ["BAD", "Items", "Part", "build", "merge", "read", "section_of"]
@@ -65,13 +66,14 @@ class Part:
 
 
 class Items:
-    """A list as read, with the node of each item."""
+    """A list as read, with the node of each item. `is_list` False: one item was written where a list may be."""
 
-    __slots__ = ("nodes", "values")
+    __slots__ = ("is_list", "nodes", "values")
 
-    def __init__(self, values: list[Any], nodes: list[Node]) -> None:
+    def __init__(self, values: list[Any], nodes: list[Node], *, is_list: bool = True) -> None:
         self.values = values
         self.nodes = nodes
+        self.is_list = is_list
 
 
 def read(section: type[Section], node: Node, path: str = "") -> Part | _Bad:
@@ -510,15 +512,19 @@ def _list(info: inspect.Type) -> Reader:
         if node.empty:
             return _report(node, path, "has no value", "leave the key out, or write a list")
         # One is a list of one where that cannot be mistaken.
-        if is_section and (node.kind == "mapping" or not short) and not (short and _is_listener(info)):
+        if is_section and (node.kind == "mapping" or not short) and not (short and _takes_one(info)):
             return _report(node, path, f"must be a list, not {_what(node)}", "begin each item with '- '")
-        return Items([item(node, path)], [node])
+        return Items([item(node, path)], [node], is_list=False)
 
     return read_list
 
 
-def _is_listener(info: inspect.VarTupleType) -> bool:
-    return isinstance(info.item_type, inspect.StructType) and info.item_type.cls is schema.Listener
+def _takes_one(info: inspect.VarTupleType) -> bool:
+    """Whether one mapping may stand where a list of them can."""
+    return isinstance(info.item_type, inspect.StructType) and info.item_type.cls in (
+        schema.Listener,
+        limit.Config,
+    )
 
 
 def _pair(info: inspect.Type) -> Reader:
@@ -630,6 +636,9 @@ _FORMS: dict[str | None, Callable[[str], Any]] = {
     "match_header": lambda text: words.header_name(text).lower(),
     "header_value": words.header_value,
     "template": words.template,
+    "rate": units.parse_rate,
+    "limit_per": words.limit_per,
+    "limit_cost": words.limit_cost,
     "retry_condition": words.retry_condition,
     "log_target": words.log_target,
 }

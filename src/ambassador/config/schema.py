@@ -10,12 +10,12 @@ Strings that go on the wire are checked here once (tokens, no CR, LF or NUL) and
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from msgspec import Meta, field
 
 from ambassador.config.units import format_duration
-from ambassador.proxy.policies import headers, retry
+from ambassador.proxy.policies import headers, limit, retry
 from ambassador.proxy.policies.redirect import Redirect
 from ambassador.proxy.policies.respond import Respond
 from ambassador.proxy.policies.rewrite import Rewrite
@@ -148,13 +148,21 @@ class State(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     later: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "prefix": (),
         "secret_key": (),
-        "on_loss": (),
-        "max_wait": (),
-        "expected_replicas": (),
     }
 
     url: Literal["local"] = "local"
     """`local`: shared by the workers of this host only."""
+
+    on_loss: Literal["share", "closed", "open"] = "share"
+    """What limits do while the store cannot be reached: `share`, this replica's part of each; `closed`, refuse;
+    `open`, admit."""
+
+    max_wait: SecondsOrNone = 0.02
+    """How long a request may be held for the store, over all its limits and attempts. After that the fallback of
+    `on_loss` decides."""
+
+    expected_replicas: Count | None = None
+    """Replicas that share the state, where they were never counted: what a share is computed by at first."""
 
 
 class Endpoint(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -186,6 +194,17 @@ class Connections(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     """How long an unused connection is kept. Shorter than the upstream's own, or requests meet a closing connection."""
 
 
+Limits: TypeAlias = Annotated[tuple[limit.Config, ...], Meta(min_length=1)]
+
+
+def _shared_names(limits: tuple[limit.Config, ...] | None) -> Iterator[tuple[str, str]]:
+    seen: set[str] = set()
+    for each in limits or ():
+        if each.label in seen:
+            yield "limit", f"has two limits with the name '{each.label}'; give each a 'name'"
+        seen.add(each.label)
+
+
 class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A service: one or more endpoints that do the same."""
 
@@ -200,7 +219,6 @@ class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         "health": ("off", "false"),
         "outlier": ("off", "false"),
         "auth": (),
-        "limit": (),
         "cooldown": ("off", "false"),
         "breaker": ("off", "false"),
     }
@@ -210,6 +228,14 @@ class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     connections: Connections = Connections()
     """Bounds on connections to each endpoint."""
+
+    limit: Limits | None = None
+    """A quota of the remote service, or a list of them: every attempt is charged, retries too, directly before its
+    first byte."""
+
+    def conflicts(self) -> Iterator[tuple[str | None, str]]:
+        """Limits that share a name."""
+        yield from _shared_names(self.limit)
 
 
 class PathRegex(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -304,7 +330,6 @@ class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "migrate",
             "hedge",
             "breaker",
-            "limit",
             "idempotency",
             "concurrency",
             "access",
@@ -341,6 +366,9 @@ class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     retry: retry.Config | None = retry.UNSET
     """Further attempts. Unset: one, on `connect` and `refused_stream`. `off`: none."""
 
+    limit: Limits | None = None
+    """How many requests may pass; one limit, or a list of which all must allow a request."""
+
     headers: headers.Config | None = None
     """Headers to set, add and remove."""
 
@@ -349,6 +377,10 @@ class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     file: Annotated[str, Internal]
     """The file it is written in; empty when it comes from the command line."""
+
+    def conflicts(self) -> Iterator[tuple[str | None, str]]:
+        """Limits that share a name."""
+        yield from _shared_names(self.limit)
 
 
 class Telemetry(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -419,7 +451,7 @@ class Defaults(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What every route has unless it says otherwise. Mappings are merged key by key."""
 
     later: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(
-        ("breaker", "limit", "concurrency"), ("off", "false")
+        ("breaker", "concurrency"), ("off", "false")
     )
 
     timeout: Timeout = Timeout()
@@ -427,6 +459,9 @@ class Defaults(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     retry: retry.Config | None = retry.UNSET
     """Further attempts."""
+
+    limit: Limits | None = None
+    """How many requests may pass, for each route by itself. A route's own list replaces it."""
 
     headers: headers.Config | None = None
     """Headers to set, add and remove; those of the route win."""

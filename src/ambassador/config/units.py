@@ -16,11 +16,13 @@ __all__ = [
     "format_duration",
     "format_duration_range",
     "format_percent",
+    "format_rate",
     "format_size",
     "parse_byte_rate",
     "parse_duration",
     "parse_duration_range",
     "parse_percent",
+    "parse_rate",
     "parse_size",
 ]
 
@@ -162,6 +164,43 @@ def parse_byte_rate(text: str) -> float:
 def format_byte_rate(rate: float) -> str:
     """`256B/s`."""
     return f"{format_size(int(rate))}/s"
+
+
+_RATE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?(?:[eE]\+?[0-9]{1,2})?) ?/ ?([A-Za-z0-9]+)", re.ASCII)
+_PERIODS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_PERIOD_WORDS = {"sec": "s", "second": "s", "min": "m", "minute": "m", "hour": "h", "day": "d"}
+MOST_PER_PERIOD = 10**12
+"""Beyond that nothing is limited."""
+
+
+def parse_rate(text: str) -> tuple[float, int]:
+    """The amount and the period's seconds of `100/s`, `5000/m`, `20/h`, `1e6/d`; the amount is more than 0."""
+    match = _RATE.fullmatch(text)
+    period = _PERIODS.get(match[2]) if match else None
+    if match is None or period is None:
+        raise Wrong(f"{text!r} is not a rate", _rate_hint(text, match[2] if match else ""))
+    amount = Decimal(match[1])
+    if not amount:
+        raise Wrong(f"{text!r} lets nothing through", "a route can be answered with 'respond' instead")
+    if amount > MOST_PER_PERIOD:
+        raise Wrong(f"{text!r} is no limit: at most 1e12")
+    return float(amount), period
+
+
+def _rate_hint(text: str, period: str) -> str:
+    word = _PERIOD_WORDS.get(period.lower().removesuffix("s")) or _PERIOD_WORDS.get(period.lower())
+    if word is not None:
+        return f"did you mean '{text.partition('/')[0].strip()}/{word}'?"
+    if _BARE.fullmatch(text):
+        return f"a rate needs a period: '{text}/s' or '{text}/m'"
+    return "write it like '100/s', '5000/m', '20/h' or '1e6/d'"
+
+
+def format_rate(rate: tuple[float, int]) -> str:
+    """`100/s`."""
+    amount, period = rate
+    unit = next(unit for unit, seconds in _PERIODS.items() if seconds == period)
+    return f"{Decimal(repr(amount)).normalize():f}/{unit}"
 
 
 def parse_percent(text: str) -> float:

@@ -385,6 +385,31 @@ def retry_condition(text: str) -> str:
     return text
 
 
+_PER = ("route", "client", "client_ip", "upstream")
+
+
+def limit_per(text: str) -> str:
+    """Whose requests a limit counts together; a header's name in lower case."""
+    if text in _PER:
+        return text
+    kind, colon, name_ = text.partition(":")
+    if kind == "header" and colon:
+        return f"header:{header_name(name_).lower()}"
+    raise Wrong(
+        f"{text!r} is not one of {', '.join(_PER)}, header:NAME", did_you_mean(text, [*_PER, "header:"])
+    )
+
+
+def limit_cost(text: str) -> str:
+    """What a request costs: a whole number, or a header that holds one."""
+    if re.fullmatch(r"[1-9][0-9]{0,11}", text, re.ASCII):
+        return text
+    kind, colon, name_ = text.partition(":")
+    if kind == "header" and colon:
+        return f"header:{header_name(name_).lower()}"
+    raise Wrong(f"{text!r} is neither a whole number above 0 nor 'header:NAME'")
+
+
 def log_target(text: str) -> str:
     """`stdout` or a file."""
     if text == "stdout" or "/" in text:

@@ -136,6 +136,7 @@ class Account(Holding):
     def __init__(self, key: str, source: Source, now: float) -> None:
         super().__init__(key, source.terms, now)
         self.source = source
+        self.left = float(source.terms.depth)
         self.owed = 0.0
         """Admitted by a fallback, and not yet a debt."""
         self.otherwise = 0.0

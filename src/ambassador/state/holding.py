@@ -133,16 +133,19 @@ class Holding:
     """
 
     __slots__ = (
-        "_arrived", "_base", "_epoch", "_expires", "_first", "_folded_at", "_later", "_posted", "asking", "balance",
-        "blocked", "debt", "demand", "expired", "held_until", "key", "leased", "left", "reserve", "rtt_s", "seen_at",
-        "sent_at", "sharers", "start", "terms", "until", "window", "window_ends",
+        "_arrived", "_base", "_epoch", "_expires", "_first", "_folded_at", "_later", "_posted", "asking",
+        "balance", "blocked", "debt", "demand", "expired", "extra", "held_until", "key", "leased", "left",
+        "reserve", "rtt_s", "seen_at", "sent_at", "sharers", "start", "terms", "until", "window",
+        "window_ends",
     )  # fmt: skip
 
     def __init__(self, key: str, terms: Terms, now: float) -> None:
         self.key = key
         self.terms = terms
         self.balance = 0.0
-        """Tokens of the lot that expires first; more may be in later ones."""
+        """Tokens of the lot that expires first."""
+        self.extra = 0.0
+        """Tokens of later lots."""
         self.reserve = inf
         """What the short decision must leave: below, more is to be leased."""
         self.until = -inf
@@ -188,7 +191,7 @@ class Holding:
         """What may be spent now."""
         if now >= self._expires:
             self._advance(now)
-        return self.balance + sum(count for _, count in self._later)
+        return self.balance + self.extra
 
     def take(self, cost: float, now: float) -> bool:
         """Spend `cost`, the tokens that expire first, or nothing. Who waits has asked for it by `arrive` already."""
@@ -199,6 +202,7 @@ class Holding:
             expires, count = self._later.popleft()
             if self.balance <= 0.0:
                 self._expires = expires
+            self.extra -= count
             self.balance += count
             self._base += count
         if self.balance < cost:
@@ -227,6 +231,7 @@ class Holding:
         self.balance = 0.0
         while self._later:
             self._expires, self.balance = self._later.popleft()
+            self.extra -= self.balance
             if now < self._expires:
                 break
             self.expired += self.balance
@@ -253,7 +258,7 @@ class Holding:
     @property
     def spent(self) -> float:
         """Tokens that were leased and then spent."""
-        return self.leased - self.expired - self.balance - sum(count for _, count in self._later)
+        return self.leased - self.expired - self.balance - self.extra
 
     # Leasing
 
@@ -386,6 +391,7 @@ class Holding:
             self._expires, self.balance, self._base = expires, granted, granted
         else:
             self._later.append((expires, granted))
+            self.extra += granted
 
     def _hold(self, answer: Leased, now: float, random: float, load: Load) -> None:
         pace = max(PACE_S, self.span_s(load.keys)) * (0.75 + random / 2)
@@ -417,7 +423,7 @@ class Holding:
         if now >= self._expires:
             self._advance(now)
         there = max(0.0, self.left)
-        return min(self.balance + sum(count for _, count in self._later) + there, self.terms.burst)
+        return min(self.balance + self.extra + there, self.terms.burst)
 
     def lack(self, now: float) -> float:
         """What the bucket lacks from full, if nobody else has taken anything since the last answer."""
@@ -433,6 +439,7 @@ class Holding:
         held = self.tokens(now)
         self._fold_spent()
         self._later.clear()
+        self.extra = 0.0
         self.expired += held
         self.balance = self._base = 0.0
         self._expires = -inf

@@ -29,7 +29,7 @@ from msgspec import Meta
 from ambassador.errors import Limited
 from ambassador.settings import Count, CountOrNone, LimitCost, LimitPer, Name, Rate, SecondsOrNone, Section
 from ambassador.state.account import Account, OnLoss, Source
-from ambassador.state.holding import PHI, Load, Terms, terms, window_terms
+from ambassador.state.holding import LONGEST_HOLD_S, PHI, Load, Terms, terms, window_terms
 from ambassador.state.protocol import MAX_KEY_BYTES
 
 if TYPE_CHECKING:
@@ -105,9 +105,7 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 return
         depth = self.terms.depth
         if not self.cost.startswith("header:") and int(self.cost) > depth:
-            share = (
-                "" if self.quota is not None else f", {100 * (1 - PHI):.0f} % of the burst of {self.whole}"
-            )
+            share = "" if depth == self.whole else f", {100 * (1 - PHI):.0f} % of the burst of {self.whole}"
             yield "cost", f"is more than can ever be there at once: {depth}{share}"
 
     @property
@@ -170,7 +168,7 @@ class NoCounts:
 class _Key(Account):
     """An account, and who waits for its tokens."""
 
-    __slots__ = ("ahead", "queue")
+    __slots__ = ("ahead", "dry_from", "dry_until", "queue")
 
     def __init__(self, key: str, source: Source, now: float) -> None:
         super().__init__(key, source, now)
@@ -178,6 +176,10 @@ class _Key(Account):
         """In the order of arrival."""
         self.ahead = 0.0
         """What they cost."""
+        self.dry_until = -math.inf
+        """Before this, what a request of one limit takes cannot be there in time: it is refused without a look."""
+        self.dry_from = 0.0
+        """When it may be there."""
 
 
 _Needs: TypeAlias = "list[tuple[_Key, float]]"
@@ -187,18 +189,31 @@ _Needs: TypeAlias = "list[tuple[_Key, float]]"
 class _Entry:
     """A request that waits."""
 
-    __slots__ = ("admitted", "asked", "costs", "last", "lease_until", "needs", "number", "queued", "waiter")
+    __slots__ = (
+        "admitted",
+        "asked",
+        "costs",
+        "last",
+        "lease_until",
+        "needs",
+        "number",
+        "queued",
+        "tokens_until",
+        "waiter",
+    )
 
     def __init__(
-        self, number: int, needs: _Needs, waiter: Waiter, *, lease_until: float, last: float
+        self, number: int, needs: _Needs, waiter: Waiter, *, now: float, lease_s: float, wait_s: float
     ) -> None:
         self.number = number
         self.needs = needs
         self.costs = dict(needs)
         self.waiter = waiter
-        self.lease_until = lease_until
+        self.lease_until = now + lease_s
         """An answer that has not come by then is decided by the fallback."""
-        self.last = last
+        self.tokens_until = now + wait_s
+        """Tokens that come later are not waited for."""
+        self.last = now + lease_s + wait_s
         self.admitted = False
         self.asked: set[_Key] = set()
         """Accounts of which a lease was sent that counted it."""
@@ -226,6 +241,7 @@ class Limit:
         self.counts = counts
         self.wait_s = config.wait
         self.refusal = Limited.with_status(config.status)
+        self.reached = f"limit '{self.label}' is reached"
         self.most_cost = source.terms.depth
         self.cost: float | None = None
         self._cost_header = b""
@@ -239,11 +255,13 @@ class Limit:
         self._older: dict[str | bytes, _Key] = {}
         self.only = None if constant is None else self._open(constant)
         """The account of all requests, where there is but one."""
-        self._items: dict[tuple[int, int], bytes] = {}
+        self._window_s = source.terms.window_s
+        self._items: dict[int, bytes] = {}
+        """Members of `RateLimit` by how many steps of tokens are left: at most two thousand."""
         self._policy = _policy_item(config)
         amount, period_s = config.written
         self.written = f"{amount:.15g}/{_PERIODS[period_s]}"
-        self._round = max(1, source.terms.depth // 1000)
+        self.step = max(1, source.terms.depth // 1000)
 
     def account(self, request: Request) -> _Key:
         """The account that a request is charged to."""
@@ -292,25 +310,25 @@ class Limit:
         return float(min(max(1, int(value)), self.most_cost))
 
     def item(self, request: Request) -> bytes:
-        """The limit's member of `RateLimit`."""
-        now = self.source.clock.now
-        account = self.account(request)
-        left = max(0, math.floor(account.known(now) if account.seen_at > -math.inf else self.most_cost))
-        left -= left % self._round  # a thousand different answers are enough, and are remembered
-        source_terms = account.terms
-        if source_terms.window_s:
-            seconds = max(0, math.ceil(min(account.window_ends - now, source_terms.window_s)))
-        else:
-            seconds = -1
-        item = self._items.get((left, seconds))
-        if item is None:
-            if len(self._items) >= 4096:
-                self._items.clear()
-            shown = seconds
-            if shown < 0:
-                shown = max(0, math.ceil((source_terms.depth - left) / source_terms.rate))
-            item = self._items[left, seconds] = b'"%b";r=%d;t=%d' % (self.label.encode(), left, shown)
+        """The limit's member of `RateLimit`: what is left as far as this worker knows, and when all is there again."""
+        key = self.account(request)
+        there = key.left
+        left = int(key.balance + key.extra + there if there > 0.0 else key.balance + key.extra) // self.step
+        if self._window_s:
+            seconds = math.ceil(min(key.window_ends - self.source.clock.now, self._window_s))
+            return self._window_item(left, max(0, seconds))
+        item = self._items.get(left)
+        return self._make_item(left) if item is None else item
+
+    def _make_item(self, steps: int) -> bytes:
+        terms = self.source.terms
+        left = min(max(0, steps * self.step), self.config.whole)
+        seconds = max(0, math.ceil((terms.depth - left) / terms.rate))
+        item = self._items[steps] = b'"%b";r=%d;t=%d' % (self.label.encode(), left, seconds)
         return item
+
+    def _window_item(self, steps: int, seconds: int) -> bytes:
+        return b'"%b";r=%d;t=%d' % (self.label.encode(), max(0, steps * self.step), seconds)
 
     @property
     def policy_item(self) -> bytes:
@@ -363,7 +381,7 @@ class LimitPolicy:
         policies = b", ".join(limit.policy_item for limit in limits)
         self._policies = policies
         self._tail = b"\r\nratelimit-policy: %b\r\n" % policies
-        self._lines: dict[bytes, bytes] = {}
+        self.answer_lines: Callable[[Request], bytes] = self._make_lines()
 
     def _make_hook(self) -> Callable[[Request], Awaitable[None] | None]:
         """The quickest hook that these limits allow. What is written here twice is one comparison and a subtraction."""
@@ -371,29 +389,41 @@ class LimitPolicy:
         first = self.limits[0]
         if len(self.limits) > 1 or first.cost is None:
             return self._several
-        cost = first.cost
-        only = first.only
+        cost, only, account_of, refuse = first.cost, first.only, first.account, self._refuse_again
         if only is not None:
 
-            def admit_all(request: Request) -> Awaitable[None] | None:
+            def admit_all(_: Request) -> Awaitable[None] | None:
                 left = only.balance - cost
-                if left >= only.reserve and clock.now < only.until:
+                now = clock.now
+                if left >= only.reserve and now < only.until:
                     only.balance = left
                     return None
-                return slowly(request)
+                if now < only.dry_until:
+                    raise refuse(only, cost, now)
+                return slowly(_)
 
             return admit_all
-        account_of = first.account
 
         def admit_keyed(request: Request) -> Awaitable[None] | None:
-            account = account_of(request)
-            left = account.balance - cost
-            if left >= account.reserve and clock.now < account.until:
-                account.balance = left
+            key = account_of(request)
+            left = key.balance - cost
+            now = clock.now
+            if left >= key.reserve and now < key.until:
+                key.balance = left
                 return None
+            if now < key.dry_until:
+                raise refuse(key, cost, now)
             return slowly(request)
 
         return admit_keyed
+
+    def _refuse_again(self, key: _Key, cost: float, now: float) -> Limited:
+        """The error for a request that finds what the last one found."""
+        limit = self.limits[0]
+        key.arrive(cost)
+        key.limited += 1
+        limit.counts.limited()
+        return limit.refusal(limit.reached, retry_after_s=key.dry_from - now)
 
     def charge(self, request: Request) -> Awaitable[None] | None:
         """For an upstream's limits: charge one attempt, directly before its first byte. As `admit`."""
@@ -422,17 +452,21 @@ class LimitPolicy:
             return None
         lease_s = max(0.0, self._max_wait_s - request.held_s) if self._strict else 0.0
         last = now + lease_s + self._wait_s
-        hopeless = False
+        comes = now
         for key, cost in short:
             key.arrive(cost)
-            hopeless = hopeless or _is_hopeless(key, cost, now, last)
-        if hopeless:
+            comes = max(comes, _comes(key, cost, now))
+        if comes > now + self._wait_s:
+            if len(needs) == 1:
+                key, cost = needs[0]
+                key.dry_until = comes - self._wait_s
+                key.dry_from = now + key.retry_after_s(cost, now)
             raise self._refuse(short, now)
         asked = [key for key, cost in short if not key.queue and _asks(key, cost, now)]
         waiter = request.waiter
         if waiter is None or last <= now or self.waiting >= MOST_WAITING:
             raise self._refuse(short, now)
-        entry = _Entry(next(self._numbers), needs, waiter, lease_until=now + lease_s, last=last)
+        entry = _Entry(next(self._numbers), needs, waiter, now=now, lease_s=lease_s, wait_s=self._wait_s)
         entry.asked.update(asked)
         return self._wait(request, entry, short)
 
@@ -446,7 +480,7 @@ class LimitPolicy:
             seconds = key.retry_after_s(cost, now)
             if seconds > longest:
                 longest, named = seconds, limit
-        return named.refusal(f"limit '{named.label}' is reached", retry_after_s=max(1.0, longest))
+        return named.refusal(named.reached, retry_after_s=max(1.0, longest))
 
     # Waiting
 
@@ -525,6 +559,7 @@ class LimitPolicy:
         """Tokens may have come: serve who waits, in order; who cannot be served any more is told."""
         assert isinstance(key, _Key)
         now = self._clock.now
+        key.dry_until = -math.inf
         while key.queue:
             entry = key.queue[0]
             if not self._admit(entry, now):
@@ -533,7 +568,7 @@ class LimitPolicy:
         if key.queue:
             earliest = key.none_before(now)
             for position, entry in enumerate(key.queue):
-                if position == 0 or entry.last < earliest:
+                if position == 0 or entry.tokens_until < earliest:
                     entry.waiter.wake()
 
     def _next_look(self, entry: _Entry, now: float) -> float:
@@ -557,19 +592,32 @@ class LimitPolicy:
             (b"ratelimit-policy", self._policies),
         ]
 
-    def answer_lines(self, request: Request) -> bytes:
-        """The same as it goes on the wire, each line ended."""
-        limits = self.limits
-        items = (
-            limits[0].item(request)
-            if len(limits) == 1
-            else b", ".join([limit.item(request) for limit in limits])
-        )
-        lines = self._lines.get(items)
-        if lines is None:
-            if len(self._lines) >= 4096:
-                self._lines.clear()
-            lines = self._lines[items] = b"ratelimit: %b%b" % (items, self._tail)
+    def _make_lines(self) -> Callable[[Request], bytes]:
+        """What gives the same as it goes on the wire, each line ended. For one limit that refills: from a table."""
+        tail, limits = self._tail, self.limits
+        first = limits[0]
+        if len(limits) > 1 or first.source.terms.window_s:
+            return lambda request: (
+                b"ratelimit: %b%b"
+                % (
+                    b", ".join([limit.item(request) for limit in limits]),
+                    tail,
+                )
+            )
+        account_of, item, step = first.account, first.item, first.step
+        table: dict[int, bytes] = {}
+
+        def lines(request: Request) -> bytes:
+            key = account_of(request)
+            left = key.balance + key.extra
+            if key.left > 0.0:
+                left += key.left
+            steps = int(left) // step
+            found = table.get(steps)
+            if found is None:
+                found = table[steps] = b"ratelimit: %b%b" % (item(request), tail)
+            return found
+
         return lines
 
     # Around it
@@ -648,11 +696,12 @@ def compile_limits(
     return LimitPolicy(limits, clock=clock, max_wait_s=max_wait_s)
 
 
-def _is_hopeless(key: _Key, cost: float, now: float, last: float) -> bool:
-    """Nothing can come in time, even if all that comes is for this worker."""
-    if key.none_before(now) > last:
-        return True
-    return now + key.retry_after_s(key.ahead + cost - key.tokens(now), now) > last
+def _comes(key: _Key, cost: float, now: float) -> float:
+    """When tokens for one more request can be there at the earliest, even if all that comes is for this worker."""
+    earliest = key.none_before(now)
+    if key.terms.window_s or now - key.seen_at > LONGEST_HOLD_S:
+        return earliest
+    return max(earliest, now + key.retry_after_s(key.ahead + cost - key.tokens(now), now))
 
 
 def _is_refused(entry: _Entry, now: float) -> bool:

@@ -1,0 +1,285 @@
+"""A fleet in a test: workers with the limit policy, stores, and lines between them that delay and lose.
+
+Everything happens at times of the world's own clock, in order; nothing is random but what the test draws. Requests wait
+as they do in a worker: their coroutine rests until it is woken or its time has come.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Generator, Iterable
+from types import coroutine
+from typing import Any
+
+from ambassador.errors import Limited
+from ambassador.messages import Request
+from ambassador.proxy.policies.limit import Config, LimitPolicy, compile_limits
+from ambassador.state import bucket
+from ambassador.state.account import OnLoss
+from ambassador.state.protocol import Answer, Event, Lease, Leased, Operation
+
+LOST_AFTER_S = 0.25
+RETRY_S = 0.05
+
+
+class World:
+    """The time, and what is to happen. A `Clock`."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+
+    @property
+    def now_us(self) -> int:
+        return round((1_700_000_000 + self.now) * 1_000_000)
+
+    def after(self, seconds: float, do: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (self.now + seconds, next(self._numbers), do))
+
+    def run(self, seconds: float) -> None:
+        """Let everything happen that happens in this time."""
+        end = self.now + seconds
+        while self._events and self._events[0][0] <= end:
+            self.now, _, do = heapq.heappop(self._events)
+            do()
+        self.now = end
+
+
+class Store:
+    """Buckets. `away`: it cannot be reached."""
+
+    def __init__(self, world: World, born_s: float = -1e6) -> None:
+        self.world = world
+        self.away = False
+        self.operations = 0
+        self.buckets: dict[str, bucket.Bucket] = {}
+        self._born_us = world.now_us + round(born_s * 1e6)
+
+    def perform(self, operation: Operation) -> Answer:
+        assert isinstance(operation, Lease)
+        self.operations += 1
+        now_us = self.world.now_us
+        found = self.buckets.get(operation.key)
+        if found is None:
+            found = self.buckets[operation.key] = bucket.first(operation, now_us, self._born_us)
+        return found.lease(operation, now_us)
+
+    def wipe(self) -> None:
+        self.buckets.clear()
+        self._born_us = self.world.now_us
+
+
+class Line:
+    """A worker's scope of a store. `delay` gives the seconds of each way, `loses` whether an answer is lost."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        delay: Callable[[], float] = lambda: 0.0005,
+        loses: Callable[[], bool] = lambda: False,
+        replicas: int = 1,
+        workers: int = 1,
+    ) -> None:
+        self.store = store
+        self.world = store.world
+        self.up = True
+        self.replicas = replicas
+        self.workers = workers
+        self._delay = delay
+        self._loses = loses
+        self._again: list[Callable[[], None]] = []
+
+    def ask(self, operation: Operation, answered: Callable[[Answer | None], None] | None = None) -> None:
+        tell = answered or (lambda _: None)
+        if not self.up:
+            self.world.after(0, lambda: tell(None))
+            return
+        done: list[bool] = []
+
+        def give_up() -> None:
+            if not done:
+                done.append(True)
+                self._lost()
+                tell(None)
+
+        def answer(what: Answer) -> None:
+            if not done:
+                done.append(True)
+                tell(what)
+
+        def arrive() -> None:
+            if self.store.away:
+                return
+            what = self.store.perform(operation)
+            if not self._loses():
+                self.world.after(self._delay(), lambda: answer(what))
+
+        self.world.after(LOST_AFTER_S, give_up)
+        self.world.after(self._delay(), arrive)
+
+    def _lost(self) -> None:
+        if self.up:
+            self.up = False
+            self.world.after(RETRY_S, self._try)
+
+    def _try(self) -> None:
+        if self.store.away:
+            self.world.after(RETRY_S, self._try)
+            return
+        self.up = True
+        for again in self._again:
+            again()
+
+    def listen(self, kind: str, heard: Callable[[Event], None]) -> None:
+        raise AssertionError("limits hear no events")
+
+    def on_up(self, again: Callable[[], None]) -> None:
+        self._again.append(again)
+
+
+class Gone(Exception):
+    """The client left."""
+
+
+class Rest:
+    """A request's waiter, and what drives its coroutine."""
+
+    def __init__(self, world: World, settled: Callable[[bool], None]) -> None:
+        self._world = world
+        self._settled = settled
+        self._turn = 0
+        self._resting = False
+        self._running: Any = None
+        self.gone = False
+
+    def start(self, waiting: Any) -> None:
+        self._running = waiting
+        self._step()
+
+    async def rest(self, until: float) -> None:
+        assert until > self._world.now, "it would spin"
+        await _pause(until)
+        if self.gone:
+            raise Gone
+
+    def wake(self) -> None:
+        if self._resting:
+            self._at(0.0)
+
+    def leave(self) -> None:
+        """The client is gone."""
+        self.gone = True
+        self.wake()
+
+    def _at(self, seconds: float) -> None:
+        turn = self._turn
+        self._world.after(seconds, lambda: self._step() if turn == self._turn else None)
+
+    def _step(self) -> None:
+        self._turn += 1
+        self._resting = False
+        try:
+            until = self._running.send(None)
+        except StopIteration:
+            self._settled(True)
+        except Limited:
+            self._settled(False)
+        except Gone:
+            pass
+        else:
+            self._resting = True
+            self._at(max(0.0, until - self._world.now))
+
+
+@coroutine
+def _pause(until: float) -> Generator[float, None, None]:
+    yield until
+
+
+class Worker:
+    """One worker with the limits of a route, and what became of its requests."""
+
+    def __init__(
+        self,
+        world: World,
+        configs: Iterable[Config],
+        *,
+        fleet: Line,
+        replica: Line | None = None,
+        random: Callable[[], float] = lambda: 0.5,
+        max_wait_s: float = 0.02,
+        on_loss: OnLoss = "share",
+    ) -> None:
+        self.world = world
+        policy = compile_limits(
+            list(configs),
+            route="r",
+            clock=world,
+            fleet=fleet,
+            replica=replica or fleet,
+            max_wait_s=max_wait_s,
+            on_loss=on_loss,
+            random=random,
+        )
+        assert policy is not None
+        self.policy: LimitPolicy = policy
+        self.fleet = fleet
+        self.dead = False
+        self.admitted: list[tuple[float, str]] = []
+        self.refused: list[tuple[float, str]] = []
+        self.waited: list[float] = []
+        """How long those had to wait that had to."""
+
+    def request(self, key: str = "a", headers: Iterable[tuple[bytes, bytes]] = ()) -> Rest | None:
+        """Have a request come now; what drives it, if it must wait."""
+        if self.dead:
+            return None
+        began = self.world.now
+        request = Request("GET", b"/", list(headers), 1)
+        request.client_ip, request.route = key, "r"
+
+        def settled(admitted: bool) -> None:
+            if not self.dead:
+                (self.admitted if admitted else self.refused).append((self.world.now, key))
+                if self.world.now > began:
+                    self.waited.append(self.world.now - began)
+
+        rest = Rest(self.world, settled)
+        request.waiter = rest
+        try:
+            waiting = self.policy.admit(request)
+        except Limited:
+            settled(False)
+            return None
+        if waiting is None:
+            settled(True)
+            return None
+        rest.start(waiting)
+        return rest
+
+    def load(self, rate: float, seconds: float, random: Callable[[], float], key: str = "a") -> None:
+        """Have requests come for so long, `rate` a second on average."""
+
+        def come() -> None:
+            self.request(key)
+
+        at = 0.0
+        while (at := at + 2 * random() / rate) < seconds:
+            self.world.after(at, come)
+
+
+def excess(times: Iterable[float], rate: float) -> float:
+    """The greatest burst: max over all windows of (admitted - rate * length)."""
+    most, least = 0.0, float("inf")
+    for count, time in enumerate(sorted(times)):
+        least = min(least, count - rate * time)
+        most = max(most, count + 1 - rate * time - least)
+    return most
+
+
+def answer(granted: int, left: float, *, sharers: int = 1, retry_ms: int = 0) -> Leased:
+    """What a store answers."""
+    return Leased(0, granted, left, retry_ms, sharers)
