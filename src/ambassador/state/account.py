@@ -10,9 +10,10 @@ Tokens are spent in this order:
    only late, with one token at least, so that a quiet client is not refused for a slow store).
 4. While even the replica's store does not answer: a bucket of the worker's own, R / workers, which begins empty.
 
-What was admitted by 3 and 4 is owed. It becomes a debt of the fleet's bucket with the next lease, but only as far as
-the share's bucket could not have refilled meanwhile (each worker its part of that): posting a whole outage would
-starve the key for as long as it lasted. Under `open` nothing is owed.
+What was admitted by 3 and 4 is owed. While the store is only late, others go on taking from the fleet's bucket, so all
+of it is a debt. While it is away nobody does, and the bucket refills: then it becomes a debt, with the first lease
+afterwards, only as far as the share's bucket could not have refilled meanwhile (each worker its part of that); posting
+a whole outage would starve the key for as long as it lasted. Under `open` nothing is owed.
 
 Nothing here waits. `changed` is called when tokens may have come.
 """
@@ -138,7 +139,7 @@ class Account(Holding):
         self.source = source
         self.left = float(source.terms.depth)
         self.owed = 0.0
-        """Admitted by a fallback, and not yet a debt."""
+        """Admitted by a fallback while the store was away, and not yet a debt."""
         self.otherwise = 0.0
         """Tokens that were spent without being held."""
         self.limited = 0
@@ -157,7 +158,7 @@ class Account(Holding):
         source = self.source
         return (
             not source.fleet.up
-            or (self.asking and now - self.sent_at >= source.max_wait_s)
+            or (self.asking and now >= self.sent_at + source.max_wait_s)
             or now < self._refused_until
         )
 
@@ -186,7 +187,10 @@ class Account(Holding):
             return
         if self.source.on_loss == "open":
             return
-        self.owed += cost
+        if self.source.fleet.up:
+            self.debt += cost
+        else:
+            self.owed += cost
         if len(self.source.owing) < _MOST_OWING:
             self.source.owing.add(self)
         share = self._share
@@ -223,7 +227,7 @@ class Account(Holding):
         replica, share = self.source.replica, self._share
         if replica is None or not replica.up:
             return True
-        return share is not None and share.asking and (late or now - share.sent_at >= self.source.max_wait_s)
+        return share is not None and share.asking and (late or now >= share.sent_at + self.source.max_wait_s)
 
     def _last_resort(self, now: float) -> OwnShare:
         if self._own is None:
@@ -247,7 +251,7 @@ class Account(Holding):
 
     def is_late(self, now: float) -> bool:
         """Tokens of the share may be needed soon: it is asked before it is clear that the answer comes too late."""
-        return self.is_degraded(now) or (self.asking and now - self.sent_at >= self.source.max_wait_s / 2)
+        return self.is_degraded(now) or (self.asking and now >= self.sent_at + self.source.max_wait_s / 2)
 
     def _pump_share(self, now: float, waiting: float, first: float, replica: Scope) -> None:
         share = self._share

@@ -305,16 +305,14 @@ class Holding:
         self._first = first
         self._fold(now)
         terms = self.terms
-        want = min(waiting, terms.depth)
+        held = self.tokens(now)
+        want = short = min(max(0.0, waiting - held), terms.depth)
         if now < self.held_until:
             want = 0  # debts are told all the same
         elif self._leases_ahead():
-            held = self.tokens(now)
             soon = self._expires - now < 2 * self.rtt_s and not self._later
-            if waiting > held or held < self._low() or soon:
+            if short or held < self._low() or soon:
                 want = max(want, min(self.demand * self.span_s(load.keys), self._largest()))
-        elif waiting <= 0.0:
-            want = 0
         if want <= 0.0 and self.debt <= 0.0:
             self._aim(now)
             return None
