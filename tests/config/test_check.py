@@ -99,3 +99,29 @@ def test_secret_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     ]
     monkeypatch.setenv("AMBASSADOR_TEST_TOKEN", "x")
     assert not warnings(text)
+
+
+def test_burst_that_is_gone_too_soon() -> None:
+    (warning,) = warnings("routes: [{name: a, respond: 200, limit: {rate: 1000/s, burst: 20}}]")
+    assert warning == (
+        "3:41: warning: routes[0].limit: the burst of limit 'limit' is 20; the rate can only be used in full"
+        " with at least 50, what comes in 50ms"
+    )
+    assert warnings("routes: [{name: a, respond: 200, limit: {rate: 1000/s, burst: 50}}]") == []
+
+
+def test_limit_that_is_not_shared() -> None:
+    head = "state: {url: local, expected_replicas: 3}\n"
+    text = head + "routes: [{name: a, respond: 200, limit: {rate: 10/s%s}}]"
+    (warning,) = warnings(text % "")
+    assert warning == (
+        "4:41: warning: routes[0].limit: limit 'limit' is not shared: with 'state: local' each of the 3 replicas"
+        " allows all of it; share the state in Redis, or say 'mode: local'"
+    )
+    assert warnings(text % ", mode: local") == []
+
+
+def test_limit_of_an_upstream_is_looked_at_too() -> None:
+    text = "upstreams: {u: {endpoints: ['http://e'], limit: {rate: 1000/s, burst: 20}}}\nroutes: [{name: a, to: u}]"
+    (warning,) = warnings(text)
+    assert "upstreams.u.limit" in warning

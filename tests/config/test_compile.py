@@ -12,6 +12,7 @@ import pytest
 
 from ambassador.config.compile import compile_steps, compile_table
 from ambassador.config.load import load_text
+from ambassador.errors import Limited
 from ambassador.messages import Reply, Request
 from ambassador.proxy.lane import Lane
 from ambassador.proxy.plan import RoutePlan
@@ -163,3 +164,35 @@ async def test_a_table_that_is_replaced_goes_without_the_collector(lane: Lane) -
         assert [ref() for ref in pools] == [None, None]
     finally:
         gc.enable()
+
+
+async def test_limits_of_routes_are_admitted_first_and_those_of_upstreams_charged(lane: Lane) -> None:
+    compiled = table(
+        lane,
+        "upstreams: {u: {endpoints: ['http://e'], limit: 5/s}}\n"
+        "routes: [{name: r, match: {path: /r}, to: u}, {name: s, respond: 200, limit: {rate: 1/s, status: 503}}]",
+    )
+    route, limited = plan(compiled, "/r"), plan(compiled, "/s")
+    assert route.limit is None
+    assert route.admit == ()
+    assert route.upstream is not None
+    assert route.upstream.charge is not None
+    with pytest.raises(Limited):
+        route.upstream.charge(a_request("/r"))
+    assert limited.limit is not None
+    assert len(limited.admit) == 2
+    with pytest.raises(Limited) as caught:
+        limited.admit[0](a_request("/s"))
+    assert caught.value.status == 503
+    assert [each.limits[0].id for each in compiled.limits] == ["@u/limit", "s/limit"]
+
+
+async def test_limits_are_settled_by_the_state(lane: Lane) -> None:
+    compiled = table(
+        lane,
+        "state: {url: local, on_loss: closed, max_wait: 5ms, expected_replicas: 3}\n"
+        "routes: [{name: r, respond: 200, limit: 1/s}]",
+    )
+    (policy,) = compiled.limits
+    source = policy.limits[0].source
+    assert (source.on_loss, source.max_wait_s, source.parts, source.replica) == ("closed", 0.005, 3, None)

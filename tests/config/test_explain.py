@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from ambassador.config.explain import BadUrl, Explanation, explain, render
+from ambassador.config.load import load_text
 from ambassador.config.schema import (
     Config,
     Endpoint,
@@ -219,3 +220,26 @@ def test_explanation_is_json() -> None:
 def test_options_of_the_whole_server() -> None:
     assert explain(CONFIG, "OPTIONS", "*", [("host", "kept")]).route == "kept"
     assert explain(CONFIG, "GET", "*", [("host", "kept")]).code == "bad_request"
+
+
+def test_limits_are_told_with_their_owners() -> None:
+    config = load_text(
+        "version: 1\nlisten: 127.0.0.1:80\n"
+        "upstreams: {u: {endpoints: ['http://e:1'], limit: {quota: 1e6/d}}}\n"
+        "routes: [{name: r, to: u, limit: [100/s, {name: day, rate: 5000/m, burst: 50, per: client_ip,"
+        " cost: 'header:x-cost', mode: bounded, wait: 2s}]}]"
+    )
+    lines = [line for line in explain(config, "GET", "http://a/").lines if line.what in ("limit", "quota")]
+    assert [(line.what, line.key, line.text) for line in lines] == [
+        ("limit", "limit", "limit: 100/s, burst 100, per route"),
+        (
+            "limit",
+            "limit",
+            "day: 5000/m, burst 50, per client_ip, cost header:x-cost, bounded, waits up to 2s",
+        ),
+        (
+            "quota",
+            "upstreams.u.limit",
+            "limit: 1000000/d by the calendar, per upstream; each attempt is charged",
+        ),
+    ]

@@ -278,7 +278,21 @@ def test_five_mistakes_are_five_errors() -> None:
         ("- {name: a, redirect: {host: b, status: 200}}",
          "4:41: error: routes[0].redirect.status: must be one of 301, 302, 303, 307, 308; got '200'"),
         ("- {name: a, respond: 99}", "4:22: error: routes[0].respond: must be 200 to 599, got 99"),
-        ("- {name: a, to: http://a, limit: {rate: 1/s}}", "4:27: error: routes[0].limit: 'limit' is not supported by this version"),
+        ("- {name: a, to: http://a, hedge: {after: 50ms}}", "4:27: error: routes[0].hedge: 'hedge' is not supported by this version"),
+        ("- {name: a, to: http://a, limit: 100}",
+         "4:34: error: routes[0].limit: '100' is not a rate; a rate needs a period: '100/s' or '100/m'"),
+        ("- {name: a, to: http://a, limit: {rate: 5/second}}",
+         "4:41: error: routes[0].limit.rate: '5/second' is not a rate; did you mean '5/s'?"),
+        ("- {name: a, to: http://a, limit: {}}", "4:34: error: routes[0].limit: needs exactly one of 'rate' and 'quota'"),
+        ("- {name: a, to: http://a, limit: []}", "4:34: error: routes[0].limit: must not be empty"),
+        ("- {name: a, to: http://a, limit: {rate: 1/s, per: ip}}",
+         "4:51: error: routes[0].limit.per: 'ip' is not one of route, client, client_ip, upstream, header:NAME"),
+        ("- {name: a, to: http://a, limit: {rate: 1/s, cost: 0}}",
+         "4:52: error: routes[0].limit.cost: '0' is neither a whole number above 0 nor 'header:NAME'"),
+        ("- {name: a, to: http://a, limit: {rate: 10/s, cost: 9}}",
+         "4:53: error: routes[0].limit.cost: is more than can ever be there at once: 8, 80 % of the burst of 10"),
+        ("- {name: a, to: http://a, limit: [{rate: 1/s}, {rate: 9/m}]}",
+         "4:34: error: routes[0].limit: has two limits with the name 'limit'; give each a 'name'"),
         ("- {name: a, to: http://a, retry: {budget: 120%}}", "4:43: error: routes[0].retry.budget: must be 0% to 100%, got 120%"),
         ("- {name: a, to: http://a, retry: {buffer: 64}}",
          "4:43: error: routes[0].retry.buffer: '64' is not a size; a size needs a unit: '64B' or '64KiB'"),
@@ -495,3 +509,64 @@ def test_any_change_of_a_good_file_gives_a_config_or_problems(data: st.DataObjec
     assert (result.config is None) == bool(result.errors)
     for problem in result.problems:
         problem.text()
+
+
+# Limits
+
+
+def limits_of(text: str) -> list[tuple[object, ...]]:
+    config = routes(text).require()
+    return [
+        (route.name, *((each.label, each.written, each.whole, each.per) for each in route.limit or ()))
+        for route in config.routes
+    ]
+
+
+def test_limit_is_one_or_a_list_or_a_bare_rate() -> None:
+    text = (
+        "- {name: a, to: http://a, limit: 100/s}\n"
+        "- {name: b, to: http://b, limit: {rate: 5000/m, burst: 50, per: 'header:X-Tenant'}}\n"
+        "- {name: c, to: http://c, limit: [2/s, {name: day, quota: 1e6/d, per: client_ip}]}\n"
+        "- {name: d, to: http://d, limit: off}"
+    )
+    assert limits_of(text) == [
+        ("a", ("limit", (100.0, 1), 100, None)),
+        ("b", ("limit", (5000.0, 60), 50, "header:x-tenant")),
+        ("c", ("limit", (2.0, 1), 2, None), ("day", (1e6, 86400), 1_000_000, "client_ip")),
+        ("d",),
+    ]
+
+
+def test_default_limit_fills_in_what_a_route_does_not_say() -> None:
+    config = load_string(
+        "version: 1\nlisten: 127.0.0.1:8080\n"
+        "defaults: {limit: {rate: 10/s, burst: 30, per: client_ip, wait: 1s}}\n"
+        "routes:\n"
+        "- {name: a, to: http://a}\n"
+        "- {name: b, to: http://b, limit: {rate: 5/s}}\n"
+        "- {name: c, to: http://c, limit: {status: 503}}\n"
+        "- {name: d, to: http://d, limit: {quota: 9/d}}\n"
+        "- {name: e, to: http://e, limit: [{rate: 5/s}]}\n"
+        "- {name: f, respond: 200, limit: off}\n"
+    ).require()
+    found = [
+        [(each.written, each.whole, each.per, each.wait, each.status) for each in route.limit or ()]
+        for route in config.routes
+    ]
+    assert found == [
+        [((10.0, 1), 30, "client_ip", 1.0, 429)],
+        [((5.0, 1), 5, "client_ip", 1.0, 429)],
+        [((10.0, 1), 30, "client_ip", 1.0, 503)],
+        [((9.0, 86400), 9, "client_ip", 1.0, 429)],
+        [((5.0, 1), 5, None, 0.0, 429)],
+        [],
+    ]
+
+
+def test_upstreams_have_limits_too() -> None:
+    config = load_string(
+        "version: 1\nlisten: 127.0.0.1:8080\nroutes: [{name: a, to: u}]\n"
+        "upstreams: {u: {endpoints: ['http://u:1'], limit: {quota: 1000/h}}}"
+    ).require()
+    (each,) = config.upstreams["u"].limit or ()
+    assert each.written == (1000.0, 3600)

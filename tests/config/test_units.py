@@ -117,3 +117,39 @@ def test_byte_rate_round_trip() -> None:
     for text in ("256B", "256B/m", "256/s"):
         with pytest.raises(Wrong):
             units.parse_byte_rate(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "rate", "written"),
+    [
+        ("100/s", (100.0, 1), "100/s"),
+        ("5000/m", (5000.0, 60), "5000/m"),
+        ("20 / h", (20.0, 3600), "20/h"),
+        ("1e6/d", (1e6, 86400), "1000000/d"),
+        ("0.5/s", (0.5, 1), "0.5/s"),
+        ("1.5e3/m", (1500.0, 60), "1500/m"),
+    ],
+)
+def test_rate_is_an_amount_and_a_period(text: str, rate: tuple[float, int], written: str) -> None:
+    assert units.parse_rate(text) == rate
+    assert units.format_rate(rate) == written
+    assert units.parse_rate(written) == rate
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("100", "a rate needs a period: '100/s' or '100/m'"),
+        ("100/min", "did you mean '100/m'?"),
+        ("7/seconds", "did you mean '7/s'?"),
+        ("100 per second", "write it like '100/s', '5000/m', '20/h' or '1e6/d'"),
+        ("-1/s", "write it like '100/s', '5000/m', '20/h' or '1e6/d'"),
+        ("0/s", "a route can be answered with 'respond' instead"),
+        ("1e13/s", None),
+        ("1e99/d", None),
+    ],
+)
+def test_rate_refuses_the_rest(text: str, hint: str | None) -> None:
+    with pytest.raises(units.Wrong) as caught:
+        units.parse_rate(text)
+    assert caught.value.hint == hint

@@ -115,3 +115,25 @@ def test_secret_is_not_repeated(text: str) -> None:
 )
 def test_is_loopback(address: str, *, loopback: bool) -> None:
     assert words.is_loopback(address) is loopback
+
+
+@pytest.mark.parametrize("text", ["route", "client", "client_ip", "upstream", "header:x-tenant"])
+def test_limit_per_is_one_of_a_few_or_a_header(text: str) -> None:
+    assert words.limit_per(text.replace("x-", "X-")) == text
+
+
+@pytest.mark.parametrize("text", ["header", "header:", "header:a b", "ip", "Route", ""])
+def test_limit_per_refuses_the_rest(text: str) -> None:
+    with pytest.raises(Wrong):
+        words.limit_per(text)
+
+
+@pytest.mark.parametrize("text", ["1", "250", "header:x-cost"])
+def test_limit_cost_is_a_number_or_a_header(text: str) -> None:
+    assert words.limit_cost(text) == text
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "01", "header", "header:\n", "many"])
+def test_limit_cost_refuses_the_rest(text: str) -> None:
+    with pytest.raises(Wrong):
+        words.limit_cost(text)

@@ -5,7 +5,7 @@ from typing import cast
 
 from ambassador.config.load import load_text
 from ambassador.control.incarnation import Incarnation
-from ambassador.control.pages import Pages
+from ambassador.control.pages import Pages, block_keys
 from ambassador.observe.families import Figures
 from ambassador.observe.metrics import BlockKey, Page, decode_blocks
 
@@ -36,3 +36,17 @@ def test_what_a_worker_counted_outlives_it_and_reloads() -> None:
         if worker in pages._pages:
             pages.settle(worker)
     page.close()
+
+
+def test_every_limit_has_a_block() -> None:
+    text = (
+        "version: 1\nlisten: 127.0.0.1:0\nupstreams: {u: {endpoints: ['http://e'], limit: {quota: 9/d}}}\n"
+        "routes: [{name: a, to: u, limit: [1/s, {name: x, rate: 2/s}]}, {name: b, respond: 200}]"
+    )
+    assert list(block_keys(load_text(text))) == [
+        BlockKey("a", "u"),
+        BlockKey("a", "-", "limit"),
+        BlockKey("a", "-", "x"),
+        BlockKey("b", "-"),
+        BlockKey("@u", "-", "limit"),
+    ]

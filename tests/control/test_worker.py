@@ -16,6 +16,7 @@ from ambassador.config.load import load_text
 from ambassador.config.schema import Config
 from ambassador.control.deployment import encode_config
 from ambassador.control.orders import Brief, Start
+from ambassador.control.pages import block_keys
 from ambassador.control.sums import UpstreamStatus, UpstreamSums
 from ambassador.control.worker import WorkerPlane, open_plane
 from ambassador.observe.metrics import NO_NAME, BlockKey, Page, Registry, encode_blocks
@@ -54,7 +55,7 @@ class Running:
 
 
 def brief(registry: Registry, generation: int, config: Config) -> Brief:
-    blocks = registry.place(BlockKey(route.name, route.to or NO_NAME) for route in config.routes)
+    blocks = registry.place(block_keys(config))
     return Brief(
         generation=generation,
         config=encode_config(config),

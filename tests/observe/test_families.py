@@ -75,3 +75,23 @@ def test_traffic_tells_each_route_in_short(registry: Registry, page: Page) -> No
         route="billing", upstream="backend", requests=10, errors=2, unanswered=2, retries=4, seconds=5.0
     )
     assert (unrouted.route, unrouted.requests, static.upstream, static.seconds) == ("-", 0, "-", 0.0)
+
+
+def test_limits_are_told_by_route_and_name(registry: Registry, page: Page) -> None:
+    keys = [BlockKey("billing", "-", "limit"), BlockKey("@backend", "-", "day")]
+    placed = registry.place(keys)
+    page.grow(registry.size)
+    for key in keys:
+        block = page.limit(placed[key])
+        block.limited()
+        block.waited()
+        block.expired(2.6)
+    page.limit(placed[keys[0]]).limited()
+    told = {family.name: list(family.samples) for family in Reader(registry, [page], Totals()).families()}
+    assert told["ambassador_limited"] == [
+        ((("route", "billing"), ("limit", "limit")), 2),
+        ((("route", "@backend"), ("limit", "day")), 1),
+    ]
+    assert told["ambassador_limit_waits"] == [((), 2)]
+    assert told["ambassador_limit_expired"] == [((), 6)]
+    assert [dict(labels)["route"] for labels, _ in told["ambassador_requests"]] == ["-", "billing", "static"]

@@ -7,6 +7,7 @@ what a check should have found; the old table then stays.
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 from weakref import ref
 
@@ -14,7 +15,8 @@ from msgspec import structs
 
 from ambassador.config.schema import PathRegex
 from ambassador.proxy.plan import RoutePlan, Timeouts, Upstream
-from ambassador.proxy.policies import headers, retry
+from ambassador.proxy.policies import headers, limit, retry
+from ambassador.proxy.policies.limit import LimitPolicy, compile_limits, owner_of_upstream
 from ambassador.proxy.policies.redirect import redirector
 from ambassador.proxy.policies.respond import responder
 from ambassador.proxy.policies.retry import RetryPolicy
@@ -23,6 +25,7 @@ from ambassador.proxy.routing import MatchSpec, Router, spec
 from ambassador.proxy.service import Table
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.pool import Pool
+from ambassador.state.holding import Load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
@@ -41,6 +44,9 @@ class Counters(Protocol):
 
     def route(self, route: str, upstream: str) -> RouteMetrics:
         """The counters of a route towards an upstream; `-` for none."""
+
+    def limit(self, owner: str, limit: str) -> limit.Counts:
+        """The counters of a limit of a route; for an upstream's, of `owner_of_upstream`."""
 
 
 def compile_table(
@@ -68,30 +74,87 @@ def compile_steps(
     lane: Lane,
     counters: Counters,
     addresses: Mapping[str, Sequence[str]],
-    scopes: Scopes,  # noqa: ARG001 - for policies that share
+    scopes: Scopes,
 ) -> Generator[None, None, Table]:
     """The same, a step for each upstream and route: 500 routes take 25 ms, and a worker serves clients meanwhile."""
+    limits = _Limits(config.state, lane, scopes, counters)
     upstreams: dict[str, Upstream] = {}
     for name, upstream in config.upstreams.items():
-        upstreams[name] = _upstream(name, upstream, lane, addresses)
+        upstreams[name] = _upstream(name, upstream, lane, addresses, limits)
         yield
     plans: list[tuple[MatchSpec, RoutePlan]] = []
     for route in config.routes:
-        plans.append((spec(route.match), _plan(route, config, upstreams, counters)))
+        plans.append((spec(route.match), _plan(route, config, upstreams, counters, limits)))
         yield
     return Table(
         Router(plans),
         upstreams,
         unrouted=counters.route("-", "-"),
+        limits=limits.made,
         debug_headers=config.telemetry.debug_headers,
     )
 
 
+class _Limits:
+    """Makes the limits of one table, which share how often a worker asks its stores."""
+
+    def __init__(self, state: schema.State, lane: Lane, scopes: Scopes, counters: Counters) -> None:
+        self._state = state
+        self._lane = lane
+        self._counters = counters
+        self._fleet = scopes.fleet
+        # Where there is no store beyond the replica's, that is what both ask, and nothing takes over for it.
+        self._replica = scopes.fleet if str(state.url) == "local" else scopes.replica
+        self._load = Load()
+        self.made: list[LimitPolicy] = []
+
+    def of_route(self, route: schema.Route) -> LimitPolicy | None:
+        """The limits of a route."""
+        return self._make(route.limit, route.name, route.name, upstream=route.to or "-", of_upstream=False)
+
+    def of_upstream(self, name: str, config: schema.Upstream) -> LimitPolicy | None:
+        """The quotas of an upstream."""
+        return self._make(config.limit, name, owner_of_upstream(name), upstream=name, of_upstream=True)
+
+    def _make(
+        self,
+        configs: Sequence[limit.Config] | None,
+        name: str,
+        owner: str,
+        *,
+        upstream: str,
+        of_upstream: bool,
+    ) -> LimitPolicy | None:
+        policy = compile_limits(
+            configs or (),
+            route=name,
+            upstream=upstream,
+            of_upstream=of_upstream,
+            clock=self._lane,
+            fleet=self._fleet,
+            replica=self._replica,
+            max_wait_s=self._state.max_wait,
+            on_loss=self._state.on_loss,
+            random=random.random,
+            expected_replicas=self._state.expected_replicas or 1,
+            load=self._load,
+            counts=partial(self._counters.limit, owner),
+        )
+        if policy is not None:
+            self.made.append(policy)
+        return policy
+
+
 def _upstream(
-    name: str, config: schema.Upstream, lane: Lane, addresses: Mapping[str, Sequence[str]]
+    name: str,
+    config: schema.Upstream,
+    lane: Lane,
+    addresses: Mapping[str, Sequence[str]],
+    limits: _Limits,
 ) -> Upstream:
     endpoints = [_endpoint(each, config.connections, lane, addresses) for each in config.endpoints]
-    return Upstream(name, endpoints, random.random)
+    quota = limits.of_upstream(name, config)
+    return Upstream(name, endpoints, random.random, charge=None if quota is None else quota.hook())
 
 
 class _Endpoint(Endpoint):
@@ -140,9 +203,16 @@ def _endpoint(
 
 
 def _plan(
-    route: schema.Route, config: schema.Config, upstreams: Mapping[str, Upstream], counters: Counters
+    route: schema.Route,
+    config: schema.Config,
+    upstreams: Mapping[str, Upstream],
+    counters: Counters,
+    limits: _Limits,
 ) -> RoutePlan:
     admit: list[AdmitHook] = []
+    limited = limits.of_route(route)
+    if limited is not None:
+        admit.append(limited.hook())
     if route.redirect is not None:
         admit.append(redirector(route.redirect))
     if route.respond is not None:
@@ -160,6 +230,7 @@ def _plan(
         retry=_retry(route.retry),
         metrics=counters.route(route.name, route.to or "-"),
         admit=tuple(admit),
+        limit=limited,
         rewrite=path_rewriter(rewrite, pattern),
         host=rewrite_host.encode("ascii") if rewrite_host is not None and rewrite_host != KEEP else None,
         keep_host=rewrite_host == KEEP,

@@ -13,6 +13,18 @@ from ambassador.control.incarnation import Incarnation
 from ambassador.observe import exposition
 from ambassador.observe.families import Figures, Reader, Traffic
 from ambassador.observe.metrics import NO_NAME, BlockKey, Page, Registry, Totals, encode_blocks
+from ambassador.proxy.policies.limit import owner_of_upstream
+
+
+def block_keys(config: Config) -> Iterator[BlockKey]:
+    """What the workers count with this config."""
+    for route in config.routes:
+        yield BlockKey(route.name, route.to or NO_NAME)
+        for limit in route.limit or ():
+            yield BlockKey(route.name, NO_NAME, limit.label)
+    for name, upstream in config.upstreams.items():
+        for limit in upstream.limit or ():
+            yield BlockKey(owner_of_upstream(name), NO_NAME, limit.label)
 
 
 class Pages:
@@ -31,7 +43,7 @@ class Pages:
 
     def place(self, config: Config) -> bytes:
         """Give every route of the config its block, in the pages of workers that live too; where they all lie."""
-        blocks = self._registry.place(BlockKey(route.name, route.to or NO_NAME) for route in config.routes)
+        blocks = self._registry.place(block_keys(config))
         for page in self._pages.values():
             page.grow(self._registry.size)
         return encode_blocks(blocks)

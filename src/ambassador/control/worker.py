@@ -27,7 +27,7 @@ from ambassador.control.orders import Brief, Start
 from ambassador.control.scopes import WorkerScopes
 from ambassador.control.sums import ConnectionCounts, EndpointStatus, UpstreamStatus, answer
 from ambassador.observe.access_log import AccessLog
-from ambassador.observe.metrics import BlockKey, Page, RouteMetrics, decode_blocks
+from ambassador.observe.metrics import NO_NAME, BlockKey, LimitMetrics, Page, RouteMetrics, decode_blocks
 from ambassador.proxy.http1_parser import Limits
 from ambassador.proxy.lane import Lane
 from ambassador.proxy.listener import Listener, ListenerLimits
@@ -51,6 +51,10 @@ class PageCounters:
     def route(self, route: str, upstream: str) -> RouteMetrics:
         """The counters of a route towards an upstream; `-` for none."""
         return self._page.route(self._blocks[BlockKey(route, upstream)])
+
+    def limit(self, owner: str, limit: str) -> LimitMetrics:
+        """The counters of a limit; `owner` is its route, or its upstream as `owner_of_upstream` has it."""
+        return self._page.limit(self._blocks[BlockKey(owner, NO_NAME, limit)])
 
 
 class _Generation:

@@ -24,6 +24,10 @@ from ambassador.observe.metrics import (
     GC_TIME,
     INFLIGHT,
     LAG,
+    LIMIT_EXPIRED,
+    LIMIT_SLOTS,
+    LIMIT_WAITS,
+    LIMITED,
     LOG_DROPPED,
     NO_NAME,
     REASONS,
@@ -124,6 +128,7 @@ class Reader:
         little.
         """
         yield from self._route_families()
+        yield from self._limit_families()
         yield from self._worker_families()
         if figures is not None:
             yield from _supervisor_families(figures)
@@ -148,6 +153,8 @@ class Reader:
 
     def _blocks(self) -> Iterator[tuple[Labels, list[int]]]:
         for key, offset in list(self._registry.blocks.items()):
+            if key.limit:
+                continue
             yield (("route", key.route), ("upstream", key.upstream)), self._read(offset, ROUTE_SLOTS)
 
     def _route_families(self) -> Iterator[Family]:
@@ -195,6 +202,30 @@ class Reader:
             "Attempts made after another had failed, by why.",
             ((labels, block[RETRIES : RETRIES + len(REASONS)]) for labels, block in routed),
             Word("reason", REASONS),
+        )
+
+    def _limit_families(self) -> Iterator[Family]:
+        limits = [(key, offset) for key, offset in self._registry.blocks.items() if key.limit]
+        if not limits:
+            return
+        blocks = [(key, self._read(offset, LIMIT_SLOTS)) for key, offset in limits]
+        yield Family(
+            "ambassador_limited",
+            "counter",
+            "Requests that a limit refused.",
+            [((("route", key.route), ("limit", key.limit)), block[LIMITED]) for key, block in blocks],
+        )
+        yield _single(
+            "ambassador_limit_waits",
+            "counter",
+            "Requests that had to wait for a limit's tokens.",
+            sum(block[LIMIT_WAITS] for _, block in blocks),
+        )
+        yield _single(
+            "ambassador_limit_expired",
+            "counter",
+            "Tokens that a worker had leased and did not need in time.",
+            sum(block[LIMIT_EXPIRED] for _, block in blocks),
         )
 
     def _worker_families(self) -> list[Family]:

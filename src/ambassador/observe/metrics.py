@@ -77,6 +77,11 @@ RETRIES: Final = ATTEMPTS + len(RESULTS)
 ROUTE_SLOTS: Final = RETRIES + len(REASONS)
 """Slots of a route's block, which are all counters."""
 
+# A limit's block.
+LIMITED, LIMIT_WAITS, LIMIT_EXPIRED = range(3)
+LIMIT_SLOTS: Final = 4
+"""Slots of a limit's block, which are all counters; one is spare."""
+
 # The worker's block: gauges first.
 (
     HEARTBEAT, INFLIGHT, LAG, RESIDENT, CLIENT_ACTIVE, CLIENT_IDLE, UPSTREAM_ACTIVE, UPSTREAM_IDLE, STATE_DOWN,
@@ -95,10 +100,20 @@ Slots: TypeAlias = "memoryview[int]"
 
 
 class BlockKey(msgspec.Struct, frozen=True, array_like=True):
-    """What a route's block counts: `NO_NAME` for no route or no upstream."""
+    """What a block counts: a route towards an upstream (`NO_NAME` for no route or no upstream), or a limit.
+
+    Of a limit, `route` is its owner (`@NAME` for an upstream's), and `upstream` NO_NAME.
+    """
 
     route: str
     upstream: str
+    limit: str = ""
+    """The name of a limit; empty: a route's block."""
+
+    @property
+    def slots(self) -> int:
+        """How many the block has."""
+        return LIMIT_SLOTS if self.limit else ROUTE_SLOTS
 
 
 NO_ROUTE: Final = BlockKey(NO_NAME, NO_NAME)
@@ -138,7 +153,7 @@ class Registry:
         for key in keys:
             if key not in self.blocks:
                 self.blocks[key] = self._used
-                self._used += ROUTE_SLOTS
+                self._used += key.slots
             placed[key] = self.blocks[key]
         self._reserve()
         return placed
@@ -198,6 +213,10 @@ class Page:
     def route(self, offset: int) -> RouteMetrics:
         """The block at this slot, as `Registry.place` gave it."""
         return RouteMetrics(self, offset)
+
+    def limit(self, offset: int) -> LimitMetrics:
+        """The block of a limit at this slot."""
+        return LimitMetrics(self, offset)
 
     def worker(self) -> WorkerMetrics:
         """The worker's block."""
@@ -265,6 +284,27 @@ class RouteMetrics:
     def retry(self, reason: str) -> None:
         """An attempt follows another because of one of `REASONS`, or a status as text."""
         self._slots[RETRIES + _REASON.get(reason, _OTHER_REASON)] += 1
+
+
+class LimitMetrics:
+    """Counts what one limit does. Admitting counts nothing: the requests are counted."""
+
+    __slots__ = ("_slots",)
+
+    def __init__(self, page: Page, offset: int) -> None:
+        self._slots = page.slots[offset : offset + LIMIT_SLOTS]
+
+    def limited(self) -> None:
+        """A request was refused."""
+        self._slots[LIMITED] += 1
+
+    def waited(self) -> None:
+        """A request had to wait."""
+        self._slots[LIMIT_WAITS] += 1
+
+    def expired(self, tokens: float) -> None:
+        """Tokens were leased and not spent in time."""
+        self._slots[LIMIT_EXPIRED] += round(tokens)
 
 
 class WorkerMetrics:

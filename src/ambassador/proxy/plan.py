@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from ambassador.messages import Fields, Reply, Request
+    from ambassador.proxy.policies.limit import LimitPolicy
     from ambassador.proxy.policies.retry import RetryPolicy
     from ambassador.proxy.upstream.endpoint import Endpoint
 
@@ -40,10 +41,20 @@ class RouteMetrics(Protocol):
 class Upstream:
     """A service: its endpoints and how one is picked."""
 
-    __slots__ = ("_random", "endpoints", "name", "only")
+    __slots__ = ("_random", "charge", "endpoints", "name", "only")
 
-    def __init__(self, name: str, endpoints: Sequence[Endpoint], random: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        name: str,
+        endpoints: Sequence[Endpoint],
+        random: Callable[[], float],
+        *,
+        charge: Callable[[Request], Awaitable[None] | None] | None = None,
+    ) -> None:
         self.name = name
+        self.charge = charge
+        """Charges an attempt to the upstream's own limits, directly before its first byte: as an ADMIT hook. None: it
+        has none."""
         self.endpoints = endpoints
         self.only = endpoints[0] if len(endpoints) == 1 else None
         self._random = random
@@ -86,8 +97,8 @@ class RoutePlan:
     """One route. `upstream` is None where `admit` always answers (redirect, respond)."""
 
     __slots__ = (
-        "admit", "answer_within_s", "deadline", "deadline_at", "host", "keep_host", "map_location", "metrics", "name",
-        "retried", "retry", "rewrite", "shape_request", "shape_response", "timeouts", "upstream",
+        "admit", "answer_within_s", "deadline", "deadline_at", "host", "keep_host", "limit", "map_location", "metrics",
+        "name", "retried", "retry", "rewrite", "shape_request", "shape_response", "timeouts", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -99,6 +110,7 @@ class RoutePlan:
         retry: RetryPolicy | None,
         metrics: RouteMetrics,
         admit: Sequence[AdmitHook] = (),
+        limit: LimitPolicy | None = None,
         rewrite: Callable[[Request], bytes] | None = None,
         host: bytes | None = None,
         keep_host: bool = False,
@@ -118,6 +130,8 @@ class RoutePlan:
         self.retried = frozenset[int]() if retry is None else retry.statuses
         self.metrics = metrics
         self.admit = admit
+        self.limit = limit
+        """The route's limits, which have a hook in `admit`: what answers say of them."""
         self.rewrite = rewrite
         """Gives the path to forward; None: the normalised path as it is."""
         self.host = host

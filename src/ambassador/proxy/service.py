@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from ambassador.observe.metrics import WorkerMetrics
     from ambassador.proxy.lane import Lane
     from ambassador.proxy.plan import RouteMetrics, RoutePlan, Upstream
+    from ambassador.proxy.policies.limit import LimitPolicy
     from ambassador.proxy.routing import Router
 
 
 class Table:
     """One generation of the config, compiled. Requests keep the table they began with."""
 
-    __slots__ = ("debug_headers", "remembers", "router", "unrouted", "upstreams")
+    __slots__ = ("debug_headers", "limits", "remembers", "router", "unrouted", "upstreams")
 
     def __init__(
         self,
@@ -36,12 +37,15 @@ class Table:
         upstreams: Mapping[str, Upstream],
         *,
         unrouted: RouteMetrics,
+        limits: Sequence[LimitPolicy] = (),
         debug_headers: bool = False,
     ) -> None:
         self.router = router
         self.upstreams = upstreams
         self.unrouted = unrouted
         """Counts requests that no route took."""
+        self.limits = limits
+        """All there are, of routes and of upstreams."""
         self.debug_headers = debug_headers
         self.remembers = not router.conditional
         """Method, host and path alone decide the route: what was found for them once holds."""
@@ -77,7 +81,9 @@ class Table:
                     endpoint.resolve(addresses)
 
     def retire(self) -> None:
-        """No request begins with this table any more: unused connections go."""
+        """No request begins with this table any more: unused connections go, and leased tokens are given back."""
+        for limit in self.limits:
+            limit.retire()
         for upstream in self.upstreams.values():
             for endpoint in upstream.endpoints:
                 endpoint.pool.retire()

@@ -15,7 +15,7 @@ of it is a debt. While it is away nobody does, and the bucket refills: then it b
 afterwards, only as far as the share's bucket could not have refilled meanwhile (each worker its part of that); posting
 a whole outage would starve the key for as long as it lasted. Under `open` nothing is owed.
 
-Nothing here waits. `changed` is called when tokens may have come.
+Nothing here waits; who does is told when tokens may have come (`Source.tell`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,6 @@ class Source:
         credit: float = 0.0,
         expected_replicas: int = 1,
         expired: Callable[[float], None] | None = None,
-        changed: Callable[[Account], None] | None = None,
     ) -> None:
         self.terms = terms
         self.fleet = fleet
@@ -77,7 +76,7 @@ class Source:
         self.on_loss = on_loss
         self.credit = credit
         self.expired = expired or _nobody
-        self.changed = changed or _nobody
+        self._changed: weakref.WeakMethod[Callable[[Account], None]] | None = None
         self._expected_replicas = expected_replicas
         self._down_at: float | None = None
         self._parts = 0
@@ -86,6 +85,18 @@ class Source:
         # A scope outlives the config's generations: it must not keep this one alive.
         back = weakref.WeakMethod(self._is_back)
         fleet.on_up(lambda: _call(back))
+
+    def tell(self, changed: Callable[[Account], None]) -> None:
+        """Have this method called when an account's tokens may have come. Its object is not kept alive by that: an old
+        generation of the config is to go when nobody uses it, not when the collector looks that far.
+        """
+        self._changed = weakref.WeakMethod(changed)
+
+    def changed(self, account: Account) -> None:
+        """Tokens may have come."""
+        method = self._changed() if self._changed is not None else None
+        if method is not None:
+            method(account)
 
     def down_since(self, now: float) -> float | None:
         """When the fleet's store was first seen to be away, or None while it answers."""
@@ -131,7 +142,7 @@ class Account(Holding):
     """What one worker has of one key. See the module's docstring."""
 
     __slots__ = (
-        "_own", "_refused_until", "_share", "_told_expired", "limited", "otherwise", "owed", "source", "used",
+        "_mark", "_own", "_refused_until", "_share", "_told_expired", "limited", "otherwise", "owed", "source",
     )  # fmt: skip
 
     def __init__(self, key: str, source: Source, now: float) -> None:
@@ -148,8 +159,8 @@ class Account(Holding):
         self._own: OwnShare | None = None
         self._refused_until = -inf
         self._told_expired = 0.0
-        self.used = 0.0
-        """Tokens that this worker took out of the present calendar window."""
+        self._mark = 0.0
+        """`leased` and `otherwise` when the present calendar window began, and what was given back since."""
 
     # Deciding
 
@@ -322,19 +333,23 @@ class Account(Holding):
         if not self.terms.window_s:
             return
         if answer.window != self.window:
-            self.used = 0.0
+            self._mark = self.leased + self.otherwise
         elif self.seen_at > -inf:
             before = self.terms.depth - self.left
             after = self.terms.depth - answer.left - answer.granted - lease.debt
             # Others may give tokens back, but never half of all that was taken.
             if before >= 2 and after < before / 2:
                 self.debt += self.used
-        self.used += answer.granted
+
+    @property
+    def used(self) -> float:
+        """Tokens that this worker took out of the present calendar window."""
+        return self.leased + self.otherwise - self._mark
 
     def give_back(self, now: float) -> Lease | None:
         """Give up what is held: see `Holding.give_back`; it is sent."""
         lease = super().give_back(now)
         if lease is not None:
-            self.used -= lease.back
+            self._mark += lease.back
             self.source.fleet.ask(lease)
         return lease

@@ -226,6 +226,7 @@ class Worker:
         )
         assert policy is not None
         self.policy: LimitPolicy = policy
+        self._admit = policy.hook()
         self.fleet = fleet
         self.dead = False
         self.admitted: list[tuple[float, str]] = []
@@ -250,7 +251,7 @@ class Worker:
         rest = Rest(self.world, settled)
         request.waiter = rest
         try:
-            waiting = self.policy.admit(request)
+            waiting = self._admit(request)
         except Limited:
             settled(False)
             return None

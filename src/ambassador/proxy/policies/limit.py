@@ -1,9 +1,9 @@
 """Limit: how many requests may pass, over all workers and replicas.
 
-Phase ADMIT for a route's limits; for an upstream's, which is a quota of the remote service, `charge` before the first
-byte of each attempt. The decision is made from tokens that the worker has leased (`state.holding`), so it neither waits
-nor asks anybody: 0.3 µs. Several limits of a route are charged all or nothing, which needs no taking back, since one
-thread decides.
+Phase ADMIT for a route's limits; an upstream's, which are quotas of the remote service, are charged directly before
+the first byte of each attempt. The decision is made from tokens that the worker has leased (`state.holding`), so it
+neither waits nor asks anybody: 0.15 µs. Several limits of a route are charged all or nothing, which needs no taking
+back, since one thread decides. A refusal costs 1 µs, less than what is spent to answer it.
 
 Where tokens are short the request waits for the lease, at most `max_wait` over all limits and attempts, and after that
 for `wait`, if that is set: in the order of arrival, a request is only served when it is the first in all queues that it
@@ -193,6 +193,7 @@ class _Entry:
         "admitted",
         "asked",
         "costs",
+        "hopeless",
         "last",
         "lease_until",
         "needs",
@@ -215,6 +216,8 @@ class _Entry:
         """Tokens that come later are not waited for."""
         self.last = now + lease_s + wait_s
         self.admitted = False
+        self.hopeless = False
+        """What it needs cannot come in time: it is refused when it looks."""
         self.asked: set[_Key] = set()
         """Accounts of which a lease was sent that counted it."""
         self.queued: set[_Key] = set()
@@ -261,7 +264,7 @@ class Limit:
         self._policy = _policy_item(config)
         amount, period_s = config.written
         self.written = f"{amount:.15g}/{_PERIODS[period_s]}"
-        self.step = max(1, source.terms.depth // 1000)
+        self.step = 1 if self._window_s else max(1, source.terms.depth // 1000)
 
     def account(self, request: Request) -> _Key:
         """The account that a request is charged to."""
@@ -293,6 +296,12 @@ class Limit:
         for account in self._older.values():
             account.give_back(now)
         self._older, self.accounts = self.accounts, {}
+
+    def retire(self, now: float) -> None:
+        """Give back what can be given back, and forget the keys. Who waits goes on."""
+        for account in self.all_accounts():
+            account.give_back(now)
+        self.accounts, self._older = {}, {}
 
     def all_accounts(self) -> Iterator[_Key]:
         """All there are."""
@@ -362,8 +371,8 @@ _PERIODS: Final = {1: "s", 60: "m", 3600: "h", 86400: "d"}
 class LimitPolicy:
     """The limits of a route (or of an upstream), compiled. See the module's docstring.
 
-    `admit` is the hook: it returns None to go on, or a coroutine that waits for tokens and returns None; both raise
-    `Limited`. The coroutine waits by the request's `waiter` only; a request without one is never kept waiting.
+    The hook returns None to go on, or a coroutine that waits for tokens and returns None; both raise `Limited`. The
+    coroutine waits by the request's `waiter` only; a request without one is never kept waiting.
     """
 
     def __init__(self, limits: Sequence[Limit], *, clock: Clock, max_wait_s: float) -> None:
@@ -376,15 +385,18 @@ class LimitPolicy:
         self.waiting = 0
         """Requests that wait."""
         for limit in self.limits:
-            limit.source.changed = self._changed
-        self.admit: Callable[[Request], Awaitable[None] | None] = self._make_hook()
+            limit.source.tell(self._changed)
         policies = b", ".join(limit.policy_item for limit in limits)
         self._policies = policies
         self._tail = b"\r\nratelimit-policy: %b\r\n" % policies
         self.answer_lines: Callable[[Request], bytes] = self._make_lines()
 
-    def _make_hook(self) -> Callable[[Request], Awaitable[None] | None]:
-        """The quickest hook that these limits allow. What is written here twice is one comparison and a subtraction."""
+    def hook(self) -> Callable[[Request], Awaitable[None] | None]:
+        """What charges a request, for a route; and an attempt, directly before its first byte, for an upstream.
+
+        The quickest that these limits allow. What is written here twice is one comparison and a subtraction. Not kept:
+        it refers to this object.
+        """
         clock, slowly = self._clock, self._slowly
         first = self.limits[0]
         if len(self.limits) > 1 or first.cost is None:
@@ -425,10 +437,6 @@ class LimitPolicy:
         limit.counts.limited()
         return limit.refusal(limit.reached, retry_after_s=key.dry_from - now)
 
-    def charge(self, request: Request) -> Awaitable[None] | None:
-        """For an upstream's limits: charge one attempt, directly before its first byte. As `admit`."""
-        return self.admit(request)
-
     def _several(self, request: Request) -> Awaitable[None] | None:
         now = self._clock.now
         needs = [(limit.account(request), limit.cost_of(request)) for limit in self.limits]
@@ -455,7 +463,7 @@ class LimitPolicy:
         comes = now
         for key, cost in short:
             key.arrive(cost)
-            comes = max(comes, _comes(key, cost, now))
+            comes = max(comes, _comes(key, key.ahead + cost, now))
         if comes > now + self._wait_s:
             if len(needs) == 1:
                 key, cost = needs[0]
@@ -565,11 +573,13 @@ class LimitPolicy:
             if not self._admit(entry, now):
                 break
             entry.waiter.wake()
-        if key.queue:
-            earliest = key.none_before(now)
-            for position, entry in enumerate(key.queue):
-                if position == 0 or entry.tokens_until < earliest:
-                    entry.waiter.wake()
+        cost = 0.0
+        for position, entry in enumerate(key.queue):
+            cost += entry.costs[key]
+            if _comes(key, cost, now) > max(now, entry.tokens_until):
+                entry.hopeless = True
+            if position == 0 or entry.hopeless:
+                entry.waiter.wake()
 
     def _next_look(self, entry: _Entry, now: float) -> float:
         """When to look again if nobody wakes it. Only the first of a queue looks after its account's times."""
@@ -630,8 +640,12 @@ class LimitPolicy:
         """Give back what can be given back: this policy serves no new request, or the worker ends."""
         now = self._clock.now
         for limit in self.limits:
-            for account in limit.all_accounts():
-                account.give_back(now)
+            limit.retire(now)
+
+
+def owner_of_upstream(name: str) -> str:
+    """What stands for an upstream where a route could stand: no route has such a name."""
+    return f"@{name}"
 
 
 def compile_limits(
@@ -682,7 +696,7 @@ def compile_limits(
             constant = route if of_upstream else upstream
         elif per == "route" and not of_upstream:
             constant = route
-        owner = f"@{route}" if of_upstream else route
+        owner = owner_of_upstream(route) if of_upstream else route
         limits.append(
             Limit(
                 config,
@@ -697,17 +711,18 @@ def compile_limits(
 
 
 def _comes(key: _Key, cost: float, now: float) -> float:
-    """When tokens for one more request can be there at the earliest, even if all that comes is for this worker."""
+    """When so many tokens can be there at the earliest, even if all that comes is for this worker."""
     earliest = key.none_before(now)
     if key.terms.window_s or now - key.seen_at > LONGEST_HOLD_S:
         return earliest
-    return max(earliest, now + key.retry_after_s(key.ahead + cost - key.tokens(now), now))
+    return max(earliest, now + key.retry_after_s(cost - key.tokens(now), now))
 
 
 def _is_refused(entry: _Entry, now: float) -> bool:
-    """It waits for what cannot come in time."""
-    return any(
-        key.none_before(now) > entry.last for key in entry.queued if not key.ready(entry.costs[key], now)
+    """It waits for what cannot come in time: for the store's answer, but for tokens only as long as `wait` says."""
+    until = max(now, entry.tokens_until)
+    return entry.hopeless or any(
+        key.none_before(now) > until for key in entry.queued if not key.ready(entry.costs[key], now)
     )
 
 

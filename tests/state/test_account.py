@@ -1,0 +1,276 @@
+"""Which tokens a worker spends when the store is there, late, away or unwilling."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+
+from ambassador.state import bucket
+from ambassador.state.account import Account, Source
+from ambassador.state.holding import Load, terms, window_terms
+from ambassador.state.protocol import Answer, Lease, Operation, Refused
+from tests.state.fakes import DirectScope
+
+WAIT_S = 0.02
+
+
+class Clock:
+    now = 100.0
+
+
+class Bench:
+    """An account between two stores, each of which answers when the test says so."""
+
+    def __init__(self, limit: Any = None, **options: Any) -> None:
+        self.clock = Clock()
+        self.refuses = False
+        self.buckets: list[dict[str, bucket.Bucket]] = [{}, {}]
+        self.fleet = DirectScope(
+            lambda operation, now: self.perform(0, operation, now), replicas=2, workers=4
+        )
+        self.replica = DirectScope(lambda operation, now: self.perform(1, operation, now), self.fleet.clock)
+        settings = {"replica": self.replica, "max_wait_s": WAIT_S, **options}
+        self.source = Source(
+            limit or terms(100, 100),
+            fleet=self.fleet,
+            clock=self.clock,
+            load=Load(),
+            random=lambda: 0.5,
+            **settings,
+        )
+        self.account = Account("k", self.source, self.clock.now)
+        self.told: list[Account] = []
+        self.listener = Listener(self.told)
+        self.source.tell(self.listener.hear)
+
+    def perform(self, store: int, operation: Operation, now_us: int) -> Answer:
+        assert isinstance(operation, Lease)
+        if self.refuses and store == 0:
+            return Refused("out of memory")
+        found = self.buckets[store].setdefault(operation.key, bucket.first(operation, now_us, None))
+        return found.lease(operation, now_us)
+
+    def pump(self, waiting: float = 1.0) -> None:
+        self.account.pump(self.clock.now, waiting=waiting, fresh=waiting)
+
+    def go_on(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.fleet.clock.advance(seconds)
+
+    def ready(self, cost: float = 1.0, *, late: bool = False) -> bool:
+        return self.account.ready(cost, self.clock.now, late=late)
+
+    def spend(self, cost: float = 1.0) -> None:
+        assert self.ready(cost)
+        self.account.spend(cost, self.clock.now)
+
+
+class Listener:
+    def __init__(self, told: list[Account]) -> None:
+        self.told = told
+
+    def hear(self, account: Account) -> None:
+        self.told.append(account)
+
+
+def test_tokens_come_from_the_fleet() -> None:
+    bench = Bench()
+    assert not bench.ready()
+    bench.pump(2)
+    bench.fleet.deliver()
+    bench.spend(2)
+    assert not bench.ready()
+    assert bench.told == [bench.account]
+    assert bench.replica.asked == []
+
+
+def test_share_is_asked_when_the_store_is_late() -> None:
+    bench = Bench()
+    bench.pump()
+    bench.go_on(WAIT_S / 2)
+    bench.pump()
+    bench.replica.deliver()
+    assert not bench.ready()
+    assert bench.ready(late=True)
+    bench.go_on(WAIT_S / 2)
+    bench.spend()
+    assert bench.account.debt == 1
+    (asked,) = bench.replica.asked
+    assert isinstance(asked, Lease)
+    assert (asked.rate, asked.depth, asked.start) == (50, 40, 1.0)
+
+
+def test_late_answer_pays_for_what_the_share_admitted() -> None:
+    bench = Bench()
+    bench.pump()
+    bench.go_on(WAIT_S)
+    bench.pump()
+    bench.replica.deliver()
+    bench.spend()
+    bench.fleet.deliver()
+    assert (bench.account.debt, bench.account.tokens(bench.clock.now)) == (0, 0)
+    assert len(bench.fleet.asked) == 1
+
+
+def test_share_begins_with_its_part_of_what_was_left() -> None:
+    bench = Bench()
+    bench.pump(20)
+    bench.fleet.deliver()
+    bench.spend(20)
+    bench.fleet.go_down()
+    bench.go_on(0.1)
+    bench.pump()
+    (asked,) = bench.replica.asked
+    assert isinstance(asked, Lease)
+    assert asked.start == pytest.approx(60 / 2 + 50 * 0.1)
+
+
+def test_unheard_of_key_begins_with_what_came_since_the_loss() -> None:
+    bench = Bench()
+    bench.fleet.go_down()
+    assert bench.source.down_since(bench.clock.now) == 100.0
+    bench.go_on(0.3)
+    bench.pump()
+    (asked,) = bench.replica.asked
+    assert isinstance(asked, Lease)
+    assert asked.start == pytest.approx(50 * 0.3)
+
+
+def in_an_outage(bench: Bench, spent: int) -> None:
+    """Spend so much of the share while the store is away."""
+    bench.pump()
+    bench.fleet.deliver()
+    bench.spend()
+    bench.fleet.go_down()
+    for _ in range(spent):
+        bench.pump()
+        bench.replica.deliver()
+        bench.spend()
+
+
+def test_outage_becomes_a_debt_when_the_store_is_back() -> None:
+    bench = Bench()
+    in_an_outage(bench, 10)
+    assert (bench.account.owed, bench.account.debt) == (10, 0)
+    bench.fleet.come_up()
+    (asked,) = bench.fleet.asked[1:]
+    assert isinstance(asked, Lease)
+    assert asked.debt == 10
+    bench.fleet.deliver()
+    assert (bench.account.debt, bench.account.owed) == (0, 0)
+
+
+def test_debt_is_no_more_than_the_share_lacks() -> None:
+    bench = Bench()
+    in_an_outage(bench, 30)
+    bench.go_on(10.0)
+    bench.fleet.come_up()
+    bench.fleet.deliver()
+    assert len(bench.fleet.asked) == 1
+    assert (bench.account.debt, bench.account.owed) == (0, 0)
+
+
+@pytest.mark.parametrize(("on_loss", "admits"), [("open", True), ("closed", False)])
+def test_on_loss_decides_at_once(*, on_loss: str, admits: bool) -> None:
+    bench = Bench(on_loss=on_loss)
+    bench.fleet.go_down()
+    bench.pump()
+    assert bench.ready() is admits
+    assert bench.replica.asked == []
+    if admits:
+        bench.spend()
+        assert (bench.account.owed, bench.account.debt) == (0, 0)
+    else:
+        assert bench.account.none_before(bench.clock.now) > bench.clock.now + 0.9
+
+
+def test_own_share_is_the_last_resort() -> None:
+    bench = Bench(replica=None)
+    bench.fleet.go_down()
+    assert not bench.ready()
+    bench.go_on(0.1)
+    assert bench.ready(2)  # 100/s over four workers
+    bench.spend(2)
+    assert bench.account.owed == 2
+    assert not bench.ready()
+
+
+def test_store_that_refuses_is_left_alone_for_a_while() -> None:
+    bench = Bench()
+    bench.refuses = True
+    bench.pump()
+    bench.fleet.deliver()
+    assert bench.account.is_degraded(bench.clock.now)
+    bench.pump()
+    bench.replica.deliver()
+    bench.spend()
+    assert len(bench.fleet.asked) == 1
+    bench.go_on(1.0)
+    bench.pump()
+    assert len(bench.fleet.asked) == 2
+
+
+def test_credit_is_not_given_twice() -> None:
+    bench = Bench(credit=2.0)
+    bench.spend(2)
+    assert not bench.ready()
+    bench.account.pump(bench.clock.now)
+    bench.fleet.deliver()
+    assert bench.ready(2)
+
+
+def test_credit_is_not_given_while_the_bucket_is_overdrawn() -> None:
+    bench = Bench(credit=1.0)
+    bench.spend()
+    bench.account.pump(bench.clock.now)
+    bench.buckets[0]["k"] = bucket.Bucket(-5.0, bench.fleet.clock.now_us)
+    bench.fleet.deliver()
+    assert not bench.ready()
+    bench.go_on(0.1)
+    assert bench.ready()
+
+
+def test_lost_quota_is_told_again_by_those_who_used_it() -> None:
+    bench = Bench(window_terms(1000, 86400))
+    bench.pump(30)
+    bench.fleet.deliver()
+    bench.spend(30)
+    bench.buckets[0].clear()
+    bench.pump(1)
+    bench.fleet.deliver()
+    assert bench.account.used >= 31
+    assert bench.buckets[0]["k"].tokens == 1000 - bench.account.used
+
+
+def test_quota_that_others_gave_back_is_not_taken_for_lost() -> None:
+    bench = Bench(window_terms(1000, 86400))
+    bench.pump(30)
+    bench.fleet.deliver()
+    bench.buckets[0]["k"].tokens += 10
+    bench.pump(35)
+    bench.fleet.deliver()
+    assert bench.account.debt == 0
+    assert bench.buckets[0]["k"].tokens == 1000 - 25
+
+
+def test_expired_tokens_are_told() -> None:
+    told: list[float] = []
+    bench = Bench(expired=told.append)
+    bench.pump(3)
+    bench.fleet.deliver()
+    bench.go_on(1.0)
+    bench.pump(1)
+    bench.fleet.deliver()
+    assert told == [3.0]
+
+
+def test_scope_does_not_keep_an_old_generation() -> None:
+    bench = Bench()
+    source = weakref.ref(bench.source)
+    del bench.account, bench.source, bench.listener
+    gc.collect()
+    assert source() is None
+    bench.fleet.come_up()
