@@ -52,6 +52,7 @@ from ambassador.control.orders import (
 from ambassador.control.turns import Turns
 
 _BEAT_EVERY_S = 0.5
+_TURN_S = 0.001  # as long as the lane's, so that a worker whose clients never rest compiles at half its speed
 _POLL_S = 0.02
 _EMPTY_WITHIN_S = 2.0  # a queue that grows as fast as it is emptied is left at some point
 _LAST_SECOND_S = 1.0
@@ -176,7 +177,7 @@ class Duties:
         self._slots: tuple[int, ...] | None = None
         self._drain: _Drain | None = None
         self._nursery: trio.Nursery | None = None
-        self._turns = Turns()
+        self._turns = Turns(turn_s=_TURN_S)
 
     async def run(self, terminations: AsyncIterator[int]) -> None:
         """Obey until drained. The plane is left as it is then: idle, or out of time."""

@@ -22,19 +22,20 @@ TURN_S: Final = 0.0005
 class Turns:
     """One work at a time: a crowd that asks for much holds others up no longer than one who does."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, *, turn_s: float = TURN_S) -> None:
         """`clock` is real time in seconds, whatever the loop's clock is: what is measured is work."""
         self._clock = clock
+        self._turn_s = turn_s
         self._busy = trio.Lock()
 
     async def take(self, steps: Iterable[T]) -> list[T]:
-        """All that `steps` gives. A step should be short: others have their turn after those of half a millisecond."""
+        """All that `steps` gives. A step should be short: others have theirs after each turn."""
         made: list[T] = []
         async with self._busy:
-            end = self._clock() + TURN_S
+            end = self._clock() + self._turn_s
             for each in steps:
                 made.append(each)
                 if self._clock() >= end:
                     await trio.lowlevel.checkpoint()
-                    end = self._clock() + TURN_S
+                    end = self._clock() + self._turn_s
         return made
