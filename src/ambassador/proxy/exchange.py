@@ -17,6 +17,7 @@ from ambassador.errors import (
     ConnectFailed,
     DeadlineExceeded,
     Fault,
+    Limited,
     NoRoute,
     ProxyError,
     UpstreamError,
@@ -35,7 +36,7 @@ from ambassador.proxy.transfer import ClientGone, Transfer
 from ambassador.proxy.upstream.pool import QueueTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
     from ambassador.messages import Fields, ResponseHead
     from ambassador.observe.trace import Trace
@@ -48,6 +49,8 @@ STATUS_TEXT: Final = {status: str(status) for status in range(1000)}
 _CLIENT_GONE_STATUS: Final = 499  # nginx's number for a client that left before its answer; only in the log
 
 
+Charge: TypeAlias = "ProxyError | Awaitable[None] | None"
+"""What an upstream's own limits say to an attempt: None to go on."""
 Verdict: TypeAlias = "Reply | ProxyError | Awaitable[Reply | None] | None"
 """What policies say before the first attempt: None to go on."""
 
@@ -61,6 +64,8 @@ class Exchange:
     _transfer: Transfer
     """Made for the first attempt."""
     _failure: UpstreamError | None = None
+    _charged: Charge = None
+    _paid = False
     _connection: Http1Connection | None = None
     _endpoint: Endpoint | None = None
     _last_endpoint: Endpoint | None = None
@@ -153,6 +158,10 @@ class Exchange:
         self._transfer = Transfer(self._client, self.request, plan, sent_at)
         self._transfer.resume_attempt(sent_at)
 
+    def take_charge(self, charged: Charge) -> None:
+        """The first attempt was charged already, with this outcome."""
+        self._charged = charged
+
     def _route(self) -> Verdict:
         """Who asks for what, which route takes it, and what its ADMIT policies say."""
         request = self.request
@@ -166,6 +175,7 @@ class Exchange:
                 return _final_hop(request)
         self._plan = plan
         request.route = plan.name
+        request.waiter = self._client
         return admit(plan, request)
 
     async def _admit_slowly(self, waiting: Awaitable[Reply | None]) -> None:
@@ -221,7 +231,7 @@ class Exchange:
                     return await self._relay(plan, connection)
                 reason = str(status)
             delay = self._retry_delay(plan, reason)
-            if delay is None:
+            if delay is None or not await self._is_affordable(plan):
                 if failure is not None:
                     plan.metrics.attempt(reason, self._lane.now - transfer.sent_at)
                     raise failure
@@ -253,6 +263,29 @@ class Exchange:
             return None
         return delay if retry.budget.withdraw(self._lane.now) else None
 
+    async def _is_affordable(self, plan: RoutePlan) -> bool:
+        """Charge the next attempt to the upstream's own limits now, while there still is an answer to give."""
+        try:
+            await self._pay(plan)
+        except Limited:
+            return False
+        return True
+
+    async def _pay(self, plan: RoutePlan) -> None:
+        """Charge an attempt to the upstream's own limits, once. Raises `Limited`."""
+        upstream = plan.upstream
+        assert upstream is not None
+        if upstream.charge is None or self._paid:
+            return
+        charged, self._charged = self._charged, None
+        if isinstance(charged, ProxyError):
+            raise charged
+        if charged is None:
+            charged = upstream.charge(self.request)
+        if charged is not None:
+            await charged
+        self._paid = True
+
     async def _sleep(self, delay: float) -> None:
         """Wait before a retry, unless the client leaves."""
         lane, client, link = self._lane, self._client, self._client.link
@@ -273,7 +306,7 @@ class Exchange:
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
-        connection = self._connection or self._begin_on_idle(plan)
+        connection = self._connection or await self._begin_on_idle(plan)
         if connection is None:
             return await self._try_on_new(plan)
         try:
@@ -284,7 +317,7 @@ class Exchange:
             return await self._try_on_new(plan)
         return connection
 
-    def _begin_on_idle(self, plan: RoutePlan) -> Http1Connection | None:
+    async def _begin_on_idle(self, plan: RoutePlan) -> Http1Connection | None:
         """Pick an endpoint and begin the attempt if it has an idle connection; else None, with the endpoint picked."""
         upstream = plan.upstream
         assert upstream is not None
@@ -295,9 +328,23 @@ class Exchange:
             self._tried = (*self._tried, endpoint)
         connection = endpoint.pool.take()
         if connection is not None:
+            await self._pay_beside(plan, connection)
+            if connection.link.closed:
+                return None
             self._connection = connection
             self._start(plan, connection, endpoint)
         return connection
+
+    async def _pay_beside(self, plan: RoutePlan, connection: Http1Connection) -> None:
+        """Charge the attempt directly before its first byte, with its connection at hand, which is for others if the
+        attempt is not to be.
+        """
+        try:
+            await self._pay(plan)
+        except BaseException:
+            if not connection.link.closed:
+                connection.pool.put(connection)
+            raise
 
     async def _try_on_new(self, plan: RoutePlan) -> Http1Connection:
         """The same attempt on a new connection (or one that comes free meanwhile), until the head of its answer."""
@@ -319,6 +366,7 @@ class Exchange:
                 if self._lane.now >= deadline:
                     raise transfer.missed() from None
                 raise
+            await self._pay_beside(plan, connection)
             self._connection = connection
             if client.link.ready & client.gone(self.request):
                 raise ClientGone
@@ -361,6 +409,7 @@ class Exchange:
             head.sized = False
         if b"te" in request.special:
             head.takes_trailers = b"trailers" in tokens(request.special[b"te"])
+        self._paid = False
         self._transfer.start(connection, head)
 
     def _request_fields(self, plan: RoutePlan) -> Fields:
@@ -432,6 +481,8 @@ class Exchange:
         for hook in plan.shape_response:
             hook(self.request, fields)
         fields.append((b"x-request-id", self.request.request_id))
+        if plan.limit is not None:
+            fields += plan.limit.answer_fields(self.request)
         if self.attempts > 1 and head.status >= 500:
             fields.append((b"proxy-status", self._service.retried_status(head.status, self.attempts)))
         if self._table.debug_headers:
@@ -469,6 +520,8 @@ class Exchange:
         fields.append((b"date", self._service.http_date()))
         if request.request_id:
             fields.append((b"x-request-id", request.request_id))
+        if self._plan is not None and self._plan.limit is not None:
+            fields += self._plan.limit.answer_fields(request)
         self._status = reply.status
         self._client.start_response(request, reply.status, fields, body, sized=True, complete=True)
         await self._client.drained(self._client.limits.body_timeout)
@@ -562,6 +615,14 @@ async def _admit_rest(
         answer = hook(request)
         reply = answer if answer is None or isinstance(answer, Reply) else await answer
     return reply
+
+
+def charge(hook: Callable[[Request], Awaitable[None] | None], request: Request) -> Charge:
+    """Charge an attempt to its upstream's own limits."""
+    try:
+        return hook(request)
+    except ProxyError as error:
+        return error
 
 
 _ENVOY_TIMEOUT: Final = b"x-envoy-upstream-rq-timeout-ms"

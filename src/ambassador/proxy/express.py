@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import ProxyError, UpstreamError
 from ambassador.observe.access_log import AccessRecord, LineTemplate
-from ambassador.proxy.exchange import Exchange, admit
+from ambassador.proxy.exchange import Exchange, admit, charge
 from ambassador.proxy.fields import wire_lines
 from ambassador.proxy.http1_parser import HEALTH_TARGETS, OWN_IDS, SEEN_HEADS, status_line
 from ambassador.proxy.lane import HANGUP, NOT_READ, READ, TimedOut
@@ -130,12 +130,26 @@ async def ride(client: ClientConnection) -> Exchange | None:
         # Its way upstream
         now = lane.now
         plan, upstream = known.plan, known.upstream
-        if plan.admit and (exchange := _admit(client, known, body, trace, request_id)) is not None:
-            return exchange
+        request: Request | None = None
+        if plan.admit:
+            request = _request(client, known, body, request_id)
+            verdict = admit(plan, request)
+            if verdict is not None:
+                exchange = Exchange(client, request)
+                exchange.take_over(plan, trace, verdict)
+                return exchange
         endpoint = upstream.only or upstream.pick_or_none()
         connection = endpoint.pool.take() if endpoint is not None else None
         if endpoint is None or connection is None:
-            return _board(client, known, body, trace, request_id)
+            return _board(client, known, request or _request(client, known, body, request_id), trace)
+        if upstream.charge is not None:
+            request = request or _request(client, known, body, request_id)
+            charged = charge(upstream.charge, request)
+            if charged is not None:
+                endpoint.pool.put(connection)
+                exchange = _board(client, known, request, trace)
+                exchange.take_charge(charged)
+                return exchange
         if known is not previous:
             previous = known
             forwarding = _forwarding_lines(client, known.request)
@@ -178,7 +192,7 @@ async def ride(client: ClientConnection) -> Exchange | None:
             answer = None if failure is not None or service.draining else _plain_answer(connection, plan)
             if answer is None:
                 service.inflight -= 1
-                exchange = _board(client, known, body, trace, request_id)
+                exchange = _board(client, known, request or _request(client, known, body, request_id), trace)
                 exchange.take_attempt(endpoint, connection, now, failure)
                 return exchange
             content = b"".join(connection.reader.body)
@@ -190,10 +204,14 @@ async def ride(client: ClientConnection) -> Exchange | None:
         else:
             endpoint.pool.put(connection)
         answered = lane.now
+        ending = _END
+        if plan.limit is not None:
+            assert request is not None
+            ending = b"\r\n%b\r\n" % plan.limit.answer_lines(request)
         if len(content) < WORTH_A_VECTOR:
-            client.write(b"".join((answer.start, request_id, _END, content)))
+            client.write(b"".join((answer.start, request_id, ending, content)))
         else:
-            client.write_with(b"".join((answer.start, request_id, _END)), content)
+            client.write_with(b"".join((answer.start, request_id, ending)), content)
         flags: tuple[str, ...] = ()
         try:
             if client.blocked is not None or client.write_failed:
@@ -206,7 +224,7 @@ async def ride(client: ClientConnection) -> Exchange | None:
             seconds = lane.now - now
             plan.metrics.single(answer.status, seconds, answered - now)
             if service.access_log is not None:
-                size = len(answer.start) + len(request_id) + len(_END) + len(content)
+                size = len(answer.start) + len(request_id) + len(ending) + len(content)
                 log.tell(known, endpoint, trace, request_id, answer, flags, now, answered, size)
 
 
@@ -341,26 +359,14 @@ def _request(client: ClientConnection, known: Known, body: bytes, request_id: by
     request = copy.copy(known.request)
     request.request_id = request_id
     request.client_ip = client.peer.ip
+    request.waiter = client
     request.body = [body] if body else []
     return request
 
 
-def _admit(
-    client: ClientConnection, known: Known, body: bytes, trace: Trace, request_id: bytes
-) -> Exchange | None:
-    """What the ADMIT policies say: None to go on, else the exchange that does what they want."""
-    request = _request(client, known, body, request_id)
-    verdict = admit(known.plan, request)
-    if verdict is None:
-        return None
-    exchange = Exchange(client, request)
-    exchange.take_over(known.plan, trace, verdict)
-    return exchange
-
-
-def _board(client: ClientConnection, known: Known, body: bytes, trace: Trace, request_id: bytes) -> Exchange:
+def _board(client: ClientConnection, known: Known, request: Request, trace: Trace) -> Exchange:
     """The exchange that goes on with an admitted request."""
-    exchange = Exchange(client, _request(client, known, body, request_id))
+    exchange = Exchange(client, request)
     exchange.take_over(known.plan, trace, None)
     return exchange
 

@@ -131,6 +131,29 @@ class ClientConnection(Wire):
         """
         return self.listener.gone if request.complete else BROKEN
 
+    # Waiting, for a policy (`messages.Waiter`)
+
+    async def rest(self, until: float) -> None:
+        """Wait until `wake` is called or `until`. Raises `ClientGone` when the client leaves meanwhile."""
+        link = self.link
+        gone = (
+            self.listener.gone if self.reader.at_rest else BROKEN
+        )  # a FIN inside a body is met by its reader
+        if not link.ready & gone:
+            link.interest = gone
+            try:
+                await self.strand.wait(until)
+            except TimedOut:
+                return
+            finally:
+                link.interest = 0
+        if link.ready & gone:
+            raise ClientGone
+
+    def wake(self) -> None:
+        """End a `rest`."""
+        self.link.lane.wake(self.strand)
+
     # Reading
 
     async def _next_request(self) -> Request | None:
