@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from loadtest import bulk, idle, origin, processes, procfs, wrk
+from loadtest import bulk, idle, origin, processes, procfs, store, wrk
 from loadtest.job import Job, Proxy
 from loadtest.scenarios import Scenario
 
@@ -121,7 +121,8 @@ class Plan:
             for number in range(self.rounds):
                 first = number % len(self.proxies)
                 for proxy, binary in (*self.proxies[first:], *self.proxies[:first]):
-                    yield scenario, number + 1, proxy, binary
+                    if proxy.has_policies or not scenario.policies:
+                        yield scenario, number + 1, proxy, binary
 
     def estimate_s(self) -> float:
         """About how long all turns take."""
@@ -145,12 +146,16 @@ def run(plan: Plan, upstream_port: int, tell: Callable[[Measurement], None]) -> 
             upstream_port=upstream_port,
             admin_port=admin_port,
             directory=directory,
-            access_log=directory / "access.log" if plan.access_log else None,
+            access_log=directory / "access.log" if plan.access_log or scenario.policies else None,
         )
         measure, kind = _MEASURES[scenario.memory, scenario.bulk]
         measurement: Measurement
         try:
-            measurement = measure(plan, job, proxy, binary, number)
+            with contextlib.ExitStack() as held:
+                if scenario.store:
+                    url = held.enter_context(store.serving(directory, plan.cores.generator))
+                    job = replace(job, store_url=url)
+                measurement = measure(plan, job, proxy, binary, number)
         except (processes.StartError, wrk.WrkError, idle.IdleError, bulk.BulkError) as error:
             measurement = kind(scenario=scenario.name, proxy=proxy.name, round=number, problem=str(error))
         tell(measurement)

@@ -12,6 +12,9 @@ EXTRA_ATTEMPTS = 2
 CLIENT_IDLE_S = 300  # longer than any measurement: no proxy may close the connections that are counted
 MAX_CLIENT_CONNECTIONS = 6000  # above the idle scenario's 5,000; HAProxy takes two descriptors for each
 UPSTREAM_IDLE_CONNECTIONS = 256
+LIMIT_PER_S = 10_000_000  # asked on every request, met by none
+RETRY_BUDGET_PERCENT = 20
+BREAKER_ERRORS_PERCENT = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +24,7 @@ class Job:
     Kept the same for all: HTTP/1.1 both sides, pooled upstream connections, `EXTRA_ATTEMPTS` retries on connect
     failures and 5xx, a total time-out, one worker. `access_log` is the file for one JSON line a request, None for
     no access log. `bulk_port` is where /bulk goes instead, None for no such route; no total time-out cuts its answer.
+    `store_url` is the Redis where state is shared, None where it is not.
     `admin_port` is free for proxies that need one; `directory` takes every file they write.
     """
 
@@ -31,11 +35,17 @@ class Job:
     directory: Path
     access_log: Path | None = None
     bulk_port: int | None = None
+    store_url: str | None = None
 
     @property
     def upstream(self) -> str:
         """The origin's address, host:port."""
         return f"127.0.0.1:{self.upstream_port}"
+
+    @property
+    def endpoints(self) -> list[str]:
+        """The addresses that the origin is balanced over: with policies a second one, of the same server."""
+        return ["127.0.0.1", "127.0.0.2"] if self.scenario.policies else ["127.0.0.1"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +69,5 @@ class Proxy:
     find: Callable[[], str | None]
     version: tuple[str, ...]
     configure: Callable[[Job, str], Launch]
+    has_policies: bool = False
+    """It can do the job of scenarios with policies."""

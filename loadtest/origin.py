@@ -53,6 +53,7 @@ def configuration(directory: Path, files: Path, port: int) -> str:
     open_file_cache max=16;
     server {{
         listen 127.0.0.1:{port} backlog=4096;
+        listen 127.0.0.2:{port} backlog=4096;
         root {files};
         location / {{ default_type application/json; return 200 '{ANSWER}\\n'; }}
         location = /64k {{ }}

@@ -33,6 +33,8 @@ TARGETS: tuple[Target, ...] = (
     Target("body64k", "cpu_us", "envoy", 0.8),
     Target("body1m", "cpu_us", "envoy", 1.0),
     Target("light", "cpu_us", "envoy", 0.9),
+    Target("policies", "cpu_us", "envoy", 0.7),
+    Target("policies-redis", "cpu_us", "envoy", 0.7),
     Target("plain", "cpu_us", "haproxy", 2.2),
     Target("bulk", "p50_ratio", None, 1.5, "× alone"),
     Target("idle", "per_connection_kib", None, 8.0, "KiB"),

@@ -13,7 +13,9 @@ class Scenario:
     carries (None: a GET), `close` whether each request has a connection of its own, `routes` how many prefix routes
     stand before (and include) the one that is hit; 1 means a single route for everything. `memory` marks the
     scenario that measures idle connections in place of CPU time, `bulk` the one that measures latencies, alone and
-    beside a large download; the download has an upstream of its own, behind `bulk.PATH`.
+    beside a large download; the download has an upstream of its own, behind `bulk.PATH`. `policies`: the route has a
+    limit, a breaker, retries with a budget, two endpoints and an access log; only proxies that have all of these take
+    part. `store`: those that can share what they count through Redis.
     """
 
     name: str
@@ -25,6 +27,8 @@ class Scenario:
     routes: int = 1
     memory: bool = False
     bulk: bool = False
+    policies: bool = False
+    store: bool = False
 
     def prefixes(self) -> list[str]:
         """The path prefixes of the routes, each with a slash at both ends, in the order of the file."""
@@ -52,6 +56,17 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario(name="light", about="GET, 92 bytes, one connection", connections=1),
     Scenario(name="churn", about="GET, 92 bytes, a new connection for every request", close=True),
+    Scenario(
+        name="policies",
+        about="GET, 92 bytes, 32 connections; limit, breaker, retry budget, two endpoints, access log",
+        policies=True,
+    ),
+    Scenario(
+        name="policies-redis",
+        about="the same, with limit and breaker shared through Redis (Envoy's stay its own)",
+        policies=True,
+        store=True,
+    ),
     Scenario(
         name="bulk",
         about="p50 of GET, 92 bytes, 4 connections, alone and beside one large download",

@@ -6,12 +6,16 @@
 import json
 import shlex
 import sys
+from typing import Any
 
 from loadtest.bulk import PATH
 from loadtest.job import (
+    BREAKER_ERRORS_PERCENT,
     CLIENT_IDLE_S,
     CONNECT_TIMEOUT_S,
     EXTRA_ATTEMPTS,
+    LIMIT_PER_S,
+    RETRY_BUDGET_PERCENT,
     TOTAL_TIMEOUT_S,
     UPSTREAM_IDLE_CONNECTIONS,
     Job,
@@ -24,14 +28,19 @@ NAME = "ambassador"
 
 def configuration(job: Job) -> dict[str, object]:
     """The configuration (JSON, which is YAML)."""
-    upstreams, routes = {"origin": job.upstream_port}, []
+    upstreams, routes = {"origin": _upstream(job.endpoints, job.upstream_port)}, []
     if job.bulk_port is not None:
-        upstreams["bulk"] = job.bulk_port
+        upstreams["bulk"] = _upstream(["127.0.0.1"], job.bulk_port)
         routes.append(_route("bulk", PATH, "bulk"))
     routes += [
         _route(f"route-{number:03}", f"{prefix}**", "origin")
         for number, prefix in enumerate(job.scenario.prefixes())
     ]
+    if job.scenario.policies:
+        upstreams["origin"]["breaker"] = {"errors": f"{BREAKER_ERRORS_PERCENT}%", "window": "10s"}
+        for route in routes:
+            route["limit"] = {"rate": f"{LIMIT_PER_S}/s"}
+            route["retry"]["budget"] = {"percent": f"{RETRY_BUDGET_PERCENT}%"}
     return {
         "version": 1,
         "listeners": [{"address": f"127.0.0.1:{job.port}", "limits": {"idle": f"{CLIENT_IDLE_S}s"}}],
@@ -40,18 +49,20 @@ def configuration(job: Job) -> dict[str, object]:
         "workers": 1,
         "telemetry": {"access_log": str(job.access_log) if job.access_log else "off"},
         "drain": {"delay": "0s", "timeout": "1s"},
-        "upstreams": {
-            name: {
-                "endpoints": [f"http://127.0.0.1:{port}"],
-                "connections": {"max": UPSTREAM_IDLE_CONNECTIONS},
-            }
-            for name, port in upstreams.items()
-        },
+        "state": job.store_url or "local",
+        "upstreams": upstreams,
         "routes": routes,
     }
 
 
-def _route(name: str, path: str, upstream: str) -> dict[str, object]:
+def _upstream(hosts: list[str], port: int) -> dict[str, Any]:
+    return {
+        "endpoints": [f"http://{host}:{port}" for host in hosts],
+        "connections": {"max": UPSTREAM_IDLE_CONNECTIONS},
+    }
+
+
+def _route(name: str, path: str, upstream: str) -> dict[str, Any]:
     return {
         "name": name,
         "match": {"path": path},
@@ -100,7 +111,12 @@ def custom(template: str) -> Proxy:
         return Launch(fill(template, values))
 
     return Proxy(
-        name=NAME, install="", find=lambda: sys.executable, version=("--version",), configure=configure_custom
+        name=NAME,
+        install="",
+        find=lambda: sys.executable,
+        version=("--version",),
+        configure=configure_custom,
+        has_policies=True,
     )
 
 
@@ -114,4 +130,5 @@ PROXY = Proxy(
     find=_find,
     version=("-m", "ambassador", "version"),
     configure=configure,
+    has_policies=True,
 )

