@@ -157,7 +157,7 @@ class Window:
 
     def counts(self, now_us: int, rules: Rules, *, of_replicas: bool) -> Counts:
         """What it holds, by replicas or by workers."""
-        failing = by_errors = by_slow = voters = 0
+        reporters = failing = by_errors = by_slow = voters = 0
         errors, slow = rules.errors, rules.slow
         oldest_vote_us = now_us - rules.window_ms * 1000
         known = self._replicas if of_replicas else self._workers
@@ -173,9 +173,11 @@ class Window:
             by_errors += fails
             by_slow += crawls
             voters += votes
+            # Who only voted is kept for a while after the vote is over.
+            reporters += bool(requests or failures or slows or any(before)) or votes
             failing += fails or crawls or votes
         requests, failures, slows = self._sums
-        return Counts(requests, failures, slows, len(known), failing, by_errors, by_slow, voters)
+        return Counts(requests, failures, slows, reporters, failing, by_errors, by_slow, voters)
 
 
 def _roll(
