@@ -10,11 +10,22 @@ To have another store tested: write a class with the methods of `Backend`, and a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
+from functools import partial
 from typing import Protocol
 
 from ambassador.state.memory import MemoryStore
-from ambassador.state.protocol import Answer, Event, Operation
+from ambassador.state.protocol import Answer, Event, Operation, decode_event
+from ambassador.state.redis import RedisStore
+from tests.state.servers import (
+    CLOCK,
+    PATIENCE_S,
+    ClusterServers,
+    Server,
+    set_clock,
+    shared_cluster,
+    shared_server,
+)
 
 
 class Backend(Protocol):
@@ -60,10 +71,87 @@ class MemoryBackend:
         self.store = MemoryStore(self.now_us, full=False)
 
 
+class RedisBackend:
+    """The store in Redis or Valkey, by a clock of the test's: each shard's scripts look for the time in a key."""
+
+    steps_freely = True
+
+    def __init__(self, servers: Server | ClusterServers, url: str) -> None:
+        self._clients = servers.clients_of_tags()
+        self.now_us = 1_800_000_000_000_000
+        self._empty()
+        self.store = RedisStore(url, clock=CLOCK, timeout_s=PATIENCE_S)
+        self.store.connect()
+        self.wipe()
+        self.advance(3600)
+        self._heard = self.store.subscribe()
+
+    def perform(self, operations: list[Operation]) -> list[Answer]:
+        return self.store.perform(operations)
+
+    def advance(self, seconds: float) -> None:
+        self.now_us += round(seconds * 1e6)
+        set_clock(self._clients, self.now_us)
+
+    def events(self) -> list[Event]:
+        # Every server says when all that it published before has been passed on.
+        for client, _ in self._clients:
+            client.publish(self._heard.channel, b"")
+        missing = len(self._clients)
+        events = []
+        while missing:
+            message = self._heard.receive(PATIENCE_S)
+            assert message is not None
+            if message:
+                events.append(decode_event(message))
+            else:
+                missing -= 1
+        return events
+
+    def wipe(self) -> None:
+        self._empty()
+        self.store.connect()
+
+    def times_to_live(self) -> dict[str, int]:
+        """Milliseconds that each key is kept; -1: without end."""
+        return {key.decode(): client.pttl(key) for client, _ in self._clients for key in client.scan_iter()}
+
+    def _empty(self) -> None:
+        for client, _ in self._clients:
+            client.flushall()
+        set_clock(self._clients, self.now_us)
+
+    def close(self) -> None:
+        self._heard.close()
+        self.store.close()
+        for client, _ in self._clients:
+            client.flushall()
+            client.close()
+
+
 @contextmanager
 def open_memory() -> Iterator[Backend]:
     yield MemoryBackend()
 
 
-OPENERS: dict[str, Callable[[], AbstractContextManager[Backend]]] = {"memory": open_memory}
+@contextmanager
+def open_server(name: str) -> Iterator[Backend]:
+    server = shared_server(name)
+    with closing(RedisBackend(server, f"unix:{server.socket}")) as backend:
+        yield backend
+
+
+@contextmanager
+def open_cluster() -> Iterator[Backend]:
+    cluster = shared_cluster()
+    with closing(RedisBackend(cluster, cluster.url)) as backend:
+        yield backend
+
+
+OPENERS: dict[str, Callable[[], AbstractContextManager[Backend]]] = {
+    "memory": open_memory,
+    "valkey": partial(open_server, "valkey"),
+    "redis": partial(open_server, "redis"),
+    "cluster": open_cluster,
+}
 """By the name that a test's id shows."""

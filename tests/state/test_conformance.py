@@ -870,5 +870,6 @@ def test_a_value_is_published_if_asked_for(backend: Backend) -> None:
 
 
 def test_events_come_in_order(backend: Backend) -> None:
-    backend.perform([Put("1", b"", publish=True), Force("2", "open", RULES), Put("3", b"", publish=True)])
-    assert kinds(backend.events()) == [("value", "1"), ("circuit", "2"), ("value", "3")]
+    # Of one name: in a Redis Cluster, those of two names may come from two servers.
+    backend.perform([Put("n", b"", publish=True), Force("n", "open", RULES), Put("n", b"", publish=True)])
+    assert kinds(backend.events()) == [("value", "n"), ("circuit", "n"), ("value", "n")]

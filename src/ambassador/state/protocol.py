@@ -411,7 +411,10 @@ Answer: TypeAlias = Leased | Row | Probed | Tokened | Beaten | Rolled | Named | 
 
 
 class Event(_Message, frozen=True):
-    """Something that was published, told to every subscriber, the publisher included; at most once, in order."""
+    """Something that was published, told to every subscriber, the publisher included.
+
+    At most once; those of one name in order.
+    """
 
     kind: str
     """"circuit" (`body` is a `Row`), "value" (a `Named`), "token" (a `Tokened` without its value)."""
@@ -424,6 +427,7 @@ encode = msgspec.msgpack.Encoder().encode
 decode_operations = msgspec.msgpack.Decoder(list[Operation]).decode
 decode_answers = msgspec.msgpack.Decoder(list[Answer]).decode
 decode_row = msgspec.msgpack.Decoder(Row).decode
+decode_event = msgspec.msgpack.Decoder(Event).decode
 decode_named = msgspec.msgpack.Decoder(Named).decode
 
 
