@@ -10,7 +10,7 @@ import pytest
 from ambassador.cli import main
 
 GOOD = "listen: 127.0.0.1:8080\nroutes: [{name: a, respond: 200}]\n"
-BAD = "listen: 127.0.0.1:8080\nroutes: [{name: a, too: http://a, limit: {}}]\n"
+BAD = "listen: 127.0.0.1:8080\nroutes: [{name: a, too: http://a, cache: {}}]\n"
 
 
 @pytest.fixture
@@ -34,10 +34,10 @@ def test_check_prints_every_error_of_every_file(capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [
         "bad.yaml:2:20: error: routes[0]: unknown key 'too'; did you mean 'to'?",
-        "    2 | routes: [{name: a, too: http://a, limit: {}}]",
+        "    2 | routes: [{name: a, too: http://a, cache: {}}]",
         "      |                    ^",
-        "bad.yaml:2:35: error: routes[0].limit: 'limit' is not supported by this version",
-        "    2 | routes: [{name: a, too: http://a, limit: {}}]",
+        "bad.yaml:2:35: error: routes[0].cache: 'cache' is not supported by this version",
+        "    2 | routes: [{name: a, too: http://a, cache: {}}]",
         "      |                                   ^",
         "none.yaml: error: cannot be read: No such file or directory",
     ]
