@@ -147,6 +147,16 @@ class Overloaded(ProxyError):
     proxy_error = "connection_limit_reached"
 
 
+class BreakerOpen(ProxyError):
+    """A circuit breaker or a cool-down keeps requests away from the upstream: none was sent."""
+
+    code = "breaker_open"
+    status = 503
+    grpc_status = 14
+    title = "Breaker open"
+    proxy_error = "destination_unavailable"
+
+
 class UpstreamError(ProxyError):
     """The upstream did not give a usable answer, after all attempts allowed."""
 

@@ -94,6 +94,8 @@ LimitPer = Annotated[str, Meta(extra={"form": "limit_per"})]
 """`route`, `client`, `client_ip`, `header:NAME` or `upstream`."""
 LimitCost = Annotated[str, Meta(extra={"form": "limit_cost"})]
 """A whole number of at least 1, or `header:NAME`."""
+FailureCondition = Annotated[str, Meta(extra={"form": "failure_condition"})]
+"""`connect`, `reset`, `timeout`, a status (`429`), a range (`502-504`) or a class (`5xx`)."""
 
 Internal = Meta(extra={"internal": True})
 """Marks a field that the loader fills in and no file may write."""

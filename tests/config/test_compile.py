@@ -7,6 +7,7 @@ import socket
 import weakref
 from collections.abc import AsyncIterator
 from math import inf
+from weakref import ref
 
 import pytest
 
@@ -14,8 +15,11 @@ from ambassador.config.compile import compile_steps, compile_table
 from ambassador.config.load import load_text
 from ambassador.errors import Limited
 from ambassador.messages import Reply, Request
+from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.lane import Lane
 from ambassador.proxy.plan import RoutePlan
+from ambassador.proxy.policies.cooldown import Cooldowns
+from ambassador.proxy.policies.retry import SharedRetryBudget
 from ambassador.proxy.service import Table
 from tests.proxy.harness import Counts, a_lane
 from tests.state.fakes import no_scopes
@@ -196,3 +200,66 @@ async def test_limits_are_settled_by_the_state(lane: Lane) -> None:
     (policy,) = compiled.limits
     source = policy.limits[0].source
     assert (source.on_loss, source.max_wait_s, source.parts, source.replica) == ("closed", 0.005, 3, None)
+
+
+async def test_breakers_guard_plans_and_endpoints(lane: Lane) -> None:
+    text = (
+        "upstreams: {u: {endpoints: ['http://e:1', 'http://f:1'], breaker: {scope: endpoint}}}\n"
+        "routes:\n- {name: r, match: {path: /r}, to: u, breaker: {scope: route}}\n"
+        "- {name: s, match: {path: /s}, to: u, breaker: {}}\n- {name: t, match: {path: /t}, to: 'http://g'}"
+    )
+    made = table(lane, text)
+    made.begin()
+    assert [gate.name for gate in plan(made, "/r").gates] == ["route:r", "u"]
+    assert [gate.name for gate in plan(made, "/s").gates] == ["u"]
+    assert plan(made, "/t").gates == ()
+    gates = [endpoint.gate for endpoint in made.upstreams["u"].endpoints]
+    assert [gate.name for gate in gates if gate is not None] == ["u/e:1", "u/f:1"]
+
+
+async def test_breaker_outlives_a_table_and_one_that_is_only_prepared_changes_nothing(lane: Lane) -> None:
+    breakers = Breakers(lane)
+    text = HEAD + "routes: [{name: r, to: 'http://e', breaker: {scope: endpoint}}]"
+    tables = [
+        compile_table(load_text(text), lane, Counts(), {}, no_scopes(), breakers=breakers) for _ in range(2)
+    ]
+    assert not breakers.breakers
+    tables[0].begin()
+    scopes = no_scopes()
+    first = compile_table(load_text(text), lane, Counts(), {}, scopes, breakers=breakers)
+    first.begin()
+    second = compile_table(load_text(text), lane, Counts(), {}, scopes, breakers=breakers)
+    assert second.upstreams["r"].endpoints[0].gate is None  # it counts for the table that is served
+    second.begin()
+    assert second.upstreams["r"].endpoints[0].gate is first.upstreams["r"].endpoints[0].gate
+
+
+async def test_table_with_breakers_goes_when_it_is_replaced(lane: Lane) -> None:
+    breakers, cooldowns, scopes = Breakers(lane), Cooldowns(lane), no_scopes()
+    text = HEAD + (
+        "upstreams: {u: {endpoints: ['http://e:1'], breaker: {scope: endpoint}, cooldown: endpoint}}\n"
+        "routes: [{name: r, to: u}]"
+    )
+
+    def made() -> Table:
+        made = compile_table(
+            load_text(text), lane, Counts(), {}, scopes, breakers=breakers, cooldowns=cooldowns
+        )
+        made.begin()
+        return made
+
+    gone = ref(made().upstreams["u"])
+    made()
+    assert gone() is None
+
+
+async def test_cooldown_and_shared_budget_are_made(lane: Lane) -> None:
+    text = (
+        "upstreams: {u: {endpoints: ['http://e:1'], cooldown: {}}}\n"
+        "routes: [{name: r, to: u, retry: {budget: {shared: true}}}]"
+    )
+    made = table(lane, text)
+    assert made.upstreams["u"].cooldown is not None
+    retry = plan(made).retry
+    assert retry is not None
+    assert isinstance(retry.budget, SharedRetryBudget)

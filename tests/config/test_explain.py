@@ -243,3 +243,23 @@ def test_limits_are_told_with_their_owners() -> None:
             "limit: 1000000/d by the calendar, per upstream; each attempt is charged",
         ),
     ]
+
+
+def test_breakers_are_told_outermost_first_with_their_names() -> None:
+    config = load_text(
+        "version: 1\nlisten: 127.0.0.1:80\n"
+        "upstreams: {u: {endpoints: ['http://a:1'], breaker: {slow: 1s, errors: off}, cooldown: endpoint}}\n"
+        "routes: [{name: r, to: u, breaker: {scope: route, open_for: 5s, probes: 1, consecutive: 0}}]"
+    )
+    outer, inner = [line for line in explain(config, "GET", "/").lines if line.what == "breaker"]
+    assert (outer.key, inner.key) == ("breaker", "upstreams.u.breaker")
+    assert outer.text == (
+        "route:r: opens at 50% failures (5xx, timeout, connect, reset) of at least 20 requests in 10s; for 5s; "
+        "then 1 probe and a ramp"
+    )
+    assert inner.text == (
+        "u: opens at 80% slower than 1s of at least 20 requests in 10s or 5 in a row without an answer; "
+        "for 5s..1m; then 3 probes and a ramp"
+    )
+    (cooling,) = [line for line in explain(config, "GET", "/").lines if line.what == "cooldown"]
+    assert cooling.text == "a 429 or 503 with Retry-After pauses the endpoint, for 5m at most"

@@ -190,6 +190,7 @@ class Plane:
         self.lane = lane
         self.clients = clients
         table = compile_table(load_text(config), lane, self.counts, {}, scopes or no_scopes())
+        table.begin()
         self.service = Service(lane, table, name="test", access_log=None)
         self.listener = Listener(
             self.service, clients, limits=limits, head_limits=Limits(65536, 100, 8192, None)

@@ -13,9 +13,13 @@ from weakref import ref
 
 from msgspec import structs
 
+from ambassador.config.breakers import breakers_of
 from ambassador.config.schema import PathRegex
+from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.plan import RoutePlan, Timeouts, Upstream
 from ambassador.proxy.policies import headers, limit, retry
+from ambassador.proxy.policies.breaker import endpoint_name, route_name
+from ambassador.proxy.policies.cooldown import Cooldowns
 from ambassador.proxy.policies.limit import LimitPolicy, compile_limits, owner_of_upstream
 from ambassador.proxy.policies.redirect import redirector
 from ambassador.proxy.policies.respond import responder
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from ambassador.config import schema
     from ambassador.proxy.lane import Lane
     from ambassador.proxy.plan import AdmitHook, RouteMetrics, ShapeHook
+    from ambassador.proxy.policies.breaker import Breaker
     from ambassador.proxy.upstream.connect import Address
     from ambassador.state.scope import Scopes
 
@@ -55,12 +60,17 @@ def compile_table(
     counters: Counters,
     addresses: Mapping[str, Sequence[str]],
     scopes: Scopes,
+    *,
+    breakers: Breakers | None = None,
+    cooldowns: Cooldowns | None = None,
 ) -> Table:
     """The table for a worker.
 
     `addresses`: what the names of upstreams resolve to, as far as it is known; `scopes`: where policies share.
+    `breakers` and `cooldowns` are the worker's, which outlive its tables; None: this table has its own. Nothing of
+    them is changed before the table is served (`Table.begin`).
     """
-    steps = compile_steps(config, lane, counters, addresses, scopes)
+    steps = compile_steps(config, lane, counters, addresses, scopes, breakers=breakers, cooldowns=cooldowns)
     while True:
         try:
             next(steps)
@@ -75,24 +85,52 @@ def compile_steps(
     counters: Counters,
     addresses: Mapping[str, Sequence[str]],
     scopes: Scopes,
+    *,
+    breakers: Breakers | None = None,
+    cooldowns: Cooldowns | None = None,
 ) -> Generator[None, None, Table]:
     """The same, a step for each upstream and route: 500 routes take 25 ms, and a worker serves clients meanwhile."""
+    breakers = breakers or Breakers(lane)
+    cooldowns = cooldowns or Cooldowns(lane)
     limits = _Limits(config.state, lane, scopes, counters)
     upstreams: dict[str, Upstream] = {}
     for name, upstream in config.upstreams.items():
         upstreams[name] = _upstream(name, upstream, lane, addresses, limits)
         yield
+    gates: dict[str, Breaker] = {}
+    for made in breakers_of(config):
+        gates[made.name] = breakers.get(made.name, made.config, scopes)
+        yield
     plans: list[tuple[MatchSpec, RoutePlan]] = []
     for route in config.routes:
-        plans.append((spec(route.match), _plan(route, config, upstreams, counters, limits)))
+        plan = _plan(route, config, upstreams, counters, limits=limits, gates=gates, scopes=scopes)
+        plans.append((spec(route.match), plan))
         yield
+    for name, cooled in upstreams.items():
+        cooling = config.upstreams[name].cooldown
+        if cooling is not None:
+            cooled.cooldown = cooldowns.get(cooling, cooled, scopes.fleet)
     return Table(
         Router(plans),
         upstreams,
         unrouted=counters.route("-", "-"),
         limits=limits.made,
         debug_headers=config.telemetry.debug_headers,
+        begins=(
+            partial(breakers.install, tuple(gates.values()), max_wait_s=config.state.max_wait),
+            partial(_guard_endpoints, tuple(upstreams.values()), gates),
+            partial(cooldowns.install, [each.cooldown for each in upstreams.values() if each.cooldown]),
+        ),
     )
+
+
+def _guard_endpoints(upstreams: Sequence[Upstream], gates: Mapping[str, Breaker]) -> None:
+    for upstream in upstreams:
+        for endpoint in upstream.endpoints:
+            gate = gates.get(endpoint_name(upstream.name, endpoint.url))
+            if gate is not None:
+                endpoint.gate = gate
+                gate.guard(upstream)
 
 
 class _Limits:
@@ -154,7 +192,7 @@ def _upstream(
 ) -> Upstream:
     endpoints = [_endpoint(each, config.connections, lane, addresses) for each in config.endpoints]
     quota = limits.of_upstream(name, config)
-    return Upstream(name, endpoints, random.random, charge=None if quota is None else quota.hook())
+    return Upstream(name, endpoints, random.random, lane, charge=None if quota is None else quota.hook())
 
 
 class _Endpoint(Endpoint):
@@ -207,7 +245,10 @@ def _plan(
     config: schema.Config,
     upstreams: Mapping[str, Upstream],
     counters: Counters,
+    *,
     limits: _Limits,
+    gates: Mapping[str, Breaker],
+    scopes: Scopes,
 ) -> RoutePlan:
     admit: list[AdmitHook] = []
     limited = limits.of_route(route)
@@ -227,7 +268,7 @@ def _plan(
         route.name,
         upstream=upstream,
         timeouts=_timeouts(route.timeout),
-        retry=_retry(route.retry),
+        retry=_retry(route.retry, scopes, f"retry:{route.name}"),
         metrics=counters.route(route.name, route.to or "-"),
         admit=tuple(admit),
         limit=limited,
@@ -237,6 +278,9 @@ def _plan(
         shape_request=_hooks(headers.shaper(changes.request) if changes is not None else None),
         shape_response=_hooks(headers.shaper(changes.response) if changes is not None else None),
         map_location=location_rewriter(rewrite, pattern, urls) if urls else None,
+        gates=tuple(
+            gates[name] for name in (route_name(route.name), route.to) if name is not None and name in gates
+        ),
     )
 
 
@@ -250,5 +294,5 @@ def _timeouts(config: schema.Timeout) -> Timeouts:
     )
 
 
-def _retry(config: retry.Config | None) -> RetryPolicy | None:
-    return None if config is None or config.attempts == 0 else RetryPolicy(config)
+def _retry(config: retry.Config | None, scopes: Scopes, key: str) -> RetryPolicy | None:
+    return None if config is None or config.attempts == 0 else RetryPolicy(config, scopes.fleet, key)

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from msgspec import Struct
 
+from ambassador.config.breakers import upstream_breakers
 from ambassador.config.schema import Config, Match, PathRegex, Route, Timeout, Upstream, ValueMatch
 from ambassador.config.units import (
     format_duration,
@@ -23,8 +24,8 @@ from ambassador.config.units import (
 from ambassador.errors import BadRequest, NoRoute
 from ambassador.messages import Fields, Request
 from ambassador.proxy.path import authority_host, normalise, split_target
+from ambassador.proxy.policies import breaker, cooldown, limit, redirect, respond, retry, rewrite
 from ambassador.proxy.policies import headers as headers_policy
-from ambassador.proxy.policies import limit, redirect, respond, retry, rewrite
 from ambassador.proxy.routing import Router, spec, why_not
 
 __all__ = ["BadUrl", "Considered", "Explanation", "Line", "explain", "render"]
@@ -203,6 +204,9 @@ def _lines(config: Config, route: Route, request: Request) -> Iterable[Line]:
         yield from _limit_lines(upstream.limit, f"upstreams.{route.to}.limit")
         yield _timeout_line(route.timeout, request)
         yield _retry_line(route.retry, request)
+        yield from _breaker_lines(config, route)
+        if upstream.cooldown is not None:
+            yield _cooldown_line(route.to, upstream.cooldown)
 
 
 def _limit_lines(limits: Sequence[limit.Config] | None, key: str) -> Iterable[Line]:
@@ -320,6 +324,50 @@ def _retry_line(config: retry.Config | None, request: Request) -> Line:
         if skipped:
             text += f"; not on {', '.join(skipped)}, since {request.method} is not idempotent"
     return Line(what="retries", text=text, key="retry")
+
+
+def _breaker_lines(config: Config, route: Route) -> Iterable[Line]:
+    """Outermost first, as an attempt meets them."""
+    assert route.to is not None
+    if route.breaker is not None and route.breaker.scope == "route":
+        yield _breaker_line(breaker.route_name(route.name), route.breaker, "breaker")
+    scopes = upstream_breakers(config, route.to)
+    own = config.upstreams[route.to].breaker
+    if "upstream" in scopes:
+        yield _breaker_line(route.to, scopes["upstream"], _key(route.to, own, "upstream"))
+    if "endpoint" in scopes:
+        name = breaker.endpoint_name(route.to, config.upstreams[route.to].endpoints[0].url)
+        each = name if len(config.upstreams[route.to].endpoints) == 1 else f"{route.to}/ENDPOINT"
+        yield _breaker_line(each, scopes["endpoint"], _key(route.to, own, "endpoint"))
+
+
+def _key(upstream: str, own: breaker.Config | None, scope: str) -> str:
+    """Where it is written: at the upstream, or at a route to it."""
+    return f"upstreams.{upstream}.breaker" if own is not None and own.scope == scope else "breaker"
+
+
+def _breaker_line(name: str, config: breaker.Config, key: str) -> Line:
+    of = f"of at least {config.min_requests} requests in {format_duration(config.window)}"
+    when = []
+    if config.errors is not None:
+        when.append(f"{format_percent(config.errors)} failures ({', '.join(config.failures)}) {of}")
+    if config.slow is not None:
+        slow = f"{format_percent(config.slow.percent)} slower than {format_duration(config.slow.over)}"
+        when.append(slow if config.errors is not None else f"{slow} {of}")
+    if config.consecutive:
+        when.append(f"{config.consecutive} in a row without an answer")
+    text = (
+        f"{name}: opens at {' or '.join(when)}; for {format_duration_range(config.open_for)}; "
+        f"then {config.probes} probe{'s' if config.probes > 1 else ''} and a ramp"
+    )
+    return Line(what="breaker", text=text, key=key)
+
+
+def _cooldown_line(upstream: str, config: cooldown.Config) -> Line:
+    text = (
+        f"a 429 or 503 with Retry-After pauses the {config.scope}, for {format_duration(config.max)} at most"
+    )
+    return Line(what="cooldown", text=text, key=f"upstreams.{upstream}.cooldown")
 
 
 def _retried(config: retry.Config, condition: str, request: Request) -> bool:

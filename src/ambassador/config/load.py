@@ -22,6 +22,7 @@ import yaml
 from msgspec import Struct, structs
 
 from ambassador.config import check, words
+from ambassador.config.breakers import check_breakers
 from ambassador.config.node import LINE_BREAK, Node, Source
 from ambassador.config.problem import ConfigError, Problem, in_order
 from ambassador.config.read import BAD, Items, Part, build, merge, read
@@ -437,6 +438,8 @@ class _Assembly:
         settings = {name: build(value) for name, value in self.document.values.items()}
         if BAD in (*upstreams.values(), *routes, *settings.values()):
             return None
+        if not check_breakers(list(zip(routes, self.routes, strict=True)), upstreams, self.upstreams):
+            return None
         if "listeners" not in settings:
             return None
         return Config(routes=tuple(routes), upstreams=upstreams, **settings)
@@ -445,7 +448,7 @@ class _Assembly:
         if not isinstance(defaults, Part):
             return route
         for key, default in defaults.values.items():
-            if key in ("timeout", "retry") and "to" not in route.keys:
+            if key in ("timeout", "retry", "breaker") and "to" not in route.keys:
                 continue
             own = route.values.get(key)
             if key not in route.values:
@@ -484,7 +487,7 @@ class _Assembly:
         ):
             route.node.report(route.path, "missing one of 'to', 'redirect' and 'respond'")
         if targets and targets[0] != "to":
-            for key in ("rewrite", "timeout", "retry"):
+            for key in ("rewrite", "timeout", "retry", "breaker"):
                 if key in route.keys and route.values.get(key) is not None:
                     node, path = route.place(key)
                     node.report(path, f"'{key}' has no effect with '{targets[0]}'")

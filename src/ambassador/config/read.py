@@ -612,7 +612,15 @@ def _workers(node: Node, path: str) -> Any:
     return _integer(inspect.IntType(ge=1, le=1024))(node, path)
 
 
-_SPECIAL: dict[str | None, Reader] = {"target": _target, "workers": _workers}
+def _failure(node: Node, path: str) -> Any:
+    """What counts as a failure. What looks into the answer is a mapping."""
+    for key, _ in node.pairs if node.kind == "mapping" else ():
+        if key.text in ("header", "json", "body"):
+            return _report(key, path, f"a failure by '{key.text}' is {words.NOT_SUPPORTED}")
+    return _formed(words.failure_condition, inspect.StrType())(node, path)
+
+
+_SPECIAL: dict[str | None, Reader] = {"target": _target, "workers": _workers, "failure_condition": _failure}
 
 _FORMS: dict[str | None, Callable[[str], Any]] = {
     "duration": units.parse_duration,

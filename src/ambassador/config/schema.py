@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 from msgspec import Meta, field
 
 from ambassador.config.units import format_duration
-from ambassador.proxy.policies import headers, limit, retry
+from ambassador.proxy.policies import breaker, cooldown, headers, limit, retry
 from ambassador.proxy.policies.redirect import Redirect
 from ambassador.proxy.policies.respond import Respond
 from ambassador.proxy.policies.rewrite import Rewrite
@@ -219,8 +219,6 @@ class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         "health": ("off", "false"),
         "outlier": ("off", "false"),
         "auth": (),
-        "cooldown": ("off", "false"),
-        "breaker": ("off", "false"),
     }
 
     endpoints: Annotated[tuple[Endpoint, ...], Meta(min_length=1)]
@@ -233,9 +231,17 @@ class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A quota of the remote service, or a list of them: every attempt is charged, retries too, directly before its
     first byte."""
 
+    breaker: breaker.Config | None = None
+    """When no attempts are made any more. `scope` is `upstream` or `endpoint`. Unset: no breaker."""
+
+    cooldown: cooldown.Config | None = None
+    """Whether a 429 or 503 with `Retry-After` keeps every replica away for so long. Unset: no."""
+
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
-        """Limits that share a name."""
+        """Limits that share a name; a scope that an upstream has not."""
         yield from _shared_names(self.limit)
+        if self.breaker is not None and self.breaker.scope == "route":
+            yield "breaker", "'scope: route' belongs to the breaker of a route"
 
 
 class PathRegex(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -329,7 +335,6 @@ class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "split",
             "migrate",
             "hedge",
-            "breaker",
             "idempotency",
             "concurrency",
             "access",
@@ -368,6 +373,10 @@ class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     limit: Limits | None = None
     """How many requests may pass; one limit, or a list of which all must allow a request."""
+
+    breaker: breaker.Config | None = None
+    """When no attempts are made any more: by default for the whole upstream, whichever route they come from (`scope`).
+    Unset: no breaker."""
 
     headers: headers.Config | None = None
     """Headers to set, add and remove."""
@@ -450,9 +459,7 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Defaults(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What every route has unless it says otherwise. Mappings are merged key by key."""
 
-    later: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(
-        ("breaker", "concurrency"), ("off", "false")
-    )
+    later: ClassVar[Mapping[str, tuple[str, ...]]] = {"concurrency": ("off", "false")}
 
     timeout: Timeout = Timeout()
     """How long things may take."""
@@ -462,6 +469,9 @@ class Defaults(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     limit: Limits | None = None
     """How many requests may pass, for each route by itself. A route's own list replaces it."""
+
+    breaker: breaker.Config | None = None
+    """When no attempts are made any more."""
 
     headers: headers.Config | None = None
     """Headers to set, add and remove; those of the route win."""

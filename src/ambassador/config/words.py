@@ -15,7 +15,8 @@ from ambassador.config.units import Wrong
 from ambassador.errors import BadRequest
 from ambassador.proxy import path_regex
 from ambassador.proxy.path import normalise
-from ambassador.proxy.policies.retry import KINDS, status_range
+from ambassador.proxy.policies import breaker, retry
+from ambassador.proxy.statuses import status_range
 
 NOT_SUPPORTED = "not supported by this version"
 
@@ -366,16 +367,25 @@ def placeholders(text: str) -> list[str]:
 
 def retry_condition(text: str) -> str:
     """A failure or a status that can be retried."""
-    if text in KINDS:
+    return _condition(text, retry.KINDS)
+
+
+def failure_condition(text: str) -> str:
+    """A failure or a status that counts for a breaker."""
+    return _condition(text, breaker.KINDS)
+
+
+def _condition(text: str, kinds: tuple[str, ...]) -> str:
+    if text in kinds:
         return text
     if text.startswith("grpc:"):
         raise Wrong(f"{text!r} is {NOT_SUPPORTED}")
     try:
         low, high = status_range(text)
     except ValueError:
-        hint = did_you_mean(text, [*KINDS, "5xx", "4xx"])
+        hint = did_you_mean(text, [*kinds, "5xx", "4xx"])
         raise Wrong(
-            f"{text!r} is not one of connect, reset, refused_stream, timeout, a status (429), a range (502-504) or a class (5xx)",
+            f"{text!r} is not one of {', '.join(kinds)}, a status (429), a range (502-504) or a class (5xx)",
             hint,
         ) from None
     if low > high:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -13,6 +11,7 @@ from ambassador.control.checking import CHECKING_MODULE
 from ambassador.control.crew import NoWorker
 from ambassador.control.host import Unsupported, check_platform
 from ambassador.control.incarnation import WORKER_MODULE
+from ambassador.control.logs import log_to_stderr
 from ambassador.control.secret import SecretError
 from ambassador.control.signals import obey_signals
 from ambassador.control.slots import BindError
@@ -41,7 +40,7 @@ def serve(
 
     The parameters are those of `Supervisor`.
     """
-    log = _log_to_stderr()
+    log = log_to_stderr()
     status = 0
     try:
         check_platform()
@@ -76,17 +75,6 @@ async def _tell_when_there(supervisor: Supervisor, announce: Announce, companion
     supervisor.say(announce(announcement))
     if companion is not None:
         await companion(announcement)
-
-
-def _log_to_stderr() -> logging.Logger:
-    log = logging.getLogger("ambassador")
-    if not log.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s ambassador %(levelname)s: %(message)s"))
-        log.addHandler(handler)
-        log.propagate = False
-    log.setLevel(logging.INFO)
-    return log
 
 
 def _leaves(group: BaseExceptionGroup[Exception]) -> list[BaseException]:

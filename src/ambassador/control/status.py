@@ -129,7 +129,8 @@ class RouteStatus(msgspec.Struct, frozen=True, kw_only=True):
 def route_status(route: Route) -> RouteStatus:
     """A route in short: what is not written is left out."""
     instead = "redirect" if route.redirect is not None else "respond"
-    policies = [name for name in ("limit", "rewrite", "retry", "headers") if getattr(route, name) is not None]
+    written = ("limit", "rewrite", "retry", "breaker", "headers")
+    policies = [name for name in written if getattr(route, name) is not None]
     return RouteStatus(
         name=route.name,
         match=_match(route.match),

@@ -8,7 +8,9 @@ The lane runs in an outer nursery and clients in an inner one: the lane must out
 from __future__ import annotations
 
 import gc
+import logging
 import os
+import secrets
 import socket
 import sys
 from collections import Counter
@@ -23,15 +25,18 @@ from ambassador.config import schema
 from ambassador.config.compile import compile_steps, compile_table
 from ambassador.control.duties import obey
 from ambassador.control.listeners import keyed
+from ambassador.control.logs import log_to_stderr
 from ambassador.control.orders import Brief, Start
 from ambassador.control.scopes import WorkerScopes
 from ambassador.control.sums import ConnectionCounts, EndpointStatus, UpstreamStatus, answer
 from ambassador.observe.access_log import AccessLog
 from ambassador.observe.metrics import NO_NAME, BlockKey, LimitMetrics, Page, RouteMetrics, decode_blocks
+from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.http1_parser import Limits
 from ambassador.proxy.lane import Lane
 from ambassador.proxy.listener import Listener, ListenerLimits
 from ambassador.proxy.plan import Upstream
+from ambassador.proxy.policies.cooldown import Cooldowns
 from ambassador.proxy.service import Service, Table
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.state.store_thread import Store
@@ -92,7 +97,24 @@ class WorkerPlane:
         scopes.prepare(config.state)
         scopes.use(config.state)
         scopes.generation = start.brief.generation
-        table = compile_table(config, lane, self._counters(start.brief), start.brief.addresses, scopes.scopes)
+        self._breakers = Breakers(
+            lane,
+            replica=start.replica,
+            slot=start.slot,
+            key=f"{start.replica}.{start.slot}.{secrets.token_hex(4)}",
+            log=logging.getLogger("ambassador"),
+        )
+        self._cooldowns = Cooldowns(lane)
+        table = compile_table(
+            config,
+            lane,
+            self._counters(start.brief),
+            start.brief.addresses,
+            scopes.scopes,
+            breakers=self._breakers,
+            cooldowns=self._cooldowns,
+        )
+        table.begin()
         log = self._open_log(config.telemetry)
         self._service = Service(lane, table, name=start.instance, access_log=log, metrics=self._metrics)
 
@@ -113,7 +135,15 @@ class WorkerPlane:
         self._page.remap(brief.page_size)
         self._scopes.prepare(config.state)
         counters, scopes = self._counters(brief), self._scopes.scopes
-        table = yield from compile_steps(config, self._lane, counters, brief.addresses, scopes)
+        table = yield from compile_steps(
+            config,
+            self._lane,
+            counters,
+            brief.addresses,
+            scopes,
+            breakers=self._breakers,
+            cooldowns=self._cooldowns,
+        )
         changed = config.telemetry != self._config.telemetry
         log = self._open_log(config.telemetry) if changed else None
         self._prepared = _Generation(config, brief.generation, table, log)
@@ -130,6 +160,7 @@ class WorkerPlane:
         self._config = prepared.config
         self._scopes.use(prepared.config.state)
         self._scopes.generation = prepared.number
+        prepared.table.begin()
         self._configure_listeners()
         old.retire()
 
@@ -375,4 +406,5 @@ async def open_plane(
 
 
 if __name__ == "__main__":
+    log_to_stderr()
     sys.exit(obey(int(sys.argv[1]), int(sys.argv[2]), open_plane))

@@ -8,15 +8,18 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Protocol
 
-from ambassador.proxy.upstream.balance import pick
+from ambassador.proxy.upstream.balance import pick, standing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from ambassador.messages import Fields, Reply, Request
+    from ambassador.proxy.policies.breaker import Breaker
+    from ambassador.proxy.policies.cooldown import Cooldown
     from ambassador.proxy.policies.limit import LimitPolicy
     from ambassador.proxy.policies.retry import RetryPolicy
     from ambassador.proxy.upstream.endpoint import Endpoint
+    from ambassador.state.scope import Clock
 
     AdmitHook = Callable[[Request], Reply | Awaitable[Reply | None] | None]
     ShapeHook = Callable[[Request, Fields], None]
@@ -41,13 +44,16 @@ class RouteMetrics(Protocol):
 class Upstream:
     """A service: its endpoints and how one is picked."""
 
-    __slots__ = ("_random", "charge", "endpoints", "name", "only")
+    __slots__ = (
+        "__weakref__", "_clock", "_random", "charge", "cooldown", "endpoints", "name", "only", "shut",
+    )  # fmt: skip
 
     def __init__(
         self,
         name: str,
         endpoints: Sequence[Endpoint],
         random: Callable[[], float],
+        clock: Clock | None = None,
         *,
         charge: Callable[[Request], Awaitable[None] | None] | None = None,
     ) -> None:
@@ -57,15 +63,25 @@ class Upstream:
         has none."""
         self.endpoints = endpoints
         self.only = endpoints[0] if len(endpoints) == 1 else None
+        self.shut = 0
+        """Endpoints whose breaker is not simply closed, and those that are paused: while it is 0, all are alike."""
+        self.cooldown: Cooldown | None = None
         self._random = random
+        self._clock = clock
 
     def pick(self, tried: Collection[Endpoint]) -> Endpoint:
         """An endpoint for the next attempt, not one of `tried` if there is another. Raises `NoEndpoint`."""
-        return pick(self.endpoints, tried, self._random)
+        return pick(self._standing() if self.shut else self.endpoints, tried, self._random)
 
     def pick_or_none(self) -> Endpoint | None:
         """An endpoint for a first attempt, None when there is none."""
-        return pick(self.endpoints, (), self._random) if self.endpoints else None
+        if not self.endpoints:
+            return None
+        return pick(self._standing() if self.shut else self.endpoints, (), self._random)
+
+    def _standing(self) -> Sequence[Endpoint]:
+        assert self._clock is not None
+        return standing(self.endpoints, self._clock.now)
 
 
 class Timeouts:
@@ -97,8 +113,8 @@ class RoutePlan:
     """One route. `upstream` is None where `admit` always answers (redirect, respond)."""
 
     __slots__ = (
-        "admit", "answer_within_s", "deadline", "deadline_at", "host", "keep_host", "limit", "map_location", "metrics",
-        "name", "retried", "retry", "rewrite", "shape_request", "shape_response", "timeouts", "upstream",
+        "admit", "answer_within_s", "deadline", "deadline_at", "gates", "host", "keep_host", "limit", "map_location",
+        "metrics", "name", "retried", "retry", "rewrite", "shape_request", "shape_response", "timeouts", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -117,6 +133,7 @@ class RoutePlan:
         shape_request: Sequence[ShapeHook] = (),
         shape_response: Sequence[ShapeHook] = (),
         map_location: ShapeHook | None = None,
+        gates: tuple[Breaker, ...] = (),
     ) -> None:
         self.name = name
         self.upstream = upstream
@@ -142,6 +159,8 @@ class RoutePlan:
         self.shape_response = shape_response
         self.map_location = map_location
         """Called for answers with a `Location`, before the other response hooks."""
+        self.gates = gates
+        """Breakers of the route and of its upstream, outermost first; those of endpoints are `Endpoint.gate`."""
 
     def set_deadline(self, now: float, wall_s: float) -> None:
         """Work out `deadline` for requests that begin now: one line for all of a batch of the lane."""

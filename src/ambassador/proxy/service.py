@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Table:
     """One generation of the config, compiled. Requests keep the table they began with."""
 
-    __slots__ = ("debug_headers", "limits", "remembers", "router", "unrouted", "upstreams")
+    __slots__ = ("_begins", "debug_headers", "limits", "remembers", "router", "unrouted", "upstreams")
 
     def __init__(
         self,
@@ -39,7 +39,9 @@ class Table:
         unrouted: RouteMetrics,
         limits: Sequence[LimitPolicy] = (),
         debug_headers: bool = False,
+        begins: Sequence[Callable[[], None]] = (),
     ) -> None:
+        self._begins = begins
         self.router = router
         self.upstreams = upstreams
         self.unrouted = unrouted
@@ -79,6 +81,12 @@ class Table:
             for endpoint in upstream.endpoints:
                 if endpoint.host == host:
                     endpoint.resolve(addresses)
+
+    def begin(self) -> None:
+        """It is served from now on: what policies share with the table before and with other workers is taken up."""
+        begins, self._begins = self._begins, ()
+        for begin in begins:
+            begin()
 
     def retire(self) -> None:
         """No request begins with this table any more: unused connections go, and leased tokens are given back."""

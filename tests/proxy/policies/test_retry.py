@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ambassador.proxy.policies.retry import UNSET, Budget, Config, RetryBudget, RetryPolicy, status_range
+from ambassador.proxy.policies.retry import UNSET, Budget, Config, RetryBudget, RetryPolicy, SharedRetryBudget
+from tests.proxy.stores import SharedStore
 
 UNIT = st.floats(0, 1, exclude_max=True)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("429", (429, 429)), ("502-504", (502, 504)), ("5xx", (500, 599)), ("5XX", (500, 599))],
-)
-def test_statuses_are_ranges(text: str, expected: tuple[int, int]) -> None:
-    assert status_range(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "42", "6xx", "5x", "5-6", "502-", "-504", "500-5040", "٤٢٩"])
-def test_what_is_no_status_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a status"):
-        status_range(text)
 
 
 def test_conditions_are_spelt_out() -> None:
@@ -149,3 +138,73 @@ def test_policy_takes_the_configs_budget() -> None:
     policy = RetryPolicy(Config(budget=Budget(percent=0.0, min_per_second=0.1)))
     assert policy.budget.withdraw(0.0)
     assert not policy.budget.withdraw(0.0)
+
+
+# ----- a budget over a fleet ------------------------------------------------------------------------------------------
+
+
+def shared_budgets(
+    count: int, *, percent: float = 0.2, floor: float = 1.0
+) -> tuple[SharedStore, list[SharedRetryBudget]]:
+    shared = SharedStore(count)
+    budgets = [
+        SharedRetryBudget(percent=percent, min_per_second=floor, store=scope, key="retry:r")
+        for scope in shared.scopes
+    ]
+    return shared, budgets
+
+
+def test_shared_budget_has_tokens_in_hand_before_the_first_retry() -> None:
+    shared, (budget,) = shared_budgets(1)
+    budget.deposit(shared.time.now)
+    shared.deliver()
+    assert budget.withdraw(shared.time.now)
+
+
+def test_shared_budget_lets_one_worker_spend_what_others_have_earned() -> None:
+    shared, (busy, failing) = shared_budgets(2, floor=0.0)
+    spent = 0
+    for _ in range(100):
+        busy.deposit(shared.time.now)
+        spent += failing.withdraw(shared.time.now)
+        shared.advance(0.1)
+        shared.deliver()
+    assert 10 <= spent <= 20  # of the 20 that were earned the last two seconds' are kept
+
+
+def test_shared_budget_without_a_store_is_the_workers_part_of_the_floor() -> None:
+    shared, budgets = shared_budgets(4, floor=1.0)
+    for scope in shared.scopes:
+        scope.go_down()
+    spent = sum(budget.withdraw(shared.time.now) for budget in budgets for _ in range(100))
+    assert spent == 4 * int(10 * 1.0 / 4)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**32),
+    percent=st.sampled_from([0.0, 0.1, 0.2, 0.5]),
+    floor=st.sampled_from([0.0, 1.0, 10.0]),
+    count=st.integers(1, 5),
+)
+def test_attempts_of_all_are_at_most_what_all_have_earned_and_the_floor_once(
+    seed: int, percent: float, floor: float, count: int
+) -> None:
+    random = Random(seed)
+    shared, budgets = shared_budgets(count, percent=percent, floor=floor)
+    began = shared.time.now
+    requests = retries = 0
+    for _ in range(400):
+        budget = random.choice(budgets)
+        if random.random() < 0.5:
+            budget.deposit(shared.time.now)
+            requests += 1
+        else:
+            retries += budget.withdraw(shared.time.now)
+        if random.random() < 0.1:
+            random.choice(shared.scopes).lose()
+        if random.random() < 0.5:
+            random.choice(shared.scopes).deliver(1)
+        shared.advance(random.choice([0.0, 0.01, 0.3]))
+        earned = percent * requests + floor * (10 + shared.time.now - began)
+        assert retries <= earned + 1e-6

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from random import Random
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ambassador.errors import NoEndpoint
-from ambassador.proxy.upstream.balance import pick
+from ambassador.proxy.plan import Upstream
+from ambassador.proxy.policies.breaker import Breaker
+from ambassador.proxy.upstream.balance import pick, standing
 from ambassador.proxy.upstream.endpoint import Endpoint
 
 
@@ -76,3 +79,62 @@ def test_equals_share_alike(size: int) -> None:
     for count in counts.values():
         assert count == pytest.approx(2000 / size, rel=0.15)
     assert len(counts) == size
+
+
+class Gate:
+    """A breaker that is open or not."""
+
+    def __init__(self, *, welcoming: bool) -> None:
+        self.welcoming = welcoming
+
+    def welcomes(self, now: float) -> bool:
+        return self.welcoming
+
+
+def guarded(*welcoming: bool) -> list[Endpoint]:
+    pool = endpoints(*[1] * len(welcoming))
+    for endpoint, welcome in zip(pool, welcoming, strict=True):
+        endpoint.gate = cast("Breaker", Gate(welcoming=welcome))
+    return pool
+
+
+@pytest.mark.parametrize(
+    ("welcoming", "standing_ones", "panic"),
+    [
+        ((True, True), [0, 1], False),
+        ((True, False), [0], False),
+        ((False, False), [0, 1], True),
+        ((False,), [0], False),
+        ((True, False, False), [0, 1, 2], True),
+        ((True, True, False, False), [0, 1], False),
+        ((True, False, False, False), [0, 1, 2, 3], True),
+    ],
+)
+def test_open_endpoints_are_passed_over_unless_more_than_half_are(
+    welcoming: tuple[bool, ...], standing_ones: list[int], panic: bool
+) -> None:
+    pool = guarded(*welcoming)
+    assert standing(pool, 0.0) == [pool[at] for at in standing_ones]
+    assert [endpoint.panic for endpoint in pool] == [panic] * len(pool)
+
+
+def test_paused_endpoints_are_passed_over_unless_all_are() -> None:
+    pool = endpoints(1, 1, 1)
+    pool[0].paused_until = pool[1].paused_until = 10.0
+    assert standing(pool, 9.0) == [pool[2]]
+    assert standing(pool, 10.0) == pool
+    pool[2].paused_until = 10.0
+    assert standing(pool, 9.0) == pool
+
+
+def test_upstream_looks_at_breakers_only_when_one_is_open() -> None:
+    class Clock:
+        now = 1.0
+
+    pool = guarded(True, False)
+    upstream = Upstream("u", pool, Random(7).random, Clock())
+    assert {upstream.pick(()) for _ in range(50)} == set(pool)
+    upstream.shut = 1
+    assert {upstream.pick(()) for _ in range(50)} == {pool[0]}
+    assert {upstream.pick_or_none() for _ in range(50)} == {pool[0]}
+    assert {upstream.pick((pool[0],)) for _ in range(50)} == {pool[0]}  # tried, but the other is open

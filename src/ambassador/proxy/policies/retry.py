@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 
 from msgspec import Meta
 
+from ambassador.proxy.statuses import spelt_out
 from ambassador.settings import (
     BytesOrNone,
     CountOrNone,
@@ -17,6 +19,11 @@ from ambassador.settings import (
     SecondsRange,
     Section,
 )
+from ambassador.state.protocol import Lease, Leased
+
+if TYPE_CHECKING:
+    from ambassador.state.protocol import Answer
+    from ambassador.state.scope import Scope
 
 KINDS = ("connect", "reset", "refused_stream", "timeout")
 """The failures without a status that `when` can name."""
@@ -25,14 +32,18 @@ KINDS = ("connect", "reset", "refused_stream", "timeout")
 class Budget(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How many retries an upstream gets at most, so that retries cannot become the load that keeps it down."""
 
-    later: ClassVar[Mapping[str, tuple[str, ...]]] = {"shared": ("false",)}
     shorthand: ClassVar[str | None] = "percent"
 
     percent: Fraction = 0.2
     """Retries in proportion to first attempts. Linkerd and Finagle: 20 %."""
 
     min_per_second: Annotated[float, Meta(ge=0)] = 10.0
-    """Retries a second that are allowed whatever the proportion, so that a quiet route can retry at all."""
+    """Retries a second that are allowed whatever the proportion, so that a quiet route can retry at all. Counted by
+    each worker; with `shared: true` by all together."""
+
+    shared: bool = False
+    """Whether the budget is held over all workers of all replicas: their attempts together are at most
+    (1 + `percent`) × requests, and `min_per_second` once, not once for each worker."""
 
 
 class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,30 +85,11 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def statuses(self) -> frozenset[int]:
         """The statuses that are tried again, ranges and classes spelt out."""
-        found: set[int] = set()
-        for condition in self.when:
-            if condition not in KINDS:
-                low, high = status_range(condition)
-                found.update(range(low, high + 1))
-        return frozenset(found)
+        return spelt_out(self.when, KINDS)
 
 
 UNSET = Config(attempts=1, when=("connect", "refused_stream"))
 """What a route has that says nothing about retries: one more attempt where the upstream cannot have seen the first."""
-
-
-def status_range(text: str) -> tuple[int, int]:
-    """First and last status of `429`, `502-504` or `5xx`. ValueError if it is none of these."""
-    if len(text) == 3 and text[1:].lower() == "xx" and text[0] in "12345":
-        return int(text[0]) * 100, int(text[0]) * 100 + 99
-    low, _, high = text.partition("-")
-    if not (_three_digits(low) and (_three_digits(high) or text == low)):
-        raise ValueError(f"{text!r} is not a status, a range or a class of statuses")
-    return int(low), int(high or low)
-
-
-def _three_digits(text: str) -> bool:
-    return len(text) == 3 and text.isascii() and text.isdigit()
 
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
@@ -150,8 +142,124 @@ class RetryBudget:
         self._next = now + 1.0 if elapsed == _BUDGET_SECONDS else self._next + elapsed
 
 
+_AHEAD: Final = 2
+"""Tokens that a quiet worker holds, so that its first retries need not ask."""
+_ASK_EVERY_S: Final = 0.05
+_KEPT_S: Final = 2
+"""Of what a worker's own requests earned, the last seconds are kept for its own retries, the rest is shared."""
+_SAVED_REQUESTS: Final = 1000
+"""What requests earned is saved up to this many, beside the floor."""
+
+
+class SharedRetryBudget:
+    """The same over a fleet. Attempts of all together are at most (1 + percent) * requests + floor, at any time.
+
+    A worker may spend at once what its own requests have earned. Of that it gives what it does not need to the bucket
+    `key` of the store (`credit`), and takes tokens out of it before it needs them: those that others have given, and
+    the floor, with which the bucket is made and which it gains. Every token is taken from one place before it is in
+    another, so a lost message loses tokens and never makes any. While the store is away there is the worker's part of
+    the floor.
+    """
+
+    __slots__ = (
+        "_alone", "_asking", "_demand", "_depth", "_earned", "_floor", "_kept", "_key", "_leased", "_next", "_next_ask",
+        "_per_second", "_share", "_store", "requests",
+    )  # fmt: skip
+
+    def __init__(self, *, percent: float, min_per_second: float, store: Scope, key: str) -> None:
+        self._share = percent
+        self._per_second = min_per_second
+        self._floor = min_per_second * _BUDGET_SECONDS
+        self._depth = self._floor + percent * _SAVED_REQUESTS
+        self._store = store
+        self._key = key
+        self._next = 0.0
+        self._next_ask = 0.0
+        self._asking = False
+        self._earned = 0.0
+        self._kept: deque[float] = deque([0.0] * _KEPT_S, _KEPT_S)
+        self._leased = 0
+        self._demand = 0
+        self._alone: RetryBudget | None = None
+        self.requests = 0
+
+    def deposit(self, now: float) -> None:
+        """Count a first attempt."""
+        if now >= self._next:
+            self._rotate(now)
+        self.requests += 1
+
+    def withdraw(self, now: float) -> bool:
+        """Take one retry. False if the budget is spent."""
+        if now >= self._next:
+            self._rotate(now)
+        self._demand += 1
+        self._earn()
+        if self._earned >= 1:
+            self._earned -= 1
+            return True
+        if self._leased:
+            self._leased -= 1
+            self._ask(now, 0.0)
+            return True
+        if self._store.up:
+            self._ask(now, 0.0)
+            return False
+        if self._alone is None:
+            self._alone = RetryBudget(percent=0.0, min_per_second=self._per_second / self._store.workers)
+        return self._alone.withdraw(now)
+
+    def _earn(self) -> None:
+        earned = self.requests * self._share
+        self.requests = 0
+        self._earned += earned
+        self._kept[-1] += earned
+
+    def _rotate(self, now: float) -> None:
+        """Once a second: share what is not needed here, and have some tokens in hand."""
+        self._earn()
+        surplus = max(0.0, self._earned - sum(self._kept))
+        self._earned -= surplus
+        self._kept.append(0.0)
+        self._next = now + 1.0
+        self._ask(now, surplus)
+        self._demand = 0
+        if self._store.up:
+            self._alone = None
+
+    def _ask(self, now: float, credit: float) -> None:
+        share = int(self._depth / (2 * self._store.workers))
+        want = max(0, min(max(_AHEAD, self._demand), max(1, share)) - self._leased)
+        if self._asking or not self._store.up or now < self._next_ask:
+            want = 0
+        if not self._store.up or (not want and not credit):
+            return
+        if want:
+            self._asking = True
+            self._next_ask = now + _ASK_EVERY_S
+        self._store.ask(
+            Lease(
+                self._key,
+                self._per_second,
+                self._depth,
+                want,
+                credit=credit,
+                start=self._floor,
+            ),
+            self._answered if want else None,
+        )
+
+    def _answered(self, answer: Answer | None) -> None:
+        self._asking = False
+        if isinstance(answer, Leased):
+            self._leased += answer.granted
+
+
 class RetryPolicy:
-    """A route's `retry`, compiled: plain decisions, no I/O, no clock, no randomness of its own."""
+    """A route's `retry`, compiled: plain decisions, no I/O, no clock, no randomness of its own.
+
+    `store` and `key`: where a shared budget is, and what it is called there.
+    """
 
     __slots__ = (
         "_kinds",
@@ -165,7 +273,7 @@ class RetryPolicy:
         "statuses",
     )
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, store: Scope | None = None, key: str = "") -> None:
         self.attempts = config.attempts
         self._kinds = config.kinds
         self.statuses = config.statuses
@@ -177,7 +285,14 @@ class RetryPolicy:
         self.base_s, self.cap_s = config.backoff
         self.buffer = config.buffer
         self.retry_after_s = config.retry_after
-        self.budget = RetryBudget(percent=config.budget.percent, min_per_second=config.budget.min_per_second)
+        percent, min_per_second = config.budget.percent, config.budget.min_per_second
+        self.budget: RetryBudget | SharedRetryBudget
+        if config.budget.shared and store is not None:
+            self.budget = SharedRetryBudget(
+                percent=percent, min_per_second=min_per_second, store=store, key=key
+            )
+        else:
+            self.budget = RetryBudget(percent=percent, min_per_second=min_per_second)
 
     def allows(self, reason: str, method: str, *, keyed: bool) -> bool:
         """Whether a failure of this kind (`KINDS`, or a status as text) may be tried again for this request.

@@ -38,6 +38,28 @@ def pick(endpoints: Sequence[Endpoint], tried: Collection[Endpoint], random: Cal
     return _less_loaded(first, second)
 
 
+def standing(endpoints: Sequence[Endpoint], now: float) -> Sequence[Endpoint]:
+    """Those that their breakers and cool-downs let be picked; all of them when there is none.
+
+    At most half of an upstream's endpoints, and at least one, may be open; if more are, their breakers are passed by
+    (`Endpoint.panic`): then it is not the endpoints (Envoy's max_ejection_percent and panic threshold). Breakers that
+    are due are made to ask for a probe on the way.
+    """
+    shut = 0
+    able = []
+    for endpoint in endpoints:
+        if endpoint.gate is not None and not endpoint.gate.welcomes(now):
+            shut += 1
+        elif endpoint.paused_until <= now:
+            able.append(endpoint)
+    panic = shut > max(1, len(endpoints) // 2)
+    for endpoint in endpoints:
+        endpoint.panic = panic
+    if panic:
+        able = [endpoint for endpoint in endpoints if endpoint.paused_until <= now]
+    return able or endpoints
+
+
 def _less_loaded(first: Endpoint, second: Endpoint) -> Endpoint:
     if (second.inflight + 1) * first.weight < (first.inflight + 1) * second.weight:
         return second

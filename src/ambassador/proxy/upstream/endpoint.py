@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ambassador.proxy.policies.breaker import Breaker
     from ambassador.proxy.upstream.connect import Address
     from ambassador.proxy.upstream.pool import Pool
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 class Endpoint:
     """`url` as configured; `host` and `port`, or `path` of a unix socket. `weight` is at least 1."""
 
-    __slots__ = ("addresses", "authority", "host", "inflight", "path", "pool", "port", "url", "weight")
+    __slots__ = (
+        "addresses", "authority", "gate", "host", "inflight", "panic", "path", "paused_until", "pool", "port", "url",
+        "weight",
+    )  # fmt: skip
 
     def __init__(self, url: str, *, host: str, port: int, path: str | None = None, weight: int = 1) -> None:
         self.url = url
@@ -26,6 +30,12 @@ class Endpoint:
         self.weight = weight
         self.inflight = 0
         """Attempts of this worker that have not ended."""
+        self.gate: Breaker | None = None
+        """Its own breaker (`breaker.scope: endpoint`)."""
+        self.panic = False
+        """Too many of its upstream's endpoints are open: its own breaker is passed by."""
+        self.paused_until = 0.0
+        """It asked for a pause (`cooldown.scope: endpoint`), until this time of the lane's clock."""
         self.addresses: Sequence[Address] = ()
         if path is not None:
             self.addresses = ((socket.AF_UNIX, path),)

@@ -1,0 +1,170 @@
+"""All breakers of a worker: reload, log, force, status."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from ambassador.proxy.policies.breaker import Breaker, Config
+from ambassador.state.gate import Refused
+from ambassador.state.protocol import State
+from tests.proxy.policies.test_breaker import Worker, attempt, trip
+from tests.proxy.stores import SharedStore
+
+
+def workers(count: int) -> list[Worker]:
+    shared = SharedStore(count)
+    return [Worker(shared, number) for number in range(count)]
+
+
+def state(breaker: Breaker) -> State:
+    return breaker.gate.row.state if breaker.gate.row is not None else State.CLOSED
+
+
+def test_trip_seen_by_two_opens_all() -> None:
+    first, second, third = workers(3)
+    breakers = [worker.breaker() for worker in (first, second, third)]
+    for _ in range(5):
+        for worker, breaker in zip((first, second), breakers, strict=False):
+            attempt(worker, breaker, outcome="connect")
+    assert [state(breaker) for breaker in breakers] == [State.OPEN] * 3
+
+
+def test_reload_keeps_a_breaker_whose_settings_are_the_same() -> None:
+    (worker,) = workers(1)
+    breaker = worker.breaker()
+    trip(worker, breaker, "connect")
+    again = worker.breakers.get("up", Config(), worker.shared.scopes_of(0))
+    assert again is breaker
+
+
+def test_reload_with_other_settings_keeps_the_state() -> None:
+    (worker,) = workers(1)
+    old = worker.breaker()
+    trip(worker, old, "connect")
+    new = worker.breakers.get("up", Config(min_requests=99), worker.shared.scopes_of(0))
+    assert new is not old
+    assert not new.is_open  # only prepared
+    worker.breakers.install([new])
+    worker.shared.deliver()
+    assert new.is_open
+    assert isinstance(new.gate.enter(worker.now, 0.5, 1.0), Refused)
+
+
+def test_new_worker_knows_a_circuit_that_is_open() -> None:
+    first, second = workers(2)
+    breaker = first.breaker()
+    first.breakers.force("up", "open", for_ms=0, by="ann", reason="x", done=lambda _: None)
+    first.shared.deliver()
+    late = second.breaker()
+    assert breaker.is_open
+    assert late.is_open
+
+
+def test_transitions_are_logged_with_their_numbers_by_who_caused_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "ambassador.proxy.breakers")
+    first, second = workers(2)
+    breakers = [first.breaker(), second.breaker()]
+    for _ in range(5):
+        for worker, breaker in zip((first, second), breakers, strict=True):
+            attempt(worker, breaker, outcome="connect")
+    trips = [record for record in caplog.records if "closed to open" in record.message]
+    (told,) = [record.message for record in trips if record.levelname == "INFO"]
+    assert "seen by 2 of 2" in told
+    assert {record.message for record in trips} == {told}
+
+
+def test_force_is_obeyed_by_all_and_told_when_the_store_has_it() -> None:
+    first, second = workers(2)
+    breakers = [first.breaker(), second.breaker()]
+    told: list[bool] = []
+    first.breakers.force("up", "open", for_ms=60_000, by="ann", reason="maintenance", done=told.append)
+    assert told == []
+    first.shared.deliver()
+    assert told == [True]
+    assert all(breaker.is_open for breaker in breakers)
+    (status,) = second.breakers.status()
+    assert (status.state, status.scope) == ("open", "upstream")
+    assert status.forced is not None
+    assert (status.forced["state"], status.forced["by"], status.forced["reason"]) == (
+        "open",
+        "ann",
+        "maintenance",
+    )
+    assert status.forced["until"] == pytest.approx(first.shared.clock.now_us / 1e6 + 60)
+
+
+def test_force_without_a_store_is_told_to_have_failed() -> None:
+    (worker,) = workers(1)
+    worker.breaker()
+    worker.shared.scopes[0].go_down()
+    told: list[bool] = []
+    worker.breakers.force("up", "open", for_ms=0, by="", reason="x", done=told.append)
+    worker.shared.deliver()
+    assert told == [False]
+
+
+def test_force_here_acts_on_this_worker_and_reaches_the_store_when_it_is_back() -> None:
+    first, second = workers(2)
+    breakers = [first.breaker(), second.breaker()]
+    first.shared.advance(1.0)
+    for scope in first.shared.scopes:
+        scope.go_down()
+    now_us = first.shared.clock.now_us
+    first.breakers.force_here("up", "open", now_us=now_us, for_ms=0, by="ann", reason="x")
+    assert [breaker.is_open for breaker in breakers] == [True, False]
+    first.shared.advance(1.0)
+    for scope in first.shared.scopes:
+        scope.come_up()
+    first.shared.deliver()
+    assert [breaker.is_open for breaker in breakers] == [True, True]
+
+
+def test_auto_without_a_store_outlives_its_return() -> None:
+    (worker,) = workers(1)
+    breaker = worker.breaker()
+    worker.breakers.force("up", "open", for_ms=0, by="", reason="x", done=lambda _: None)
+    worker.shared.deliver()
+    worker.shared.advance(1.0)
+    worker.shared.scopes[0].go_down()
+    worker.breakers.force_here("up", "auto", now_us=worker.shared.clock.now_us, for_ms=0, by="", reason="y")
+    worker.shared.advance(1.0)
+    worker.shared.scopes[0].come_up()
+    worker.shared.deliver()
+    assert state(breaker) is State.HALF_OPEN
+    (status,) = worker.breakers.status()
+    assert status.forced is None
+
+
+def test_force_of_an_unknown_breaker_is_a_key_error() -> None:
+    (worker,) = workers(1)
+    with pytest.raises(KeyError):
+        worker.breakers.force("nope", "open", for_ms=0, by="", reason="x", done=lambda _: None)
+
+
+def test_status_tells_who_has_opened_only_its_own() -> None:
+    first, second = workers(2)
+    breaker = first.breaker()
+    second.breaker()
+    trip(first, breaker, "connect")
+    (status,) = first.breakers.status()
+    assert status.state == "closed"
+    assert status.local is not None
+    assert (status.local["replica"], status.local["slot"]) == ("r", 0)
+    assert "5 failures in a row" in str(status.local["why"])
+    assert second.breakers.status()[0].local is None
+
+
+def test_store_that_is_back_is_read() -> None:
+    first, second = workers(2)
+    breakers = [first.breaker(), second.breaker()]
+    second.shared.scopes[1].go_down()
+    first.breakers.force("up", "open", for_ms=0, by="", reason="x", done=lambda _: None)
+    first.shared.deliver()
+    assert [breaker.is_open for breaker in breakers] == [True, False]
+    second.shared.scopes[1].come_up()
+    second.shared.deliver()
+    assert breakers[1].is_open
