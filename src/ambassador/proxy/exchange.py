@@ -30,6 +30,7 @@ from ambassador.proxy.fields import tokens
 from ambassador.proxy.forwarding import caller_deadline_s, deadline_fields, max_forwards
 from ambassador.proxy.http1_parser import HEALTH_TARGETS
 from ambassador.proxy.lane import TimedOut
+from ambassador.proxy.policies.breaker import Refusal, Ticket, closed, enter, guards_of, settle
 from ambassador.proxy.policies.retry import IDEMPOTENT
 from ambassador.proxy.problem import error_reply, forbids_retry
 from ambassador.proxy.transfer import ClientGone, Transfer
@@ -64,6 +65,7 @@ class Exchange:
     _transfer: Transfer
     """Made for the first attempt."""
     _failure: UpstreamError | None = None
+    _ticket: Ticket | None = None
     _charged: Charge = None
     _paid = False
     _connection: Http1Connection | None = None
@@ -141,7 +143,13 @@ class Exchange:
         self._verdict = verdict
 
     def take_attempt(
-        self, endpoint: Endpoint, connection: Http1Connection, sent_at: float, failure: UpstreamError | None
+        self,
+        endpoint: Endpoint,
+        connection: Http1Connection,
+        ticket: Ticket | None,
+        *,
+        sent_at: float,
+        failure: UpstreamError | None,
     ) -> None:
         """Begin inside the first attempt, after `take_over`: the whole request was written at `sent_at`.
 
@@ -152,6 +160,7 @@ class Exchange:
         assert plan.upstream is not None
         self.attempts = 1
         self._endpoint, self._connection, self._failure = endpoint, connection, failure
+        self._ticket = ticket
         if plan.upstream.only is None:
             self._tried = (endpoint,)
         self._started = sent_at
@@ -227,17 +236,18 @@ class Exchange:
                 assert connection.reader.head is not None
                 self._upstream_s = self._lane.now - transfer.sent_at
                 status = connection.reader.head.status
+                self._hear(plan, connection.reader.head)
                 if retry is None or status not in retry.statuses:
                     return await self._relay(plan, connection)
                 reason = str(status)
             delay = self._retry_delay(plan, reason)
             if delay is None or not await self._is_affordable(plan):
                 if failure is not None:
-                    plan.metrics.attempt(reason, self._lane.now - transfer.sent_at)
+                    self._count_attempt(plan, reason)
                     raise failure
                 assert connection is not None
                 return await self._relay(plan, connection)
-            plan.metrics.attempt(reason, self._lane.now - transfer.sent_at)
+            self._count_attempt(plan, reason)
             plan.metrics.retry(reason)
             self._leave_endpoint(kept=transfer.upload_done)
             await self._sleep(delay)
@@ -261,6 +271,8 @@ class Exchange:
         delay = retry.delay_s(self.attempts, self._service.random(), after)
         if delay is None or self._lane.now + delay >= self._transfer.deadline:
             return None
+        if any(breaker.is_open for breaker in plan.gates):
+            return None  # what there is says more than that the breaker is open
         return delay if retry.budget.withdraw(self._lane.now) else None
 
     async def _is_affordable(self, plan: RoutePlan) -> bool:
@@ -326,6 +338,8 @@ class Exchange:
         endpoint.inflight += 1
         if upstream.only is None:
             self._tried = (*self._tried, endpoint)
+        if upstream.cooldown is not None or plan.gates or endpoint.gate is not None:
+            await self._enter(plan, endpoint)
         connection = endpoint.pool.take()
         if connection is not None:
             await self._pay_beside(plan, connection)
@@ -334,6 +348,45 @@ class Exchange:
             self._connection = connection
             self._start(plan, connection, endpoint)
         return connection
+
+    async def _enter(self, plan: RoutePlan, endpoint: Endpoint) -> None:
+        """Ask the cool-down and the breakers. Raises `BreakerOpen`: no attempt was made then."""
+        upstream, now = plan.upstream, self._lane.now
+        assert upstream is not None
+        if upstream.cooldown is not None:
+            left_s = upstream.cooldown.left(self.request.passing, endpoint)
+            if left_s > 0:
+                self.attempts -= 1
+                raise upstream.cooldown.error(left_s)
+        guards = guards_of(plan.gates, endpoint)
+        ticket = closed(guards)
+        if ticket is None:
+            entry = enter(guards, now, plan.answer_within_s, self._client)
+            if not isinstance(entry, Ticket | Refusal):
+                entry = await entry
+            if isinstance(entry, Refusal):
+                self.attempts -= 1
+                raise entry.error()
+            ticket = entry
+        self._ticket = ticket
+        self._transfer.try_at = min(self._transfer.try_at, ticket.until)
+
+    def _hear(self, plan: RoutePlan, head: ResponseHead) -> None:
+        """Take what an answer's head says beyond this request: a pause that is asked for; of a stream, how it went."""
+        assert plan.upstream is not None
+        cooldown = plan.upstream.cooldown
+        if cooldown is not None and self._endpoint is not None:
+            after = head.special.get(b"retry-after")
+            cooldown.heard(self.request.passing, self._endpoint, head.status, after)
+        if self._ticket is not None and _is_stream(head):
+            self._settle_ticket(STATUS_TEXT[head.status])
+
+    def _settle_ticket(self, outcome: str) -> None:
+        """Tell the breakers how the attempt went."""
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            now = self._lane.now
+            settle(ticket, outcome, now - self._transfer.sent_at, now)
 
     async def _pay_beside(self, plan: RoutePlan, connection: Http1Connection) -> None:
         """Charge the attempt directly before its first byte, with its connection at hand, which is for others if the
@@ -494,12 +547,17 @@ class Exchange:
 
     def _finish_attempt(self, plan: RoutePlan, failure: str | None) -> None:
         """The answer is complete, or given up because of `failure`: free the endpoint and the connection."""
-        transfer = self._transfer
-        plan.metrics.attempt(failure or STATUS_TEXT[self._status], self._lane.now - transfer.sent_at)
-        self._leave_endpoint(kept=transfer.upload_done and failure is None)
+        self._count_attempt(plan, failure or STATUS_TEXT[self._status])
+        self._leave_endpoint(kept=self._transfer.upload_done and failure is None)
+
+    def _count_attempt(self, plan: RoutePlan, outcome: str) -> None:
+        plan.metrics.attempt(outcome, self._lane.now - self._transfer.sent_at)
+        self._settle_ticket(outcome)
 
     def _leave_endpoint(self, *, kept: bool) -> None:
         """The attempt has ended. `kept`: so is the connection, if its exchange happens to be complete."""
+        if self._ticket is not None:
+            self._settle_ticket("cancelled")
         endpoint, connection = self._endpoint, self._connection
         assert endpoint is not None
         endpoint.inflight -= 1
@@ -615,6 +673,14 @@ async def _admit_rest(
         answer = hook(request)
         reply = answer if answer is None or isinstance(answer, Reply) else await answer
     return reply
+
+
+def _is_stream(head: ResponseHead) -> bool:
+    """The body is not one answer, but lasts as long as both sides like."""
+    return any(
+        name.lower() == b"content-type" and value.startswith((b"text/event-stream", b"application/grpc"))
+        for name, value in head.passing
+    )
 
 
 def charge(hook: Callable[[Request], Awaitable[None] | None], request: Request) -> Charge:

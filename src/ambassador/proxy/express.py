@@ -27,6 +27,8 @@ from ambassador.proxy.exchange import Exchange, admit, charge
 from ambassador.proxy.fields import wire_lines
 from ambassador.proxy.http1_parser import HEALTH_TARGETS, OWN_IDS, SEEN_HEADS, status_line
 from ambassador.proxy.lane import HANGUP, NOT_READ, READ, TimedOut
+from ambassador.proxy.policies.breaker import Ticket, closed, guards_of
+from ambassador.proxy.policies.breaker import answered as settle
 from ambassador.proxy.transfer import ClientGone
 from ambassador.proxy.wire import READ_SIZE, SCRATCH, SCRATCH_BYTES, SCRATCH_SIZE, WORTH_A_VECTOR
 
@@ -142,6 +144,12 @@ async def ride(client: ClientConnection) -> Exchange | None:
         connection = endpoint.pool.take() if endpoint is not None else None
         if endpoint is None or connection is None:
             return _board(client, known, request or _request(client, known, body, request_id), trace)
+        ticket: Ticket | None = None
+        if plan.gates or endpoint.gate is not None:
+            ticket = closed(guards_of(plan.gates, endpoint))
+            if ticket is None:
+                endpoint.pool.put(connection)
+                return _board(client, known, request or _request(client, known, body, request_id), trace)
         if upstream.charge is not None:
             request = request or _request(client, known, body, request_id)
             charged = charge(upstream.charge, request)
@@ -193,7 +201,7 @@ async def ride(client: ClientConnection) -> Exchange | None:
             if answer is None:
                 service.inflight -= 1
                 exchange = _board(client, known, request or _request(client, known, body, request_id), trace)
-                exchange.take_attempt(endpoint, connection, now, failure)
+                exchange.take_attempt(endpoint, connection, ticket, sent_at=now, failure=failure)
                 return exchange
             content = b"".join(connection.reader.body)
         assert answer.start is not None
@@ -204,6 +212,8 @@ async def ride(client: ClientConnection) -> Exchange | None:
         else:
             endpoint.pool.put(connection)
         answered = lane.now
+        if ticket is not None:
+            settle(ticket, answer.status, answered - now, answered)
         ending = _END
         if plan.limit is not None:
             assert request is not None
@@ -259,6 +269,7 @@ def _learn(client: ClientConnection, head: bytes, size: int) -> Known | None:
         plan = table.locate(request)
         if (
             plan.upstream is None
+            or plan.upstream.cooldown is not None
             or plan.shape_request
             or plan.shape_response
             or table.debug_headers
