@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from loadtest import compare, hotspots, idle, machine, origin, processes, report, wrk
+from loadtest import compare, fleet, hotspots, idle, machine, origin, processes, report, wrk
 from loadtest.job import Job, Proxy
 from loadtest.peers import PROXIES, ambassador
 from loadtest.scenarios import SCENARIOS, Scenario
@@ -68,6 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--top", type=_count, default=30, help="functions to show; default 30")
     profile.add_argument("--native", action="store_true", help="C functions too (py-spy; slows the worker)")
     profile.set_defaults(run=_profile)
+
+    simulation = commands.add_parser("fleet", help="simulate rate limits over many workers")
+    simulation.add_argument("--workers", default="4,64,1024", help="numbers of workers; default 4,64,1024")
+    simulation.add_argument("--json", metavar="FILE", help="write everything as JSON; - for standard output")
+    simulation.add_argument("--check", action="store_true", help="exit 1 when more than the limit passes")
+    simulation.set_defaults(run=_fleet)
 
     for command in (comparison, profile):
         command.add_argument(
@@ -203,6 +209,26 @@ def _write_json(target: str, document: dict[str, object]) -> None:
         sys.stdout.write(text)
     else:
         Path(target).write_text(text)
+
+
+def choose_workers(text: str) -> list[int]:
+    """Numbers of workers, separated by commas. Raises UsageError."""
+    try:
+        return [_count(part) for part in text.split(",")]
+    except (ValueError, argparse.ArgumentTypeError):
+        raise UsageError(f"not numbers of workers: {text!r}") from None
+
+
+def _fleet(options: argparse.Namespace) -> int:
+    outcomes = []
+    for outcome in fleet.run(choose_workers(options.workers)):
+        outcomes.append(outcome)
+        scenario = outcome.scenario
+        print(f"loadtest: {scenario.workers} workers, {scenario.name}", file=sys.stderr, flush=True)
+    print(fleet.table(outcomes), file=sys.stderr if options.json == "-" else sys.stdout)
+    if options.json is not None:
+        _write_json(options.json, fleet.document(outcomes))
+    return SAID_NO if options.check and not fleet.never_over(outcomes) else OK
 
 
 def _profile(options: argparse.Namespace) -> int:
