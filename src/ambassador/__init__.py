@@ -35,6 +35,10 @@ Around it
   (`control/supervisor.py`), which keeps the workers (`crew.py`), reloads (`reload.py`, with a process that checks the
   config: `checker.py`) and serves the admin API (`control/admin/`).
 - `control/worker.py` builds a worker's parts, and is the only place that does.
+- What workers and replicas share is in stores (`state/protocol.py` says what one can be asked). A policy asks through
+  a `state/scope.py` and is answered later: by the supervisor's store (`state/local_scope.py`, a socket), or by the
+  fleet's (`state/remote_scope.py`, threads). `control/scopes.py` opens both and drives them with the lane. Requests
+  are decided from what the worker has in hand; none waits for a store longer than `state.max_wait`.
 - `config/` turns files into a `schema.Config` (`load.py`), warns (`check.py`), explains (`explain.py`), and
   compiles it to the table of step 5 (`compile.py`). A policy's own settings are a Struct in the policy's file;
   `settings.py` has the vocabulary.

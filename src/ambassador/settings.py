@@ -62,6 +62,8 @@ Name = Annotated[str, Meta(extra={"form": "name"})]
 """Names a route, an upstream or an instance: letters, digits, `_`, `.`, `-`; it becomes a label of metrics."""
 Secret = Annotated[str, Meta(extra={"form": "secret"})]
 """`env:NAME` or `file:/path`; never the secret itself. It stays a reference after loading."""
+StateUrl = Annotated[str, Meta(extra={"form": "state_url"})]
+"""`local`, or the address of a Redis, without its password."""
 ListenAddress = Annotated[str, Meta(extra={"form": "listen_address"})]
 """`host:port`, `[v6]:port`, or `unix:/path`; port 0 lets the system choose."""
 EndpointUrl = Annotated[str, Meta(extra={"form": "endpoint_url"})]

@@ -97,6 +97,14 @@ def test_secret_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     assert warnings(text) == [
         "3:38: warning: admin.token: the variable 'AMBASSADOR_TEST_TOKEN' is not set here"
     ]
+    state = (
+        "state: {url: redis://h, password: 'env:AMBASSADOR_TEST_TOKEN', secret_key: 'file:/none'}\n"
+        "routes: [{name: a, respond: 200}]\n"
+    )
+    assert warnings(state) == [
+        "3:35: warning: state.password: the variable 'AMBASSADOR_TEST_TOKEN' is not set here",
+        "3:76: warning: state.secret_key: '/none' cannot be read here",
+    ]
     monkeypatch.setenv("AMBASSADOR_TEST_TOKEN", "x")
     assert not warnings(text)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ambassador.config.load import Loaded, load, load_file, load_string, load_text
 from ambassador.config.problem import ConfigError
-from ambassador.config.schema import Config, Endpoint, PathRegex, Redirect, Respond, ValueMatch
+from ambassador.config.schema import Config, Endpoint, PathRegex, Redirect, Respond, State, ValueMatch
 from ambassador.proxy.policies import headers, retry
 
 HEAD = "version: 1\nlisten: 127.0.0.1:8080\n"
@@ -320,7 +320,14 @@ def test_mistake_in_a_route_has_its_place(text: str, error: str) -> None:
          "1:24: error: listen.protocol: 'protocol' is not supported by this version; only 'http' is"),
         ("listen: {address: a:1, mode: [reverse, forward]}",
          "1:24: error: listen.mode: 'mode' is not supported by this version; only 'reverse' is"),
-        ("listen: a:1\nstate: redis://a", "2:8: error: state: must be local; got 'redis://a'"),
+        ("listen: a:1\nstate: redist://a",
+         "2:8: error: state: must be 'local' or the address of a Redis: the scheme must be redis, rediss, unix, redis+sentinel or redis+cluster; as in 'redis://host:6379/0'"),
+        ("listen: a:1\nstate: {password: env:X}", "2:19: error: state.password: needs the 'url' of a Redis"),
+        ("listen: a:1\nstate: {url: redis://h, sentinel_password: env:X}",
+         "2:44: error: state.sentinel_password: needs a 'url' with Sentinels, 'redis+sentinel://…'"),
+        ("listen: a:1\nstate: {max_wait: 1s}",
+         "2:19: error: state.max_wait: is longer than 250ms, after which the store counts as lost"),
+        ("listen: a:1\nstate: {on_loss: shared}", "2:18: error: state.on_loss: must be one of closed, open, share; got 'shared'; did you mean 'share'?"),
         ("listen: a:1\nadmin: {address: a:2, tokn: hunter2, metrics: open}",
          "2:23: error: admin: unknown key 'tokn'; did you mean 'token'?"),
         ("listen: a:1\nworkers: many", "2:10: error: workers: must be a whole number, not 'many'"),
@@ -406,6 +413,27 @@ def test_secret_in_the_file_is_not_shown() -> None:
     assert len(result.errors) == 3
     for problem in result.errors:
         assert "hunter2" not in problem.text()
+
+
+def test_password_of_the_store_in_the_file_is_not_shown() -> None:
+    (problem,) = load_string(
+        HEAD + "state: redis://me:hunter2@host/0\nroutes: [{name: a, respond: 200}]"
+    ).errors
+    assert "hunter2" not in problem.text()
+    assert "password: env:NAME" in problem.text()
+
+
+def test_state_has_its_defaults_and_what_is_written() -> None:
+    state = load_text(HEAD + "state: redis://me@host/3").state
+    assert state == State(url="redis://me@host/3")
+    assert (state.prefix, state.on_loss, state.max_wait) == ("amb", "share", 0.02)
+    assert (state.password, state.secret_key, state.expected_replicas) == (None, None, None)
+    state = load_text(
+        HEAD + "state: {url: 'redis+sentinel://h/m', password: env:P, sentinel_password: file:/s, prefix: x, "
+        "secret_key: file:/k, on_loss: closed, max_wait: 0s, expected_replicas: 4}"
+    ).state
+    assert (state.password, state.sentinel_password, state.secret_key) == ("env:P", "file:/s", "file:/k")
+    assert (state.prefix, state.on_loss, state.max_wait, state.expected_replicas) == ("x", "closed", 0.0, 4)
 
 
 def test_admin_beyond_loopback_needs_a_token() -> None:

@@ -35,6 +35,11 @@ from ambassador.config.units import Wrong
         (words.template, "{client} {{x}} {param.id}", "{client} {{x}} {param.id}"),
         (words.retry_condition, "502-504", "502-504"),
         (words.secret, "file:/run/t", "file:/run/t"),
+        (words.state_url, "local", "local"),
+        (words.state_url, "redis://user@h:1/2", "redis://user@h:1/2"),
+        (words.state_url, "rediss+sentinel://a,b:1/main?ca=/x", "rediss+sentinel://a,b:1/main?ca=/x"),
+        (words.state_url, "redis+cluster://a,[::1]:1", "redis+cluster://a,[::1]:1"),
+        (words.state_url, "unix:/run/redis.sock", "unix:/run/redis.sock"),
     ],
 )
 def test_word_accepted(parse: Callable[[str], str], text: str, canonical: str) -> None:
@@ -88,6 +93,11 @@ def test_word_accepted(parse: Callable[[str], str], text: str, canonical: str) -
         (words.name, "a/b"),
         (words.log_target, "syslog"),
         (words.control, "127.0.0.1:1"),
+        (words.state_url, "locale"),
+        (words.state_url, "redis:/h"),
+        (words.state_url, "memcached://h"),
+        (words.state_url, "redis+sentinel://h"),
+        (words.state_url, "redis://h/0?retry=9"),
     ],
 )
 def test_word_refused(parse: Callable[[str], str], text: str) -> None:
@@ -100,6 +110,24 @@ def test_secret_is_not_repeated(text: str) -> None:
     with pytest.raises(Wrong) as caught:
         words.secret(text)
     assert text not in f"{caught.value.problem} {caught.value.hint}"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("redis://:hunter2@h", "password"),
+        ("redis://me:hunter2@h/0", "password"),
+        ("redis+sentinel://h/main?sentinel_password=hunter2", "sentinel_password"),
+        ("redis://:hunter2@h:port", ""),
+        ("redis//me:hunter2@h", ""),
+    ],
+)
+def test_password_in_the_url_of_a_store_is_refused_and_not_repeated(text: str, key: str) -> None:
+    with pytest.raises(Wrong) as caught:
+        words.state_url(text)
+    said = f"{caught.value.problem} {caught.value.hint}"
+    assert "hunter2" not in said
+    assert f"{key}: env:NAME" in said or not key
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import trio
@@ -20,6 +20,7 @@ import trio
 from ambassador.config.schema import Config
 from ambassador.control.duties import obey
 from ambassador.control.orders import Brief, Start
+from ambassador.control.roll import encode_roll
 
 
 class StubPlane:
@@ -67,8 +68,8 @@ class StubPlane:
     def reopen(self) -> None:
         os.write(self._log_fd, b"reopened\n")
 
-    def answer(self, what: str) -> bytes:
-        return json.dumps([{"name": what, "count": 1}]).encode()
+    def answer(self, what: str, give: Callable[[bytes], None]) -> None:
+        give(encode_roll(None) if what == "replicas" else json.dumps([{"name": what, "count": 1}]).encode())
 
     def beat(self) -> float:
         return 0.0

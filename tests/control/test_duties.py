@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -89,8 +89,8 @@ class FakePlane:
     def reopen(self) -> None:
         self.done.append("reopen")
 
-    def answer(self, what: str) -> bytes:
-        return what.encode()
+    def answer(self, what: str, give: Callable[[bytes], None]) -> None:
+        give(what.encode())
 
     def beat(self) -> float:
         return 1.5

@@ -149,9 +149,16 @@ async def test_a_drain_says_close_and_unhealthy(worker: Running) -> None:
     assert b"HTTP/1.1 503 " in await worker.get("/.well-known/ambassador/health")
 
 
+def answered(worker: Running, what: str) -> bytes:
+    answers: list[bytes] = []
+    worker.plane.answer(what, answers.append)
+    (answer,) = answers
+    return answer
+
+
 def upstream_of(worker: Running) -> UpstreamStatus:
     sums = UpstreamSums()
-    for _ in sums.add([worker.plane.answer("upstreams")]):
+    for _ in sums.add([answered(worker, "upstreams")]):
         pass
     (told,) = sums.upstreams()
     return told
@@ -162,5 +169,5 @@ async def test_questions(worker: Running) -> None:
     worker.plane.set_addresses("upstream.example", ("10.0.0.1",))
     told = upstream_of(worker)
     assert (told.name, told.endpoints[0].address) == ("named", "10.0.0.1")
-    names = {task["name"] for task in json.loads(worker.plane.answer("tasks"))}
+    names = {task["name"] for task in json.loads(answered(worker, "tasks"))}
     assert "ambassador.proxy.lane.Lane.run" in names

@@ -14,6 +14,7 @@ from ambassador.proxy.policies import limit
 _FULL_USE_S = 0.05
 """A smaller burst is gone before a worker is asked again (`state.holding`: the pace when tokens are scarce)."""
 
+_SECRETS = {"admin": ("token",), "state": ("password", "sentinel_password", "secret_key")}
 IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
 """RFC 9110 9.2.2."""
 
@@ -91,15 +92,21 @@ def _warn_of_unused(config: Config, upstreams: dict[str, Part]) -> None:
 
 
 def _warn_of_secrets(document: Part | None) -> None:
-    admin = document.values.get("admin") if document is not None else None
-    token = admin.values.get("token") if isinstance(admin, Part) else None
-    if not isinstance(admin, Part) or not isinstance(token, str):
-        return
-    kind, _, where = token.partition(":")
+    for section, keys in _SECRETS.items():
+        part = document.values.get(section) if document is not None else None
+        for key in keys:
+            secret = part.values.get(key) if isinstance(part, Part) else None
+            if isinstance(part, Part) and isinstance(secret, str):
+                _warn_of_secret(secret, part, key)
+
+
+def _warn_of_secret(secret: str, part: Part, key: str) -> None:
+    node, path = part.place(key)
+    kind, _, where = secret.partition(":")
     if kind == "file" and not os.access(where, os.R_OK):
-        admin.nodes["token"].report("admin.token", f"'{where}' cannot be read here", level="warning")
+        node.report(path, f"'{where}' cannot be read here", level="warning")
     if kind == "env" and not os.environ.get(where):
-        admin.nodes["token"].report("admin.token", f"the variable '{where}' is not set here", level="warning")
+        node.report(path, f"the variable '{where}' is not set here", level="warning")
 
 
 def _warn_of_shadows(routes: Sequence[Route], parts: Sequence[Part]) -> None:

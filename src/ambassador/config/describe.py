@@ -32,6 +32,7 @@ _STRINGS: dict[str, dict[str, Any]] = {
     "limit_cost": {"type": ["integer", "string"], "pattern": r"^([1-9][0-9]*|header:.+)$", "minimum": 1, "examples": ["header:x-cost"]},
     "name": {"type": "string", "pattern": r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$"},
     "secret": {"type": "string", "pattern": r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.*)$", "examples": ["env:TOKEN", "file:/run/secrets/token"]},
+    "state_url": {"type": "string", "pattern": r"^(local|rediss?(\+sentinel|\+cluster)?://[^/?#]+.*|unix:/.+)$", "examples": ["local", "redis://127.0.0.1:6379/0"]},
     "listen_address": {"type": "string", "pattern": r"^(unix:/.+|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5}|[^:\[\]]+:[0-9]{1,5})$", "examples": ["127.0.0.1:8080"]},
     "control": {"type": "string", "pattern": r"^unix:/.+$"},
     "endpoint_url": {"type": "string", "pattern": r"^([Hh][Tt][Tt][Pp]://[^/?#@]+/?|unix:/.+)$", "examples": ["http://127.0.0.1:9000"]},

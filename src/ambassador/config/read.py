@@ -376,7 +376,7 @@ def _text_of(node: Node, path: str) -> str | None:
 def _formed(parse: Callable[[str], Any], info: inspect.Type) -> Reader:
     """The reader of one of the forms: its parser, and the bounds of its type."""
     bounds = _bounds(info)
-    is_secret = parse is words.secret
+    may_be_secret = parse in (words.secret, words.state_url)
 
     def read_formed(node: Node, path: str) -> Any:
         text = _text_of(node, path)
@@ -385,7 +385,7 @@ def _formed(parse: Callable[[str], Any], info: inspect.Type) -> Reader:
         try:
             value = parse(text)
         except Wrong as wrong:
-            if is_secret:
+            if may_be_secret:
                 node.source.mask(node.line, text)
                 node.report(path, wrong.problem, wrong.hint)
                 return BAD
@@ -630,6 +630,7 @@ _FORMS: dict[str | None, Callable[[str], Any]] = {
     "percent": units.parse_percent,
     "name": words.name,
     "secret": words.secret,
+    "state_url": words.state_url,
     "listen_address": words.listen_address,
     "control": words.control,
     "endpoint_url": words.endpoint_url,

@@ -39,7 +39,9 @@ from ambassador.settings import (
     SecondsOrNone,
     Secret,
     Section,
+    StateUrl,
 )
+from ambassador.state.bridge import ANSWER_WITHIN_S as STATE_ANSWERS_WITHIN_S
 
 __all__ = [
     "Admin",
@@ -145,24 +147,45 @@ class State(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where replicas share what they count."""
 
     shorthand: ClassVar[str | None] = "url"
-    later: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "prefix": (),
-        "secret_key": (),
-    }
 
-    url: Literal["local"] = "local"
-    """`local`: shared by the workers of this host only."""
+    url: StateUrl = "local"
+    """`local`: shared by the workers of this host only. Or a Redis, by which all replicas share it:
+    `redis://[user@]host[:port][/db]` (`unix:/path` by its socket), `redis+sentinel://host[:port],host/master[/db]`,
+    `redis+cluster://host[:port],host`. `rediss` is TLS, with the server always verified (`?ca=FILE`, and
+    `?cert=FILE&key=FILE` for a certificate of one's own)."""
+
+    password: Secret | None = None
+    """The password of the Redis: `env:NAME` or `file:/path`, read at each connecting. In the URL it is refused."""
+
+    sentinel_password: Secret | None = None
+    """The password of the Sentinels, where they ask for one (their user: `?sentinel_user=NAME` in the URL)."""
+
+    prefix: Name = "amb"
+    """What the keys in Redis begin with. Replicas share what has the same prefix."""
+
+    secret_key: Secret | None = None
+    """The key that credentials in Redis are encrypted with. Without one they are not put there."""
 
     on_loss: Literal["share", "closed", "open"] = "share"
-    """What limits do while the store cannot be reached: `share`, this replica's part of each; `closed`, refuse;
-    `open`, admit."""
+    """What limits do while Redis is away: each replica admits its part of them (`share`), nothing beyond the tokens in
+    hand (`closed`), or everything (`open`)."""
 
     max_wait: SecondsOrNone = 0.02
-    """How long a request may be held for the store, over all its limits and attempts. After that the fallback of
-    `on_loss` decides."""
+    """How long a request may wait for the store, over all its limits and attempts. Then it is decided as `on_loss`
+    says."""
 
     expected_replicas: Count | None = None
-    """Replicas that share the state, where they were never counted: what a share is computed by at first."""
+    """Into how many parts limits fall when Redis is away before this replica has heard how many there are."""
+
+    def conflicts(self) -> Iterator[tuple[str | None, str]]:
+        """Passwords for what asks for none, and a wait beyond which there is no answer any more."""
+        if self.password is not None and self.url == "local":
+            yield "password", "needs the 'url' of a Redis"
+        if self.sentinel_password is not None and "+sentinel:" not in self.url:
+            yield "sentinel_password", "needs a 'url' with Sentinels, 'redis+sentinel://…'"
+        if self.max_wait > STATE_ANSWERS_WITHIN_S:
+            within = format_duration(STATE_ANSWERS_WITHIN_S)
+            yield "max_wait", f"is longer than {within}, after which the store counts as lost"
 
 
 class Endpoint(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

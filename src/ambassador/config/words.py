@@ -17,6 +17,7 @@ from ambassador.proxy import path_regex
 from ambassador.proxy.path import normalise
 from ambassador.proxy.policies import breaker, retry
 from ambassador.proxy.statuses import status_range
+from ambassador.state.redis_url import parse_address
 
 NOT_SUPPORTED = "not supported by this version"
 
@@ -80,6 +81,23 @@ def secret(text: str) -> str:
     """A reference to a secret. The problem never repeats the text, which may be the secret itself."""
     if not _SECRET.fullmatch(text) or "\0" in text:
         raise Wrong("must be 'env:NAME' or 'file:/path', never the secret itself")
+    return text
+
+
+def state_url(text: str) -> str:
+    """`local`, or the address of a Redis. The problem never repeats the text, which may hold a password."""
+    if text == "local":
+        return text
+    try:
+        address = parse_address(text)
+    except ValueError as error:
+        raise Wrong(
+            f"must be 'local' or the address of a Redis: {error}",
+            did_you_mean(text, ["local"]) or "as in 'redis://host:6379/0'",
+        ) from None
+    if address.password is not None or address.sentinel_password is not None:
+        key = "password" if address.password is not None else "sentinel_password"
+        raise Wrong("must not hold the password", f"write 'state: {{url: …, {key}: env:NAME}}'")
     return text
 
 

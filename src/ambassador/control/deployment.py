@@ -31,7 +31,8 @@ class Deployment:
     def __init__(self, config: Config, instance: str, pages: Pages, names: Resolver) -> None:
         self.config = config
         self.instance = instance
-        self.replica = replica_name(config.name)
+        # Replicas may well have the same config, and the same `name`; among those that share a store each is another.
+        self.replica = instance if config.name is None else f"{instance}-{os.urandom(6).hex()}"
         self.generation = 1
         self.bindings: dict[str, Binding] = {}
         self.pages = pages
@@ -90,11 +91,6 @@ def pair(sockets: Iterable[tuple[SocketRef, int]]) -> tuple[tuple[SocketRef, ...
     """References and descriptors, apart."""
     listed = list(sockets)
     return tuple(ref for ref, _ in listed), [fd for _, fd in listed]
-
-
-def replica_name(name: str | None) -> str:
-    """A name for this supervisor among all that share a store; replicas may well have the same config, and `name`."""
-    return f"{name or 'ambassador'}-{os.urandom(6).hex()}"
 
 
 def random_name() -> str:

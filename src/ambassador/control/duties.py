@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Final, Protocol, TypeAlias
 
 import msgspec
@@ -93,8 +94,8 @@ class Plane(Protocol):
     def reopen(self) -> None:
         """Open log files again, by name."""
 
-    def answer(self, what: str) -> bytes:
-        """The answer to a question of the admin API (`orders.Answer`)."""
+    def answer(self, what: str, give: Callable[[bytes], None]) -> None:
+        """Answer a question of the admin API: `give` it, as JSON, at once or later."""
 
     def beat(self) -> float:
         """Write down the gauges; returns the loop's longest turn since the last call, in milliseconds."""
@@ -221,7 +222,10 @@ class Duties:
             case Reopen():
                 self._plane.reopen()
             case Ask():
-                self._channel.post(Answer(id=order.id, data=self._plane.answer(order.what)))
+                self._plane.answer(order.what, partial(self._post_answer, order.id))
+
+    def _post_answer(self, number: int, data: bytes) -> None:
+        self._channel.post(Answer(id=number, data=data))
 
     async def _beat(self) -> None:
         while True:

@@ -41,6 +41,11 @@ class Pages:
         """Bytes of a page, now."""
         return self._registry.size
 
+    @property
+    def state_up(self) -> bool:
+        """Whether every worker reaches the fleet's store."""
+        return all(page.state_up for page in self._pages.values())
+
     def place(self, config: Config) -> bytes:
         """Give every route of the config its block, in the pages of workers that live too; where they all lie."""
         blocks = self._registry.place(block_keys(config))

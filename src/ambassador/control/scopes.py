@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import trio
 
@@ -28,6 +28,8 @@ S = TypeVar("S", LocalScope, RemoteScope)
 
 LEAVE_WITHIN_S = 0.3
 """What is still to be said to each store at a worker's end has this long."""
+
+_Key: TypeAlias = tuple[str, str, str | None, str | None]
 
 OpenRemote = Callable[[schema.State], Store]
 """Makes the client of the fleet's store, not connected yet. Raises ValueError or ImportError when that cannot be."""
@@ -50,6 +52,11 @@ class _Alarm(Timer):
 
     def expire(self) -> None:
         self.pulse()
+
+
+def _key(state: schema.State) -> _Key:
+    """What makes a store another one; the rest of the section says how it is used."""
+    return (state.url, state.prefix, state.password, state.sentinel_password)
 
 
 def _nothing() -> None:
@@ -98,7 +105,7 @@ class WorkerScopes:
         self._switch = Switch(self._local.scope)
         self.scopes = Scopes(self._switch, self._local.scope)
         """What policies share by: the same two for the worker's life."""
-        self._fleets: dict[schema.State, _Driven[RemoteScope]] = {}
+        self._fleets: dict[_Key, _Driven[RemoteScope]] = {}
         self._retired: list[_Driven[RemoteScope]] = []
         self._lives = Lives(self._greeting, self._local.scope, None)
         self._beats = _Alarm(lane, self._beat)
@@ -106,12 +113,12 @@ class WorkerScopes:
 
     def prepare(self, state: schema.State) -> None:
         """Begin to connect to the store of a generation of the config. Raises whatever `open_remote` does."""
-        if state.url == "local" or state in self._fleets:
+        if state.url == "local" or _key(state) in self._fleets:
             return
         store = self._open_remote(state)
-        fleet = self._fleets[state] = _Driven(
+        fleet = self._fleets[_key(state)] = _Driven(
             self._lane,
-            lambda alarm: RemoteScope(store, lambda: [self._greeting()], self._time, alarm),
+            lambda alarm: RemoteScope(store, lambda: [self._greeting(arrives=True)], self._time, alarm),
         )
         if state.expected_replicas is not None:
             fleet.scope.census.assume(state.expected_replicas, state.expected_replicas)
@@ -119,7 +126,7 @@ class WorkerScopes:
 
     def use(self, state: schema.State) -> None:
         """The generation that is served has this `state`, which was prepared; what no other one needs is ended."""
-        fleet = self._fleets.get(state)
+        fleet = self._fleets.get(_key(state))
         target = self._local.scope if fleet is None else fleet.scope
         if target is not self._switch.target:
             self._lives = Lives(self._greeting, self._local.scope, None if fleet is None else fleet.scope)
@@ -169,7 +176,10 @@ class WorkerScopes:
         self._lives.beat()
         self._beats.set(self._time() + BEAT_EVERY_S)
 
-    def _greeting(self) -> Beat:
-        """The beat of now. Also called from the thread of a store."""
-        info = Info(self._since, __version__, self.generation, self.up)
+    def _greeting(self, *, arrives: bool = False) -> Beat:
+        """The beat of now. `arrives`: whoever reads it sees by it that the fleet's store is reached.
+
+        Also called from the thread of a store.
+        """
+        info = Info(self._since, __version__, self.generation, arrives or self.up)
         return Beat(self._replica, self._slot, encode_info(info))

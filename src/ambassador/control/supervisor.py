@@ -21,7 +21,7 @@ import trio
 from ambassador import __version__
 from ambassador.config.schema import Config
 from ambassador.control import socket_path
-from ambassador.control.admin.api import Api, Replica
+from ambassador.control.admin.api import Api
 from ambassador.control.admin.doors import AdminDoor, ControlDoor, serve_door
 from ambassador.control.checker import Checker
 from ambassador.control.checking import CHECKING_MODULE, Checked
@@ -36,8 +36,10 @@ from ambassador.control.output import Output
 from ambassador.control.pages import Pages
 from ambassador.control.provision import Equipment
 from ambassador.control.reload import LastReload, Reload
+from ambassador.control.roll import Replica, decode_roll
 from ambassador.control.secret import SecretError
 from ambassador.control.slots import BindError
+from ambassador.control.state_watch import StateWatch
 from ambassador.control.status import (
     ListenerStatus,
     RouteStatus,
@@ -134,6 +136,8 @@ class Supervisor:
                 if self._admin is not None:
                     self._nursery.start_soon(self._serve_admin, self._admin, self._admin_serving)
                 self._nursery.start_soon(self._end_when_drained)
+                watch = StateWatch(self._pages, lambda: self._deployment.config.state, self._log)
+                self._nursery.start_soon(watch.run)
                 await self._nursery.start(self._checker.run)
                 await self._nursery.start(self._crew.run, size)
                 # What there is now stays: without this each full collection holds the loop for 30 ms.
@@ -335,7 +339,7 @@ class Supervisor:
             started=self._started,
             draining=self._draining,
             ready=self.not_ready_because is None,
-            state=StateStatus(backend=self._deployment.config.state.url, up=True),
+            state=StateStatus(backend=self._deployment.config.state.url, up=self._pages.state_up),
             workers=[worker_status(worker) for worker in sorted(self._crew.live, key=lambda each: each.slot)],
             listeners=[ListenerStatus(address=binding.address, url=binding.url) for binding in bindings],
             admin=None if self._admin is None else self._admin.url,
@@ -357,17 +361,20 @@ class Supervisor:
         """What the routes have had to do."""
         return self._pages.traffic()
 
-    def replicas(self) -> list[Replica]:
-        """Only this one: what is shared is shared by its workers only."""
+    async def replicas(self) -> list[Replica]:
+        """Those that share the state, as the first worker hears it that hears anything; else only this one."""
+        for told in await self._crew.ask("replicas"):
+            if replicas := decode_roll(told):
+                return replicas
         return [
             Replica(
-                id=self._deployment.instance,
+                id=self._deployment.replica,
                 workers=len(self._crew.current),
                 since=self._started,
                 last_beat=time.time(),
                 version=__version__,
                 generation=self._deployment.generation,
-                state_up=True,
+                state_up=self._pages.state_up,
             )
         ]
 

@@ -14,7 +14,7 @@ import secrets
 import socket
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import TypedDict
 
@@ -27,6 +27,7 @@ from ambassador.control.duties import obey
 from ambassador.control.listeners import keyed
 from ambassador.control.logs import log_to_stderr
 from ambassador.control.orders import Brief, Start
+from ambassador.control.roll import encode_roll
 from ambassador.control.scopes import WorkerScopes
 from ambassador.control.sums import ConnectionCounts, EndpointStatus, UpstreamStatus, answer
 from ambassador.observe.access_log import AccessLog
@@ -39,6 +40,7 @@ from ambassador.proxy.plan import Upstream
 from ambassador.proxy.policies.cooldown import Cooldowns
 from ambassador.proxy.service import Service, Table
 from ambassador.proxy.upstream.endpoint import Endpoint
+from ambassador.state.protocol import Roll
 from ambassador.state.store_thread import Store
 
 _YOUNG_OBJECTS = 20_000
@@ -263,9 +265,12 @@ class WorkerPlane:
         """Requests that are not finished."""
         return self._service.inflight
 
-    def answer(self, what: str) -> bytes:
-        """The answer to a question of the admin API."""
-        return msgspec.json.encode(self._tasks()) if what == "tasks" else answer(self._upstreams())
+    def answer(self, what: str, give: Callable[[bytes], None]) -> None:
+        """Answer a question of the admin API: `give` it at once or later."""
+        if what == "replicas":
+            self._scopes.scopes.fleet.ask(Roll(), lambda told: give(encode_roll(told)))
+        else:
+            give(msgspec.json.encode(self._tasks()) if what == "tasks" else answer(self._upstreams()))
 
     def _tasks(self) -> list[dict[str, object]]:
         root = trio.lowlevel.current_root_task()
@@ -368,7 +373,13 @@ def _settle_garbage() -> None:
 
 
 def _open_fleet(state: schema.State) -> Store:
-    raise ValueError(f"state: {state.url} is not supported by this version")
+    try:
+        from ambassador.control.fleet import FleetStore  # noqa: PLC0415 - 50 ms that only those pay who need it
+    except ImportError as error:
+        raise ValueError(
+            f"state: a Redis needs the package 'redis', 'ambassador-proxy[redis]': {error}"
+        ) from None
+    return FleetStore(state)
 
 
 @asynccontextmanager

@@ -1,1 +1,1 @@
-"""What workers and replicas share. In this version nothing beyond the counters of `observe`."""
+"""What workers and replicas share: stores, what they can be asked, and a worker's way to them."""

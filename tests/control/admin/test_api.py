@@ -8,9 +8,10 @@ import msgspec
 import pytest
 import trio
 
-from ambassador.control.admin.api import Api, Replica
+from ambassador.control.admin.api import Api
 from ambassador.control.admin.http import Request, Response
 from ambassador.control.reload import LastReload
+from ambassador.control.roll import Replica
 from ambassador.control.status import RouteStatus, StateStatus, Status
 from ambassador.control.sums import UpstreamStatus
 from ambassador.control.turns import Turns
@@ -55,7 +56,8 @@ class FakeService:
             [Traffic(route="a", upstream="-", requests=1, errors=0, unanswered=0, retries=0, seconds=0.5)]
         )
 
-    def replicas(self) -> list[Replica]:
+    async def replicas(self) -> list[Replica]:
+        await trio.lowlevel.checkpoint()
         return []
 
     def metrics(self, accept: str) -> tuple[Iterator[bytes], str]:

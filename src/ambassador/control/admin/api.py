@@ -11,6 +11,7 @@ from ambassador.control.admin.dashboard import PAGE, PAGE_HEADERS
 from ambassador.control.admin.document import pieces
 from ambassador.control.admin.http import Request, Response, problem
 from ambassador.control.reload import LastReload
+from ambassador.control.roll import Replica
 from ambassador.control.status import RouteStatus, Status
 from ambassador.control.sums import UpstreamStatus
 from ambassador.control.turns import Turns
@@ -19,18 +20,6 @@ from ambassador.observe.families import Traffic
 _MOST_WORKERS = 1024
 
 _NOT_BUILT = frozenset({"/api/breakers", "/api/limits", "/api/migrations", "/api/tap"})
-
-
-class Replica(msgspec.Struct, frozen=True, kw_only=True):
-    """`/api/replicas`: one host's ambassador. Times are in unix seconds."""
-
-    id: str
-    workers: int
-    since: float
-    last_beat: float
-    version: str
-    generation: int
-    state_up: bool
 
 
 class Service(Protocol):
@@ -56,7 +45,7 @@ class Service(Protocol):
     def traffic(self) -> Iterator[Traffic]:
         """What the routes have had to do, in short."""
 
-    def replicas(self) -> list[Replica]:
+    async def replicas(self) -> list[Replica]:
         """Those that share the state."""
 
     def metrics(self, accept: str) -> tuple[Iterator[bytes], str]:
@@ -160,7 +149,7 @@ class Api:
         return await self._long(await self._service.tasks())
 
     async def _replicas(self, _: Request) -> Response:
-        return _json(self._service.replicas())
+        return _json(await self._service.replicas())
 
     async def _reload(self, _: Request) -> Response:
         done = await self._service.reload()

@@ -1,0 +1,63 @@
+"""The roll: which replicas share the state, as one worker hears it from the store and the admin API tells it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ambassador.state.lives import decode_info
+from ambassador.state.protocol import Answer, Member, Rolled
+
+
+class Replica(msgspec.Struct, frozen=True, kw_only=True):
+    """`/api/replicas`: one host's ambassador. Times are in unix seconds, `last_beat` by the store's clock.
+
+    `since` and `version` are of its oldest worker and its latest beat, `generation` is the newest; `state_up`: all of
+    its workers reach the store.
+    """
+
+    id: str
+    workers: int
+    since: float
+    last_beat: float
+    version: str
+    generation: int
+    state_up: bool
+
+
+_MEMBERS = msgspec.msgpack.Decoder(list[Member])
+
+
+def encode_roll(told: Answer | None) -> bytes:
+    """What a worker heard, for its supervisor; nobody, if the store did not answer."""
+    return msgspec.msgpack.encode(told.members if isinstance(told, Rolled) else [])
+
+
+def decode_roll(data: bytes) -> list[Replica]:
+    """The replicas of a roll, in the order of their names.
+
+    A worker that tells of itself in a way that is not known here, because it runs another version, is counted and not
+    described.
+    """
+    replicas: dict[str, list[Member]] = {}
+    for member in _MEMBERS.decode(data):
+        replicas.setdefault(member.replica, []).append(member)
+    return [_replica(name, replicas[name]) for name in sorted(replicas)]
+
+
+def _replica(name: str, members: list[Member]) -> Replica:
+    infos = []
+    for member in sorted(members, key=lambda each: each.last_us):
+        try:
+            infos.append(decode_info(member.info))
+        except msgspec.MsgspecError:
+            continue
+    last_beat = max(member.last_us for member in members) / 1e6
+    return Replica(
+        id=name,
+        workers=len(members),
+        since=min((info.since for info in infos), default=last_beat),
+        last_beat=last_beat,
+        version=infos[-1].version if infos else "?",
+        generation=max((info.generation for info in infos), default=0),
+        state_up=all(info.state_up for info in infos),
+    )
