@@ -97,9 +97,11 @@ def running(
     core: int | None,
     directory: Path,
     env: Mapping[str, str] | None = None,
-    ready_path: str = "/",
+    ready_path: str | None = "/",
 ) -> Iterator[Running]:
     """Start a server, wait until it answers 200 on `ready_path`, and end its whole tree after the body.
+
+    `ready_path` None: it does not speak HTTP; it is ready when it takes connections.
 
     Its output goes to `directory`/NAME.log; it keeps this program's working directory. Raises StartError.
     """
@@ -132,13 +134,25 @@ def answers(port: int, path: str) -> bool:
         connection.close()
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], name: str, port: int, path: str, log: Path) -> None:
+def accepts(port: int) -> bool:
+    """Whether a connection is taken within a second."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _wait_until_ready(
+    process: subprocess.Popen[bytes], name: str, port: int, path: str | None, log: Path
+) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
-    while not answers(port, path):
+    while not (accepts(port) if path is None else answers(port, path)):
         if process.poll() is not None:
             raise StartError(f"{name} ended with status {process.returncode}:\n{_tail(log)}")
         if time.monotonic() > deadline:
-            raise StartError(f"{name} did not answer 200 on {path} in {START_TIMEOUT_S:.0f} s:\n{_tail(log)}")
+            wanted = "take connections" if path is None else f"answer 200 on {path}"
+            raise StartError(f"{name} did not {wanted} in {START_TIMEOUT_S:.0f} s:\n{_tail(log)}")
         time.sleep(POLL_S)
 
 

@@ -23,5 +23,5 @@ def serving(directory: Path, core: int | None) -> Iterator[str]:
         raise processes.StartError(f"shared state needs Redis or Valkey: {INSTALL}")
     [port] = processes.free_ports(1)
     command = [binary, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"]
-    with processes.running("store", command, port=port, core=core, directory=directory):
+    with processes.running("store", command, port=port, core=core, directory=directory, ready_path=None):
         yield f"redis://127.0.0.1:{port}/0"
