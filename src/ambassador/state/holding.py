@@ -32,7 +32,6 @@ the estimate is needed, so a decision that finds tokens touches nothing but the 
 from __future__ import annotations
 
 import math
-from collections import deque
 from math import inf
 from typing import Final
 
@@ -153,7 +152,7 @@ class Holding:
         self.blocked = False
         """Somebody waits for tokens, so that nobody else may take any. See `block`."""
         self._expires = -inf
-        self._later: deque[tuple[float, float]] = deque()
+        self._later: list[tuple[float, float]] = []
         self._base = 0.0
         self._arrived = 0.0
         self._folded_at = now
@@ -199,7 +198,7 @@ class Holding:
             self._advance(now)
         while self.balance < cost and self._later:
             # A cost over two lots: what is left of both lives as long as the older one.
-            expires, count = self._later.popleft()
+            expires, count = self._later.pop(0)
             if self.balance <= 0.0:
                 self._expires = expires
             self.extra -= count
@@ -230,7 +229,7 @@ class Holding:
         self.expired += self.balance
         self.balance = 0.0
         while self._later:
-            self._expires, self.balance = self._later.popleft()
+            self._expires, self.balance = self._later.pop(0)
             self.extra -= self.balance
             if now < self._expires:
                 break

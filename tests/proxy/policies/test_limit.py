@@ -685,6 +685,26 @@ def test_store_away_and_back_admits_little_more(
 @SLOW
 @given(
     rate=RATES,
+    demands=st.lists(st.sampled_from([0.05, 0.3, 1.0, 4.0]), min_size=1, max_size=4),
+    delay_s=st.sampled_from([0.003, 0.03, 0.12]),
+    lost=st.sampled_from([0.0, 0.01, 0.05]),
+    seed=st.integers(0, 2**16),
+)
+def test_late_or_swallowed_answers_admit_little_more(
+    *, rate: float, demands: list[float], delay_s: float, lost: float, seed: int
+) -> None:
+    trouble = Trouble(seed)
+    world, _, workers = trouble.fleet([Config(rate=(rate, 1), burst=int(rate))], demands, delay_s, lost)
+    for worker, demand in zip(workers, demands, strict=True):
+        worker.load(rate * demand, 6.0, trouble.random.random)
+    world.run(7.0)
+    # Each replica admits one at least of what it never heard of.
+    assert excess(times_of(workers), rate) <= rate + 0.1 * rate * 6.0 + len(workers)
+
+
+@SLOW
+@given(
+    rate=RATES,
     shares=st.lists(st.sampled_from([0.02, 0.1, 0.3]), min_size=1, max_size=4),
     delay_s=st.sampled_from([0.0004, 0.003, 0.008]),
     seed=st.integers(0, 2**16),

@@ -2,8 +2,9 @@
 
 Phase ADMIT for a route's limits; an upstream's, which are quotas of the remote service, are charged directly before
 the first byte of each attempt. The decision is made from tokens that the worker has leased (`state.holding`), so it
-neither waits nor asks anybody: 0.15 µs. Several limits of a route are charged all or nothing, which needs no taking
-back, since one thread decides. A refusal costs 1 µs, less than what is spent to answer it.
+neither waits nor asks anybody: 0.07 µs, by a client's address 0.19. Several limits of a route are charged all or
+nothing, which needs no taking back, since one thread decides. A refusal costs 1.1 µs, less than what is spent to
+answer it.
 
 Where tokens are short the request waits for the lease, at most `max_wait` over all limits and attempts, and after that
 for `wait`, if that is set: in the order of arrival, a request is only served when it is the first in all queues that it
@@ -42,7 +43,7 @@ DEFAULT_NAME: Final = "limit"
 NO_VALUE: Final = "-"
 """The key of requests without the header that a limit goes by."""
 MOST_KEYS: Final = 16_384
-"""Accounts of each limit and worker: with keys of usual length 12 MiB."""
+"""Accounts of each limit and worker: 1 KiB each."""
 MOST_WAITING: Final = 1024
 """Requests that wait for tokens of one route, in each worker. Further ones are refused."""
 _TOP: Final = 20
