@@ -72,7 +72,7 @@ def _warn_of_limits(config: Config, limits: Sequence[limit.Config] | None, part:
                 level="warning",
             )
         replicas = config.state.expected_replicas or 1
-        if str(config.state.url) == "local" and replicas > 1 and each.mode != "local":
+        if config.state.url == "local" and replicas > 1 and each.mode != "local":
             node.report(
                 path,
                 f"limit '{each.label}' is not shared: with 'state: local' each of the {replicas} replicas allows"

@@ -142,7 +142,7 @@ class _Limits:
         self._counters = counters
         self._fleet = scopes.fleet
         # Where there is no store beyond the replica's, that is what both ask, and nothing takes over for it.
-        self._replica = scopes.fleet if str(state.url) == "local" else scopes.replica
+        self._replica = scopes.fleet if state.url == "local" else scopes.replica
         self._load = Load()
         self.made: list[LimitPolicy] = []
 

@@ -300,7 +300,9 @@ class WorkerPlane:
         _close_log(self._service.access_log)
 
     def leave_stores(self) -> None:
-        """Give the stores what is still to be told."""
+        """Give the stores what is still to be told, and what was leased of calendar quotas."""
+        for limits in self._service.table.limits:
+            limits.retire()
         if self._last:
             self._scopes.leave()  # else the one in its place beats under the same name
         self._scopes.close()
