@@ -36,6 +36,11 @@ DOWNLOADS = {
     "chunks": b"transfer-encoding: chunked",
     "close": b"x: y",
 }
+WHOLE = {
+    "whole": b"content-length: 60000\r\nx: y",
+    "whole and plain": b"content-length: 60000\r\ndate: x",
+}
+"""Answers that the proxy has in hand at once; the second takes the short way through `express.py`."""
 
 
 @pytest.fixture
@@ -134,7 +139,7 @@ async def test_client_that_sends_a_byte_a_second_may_be_put_up_with(
 async def a_download(
     plane: Plane, origin: Origin, framing: bytes
 ) -> AsyncIterator[tuple[Talk, Talk, ClientConnection]]:
-    """An endless answer to a client that reads when the test says so."""
+    """An endless answer to a client that reads when the test says so; a whole one is the last of its connection."""
     sock = trio.socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
     await sock.connect(plane.address)
@@ -143,9 +148,13 @@ async def a_download(
     (connection,) = plane.listener._clients
     connection.link.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
     await client.send(GET)
-    talk = await origin.takes(b"HTTP/1.1 200 OK\r\n%b\r\n\r\n" % framing)
+    whole = framing in WHOLE.values()
+    talk = await origin.takes(b"HTTP/1.1 200 OK\r\n%b\r\n\r\n" % framing + whole * 60000 * b"a")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(pour, talk)
+        if whole:
+            await talk.stream.send_eof()
+        else:
+            nursery.start_soon(pour, talk)
         yield client, talk, connection
         nursery.cancel_scope.cancel()
     client.close()
@@ -172,13 +181,13 @@ async def read_a_little(client: Talk, connection: ClientConnection) -> bool:
     return True
 
 
-@pytest.mark.parametrize("framing", DOWNLOADS)
+@pytest.mark.parametrize("framing", [*DOWNLOADS, *WHOLE])
 async def test_client_that_reads_too_slowly_is_ended(
     mock_clock: trio.testing.MockClock, origin: Origin, framing: str
 ) -> None:
     async with (
         patient_plane(origin) as plane,
-        a_download(plane, origin, DOWNLOADS[framing]) as (client, talk, connection),
+        a_download(plane, origin, (DOWNLOADS | WHOLE)[framing]) as (client, talk, connection),
     ):
         await pass_time(mock_clock, 0)
         assert await read_a_little(client, connection)  # the buffers are full from here on

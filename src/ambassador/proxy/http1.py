@@ -17,6 +17,7 @@ from ambassador.proxy.express import ride
 from ambassador.proxy.fields import wire_lines
 from ambassador.proxy.http1_parser import RequestReader, status_line
 from ambassador.proxy.lane import BROKEN, HANGUP, READ, TimedOut
+from ambassador.proxy.pace import Pace
 from ambassador.proxy.transfer import ClientGone
 from ambassador.proxy.wire import READ_SIZE, SCRATCH, Wire
 
@@ -327,15 +328,24 @@ class ClientConnection(Wire):
             self.blocked = memoryview(bytes(self.blocked) + end)
 
     async def drained(self, deadline_s: float) -> None:
-        """Wait until the kernel has taken everything. Raises `ClientGone` after `deadline_s` without progress."""
+        """Wait until the kernel has taken everything. Raises `ClientGone` after `deadline_s` without progress, and when
+        the client takes less than `min_rate`.
+        """
+        pace: Pace | None = None
         while self.blocked is not None and not self.write_failed:
             if self.link.ready & BROKEN:
                 raise ClientGone
+            since = self.link.lane.now
             try:
-                await self.strand.writable(self.link, self.link.lane.now + deadline_s)
+                await self.strand.writable(self.link, since + deadline_s)
             except TimedOut:
                 self.abort()
                 raise ClientGone from None
+            if self.limits.min_rate is not None:
+                pace = pace or Pace(self.limits.min_rate)
+                if pace.is_too_slow(self.link.lane.now - since, self.bytes_written):
+                    self.abort()
+                    raise ClientGone
             self.flush()
         if self.write_failed:
             raise ClientGone
