@@ -2,7 +2,7 @@
 
 Answers every request with its process's number. Paths make it misbehave: `/sleep` waits a second, `/stall` blocks the
 loop, `/die` ends the process at once. A route named `refused` cannot be prepared; `STUB_FAILS` in the environment makes
-every start fail.
+every start fail; with `STUB_WAITS` all slots but one wait with their start for the file of that name.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import trio
 
@@ -121,6 +122,9 @@ async def open_stub(
 ) -> AsyncIterator[StubPlane]:
     if os.environ.get("STUB_FAILS"):
         raise RuntimeError("the stub was told to fail")
+    waits_for = os.environ.get("STUB_WAITS")
+    while waits_for is not None and start.slot != 1 and not Path(waits_for).exists():
+        await trio.sleep(0.02)  # noqa: ASYNC110 - another process makes it
     async with trio.open_nursery() as nursery:
         yield StubPlane(nursery, config, log_fd)
         nursery.cancel_scope.cancel()

@@ -120,6 +120,34 @@ async def test_workers_start_in_parallel(
     assert crew.complete
 
 
+async def test_crew_has_begun_once_every_slot_has_had_a_worker(
+    crew: Crew, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    nursery.start_soon(crew.run, 3)
+    await wait_all_tasks_blocked()
+    FakeWorker.made[2].end()  # before it was ready: the slot's next one comes later
+    await trio.sleep(0.31)
+    assert (len(crew.current), crew.begun) == (2, False)
+    await trio.sleep(0.5)
+    assert (len(crew.current), crew.begun) == (3, True)
+    crew.resize(5)
+    crew.current[0].kill()
+    await wait_all_tasks_blocked()
+    assert (len(crew.current), crew.begun) == (2, True)
+
+
+async def test_crew_has_begun_without_slots_that_are_given_up_meanwhile(
+    crew: Crew, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    nursery.start_soon(crew.run, 2)
+    await wait_all_tasks_blocked()
+    FakeWorker.made[1].end()
+    await trio.sleep(0.31)
+    assert not crew.begun
+    crew.resize(1)
+    assert crew.begun
+
+
 async def test_when_none_can_start_the_error_is_told(crew: Crew, autojump_clock: MockClock) -> None:
     FakeWorker.starts_in_s = None
     with pytest.RaisesGroup(pytest.RaisesExc(NoWorker, match="cannot start")):

@@ -42,6 +42,8 @@ class _Slot:
         self.index = index
         self.wanted = True
         self.listening = False
+        self.begun = False
+        """It has had a worker that serves."""
         self.current: Incarnation | None = None
         self.orphan_at = math.inf
         """When it is time that a neighbour serves it."""
@@ -68,6 +70,8 @@ class Crew:
         """Every process that has not ended: starting, serving, retiring."""
         self.restarts = 0
         self.ending = False
+        self.begun = False
+        """Every slot of the start has had a worker that serves. What comes and goes later does not change it back."""
         self._changed = trio.Event()
 
     # What others see
@@ -173,6 +177,8 @@ class Crew:
             self.assign()
             if worker is not None:
                 self._retire(worker)
+        if self.current:
+            self._note_begun()
         for slot in self._slots:
             self._ring(slot)
 
@@ -223,11 +229,16 @@ class Crew:
             self._retire(worker)
             return
         old, slot.current = slot.current, worker
+        slot.begun = True
+        self._note_begun()
         self._listen(slot)
         self.assign()
         self._ring(slot)
         if old is not None:
             self._retire(old)
+
+    def _note_begun(self) -> None:
+        self.begun = self.begun or all(slot.begun for slot in self._slots if slot.wanted)
 
     def _listen(self, slot: _Slot) -> None:
         if not slot.listening:

@@ -325,7 +325,9 @@ class Supervisor:
         """Why no traffic should come."""
         if self._draining:
             return "draining"
-        return None if self._crew.available else "no worker is ready"
+        if not self._crew.available:
+            return "no worker is ready"
+        return None if self._crew.begun else "not every worker is ready yet"
 
     def status(self) -> Status:
         """The whole state."""
