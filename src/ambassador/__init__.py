@@ -13,10 +13,12 @@ The life of a request
     (`observe/trace.py`).
  5. The route: `proxy/routing.py` finds the first that matches, in a table made when the config was loaded. What it
     gives is a `RoutePlan` (`proxy/plan.py`): bound functions and numbers, nothing left to look up.
- 6. ADMIT: hooks that may answer at once (`proxy/policies/redirect.py`, `respond.py`).
+ 6. ADMIT: hooks that may answer at once: rate limits (`proxy/policies/limit.py`), then `redirect.py`, `respond.py`. One
+    that must wait gives a coroutine, which rests by the request's `waiter` (`messages.py`).
  7. REPEAT: an attempt, and more while `proxy/policies/retry.py` allows. Everything in 8 to 10 is done for each.
  8. An endpoint is picked (`proxy/upstream/balance.py`) and a connection taken from its pool
-    (`proxy/upstream/pool.py`, `endpoint.py`), or opened (`connect.py`).
+    (`proxy/upstream/pool.py`, `endpoint.py`), or opened (`connect.py`). Directly before the first byte the upstream's
+    own quota is charged (`proxy/policies/limit.py` again).
  9. SHAPE: the outgoing head is made: what passes, what the proxy adds, what the route changes
     (`proxy/policies/headers.py`, `rewrite.py`, with values from `proxy/template.py`; `proxy/framing.py` says what
     they may not touch).
@@ -38,7 +40,9 @@ Around it
 - What workers and replicas share is in stores (`state/protocol.py` says what one can be asked). A policy asks through
   a `state/scope.py` and is answered later: by the supervisor's store (`state/local_scope.py`, a socket), or by the
   fleet's (`state/remote_scope.py`, threads). `control/scopes.py` opens both and drives them with the lane. Requests
-  are decided from what the worker has in hand; none waits for a store longer than `state.max_wait`.
+  are decided from what the worker has in hand; none waits for a store longer than `state.max_wait`. For limits that is
+  `state/holding.py` (tokens leased from a `state/bucket.py`) and `state/account.py` (what decides while the store is
+  late or away).
 - `config/` turns files into a `schema.Config` (`load.py`), warns (`check.py`), explains (`explain.py`), and
   compiles it to the table of step 5 (`compile.py`). A policy's own settings are a Struct in the policy's file;
   `settings.py` has the vocabulary.
