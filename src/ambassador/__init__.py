@@ -17,8 +17,10 @@ The life of a request
     that must wait gives a coroutine, which rests by the request's `waiter` (`messages.py`).
  7. REPEAT: an attempt, and more while `proxy/policies/retry.py` allows. Everything in 8 to 10 is done for each.
  8. An endpoint is picked (`proxy/upstream/balance.py`) and a connection taken from its pool
-    (`proxy/upstream/pool.py`, `endpoint.py`), or opened (`connect.py`). Directly before the first byte the upstream's
-    own quota is charged (`proxy/policies/limit.py` again).
+    (`proxy/upstream/pool.py`, `endpoint.py`), or opened (`connect.py`). Breakers and cool-downs may refuse the attempt
+    (`proxy/policies/breaker.py`, `cooldown.py`). All replicas share a circuit (`state/circuit.py`); a worker's view of
+    it, and what it decides by itself, is `state/gate.py`; `proxy/breakers.py` connects the two. Directly before the
+    first byte the upstream's own quota is charged (`proxy/policies/limit.py` again).
  9. SHAPE: the outgoing head is made: what passes, what the proxy adds, what the route changes
     (`proxy/policies/headers.py`, `rewrite.py`, with values from `proxy/template.py`; `proxy/framing.py` says what
     they may not touch).

@@ -62,6 +62,22 @@ def test_each_part_has_its_change(before: str, after: str, what: str, kind: str)
     assert change.effect
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "effect"),
+    [
+        ("{errors: 50%}", "{errors: 40%}", "; breaker state of a is kept"),
+        ("{scope: route}", "{scope: route, window: 5s}", "; breaker state of route:a is kept"),
+        ("{scope: route}", "{scope: upstream}", ""),
+        ("off", "{}", ""),
+    ],
+)
+def test_breaker_whose_settings_change_keeps_its_state(before: str, after: str, effect: str) -> None:
+    change = only(
+        *(config(f"routes: [{{name: a, to: 'http://b', breaker: {each}}}]") for each in (before, after))
+    )
+    assert change.effect == f"holds for requests that begin after the reload; its counters go on{effect}"
+
+
 def test_listeners_are_known_by_their_addresses() -> None:
     one = config(head="version: 1\nlisten: [127.0.0.1:1, 127.0.0.1:0, 127.0.0.1:0]\n")
     other = config(head="version: 1\nlisten: [127.0.0.1:0, {address: 127.0.0.1:1, half_close: cancel}]\n")

@@ -72,6 +72,13 @@ class StubPlane:
     def answer(self, what: str, give: Callable[[bytes], None]) -> None:
         give(encode_roll(None) if what == "replicas" else json.dumps([{"name": what, "count": 1}]).encode())
 
+    def act(self, data: bytes, done: Callable[[bytes], None]) -> None:
+        done(data)
+
+    @property
+    def open_breakers(self) -> dict[str, tuple[int, int]]:
+        return {}
+
     def beat(self) -> float:
         return 0.0
 

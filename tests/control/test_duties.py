@@ -19,6 +19,7 @@ from ambassador.control.channel import Channel
 from ambassador.control.duties import Duties
 from ambassador.control.orders import (
     Abort,
+    Act,
     Addresses,
     Answer,
     Ask,
@@ -57,6 +58,8 @@ class FakePlane:
     done: list[str] = field(default_factory=list)
     connections: int = 0
     inflight: int = 0
+    acts: list[tuple[bytes, Callable[[bytes], None]]] = field(default_factory=list)
+    open_breakers: dict[str, tuple[int, int]] = field(default_factory=dict)
     error: Exception | None = None
 
     def prepare(self, config: Config, brief: Brief) -> Iterator[None]:
@@ -91,6 +94,9 @@ class FakePlane:
 
     def answer(self, what: str, give: Callable[[bytes], None]) -> None:
         give(what.encode())
+
+    def act(self, data: bytes, done: Callable[[bytes], None]) -> None:
+        self.acts.append((data, done))
 
     def beat(self) -> float:
         return 1.5
@@ -217,12 +223,23 @@ async def test_questions_and_news(boss: Boss, autojump_clock: MockClock) -> None
     assert boss.plane.done == ["h is ('10.0.0.1',)", "reopen"]
 
 
+async def test_what_takes_a_moment_is_answered_when_it_is_done(boss: Boss, autojump_clock: MockClock) -> None:
+    await boss.order(Act(id=8, data=b"slow"))
+    await boss.order(Ask(id=9, what="tasks"))
+    assert await boss.report() == Answer(id=9, data=b"tasks")
+    ((data, done),) = boss.plane.acts
+    assert data == b"slow"
+    done(b"obeyed")
+    assert await boss.report() == Answer(id=8, data=b"obeyed")
+
+
 async def test_beats_come_twice_a_second(boss: Boss, autojump_clock: MockClock) -> None:
     boss.plane.connections = 3
+    boss.plane.open_breakers = {"up": (7, 1)}
     begun = trio.current_time()
     for _ in range(4):
         beat = await boss.channel.receive()
-    assert beat == Beat(connections=3, inflight=0, loop_lag_ms=1.5)
+    assert beat == Beat(connections=3, inflight=0, loop_lag_ms=1.5, open_breakers={"up": (7, 1)})
     assert trio.current_time() - begun == pytest.approx(1.5, abs=0.51)
 
 

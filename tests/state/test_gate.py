@@ -393,6 +393,17 @@ def test_bad_replica_opens_only_its_workers() -> None:
     assert fleet.circuit.row(fleet.now_us).state is State.CLOSED
 
 
+def test_replica_of_many_workers_opens_by_the_parts_that_each_of_them_sees() -> None:
+    fleet = a_fleet(replicas=3, slots=4, min_requests=40)
+    bad = fleet.workers[:4]
+    for _ in range(30):
+        for worker in fleet.workers:
+            fleet.request(worker, FAILED if worker in bad else GOOD)
+        fleet.advance(0.05)
+    assert all(isinstance(fleet.enter(worker), Refused) for worker in bad)
+    assert fleet.circuit.row(fleet.now_us).state is State.CLOSED
+
+
 def test_circuit_that_opens_takes_over_from_the_own_breaker() -> None:
     fleet = a_fleet(slots=3, consecutive=5)
     for _ in range(5):

@@ -30,6 +30,8 @@ COMMANDS: Final = {
     "schema": "print the JSON Schema of the config",
     "routes": "list the routes of the service",
     "upstreams": "list the endpoints of the service's upstreams",
+    "breakers": "list the circuit breakers of the service",
+    "breaker": "hold a circuit breaker open or closed, or let go of it",
     "replicas": "list the replicas that share the state",
     "top": "watch the traffic of each route",
     "reload": "have the service read its config again",
@@ -42,7 +44,7 @@ COMMANDS: Final = {
 """Every command and what it does, in the order in which `--help` lists them."""
 
 
-_LATER: Final = frozenset({"breaker", "breakers", "limits", "ramp", "tap"})
+_LATER: Final = frozenset({"limits", "ramp", "tap"})
 """Commands that the documentation of the whole product names."""
 
 

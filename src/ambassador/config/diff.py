@@ -114,8 +114,21 @@ def _named(
                 kind="changed",
                 place=_place(value),
                 keys=keys,
-                effect=effects["changed"],
+                effect=effects["changed"] + _kept(name, old[name], value),
             )
+
+
+def _kept(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What is said of a breaker that goes on with other settings, or the same."""
+    before, after = old.get("breaker"), new.get("breaker")
+    if before is None or after is None or before["scope"] != after["scope"]:
+        return ""
+    of = {
+        "upstream": new.get("to") or name,
+        "route": f"route:{name}",
+        "endpoint": f"{new.get('to') or name}/…",
+    }
+    return f"; breaker state of {of[after['scope']]} is kept"
 
 
 def _place(value: Mapping[str, Any]) -> str | None:

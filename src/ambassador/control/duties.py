@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Final, Protocol, TypeAlias
@@ -28,6 +28,7 @@ from ambassador.control.host import die_with_parent
 from ambassador.control.listeners import keyed
 from ambassador.control.orders import (
     Abort,
+    Act,
     Addresses,
     Answer,
     Ask,
@@ -96,6 +97,13 @@ class Plane(Protocol):
 
     def answer(self, what: str, give: Callable[[bytes], None]) -> None:
         """Answer a question of the admin API: `give` it, as JSON, at once or later."""
+
+    def act(self, data: bytes, done: Callable[[bytes], None]) -> None:
+        """Do what the admin API wants (`orders.Act`); `done` is called once, now or later, with the answer."""
+
+    @property
+    def open_breakers(self) -> Mapping[str, tuple[int, int]]:
+        """Breakers that are not closed: epoch and state."""
 
     def beat(self) -> float:
         """Write down the gauges; returns the loop's longest turn since the last call, in milliseconds."""
@@ -223,6 +231,8 @@ class Duties:
                 self._plane.reopen()
             case Ask():
                 self._plane.answer(order.what, partial(self._post_answer, order.id))
+            case Act():
+                self._plane.act(order.data, partial(self._post_answer, order.id))
 
     def _post_answer(self, number: int, data: bytes) -> None:
         self._channel.post(Answer(id=number, data=data))
@@ -230,7 +240,12 @@ class Duties:
     async def _beat(self) -> None:
         while True:
             lag = self._plane.beat()
-            beat = Beat(connections=self._plane.connections, inflight=self._plane.inflight, loop_lag_ms=lag)
+            beat = Beat(
+                connections=self._plane.connections,
+                inflight=self._plane.inflight,
+                loop_lag_ms=lag,
+                open_breakers=self._plane.open_breakers,
+            )
             self._channel.post(beat)
             await trio.sleep(_BEAT_EVERY_S)
 

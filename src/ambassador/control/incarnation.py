@@ -13,6 +13,7 @@ import trio
 from ambassador.control.channel import Channel, Closed
 from ambassador.control.child import start_child
 from ambassador.control.orders import (
+    Act,
     Answer,
     Ask,
     Beat,
@@ -162,6 +163,12 @@ class Incarnation:
         """Its answer to a question; None if none came."""
         self._asked += 1
         answer = await self._reply("ask", self._asked, Ask(id=self._asked, what=what), Answer, timeout_s)
+        return None if answer is None else answer.data
+
+    async def act(self, what: bytes, timeout_s: float) -> bytes | None:
+        """Its answer when it has done what the admin API wants (`orders.Act`); None if none came."""
+        self._asked += 1
+        answer = await self._reply("ask", self._asked, Act(id=self._asked, data=what), Answer, timeout_s)
         return None if answer is None else answer.data
 
     def post(self, order: Message, descriptors: Sequence[int] = ()) -> None:

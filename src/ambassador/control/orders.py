@@ -107,13 +107,20 @@ class Reopen(Message, frozen=True):
 
 
 class Ask(Message, frozen=True):
-    """A question for the admin API, `upstreams` or `tasks`; answered with `Answer`."""
+    """A question for the admin API, `upstreams`, `breakers` or `tasks`; answered with `Answer`."""
 
     id: int
     what: str
 
 
-Order: TypeAlias = Start | Sockets | Prepare | Commit | Abort | Serve | Addresses | Drain | Reopen | Ask
+class Act(Message, frozen=True):
+    """Do something for the admin API that may take a moment; answered with `Answer`. `data`: a `breakers.Override`."""
+
+    id: int
+    data: bytes
+
+
+Order: TypeAlias = Start | Sockets | Prepare | Commit | Abort | Serve | Addresses | Drain | Reopen | Ask | Act
 
 
 class Ready(Message, frozen=True):
@@ -154,10 +161,15 @@ class Beat(Message, frozen=True):
     connections: int
     inflight: int
     loop_lag_ms: float
+    open_breakers: Mapping[str, tuple[int, int]] = {}
+    """Breakers that are not closed: epoch and `state.protocol.State`."""
 
 
 class Answer(Message, frozen=True):
-    """The answer to `Ask`: `tasks` as JSON, `upstreams` as `sums.answer` makes it."""
+    """The answer to `Ask`: `tasks` as JSON, `upstreams` and `breakers` as `answer` of `sums` and `breakers` makes them.
+
+    To `Act`: a `breakers.Obeyed` as msgpack.
+    """
 
     id: int
     data: bytes

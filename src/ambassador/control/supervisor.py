@@ -23,6 +23,7 @@ from ambassador.config.schema import Config
 from ambassador.control import socket_path
 from ambassador.control.admin.api import Api
 from ambassador.control.admin.doors import AdminDoor, ControlDoor, serve_door
+from ambassador.control.breakers import BreakerView, BreakerViews, Outcome, Override, breaker_names, override
 from ambassador.control.checker import Checker
 from ambassador.control.checking import CHECKING_MODULE, Checked
 from ambassador.control.crew import Crew
@@ -390,6 +391,7 @@ class Supervisor:
             workers=len(self._crew.current),
             started=self._started,
             draining=self._draining,
+            breakers=self._breaker_states(),
         )
         return self._pages.render(figures, accept)
 
@@ -398,6 +400,24 @@ class Supervisor:
         sums = UpstreamSums()
         await self._turns.take(sums.add(await self._crew.ask("upstreams")))
         return sums.upstreams()
+
+    async def breakers(self) -> Iterator[BreakerView]:
+        """Every breaker, as the worker knows it that heard of it last."""
+        views = BreakerViews()
+        await self._turns.take(views.add(await self._crew.ask("breakers")))
+        return views.views()
+
+    async def override(self, order: Override) -> Outcome:
+        """Hold a breaker open or closed, or let go of it."""
+        return await override(order, self._deployment.config, list(self._crew.current), self._log)
+
+    def _breaker_states(self) -> list[tuple[str, int]]:
+        """As of the workers' last beats."""
+        states: dict[str, tuple[int, int]] = {}
+        for worker in self._crew.current:
+            for name, state in worker.beat.open_breakers.items():
+                states[name] = max(states.get(name, state), state)
+        return [(name, states.get(name, (0, 0))[1]) for name in breaker_names(self._deployment.config)]
 
     async def tasks(self) -> Iterator[msgspec.Raw]:
         """What each worker's tasks are, counted by name."""

@@ -23,6 +23,7 @@ import trio
 
 from ambassador.config import schema
 from ambassador.config.compile import compile_steps, compile_table
+from ambassador.control import breakers
 from ambassador.control.duties import obey
 from ambassador.control.listeners import keyed
 from ambassador.control.logs import log_to_stderr
@@ -269,8 +270,42 @@ class WorkerPlane:
         """Answer a question of the admin API: `give` it at once or later."""
         if what == "replicas":
             self._scopes.scopes.fleet.ask(Roll(), lambda told: give(encode_roll(told)))
+        elif what == "breakers":
+            self._lane.tick()
+            give(breakers.answer(self._breakers.status()))
         else:
             give(msgspec.json.encode(self._tasks()) if what == "tasks" else answer(self._upstreams()))
+
+    def act(self, data: bytes, done: Callable[[bytes], None]) -> None:
+        """Carry out an override of a breaker."""
+        order = msgspec.msgpack.decode(data, type=breakers.Override)
+
+        def obeyed(done_it: bool) -> None:  # noqa: FBT001 - as `Breakers.force` calls it
+            done(msgspec.msgpack.encode(breakers.Obeyed(done_it)))
+
+        self._lane.tick()
+        try:
+            if order.here_us:
+                self._breakers.force_here(
+                    order.name,
+                    order.to,
+                    now_us=order.here_us,
+                    for_ms=order.for_ms,
+                    by=order.by,
+                    reason=order.reason,
+                )
+                obeyed(True)
+            else:
+                self._breakers.force(
+                    order.name, order.to, for_ms=order.for_ms, by=order.by, reason=order.reason, done=obeyed
+                )
+        except KeyError:
+            obeyed(False)  # a reload has just taken it away
+
+    @property
+    def open_breakers(self) -> Mapping[str, tuple[int, int]]:
+        """Breakers that are not closed: epoch and state."""
+        return self._breakers.open
 
     def _tasks(self) -> list[dict[str, object]]:
         root = trio.lowlevel.current_root_task()

@@ -95,6 +95,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     workers: int
     started: float
     draining: bool = False
+    breakers: Sequence[tuple[str, int]] = ()
+    """Name and state of each: 0 closed, 1 open, 2 half-open."""
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
@@ -293,6 +295,12 @@ def _supervisor_families(figures: Figures) -> list[Family]:
         _single("ambassador_draining", "gauge", "1 while the service is ending.", int(figures.draining)),
         _single(
             "ambassador_start_time_seconds", "gauge", "When it was started, in unix seconds.", figures.started
+        ),
+        Family(
+            "ambassador_breaker_state",
+            "gauge",
+            "0 closed, 1 open, 2 half-open.",
+            [((("breaker", name),), state) for name, state in figures.breakers],
         ),
         Family("ambassador_build", "info", "What this is.", [(build, 1)]),
     ]

@@ -193,6 +193,16 @@ class Breakers(Timer):
 
     # ----- what the admin API asks -----
 
+    @property
+    def open(self) -> dict[str, tuple[int, int]]:
+        """Epoch and state of the circuits that are not closed, by name."""
+        found = {}
+        for name, breaker in self._breakers.items():
+            row = breaker.gate.row
+            if breaker.is_open and row is not None and row.state is not State.CLOSED:
+                found[name] = row.epoch, int(row.state)
+        return found
+
     def status(self) -> list[BreakerStatus]:
         """Every breaker as this worker knows it, by name."""
         return [self._status(breaker) for _, breaker in sorted(self._breakers.items())]

@@ -10,6 +10,7 @@ import trio
 
 from ambassador.control.admin.api import Api
 from ambassador.control.admin.http import Request, Response
+from ambassador.control.breakers import BreakerView, NobodyObeyed, NoBreaker, Outcome, Override
 from ambassador.control.reload import LastReload
 from ambassador.control.roll import Replica
 from ambassador.control.status import RouteStatus, StateStatus, Status
@@ -25,6 +26,8 @@ class FakeService:
         self.reloaded = LastReload(ok=True, at=1.0)
         self.drained = False
         self.size = 2
+        self.overrides: list[Override] = []
+        self.override_fails: Exception | None = None
 
     def status(self) -> Status:
         return Status(
@@ -70,6 +73,32 @@ class FakeService:
     async def tasks(self) -> Iterator[msgspec.Raw]:
         await trio.lowlevel.checkpoint()
         return iter([msgspec.Raw(b'[{"name":"b","count":1}]')])
+
+    async def breakers(self) -> Iterator[BreakerView]:
+        await trio.lowlevel.checkpoint()
+        window = {"requests": 1, "failures": 0, "slow": 0}
+        return iter(
+            [
+                BreakerView(
+                    name="u/a:1",
+                    scope="endpoint",
+                    state="closed",
+                    forced=None,
+                    since=None,
+                    retry_at=None,
+                    window=window,
+                    epoch=0,
+                    local=[],
+                )
+            ]
+        )
+
+    async def override(self, order: Override) -> Outcome:
+        await trio.lowlevel.checkpoint()
+        self.overrides.append(order)
+        if self.override_fails is not None:
+            raise self.override_fails
+        return Outcome(name=order.name, state=order.to, fleet=True, detail="held")
 
     async def reload(self) -> LastReload:
         await trio.lowlevel.checkpoint()
@@ -159,7 +188,7 @@ async def test_readiness_is_told_as_text_and_as_json(service: FakeService) -> No
 async def test_unknown_paths_and_methods(service: FakeService) -> None:
     unknown = await ask(service, "GET", "/api/nothing")
     assert (unknown.status, unknown.content_type) == (404, "application/problem+json")
-    later = await ask(service, "GET", "/api/breakers")
+    later = await ask(service, "GET", "/api/limits")
     assert (later.status, "not supported by this version" in body_of(later).decode()) == (404, True)
     wrong = await ask(service, "GET", "/api/reload")
     assert (wrong.status, wrong.headers["allow"]) == (405, "POST")
@@ -183,6 +212,69 @@ async def test_drain_and_workers(service: FakeService) -> None:
     assert service.size == 5
     for body in (b"", b"{}", b'{"workers": 0}', b'{"workers": "3"}', b'{"workers": 1, "x": 1}'):
         assert (await ask(service, "POST", "/api/workers", body)).status == 400
+
+
+async def test_breakers_are_told(service: FakeService) -> None:
+    (told,) = json.loads(body_of(await ask(service, "GET", "/api/breakers")))
+    assert told == {
+        "name": "u/a:1",
+        "scope": "endpoint",
+        "state": "closed",
+        "forced": None,
+        "since": None,
+        "retry_at": None,
+        "window": {"requests": 1, "failures": 0, "slow": 0},
+        "epoch": 0,
+        "local": [],
+    }
+    assert json.loads(body_of(await ask(service, "GET", "/api/breakers/u/a:1"))) == told
+    assert (await ask(service, "GET", "/api/breakers/nope")).status == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "to", "for_ms", "by"),
+    [
+        (b'{"state": "open", "for": "10m", "reason": "x", "by": "ann"}', "open", 600_000, "ann"),
+        (b'{"state": "close", "reason": "x"}', "closed", 0, "the admin API"),
+        (b'{"state": "closed", "reason": "x"}', "closed", 0, "the admin API"),
+        (b'{"state": "auto", "reason": "x"}', "auto", 0, "the admin API"),
+    ],
+)
+async def test_breaker_is_held(service: FakeService, body: bytes, to: str, for_ms: int, by: str) -> None:
+    response = await ask(service, "POST", "/api/breakers/u/a:1", body)
+    assert (response.status, json.loads(body_of(response))["fleet"]) == (200, True)
+    (order,) = service.overrides
+    assert (order.name, order.to, order.for_ms, order.by, order.reason) == ("u/a:1", to, for_ms, by, "x")
+
+
+async def test_breaker_is_held_by_a_user_who_is_known(service: FakeService) -> None:
+    request = Request("POST", "/api/breakers/u", {}, {}, b'{"state": "open", "reason": "x"}', uid=1000)
+    assert (await Api(service, Turns())(request)).status == 200
+    assert service.overrides[0].by == "uid 1000"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b'{"state": "open"}',
+        b'{"state": "open", "reason": " "}',
+        b'{"state": "ajar", "reason": "x"}',
+        b'{"state": "open", "reason": "x", "for": "soon"}',
+    ],
+)
+async def test_order_that_makes_no_sense_is_refused(service: FakeService, body: bytes) -> None:
+    assert (await ask(service, "POST", "/api/breakers/u", body)).status == 400
+    assert not service.overrides
+
+
+async def test_order_that_nobody_carries_out(service: FakeService) -> None:
+    body = b'{"state": "open", "reason": "x"}'
+    service.override_fails = NoBreaker("there is no breaker 'u'")
+    assert (await ask(service, "POST", "/api/breakers/u", body)).status == 404
+    service.override_fails = NobodyObeyed("nobody")
+    assert (await ask(service, "POST", "/api/breakers/u", body)).status == 503
 
 
 async def test_the_dashboard_loads_nothing_from_elsewhere(service: FakeService) -> None:

@@ -244,7 +244,7 @@ def test_request_waits_for_a_lease(worker: Worker) -> None:
     assert waiter.woken
     ticket = end(coroutine)
     assert isinstance(ticket, Ticket)
-    assert isinstance(ticket.entries[0].given, ProbePass)
+    assert isinstance(ticket.entries[0][1], ProbePass)
     assert ticket.until == pytest.approx(worker.now + 1.0)
     settle(ticket, "200", 0.1, worker.now)
 

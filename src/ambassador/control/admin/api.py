@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import msgspec
 
+from ambassador.config.units import Wrong, parse_duration
 from ambassador.control.admin.dashboard import PAGE, PAGE_HEADERS
 from ambassador.control.admin.document import pieces
 from ambassador.control.admin.http import Request, Response, problem
+from ambassador.control.breakers import BreakerView, NobodyObeyed, NoBreaker, Outcome, Override
 from ambassador.control.reload import LastReload
 from ambassador.control.roll import Replica
 from ambassador.control.status import RouteStatus, Status
@@ -19,7 +21,8 @@ from ambassador.observe.families import Traffic
 
 _MOST_WORKERS = 1024
 
-_NOT_BUILT = frozenset({"/api/breakers", "/api/limits", "/api/migrations", "/api/tap"})
+_BREAKERS = "/api/breakers"
+_NOT_BUILT = frozenset({"/api/limits", "/api/migrations", "/api/tap"})
 
 
 class Service(Protocol):
@@ -53,6 +56,12 @@ class Service(Protocol):
 
     async def upstreams(self) -> Iterator[UpstreamStatus]:
         """All workers' upstreams, summed."""
+
+    async def breakers(self) -> Iterator[BreakerView]:
+        """All breakers."""
+
+    async def override(self, order: Override) -> Outcome:
+        """Hold a breaker open or closed, or let go of it. Raises `NoBreaker`, `NobodyObeyed`."""
 
     async def tasks(self) -> Iterator[msgspec.Raw]:
         """What each worker's tasks are, counted by name."""
@@ -91,6 +100,7 @@ class Api:
             "/api/routes": {"GET": self._routes},
             "/api/traffic": {"GET": self._traffic},
             "/api/upstreams": {"GET": self._upstreams},
+            _BREAKERS: {"GET": self._breakers},
             "/api/tasks": {"GET": self._tasks},
             "/api/replicas": {"GET": self._replicas},
             "/api/reload": {"POST": self._reload},
@@ -101,6 +111,8 @@ class Api:
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
         actions = self._actions.get(request.path)
+        if actions is None and request.path.startswith(f"{_BREAKERS}/"):
+            actions = {"GET": self._breaker, "POST": self._override}
         if actions is None:
             detail = (
                 "not supported by this version"
@@ -145,6 +157,39 @@ class Api:
     async def _upstreams(self, _: Request) -> Response:
         return await self._long(await self._service.upstreams())
 
+    async def _breakers(self, _: Request) -> Response:
+        return await self._long(await self._service.breakers())
+
+    async def _breaker(self, request: Request) -> Response:
+        name = request.path.removeprefix(f"{_BREAKERS}/")
+        for view in await self._service.breakers():
+            if view.name == name:
+                return _json(view)
+        return problem(404, "Not found", f"there is no breaker '{name}'")
+
+    async def _override(self, request: Request) -> Response:
+        try:
+            asked = msgspec.json.decode(request.body, type=_Asked)
+            for_s = parse_duration(asked.duration) if asked.duration is not None else 0.0
+        except (msgspec.MsgspecError, Wrong) as error:
+            like = '{"state": "open", "for": "10m", "reason": "maintenance"}'
+            return problem(400, "Bad request", f"the body must be like {like}: {error}")
+        if not asked.reason.strip():
+            return problem(400, "Bad request", "a 'reason' is needed: it is what others will read")
+        order = Override(
+            name=request.path.removeprefix(f"{_BREAKERS}/"),
+            to=asked.to,
+            for_ms=round(for_s * 1000),
+            by=asked.by or ("the admin API" if request.uid is None else f"uid {request.uid}"),
+            reason=asked.reason,
+        )
+        try:
+            return _json(await self._service.override(order))
+        except NoBreaker as error:
+            return problem(404, "Not found", str(error))
+        except NobodyObeyed as error:
+            return problem(503, "Service unavailable", str(error))
+
     async def _tasks(self, _: Request) -> Response:
         return await self._long(await self._service.tasks())
 
@@ -169,6 +214,18 @@ class Api:
             return problem(400, "Bad request", f"workers must be from 1 to {_MOST_WORKERS}")
         await self._service.resize(asked)
         return _json({"workers": asked})
+
+
+class _Asked(msgspec.Struct, forbid_unknown_fields=True):
+    state: Literal["open", "close", "closed", "auto"]
+    reason: str
+    duration: str | None = msgspec.field(name="for", default=None)
+    by: str = ""
+
+    @property
+    def to(self) -> Literal["open", "closed", "auto"]:
+        """As the store calls it."""
+        return "closed" if self.state == "close" else self.state
 
 
 class _Workers(msgspec.Struct, forbid_unknown_fields=True):

@@ -9,13 +9,15 @@ endpoint is picked:
     … a `Refusal` ends the attempt, an awaitable gives one or a `Ticket`; the attempt is cut at `ticket.until` …
     settle(ticket, outcome, seconds, now)              # exactly once, whatever happens
 
-A plain request's whole cost with one closed breaker is `closed` and `answered`: 0.4 µs together.
+Measured (CPython 3.11, timeit, best of 9): with one closed breaker `closed` and `answered` take 0.25 µs together, of
+which counting a good answer is 0.12.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, NamedTuple, Protocol, TypeAlias
+from math import inf
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Protocol, TypeAlias
 from weakref import ref
 
 from msgspec import Meta
@@ -175,21 +177,17 @@ class Refusal:
         return BreakerOpen(f"the breaker {self.breaker} is open", retry_after_s=self.retry_after_s)
 
 
-class Entry(NamedTuple):
-    """A breaker that was passed, and how."""
-
-    breaker: Breaker
-    given: Pass
-
-
 class Ticket:
-    """The right to make one attempt. `until`: when it must have ended, a time of the lane's clock."""
+    """The right to make one attempt: every breaker that was passed, and how. Never changed, so it may be given twice.
+
+    `until`: when the attempt must have ended, a time of the lane's clock; a probe may not take for ever.
+    """
 
     __slots__ = ("entries", "until")
 
-    def __init__(self, entries: list[Entry]) -> None:
+    def __init__(self, entries: Sequence[tuple[Breaker, Pass]], until: float = inf) -> None:
         self.entries = entries
-        self.until = min((entry.given.until for entry in entries), default=float("inf"))
+        self.until = until
 
 
 class Breaker:
@@ -199,8 +197,8 @@ class Breaker:
     """
 
     __slots__ = (
-        "_breakers", "_kinds", "_shut", "_slow_s", "_statuses", "_was_open", "config", "gate", "kind", "name", "store",
-        "waiter",
+        "_breakers", "_kinds", "_shut", "_slow_s", "_statuses", "_was_open", "config", "gate", "kind", "name", "plain",
+        "plain_stamp", "store", "waiter",
     )  # fmt: skip
 
     def __init__(self, name: str, config: Config, gate: Gate, store: Scope, breakers: Breakers) -> None:
@@ -214,10 +212,13 @@ class Breaker:
         # Held by an endpoint of it: a cycle would keep a table that a reload has replaced.
         self._shut: ref[Shut] | None = None
         self._was_open = False
+        self.plain_stamp = gate.stamp
+        self.plain = Ticket(((self, gate.stamp),))
+        """The ticket of every attempt while it is closed, as of `plain_stamp`."""
         self._breakers = breakers
         self._kinds = config.kinds
         self._statuses = config.statuses
-        self._slow_s = float("inf") if config.slow is None else config.slow.over
+        self._slow_s = inf if config.slow is None else config.slow.over
 
     @property
     def is_open(self) -> bool:
@@ -251,6 +252,12 @@ class Breaker:
             return Refusal(self.name, entry.retry_after_s)
         assert isinstance(entry, Pass)
         return entry
+
+    def renew_plain(self) -> Ticket:
+        """Make `plain` of now."""
+        self.plain_stamp = self.gate.stamp
+        self.plain = Ticket(((self, self.plain_stamp),))
+        return self.plain
 
     def note_shut(self) -> None:
         """Have whoever counts endpoints that are not closed count this one."""
@@ -336,13 +343,15 @@ def guards_of(gates: tuple[Breaker, ...], endpoint: Guarded) -> Guards:
 
 def closed(guards: Guards) -> Ticket | None:
     """A ticket if all of them are simply closed, as they nearly always are; else None: it takes an `enter`."""
-    entries = []
-    for breaker in guards:
+    if len(guards) == 1:
+        (breaker,) = guards
         gate = breaker.gate
         if gate.is_open:
             return None
-        entries.append(Entry(breaker, gate.stamp))
-    return Ticket(entries)
+        return breaker.plain if breaker.plain_stamp is gate.stamp else breaker.renew_plain()
+    if any(breaker.gate.is_open for breaker in guards):
+        return None
+    return Ticket([(breaker, breaker.gate.stamp) for breaker in guards])
 
 
 def enter(
@@ -352,20 +361,22 @@ def enter(
 
     An awaitable waits for a probe's lease, at most `state.max_wait`; only with a `waiter`.
     """
-    entries: list[Entry] = []
+    entries: list[tuple[Breaker, Pass]] = []
     for at, breaker in enumerate(guards):
         given = breaker.enter(now, timeout_s)
         if isinstance(given, Pass):
-            entries.append(Entry(breaker, given))
+            entries.append((breaker, given))
         elif isinstance(given, Refusal) or waiter is None:
             _give_back(entries, now)
             return given or Refusal(breaker.name, 1.0)
         else:
             return _wait(guards[at:], entries, timeout_s, waiter)
-    return Ticket(entries)
+    return Ticket(entries, min((given.until for _, given in entries), default=inf))
 
 
-async def _wait(guards: Guards, entries: list[Entry], timeout_s: float, waiter: Waiter) -> Ticket | Refusal:
+async def _wait(
+    guards: Guards, entries: list[tuple[Breaker, Pass]], timeout_s: float, waiter: Waiter
+) -> Ticket | Refusal:
     """From the breaker on that has asked for a lease."""
     asking = guards[0]
     try:
@@ -378,11 +389,11 @@ async def _wait(guards: Guards, entries: list[Entry], timeout_s: float, waiter: 
         if not isinstance(given, Pass):
             _give_back(entries, asking.now)
             return given or Refusal(breaker.name, 1.0)
-        entries.append(Entry(breaker, given))
-    return Ticket(entries)
+        entries.append((breaker, given))
+    return Ticket(entries, min((given.until for _, given in entries), default=inf))
 
 
-def _give_back(entries: list[Entry], now: float) -> None:
+def _give_back(entries: list[tuple[Breaker, Pass]], now: float) -> None:
     for breaker, given in entries:
         breaker.settle(given, "cancelled", 0.0, now)
 

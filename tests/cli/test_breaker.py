@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ambassador.cli import main
+from tests.cli.service import FakeService
+
+DONE = {"name": "u/a:1", "state": "open", "fleet": True, "detail": "held open for 10m"}
+
+
+def test_order_is_given_with_time_reason_and_name(
+    service: FakeService, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "ann")
+    service.answers["POST", "/api/breakers/u/a:1"] = (200, DONE)
+    assert main(["breaker", "u/a:1", "open", "--for", "10m", "--reason", "maintenance"]) == 0
+    assert capsys.readouterr().out == "u/a:1: held open for 10m\n"
+    assert service.asked[0][2] == {"state": "open", "for": "10m", "reason": "maintenance", "by": "ann"}
+
+
+def test_order_that_reaches_this_replica_only_is_a_no(
+    service: FakeService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.answers["POST", "/api/breakers/u"] = (200, DONE | {"fleet": False})
+    assert main(["breaker", "u", "close", "--reason", "x", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["fleet"] is False
+
+
+def test_unknown_breaker_is_a_no(service: FakeService, capsys: pytest.CaptureFixture[str]) -> None:
+    service.answers["POST", "/api/breakers/nope"] = (404, {"detail": "there is no breaker 'nope'"})
+    assert main(["breaker", "nope", "auto", "--reason", "x"]) == 1
+    assert "there is no breaker 'nope'" in capsys.readouterr().err
+
+
+def test_reason_is_needed(service: FakeService) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["breaker", "u", "open"])
+    assert stop.value.code == 2
