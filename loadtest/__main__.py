@@ -14,6 +14,8 @@ from loadtest import compare, fleet, hotspots, idle, machine, origin, processes,
 from loadtest.job import Job, Proxy
 from loadtest.peers import PROXIES, ambassador
 from loadtest.scenarios import SCENARIOS, Scenario
+from loadtest.shared import commands as shared_commands
+from loadtest.shared.apart import ApartError
 
 OK, SAID_NO, USAGE, CANNOT = 0, 1, 2, 3
 
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"loadtest: {error}", file=sys.stderr)
         return USAGE
-    except (processes.StartError, wrk.WrkError, idle.IdleError, hotspots.ProfileError) as error:
+    except (processes.StartError, wrk.WrkError, idle.IdleError, hotspots.ProfileError, ApartError) as error:
         print(f"loadtest: {error}", file=sys.stderr)
         return CANNOT
     except KeyboardInterrupt:
@@ -74,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     simulation.add_argument("--json", metavar="FILE", help="write everything as JSON; - for standard output")
     simulation.add_argument("--check", action="store_true", help="exit 1 when more than the limit passes")
     simulation.set_defaults(run=_fleet)
+
+    shared_commands.add(commands)
 
     for command in (comparison, profile):
         command.add_argument(

@@ -147,6 +147,33 @@ def read_core_busy_s(core: int) -> float:
     return parse_core_busy_ticks((PROC / "stat").read_text(), core) / TICKS_PER_S
 
 
+def parse_tcp(text: str) -> dict[int, tuple[int, int]]:
+    """The sockets of /proc/net/tcp: their inodes, each with its own port and the peer's."""
+    found = {}
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        own, peer = (int(address.rpartition(":")[2], 16) for address in fields[1:3])
+        found[int(fields[9])] = own, peer
+    return found
+
+
+def connections(pid: int) -> list[tuple[int, int]]:
+    """The IPv4 TCP sockets of a process: the own port of each, and the peer's. Empty for one that has ended."""
+    sockets = parse_tcp((PROC / "net" / "tcp").read_text())
+    held = []
+    try:
+        for entry in (PROC / str(pid) / "fd").iterdir():
+            try:
+                target = os.readlink(entry)
+            except OSError:
+                continue
+            if target.startswith("socket:[") and (inode := int(target[8:-1])) in sockets:
+                held.append(sockets[inode])
+    except FileNotFoundError:
+        return []
+    return held
+
+
 def _read_all() -> list[Stat]:
     stats = []
     for entry in PROC.iterdir():

@@ -34,7 +34,7 @@ from ambassador.state.protocol import (
     tag_of,
 )
 from ambassador.state.redis import RedisStore, Subscription
-from tests.state.fault_proxy import FaultProxy
+from loadtest.shared.fault_proxy import FaultProxy
 from tests.state.servers import (
     BINARIES,
     PATIENCE_S,

@@ -16,7 +16,7 @@ from ambassador.state.protocol import StoreLost
 from ambassador.state.redis_nodes import Kind, Node, Trouble, make_nodes
 from ambassador.state.redis_scripts import Scripts
 from ambassador.state.redis_url import Address, parse_address
-from tests.state.fault_proxy import FaultProxy
+from loadtest.shared.fault_proxy import FaultProxy
 from tests.state.servers import (
     PATIENCE_S,
     Server,

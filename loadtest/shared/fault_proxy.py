@@ -7,6 +7,7 @@ connections are open, and hold for what is passed on from then on.
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import threading
 import time
@@ -20,11 +21,12 @@ Target = tuple[str, int] | str
 class FaultProxy:
     """Listens on `host`:`port`, and passes on to `target`: (host, port), or the path of a unix socket.
 
-    - `delay_s` holds every chunk up, in both directions, for so long.
+    - `delay_s` holds every chunk up, in both directions, for so long; `jitter_s` for up to so much more, by chance.
     - `swallow_replies`: the server gets what is sent, and its answers are thrown away.
     - `cut_after_requests`: so many chunks more are passed to the server, then both sides are reset, answers unread.
     - `refuse`: nothing listens any more. `accept_again` undoes it.
     - `hang`: connections are accepted and nothing is passed on, in either direction.
+    - `mute_events`: a connection on which the client said SUBSCRIBE gets nothing any more.
     - `cut` resets what is open.
     """
 
@@ -33,15 +35,19 @@ class FaultProxy:
         self.host = host
         self.port = 0
         self.delay_s = 0.0
+        self.jitter_s = 0.0
         self.swallow_replies = False
         self.cut_after_requests: int | None = None
         self.hang = False
+        self.mute_events = False
         self.connections = 0
         """How many were accepted in all."""
         self.chunks_sent = 0
         """To the server."""
         self._listener: socket.socket | None = None
         self._open: set[socket.socket] = set()
+        self._subscribed: set[socket.socket] = set()
+        """Clients that listen to events."""
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self.accept_again()
@@ -50,10 +56,14 @@ class FaultProxy:
     def address(self) -> tuple[str, int]:
         return self.host, self.port
 
+    def listening_on(self) -> int:
+        """The port."""
+        return self.port
+
     def heal(self) -> None:
         """No faults for new connections; those that were hung or swallowed stay as they are, and are cut."""
-        self.delay_s = 0.0
-        self.swallow_replies = self.hang = False
+        self.delay_s = self.jitter_s = 0.0
+        self.swallow_replies = self.hang = self.mute_events = False
         self.cut_after_requests = None
         self.cut()
         if self._listener is None:
@@ -114,8 +124,8 @@ class FaultProxy:
                 continue
             with self._lock:
                 self._open |= {client, server}
-            self._run(self._pass_on, client, server, True)
-            self._run(self._pass_on, server, client, False)
+            self._run(self._pass_on, client, server)
+            self._run(self._pass_back, server, client)
 
     def _is_last_chunk(self) -> bool:
         if self.cut_after_requests is None:
@@ -126,12 +136,19 @@ class FaultProxy:
         self.cut_after_requests = None
         return True
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket, to_server: bool) -> None:
+    def _pass_back(self, server: socket.socket, client: socket.socket) -> None:
+        self._pass_on(server, client, to_server=False)
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket, *, to_server: bool = True) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(_CHUNK):
-                if self.delay_s:
-                    time.sleep(self.delay_s)
+                if self.delay_s or self.jitter_s:
+                    time.sleep(self.delay_s + self.jitter_s * random.random())
+                if to_server and b"SUBSCRIBE" in data:
+                    self._subscribed.add(source)
                 if self.hang or (self.swallow_replies and not to_server):
+                    continue
+                if self.mute_events and not to_server and sink in self._subscribed:
                     continue
                 last = to_server and self._is_last_chunk()
                 if last:
@@ -145,6 +162,7 @@ class FaultProxy:
                     return
         with self._lock:
             self._open -= {source, sink}
+            self._subscribed -= {source, sink}
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,76 @@
+"""The subcommands of these scenarios: what is run, and how it is printed."""
+
+import argparse
+import datetime as dt
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from loadtest import machine
+from loadtest.shared import bench, findings, limit_accuracy
+from loadtest.shared.findings import Findings
+
+Tell = Callable[[str], None]
+
+
+def _tell(scenario: str, text: str) -> None:
+    print(f"loadtest: {scenario}: {text}", file=sys.stderr, flush=True)
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add them to the command line."""
+    for name, (about, run) in SCENARIOS.items():
+        parser = commands.add_parser(name, help=about)
+        parser.add_argument("--store", choices=("redis", "memory"), default="redis", help="default redis")
+        parser.add_argument("--only", default="", metavar="TEXT", help="only cases with this in their names")
+        parser.add_argument("--json", metavar="FILE", help="write everything as JSON; - for standard output")
+        parser.add_argument("--check", action="store_true", help="exit 1 when something did not hold")
+        parser.set_defaults(run=partial(_run, name, run))
+
+
+def _run(
+    name: str,
+    scenario: Callable[[Path, argparse.Namespace, Tell], list[Findings]],
+    options: argparse.Namespace,
+) -> int:
+    with tempfile.TemporaryDirectory(prefix="loadtest-") as directory:
+        found = scenario(Path(directory), options, partial(_tell, name))
+    prose = sys.stderr if options.json == "-" else sys.stdout
+    for each in found:
+        print(f"{each.scenario}, {options.store} store\n\n{findings.text(each)}\n", file=prose)
+    if options.json is not None:
+        described = machine.describe([], now=dt.datetime.now(dt.UTC))
+        text = json.dumps(findings.document(found, described), indent=1, ensure_ascii=False) + "\n"
+        if options.json == "-":
+            sys.stdout.write(text)
+        else:
+            Path(options.json).write_text(text)
+    return 1 if options.check and not findings.all_held(found) else 0
+
+
+def _limit_accuracy(directory: Path, options: argparse.Namespace, tell: Tell) -> list[Findings]:
+    shared = options.store == "redis"
+    cases = [
+        case
+        for case in limit_accuracy.CASES
+        if options.only in case.name and (shared or not case.needs_redis)
+    ]
+    found = []
+    if cases:
+        with bench.running(directory / "a", shared=shared, make=partial(limit_accuracy.make, cases)) as each:
+            found.append(limit_accuracy.run(each, cases, tell))
+    loads = [load for load in limit_accuracy.KEYS if options.only in load.name]
+    if loads:
+        with bench.running(
+            directory / "b", shared=shared, make=partial(limit_accuracy.make_keys, loads)
+        ) as each:
+            found.append(limit_accuracy.run_keys(each, loads, tell))
+    return found
+
+
+SCENARIOS: dict[str, tuple[str, Callable[[Path, argparse.Namespace, Tell], list[Findings]]]] = {
+    "limit-accuracy": ("whether limits hold over a fleet, and what they ask of the store", _limit_accuracy),
+}
