@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from loadtest import machine
-from loadtest.shared import bench, findings, limit_accuracy
+from loadtest.shared import bench, breaker_trip, findings, limit_accuracy, redis_loss
 from loadtest.shared.findings import Findings
 
 Tell = Callable[[str], None]
@@ -71,6 +71,30 @@ def _limit_accuracy(directory: Path, options: argparse.Namespace, tell: Tell) ->
     return found
 
 
+def _breaker_trip(directory: Path, options: argparse.Namespace, tell: Tell) -> list[Findings]:
+    shared = options.store == "redis"
+    found = breaker_trip.new_findings()
+    for number, trips in enumerate(breaker_trip.TRIPS):
+        if options.only in trips.name and (shared or not trips.muted):
+            make = partial(breaker_trip.make, trips.open_s)
+            with bench.running(directory / str(number), shared=shared, make=make) as each:
+                breaker_trip.run(each, trips, tell, found)
+    probes = breaker_trip.new_probe_findings()
+    if options.only in "probes":
+        make = partial(breaker_trip.make, 0.5, per_try=f"{breaker_trip.PER_TRY_S:g}s")
+        with bench.running(directory / "probes", shared=shared, make=make) as each:
+            breaker_trip.run_probes(each, tell, probes)
+    return [each for each in (found, probes) if each.rows]
+
+
+def _redis_loss(directory: Path, options: argparse.Namespace, tell: Tell) -> list[Findings]:
+    faults = [fault for fault in redis_loss.FAULTS if options.only in fault.name]
+    with bench.running(directory / "a", shared=True, make=redis_loss.make) as each:
+        return [redis_loss.run(each, faults, tell)]
+
+
 SCENARIOS: dict[str, tuple[str, Callable[[Path, argparse.Namespace, Tell], list[Findings]]]] = {
     "limit-accuracy": ("whether limits hold over a fleet, and what they ask of the store", _limit_accuracy),
+    "breaker-trip": ("how soon a fleet stops after the outcome that opens a breaker", _breaker_trip),
+    "redis-loss": ("what clients and limits notice of a Redis that is lost", _redis_loss),
 }

@@ -110,7 +110,7 @@ def run(bench: Bench, cases: Sequence[Case], tell: Callable[[str], None]) -> Fin
         "limit-accuracy",
         (
             "case", "limit", "asked/s", "admitted/s", "use of the rate", "worst window beyond rate × D",
-            "of the burst", "its D s", "waited", "quiet refused", "errors",
+            "of the burst", "its D s", "waited", "p99 ms", "longest", "quiet refused", "errors",
         ),
         left=2,
     )  # fmt: skip
@@ -143,7 +143,10 @@ def _judge(findings: Findings, case: Case, number: int, outcome: Run, waited: fl
     times = outcome.admitted(number, 0)
     worst = windows.worst_window(times, case.rate)
     use = windows.used(times, case.rate, outcome.began + WARM_S, outcome.began + SECONDS)
-    quiet = sum(each.status == 429 for each in outcome.answered(number, 1))
+    refused = [each for each in outcome.answered(number, 1) if each.status == 429]
+    quiet = len(refused)
+    took = [each.took_ns / 1e6 for each in outcome.answers]
+    p99, longest = windows.percentile(took, 0.99), max(took)
     errors = sum(each.status not in (200, 429) for each in outcome.answers)
     tolerance = case.rate * 0.01 if case.burst <= case.rate * 0.05 else 0.0
     figures: dict[str, object] = {
@@ -157,7 +160,11 @@ def _judge(findings: Findings, case: Case, number: int, outcome: Run, waited: fl
         "worst_length_s": worst.length,
         "worst_admitted": worst.admitted,
         "waited": waited,
-        "quiet_refused": quiet,
+        "quiet_refusals": [
+            {"after_s": each.due_ns / 1e9 - outcome.began, "took_ms": each.took_ns / 1e6} for each in refused
+        ],
+        "p99_ms": p99,
+        "longest_ms": longest,
         "errors": errors,
     }
     findings.add(
@@ -171,6 +178,8 @@ def _judge(findings: Findings, case: Case, number: int, outcome: Run, waited: fl
         f"{worst.beyond / case.burst:.1%}",
         f"{worst.length:.3f}",
         f"{waited:.1%}",
+        f"{p99:.1f}",
+        f"{longest:.0f}",
         str(quiet),
         str(errors),
     )

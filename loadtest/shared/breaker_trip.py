@@ -1,0 +1,281 @@
+"""How soon a whole fleet has stopped after the outcome that opens a breaker, and how carefully it tries again.
+
+Trips: several upstreams, each with a breaker of its own, fail in turns for a while. The outcomes that the origin gave
+are replayed through the breaker's rule (`windows.crossing_us`): the first at which it is met is the moment of the trip,
+had everybody known everything at once. The figure is how much later the last request arrived that any worker had let
+through; below 0 it was let through before.
+
+Probes: upstreams fail, and then hang. How many requests were at the origin at once, of the whole fleet?
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ambassador.state.protocol import Rules
+from loadtest.shared import windows
+from loadtest.shared.bench import Bench, Run, upstream, wait_until
+from loadtest.shared.driver import Stream
+from loadtest.shared.findings import Findings
+from loadtest.shared.windows import Outcome
+from loadtest.shared.witness import HANG
+
+UPSTREAMS = 10
+BASE_PER_S = 40.0
+PRESSED_PER_S = 300.0
+"""While it matters: so a request comes every 3 ms."""
+PRESSED_BEFORE_S = 1.2
+FAILS_S = 0.75
+WINDOW_S = 1.0
+BEGIN_S = 2.0
+PROBES = 3
+RAMP_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trips:
+    """One series. `open_s`: how long the breakers stay open; `rounds` of each upstream."""
+
+    name: str
+    open_s: float
+    rounds: int
+    most_ms: float
+    muted: bool = False
+    """Nothing that is published arrives."""
+
+    @property
+    def period_s(self) -> float:
+        """From one failure of an upstream to its next: opened, probed, ramped up, and its window full again."""
+        return FAILS_S + self.open_s + RAMP_S + PRESSED_BEFORE_S + 0.15
+
+
+TRIPS = (
+    Trips(name="trip", open_s=0.3, rounds=10, most_ms=50),
+    Trips(name="trip, no events", open_s=1.8, rounds=8, most_ms=1200, muted=True),
+)
+
+
+def rules(open_s: float) -> Rules:
+    """The breakers' rules, as the store has them."""
+    open_ms = round(open_s * 1000)
+    return Rules(
+        errors=0.5,
+        slow=2.0,
+        min_requests=20,
+        window_ms=round(WINDOW_S * 1000),
+        quorum=0.3,
+        open_ms=open_ms,
+        max_open_ms=open_ms,
+        probes=PROBES,
+    )
+
+
+def make(
+    open_s: float, origin_port: int, *, per_try: str = "10s"
+) -> tuple[Mapping[str, object], Sequence[Mapping[str, object]]]:
+    """Upstreams and routes: so many of each."""
+    breaker = {
+        "errors": "50%",
+        "min_requests": 20,
+        "window": f"{WINDOW_S:g}s",
+        "quorum": "30%",
+        "consecutive": 0,
+        "open_for": f"{round(open_s * 1000)}ms",
+        "probes": PROBES,
+    }
+    upstreams = {f"u{number}": upstream(origin_port, breaker=breaker) for number in range(UPSTREAMS)}
+    routes = [
+        {
+            "name": f"r{number}",
+            "match": {"path": f"/{number}/**"},
+            "to": f"u{number}",
+            "timeout": {"per_try": per_try, "total": "15s"},
+            "retry": {"attempts": 0},
+        }
+        for number in range(UPSTREAMS)
+    ]
+    return upstreams, routes
+
+
+def run(bench: Bench, trips: Trips, tell: Callable[[str], None], findings: Findings) -> None:
+    """Measure a series of trips."""
+    period = trips.period_s
+    starts = [
+        (BEGIN_S + turn * period + number * period / UPSTREAMS, number)
+        for turn in range(trips.rounds)
+        for number in range(UPSTREAMS)
+    ]
+    end = starts[-1][0] + FAILS_S + 0.5
+    weights = (1.0,) * len(bench.gates)
+    streams = [
+        Stream(case=number, rate=BASE_PER_S, end_s=end, weights=weights) for number in range(UPSTREAMS)
+    ]
+    streams += [
+        Stream(
+            case=number,
+            rate=PRESSED_PER_S,
+            begin_s=max(0.0, at - PRESSED_BEFORE_S),
+            end_s=at + FAILS_S,
+            weights=weights,
+        )
+        for at, number in starts
+    ]
+    if trips.muted and bench.faults is not None:
+        bench.faults.set(mute_events=True)
+    tell(f"{trips.name}: {len(starts)} trips, {end:.0f} s")
+    failing: list[tuple[int, int]] = []
+    owners: dict[int, tuple[str, int]] = {}
+
+    def during(began: float) -> None:
+        events = sorted(
+            [(at, number, 500) for at, number in starts]
+            + [(at + FAILS_S, number, 200) for at, number in starts]
+        )
+        for at, number, status in events:
+            wait_until(began, at)
+            changed = bench.origin.call("behave", number, status)
+            if status == 500:
+                failing.append((number, changed))
+        owners.update(bench.owners())
+
+    outcome = bench.run(streams, during=during)
+    delays, leaked, lost = _delays(outcome, failing, owners, trips, replicas=len(bench.replicas))
+    errors = sum(each.status not in (200, 500, 503) for each in outcome.answers)
+    p50, p99 = windows.percentile(delays, 0.5), windows.percentile(delays, 0.99)
+    longest = max(delays, default=float("nan"))
+    findings.add(
+        {
+            "case": trips.name, "trips": len(delays), "not_tripped": lost, "p50_ms": p50, "p99_ms": p99,
+            "longest_ms": longest, "leaked": leaked, "errors": errors, "delays_ms": delays,
+        },
+        trips.name, str(len(delays)), str(lost), f"{p50:.1f}", f"{p99:.1f}", f"{longest:.1f}",
+        f"{leaked / max(1, len(delays)):.1f}", str(errors),
+    )  # fmt: skip
+    findings.check(f"{trips.name}: p99", p99, trips.most_ms, " ms")
+    findings.check(f"{trips.name}: trips that did not come", lost, 0)
+    findings.check(f"{trips.name}: errors", errors, 0)
+
+
+def new_findings() -> Findings:
+    """For `run`."""
+    return Findings(
+        "breaker-trip",
+        (
+            "case",
+            "trips",
+            "not tripped",
+            "p50 ms",
+            "p99 ms",
+            "longest ms",
+            "let through late, a trip",
+            "errors",
+        ),
+    )
+
+
+def _delays(
+    outcome: Run,
+    failing: Sequence[tuple[int, int]],
+    owners: Mapping[int, tuple[str, int]],
+    trips: Trips,
+    *,
+    replicas: int,
+) -> tuple[list[float], int, int]:
+    """How late the last request was at each trip, in ms; how many were late in all; how many trips there were not."""
+    to_unix = time.time_ns() - time.monotonic_ns()
+    delays, leaked, lost = [], 0, 0
+    workers = len(set(owners.values()))
+    for number, since in failing:
+        seen = [
+            each
+            for each in outcome.seen
+            if each.case == number
+            and since - 1.5e9 < each.ended_ns < since + FAILS_S * 1e9
+            and each.port in owners
+        ]
+        outcomes = [
+            Outcome((each.ended_ns + to_unix) // 1000, *owners[each.port], each.status == 500)
+            for each in sorted(seen, key=lambda each: each.ended_ns)
+        ]
+        crossed_us = windows.crossing_us(outcomes, rules(trips.open_s), replicas=replicas, workers=workers)
+        if crossed_us is None:
+            # It tripped before the rule was met by what the origin saw, or not at all.
+            crossed_us = outcomes[-1].at_us if outcomes else 0
+        crossed = crossed_us * 1000 - to_unix
+        # Until the first probe may come.
+        late = [
+            each.arrived_ns
+            for each in outcome.seen
+            if each.case == number and since < each.arrived_ns < crossed + trips.open_s * 0.9e9 - 20e6
+        ]
+        quiet_until = min(
+            (
+                each.arrived_ns
+                for each in outcome.seen
+                if each.case == number and each.arrived_ns > max(late, default=0)
+            ),
+            default=1 << 62,
+        )
+        if not late or quiet_until - late[-1] < trips.open_s * 0.5e9:
+            lost += 1
+            continue
+        late.sort()
+        delays.append((late[-1] - crossed) / 1e6)
+        leaked += sum(at > crossed for at in late)
+    return delays, leaked, lost
+
+
+# ----- probes -----
+
+HANG_BEGIN_S = 3.2
+HANG_S = 5.0
+PER_TRY_S = 1.0
+
+
+def run_probes(bench: Bench, tell: Callable[[str], None], findings: Findings) -> None:
+    """Have upstreams hang while their breakers are half-open, and then be slow."""
+    tell("probes at a hanging upstream")
+    weights = (1.0,) * len(bench.gates)
+    end = HANG_BEGIN_S + HANG_S + 3.0
+    streams = [Stream(case=number, rate=150, end_s=end, weights=weights) for number in range(UPSTREAMS)]
+    hung: list[int] = []
+
+    def during(began: float) -> None:
+        for at, status, delay_s in (
+            (BEGIN_S, 500, 0.0),
+            (HANG_BEGIN_S, 200, HANG),
+            (HANG_BEGIN_S + HANG_S, 200, 0.2),
+        ):
+            wait_until(began, at)
+            hung.append(
+                [bench.origin.call("behave", number, status, delay_s) for number in range(UPSTREAMS)][-1]
+            )
+
+    outcome = bench.run(streams, during=during)
+    most, probes = 0, 0
+    for number in range(UPSTREAMS):
+        intervals = [
+            (each.arrived_ns / 1e9, each.ended_ns / 1e9)
+            for each in outcome.seen
+            if each.case == number and hung[1] < each.arrived_ns < hung[2]
+        ]
+        probes += len(intervals)
+        most = max(most, windows.most_at_once(intervals))
+    closed = sum(
+        any(each.status == 200 and each.due_ns > hung[2] + 1e9 for each in outcome.answered(number))
+        for number in range(UPSTREAMS)
+    )
+    findings.add(
+        {"breakers": UPSTREAMS, "probes": probes, "most_at_once": most, "allowed": PROBES, "closed_again": closed},
+        str(UPSTREAMS), str(probes), str(most), str(PROBES), str(closed),
+    )  # fmt: skip
+    findings.check("probes of the fleet at once", most, PROBES)
+    findings.check("probes that were seen", probes, UPSTREAMS, least=True)
+    findings.check("breakers closed within 3 s of a healthy upstream", closed, UPSTREAMS, least=True)
+
+
+def new_probe_findings() -> Findings:
+    """For `run_probes`."""
+    return Findings(
+        "half-open", ("breakers", "probes that hung", "most at once", "allowed", "closed again"), left=0
+    )
