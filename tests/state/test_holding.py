@@ -195,6 +195,30 @@ def test_scarcity_is_not_asked_about_for_a_while() -> None:
     assert bench.ask(5) is not None
 
 
+def test_short_lived_tokens_are_asked_for_again_before_the_bucket_is_full() -> None:
+    bench = Bench(1000.0, 50)  # it holds what comes in 40 ms
+    bench.lease(1, 0, left=0.0)
+    bench.now += 0.0045
+    assert bench.ask(1) is None
+    bench.now += 0.0036  # 0.6 of a token's life, give or take a quarter
+    assert bench.ask(1) is not None
+
+
+def test_lots_ahead_are_larger_while_tokens_are_scarce() -> None:
+    bench = Bench(1000.0, 100)
+    bench.demand(275.0)  # 5 within a token's life
+    bench.lease(1, 4)
+    assert bench.holding.reserve > 0
+    bench.now += 0.05
+    bench.lease(1, 0, left=0.0)
+    bench.now = bench.holding.held_until + 0.1
+    bench.lease(1, 1)
+    assert bench.holding.reserve == 0  # on demand
+    bench.demand(275.0)
+    bench.lease(1, 4)
+    assert bench.holding.reserve > 0
+
+
 def test_scarcity_of_slow_rates_lasts_until_a_token_is_there() -> None:
     bench = Bench(2, 10)
     bench.lease(10, granted=3, left=0.5)
