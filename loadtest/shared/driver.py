@@ -139,6 +139,12 @@ class Driver:
         self._thread.join()
         return self._answers.tobytes()
 
+    def close(self) -> None:
+        """Close all connections."""
+        for connection in list(self._connections.values()):
+            self._drop(connection)
+        self._poll.close()
+
     def _run(self, streams: list[Stream], seed: int, began: int) -> None:
         chance = random.Random(seed)
         due = [

@@ -63,7 +63,9 @@ class Witness:
         self._later: list[tuple[int, int, int, int]] = []
         """(when, descriptor, number of the request, status)"""
         self._seen = array("q")
-        threading.Thread(target=self._run, daemon=True).start()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     def port(self) -> int:
         port: int = self._listener.getsockname()[1]
@@ -79,9 +81,19 @@ class Witness:
         seen, self._seen = self._seen, array("q")
         return seen.tobytes()
 
+    def close(self) -> None:
+        """Serve no more."""
+        self._closing = True
+        with socket.create_connection(self._listener.getsockname()):
+            self._thread.join()
+        for connection in self._connections.values():
+            connection.sock.close()
+        self._listener.close()
+        self._poll.close()
+
     def _run(self) -> None:
         listening = self._listener.fileno()
-        while True:
+        while not self._closing:
             timeout = -1.0
             if self._later:
                 timeout = max(0.0, (self._later[0][0] - time.monotonic_ns()) / 1e9)

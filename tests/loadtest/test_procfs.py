@@ -1,6 +1,7 @@
 """CPU time and memory from /proc's text."""
 
 import os
+import socket
 
 import pytest
 
@@ -68,3 +69,21 @@ def test_parse_core_busy_ticks_leaves_out_idle_iowait_and_steal() -> None:
 def test_this_process_can_be_read() -> None:
     assert os.getpid() in [member.pid for member in procfs.read_tree(os.getpid())]
     assert procfs.read_cpu(os.getpid()).total_s > 0
+
+
+def test_parse_tcp_tells_both_ports_of_a_socket() -> None:
+    text = (
+        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+        "   0: 0100007F:1F90 0100007F:C350 01 00000000:00000000 00:00000000 00000000     0        0 4242 1\n"
+    )
+    assert procfs.parse_tcp(text) == {4242: (8080, 50000)}
+
+
+def test_connections_are_those_of_the_process() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as client,
+    ):
+        ports = client.getsockname()[1], server.getsockname()[1]
+        assert ports in procfs.connections(os.getpid())
+        assert procfs.connections(2**22) == []

@@ -55,7 +55,8 @@ long: simulated, that makes 288 leases a second where 20 ms had 527."""
 WORTH_TOKENS: Final = 4.0
 """Of a lease must be spent, in expectation, or leasing ahead does not pay."""
 WORTH_SCARCE: Final = 6.0
-"""The same while others are refused: of lots of 4 about 5 % expire, of lots of 6 not 2 %."""
+"""The same while others are refused: simulated, of lots of 4 about 5 % expire, of lots of 6 not 2 %. It costs leases:
+1,054 a second in place of 548 with a burst of 70 ms at 150 % of the rate."""
 SCARCE_S: Final = 1.0
 """For so long after the bucket gave too little tokens count as scarce."""
 DEMAND_TAU_S: Final = 0.5
