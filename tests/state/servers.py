@@ -249,8 +249,8 @@ class Sentinels:
 
     def master(self) -> Server:
         """Whom the Sentinel calls so."""
-        _, port = self.sentinel.client().sentinel_get_master_addr_by_name("fleet")
-        return self.first if port == self.first.port else self.second
+        _, port = self.sentinel.client().execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "fleet")
+        return self.first if int(port) == self.first.port else self.second
 
     def fail_over(self) -> None:
         """As an operator asks for it; returns when the new master is one."""
@@ -306,16 +306,18 @@ class ClusterServers:
     def clients_of_tags(self) -> list[tuple[Any, Sequence[int]]]:
         """Clients, and the shards that each of them reaches."""
         tags: dict[Server, list[int]] = {}
+        ranges = self._map(self.servers[0])
         for tag in range(64):
-            tags.setdefault(self.owner(slot_of(tag)), []).append(tag)
+            tags.setdefault(self._owner(ranges, slot_of(tag)), []).append(tag)
         return [(server.client(), owned) for server, owned in tags.items()]
 
     def owner(self, slot: int) -> Server:
         """Who has a slot, as the first node sees it."""
-        for first, last, (_, port, *_), *_ in self._map(self.servers[0]):
-            if first <= slot <= last:
-                return next(server for server in self.servers if server.port == port)
-        raise AssertionError(slot)
+        return self._owner(self._map(self.servers[0]), slot)
+
+    def _owner(self, ranges: list[Any], slot: int) -> Server:
+        port = next(port for first, last, (_, port, *_), *_ in ranges if first <= slot <= last)
+        return next(server for server in self.servers if server.port == port)
 
     def node_id(self, server: Server) -> str:
         return str(server.client().execute_command("CLUSTER", "MYID"), "ascii")

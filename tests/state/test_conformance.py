@@ -471,6 +471,16 @@ def test_reporters_are_those_of_two_halves(stepping: Backend) -> None:
     assert report(stepping, 1, 5).reporters == 1
 
 
+def test_voter_whose_vote_is_over_is_no_reporter(stepping: Backend) -> None:
+    now_us = report(stepping).now_us
+    stepping.advance(6 - now_us % 5_000_000 / 1e6)  # one second into a half of the window
+    report(stepping, 0, vote=True)
+    stepping.advance(9)
+    assert report(stepping, 1, 5).reporters == 2
+    stepping.advance(2)
+    assert report(stepping, 1, 5).reporters == 1
+
+
 def test_probes_begin_when_the_open_time_is_over(backend: Backend) -> None:
     opened = trip(backend)
     probed = probe(backend, "early")

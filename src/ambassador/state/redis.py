@@ -12,6 +12,17 @@ When Redis' data began is written down for each shard by whoever connects first 
 nothing takes the data for old when it has never seen any, and for lost when it has; and when some shards say so and
 others do not, the others have lost theirs.
 
+What it costs the server, in us of CPU for a call with one key and for each of ten keys in one call (Redis 7.0 | Valkey
+9.1; an empty script 1.5 | 1.3, a plain SET 0.6 | 0.7):
+
+    Lease       7.2 / 4.4  | 9.5 / 5.0         Probe  25 | 25       Put    9 | 9
+    Report      27 / 17    | 34 / 18           Token   5 | 9        Get    7 | 7
+    as read     18         | 23                Beat   37 | 37 with 64 workers alive
+
+A report costs the same with 64 replicas as with two. So 64 workers that each lease 500 keys a second take up to 23 % of
+a core, and with 20 circuits each that report five times a second another 19 %. The client pays 40 us for `perform` of
+one operation, 170 us for ten of as many shards, 100 us for ten of one (CPython 3.11).
+
 Needs Redis 6.2 or Valkey 7.2, and an ACL user who may do no more than
 
     ~PREFIX:* &PREFIX:* +evalsha +script|load +time +get +set +del +hmget +hset +hget +hdel +pexpire +zadd +zrem +zrange

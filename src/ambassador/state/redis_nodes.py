@@ -1,10 +1,11 @@
 """Connections to Redis servers: one server, the master that Sentinels name, or the masters of a Cluster.
 
-This is the only module that imports redis-py. It uses the library's `Connection` (TLS, ACL, the wire format) and
-`Sentinel`, and none of its clients. Those retry by themselves (ten times since 8.0, pipelines included), and what is
-asked here may never be sent twice; its cluster client also reads the whole table of commands at every connect, which
-would hold a worker's interpreter for 40 ms. Measured over a unix socket, a batch of one script costs 53 us of the
-client's CPU through a `Connection` and 87 us through a `Pipeline`; ten scripts cost 112 and 165 us.
+This is the only module that imports redis-py. It uses the library's `Connection` (TLS, ACL, the wire format) and none
+of its clients. Those retry by themselves (ten times since 8.0, pipelines included), and what is asked here may never be
+sent twice; the one for clusters also reads the server's whole table of commands at every connect: 21 ms of the
+interpreter, which the worker's own thread waits for, where this takes 5. Over a unix socket one script costs the client
+21 us of CPU through a `Connection` and 60 through a `Pipeline`, ten cost 102 and 155, fifty 407 and 547 (CPython 3.11,
+redis-py 8.1 without hiredis, two busy cores).
 
 The rules:
 - Nothing is ever sent again from here. redis-py's own retry, at connecting, is off too.
@@ -42,7 +43,6 @@ from redis.exceptions import (
 )
 from redis.exceptions import TimeoutError as NoAnswerError
 from redis.retry import Retry
-from redis.sentinel import MasterNotFoundError, Sentinel
 
 from ambassador.state.protocol import StoreLost
 from ambassador.state.redis_url import Address
@@ -119,12 +119,13 @@ _WATCH_TIMEOUT_S: Final = 0.05
 class Node:
     """One connection to one server."""
 
-    __slots__ = ("_connection", "_used_s", "host", "port")
+    __slots__ = ("_connection", "_open", "_used_s", "host", "port")
 
     def __init__(self, address: Address, host: str, port: int, timeout_s: float) -> None:
         self.host = host
         self.port = port
         self._connection = _make_connection(address, host, port, timeout_s)
+        self._open = False
         self._used_s = 0.0
 
     def connect(self) -> None:
@@ -136,7 +137,8 @@ class Node:
         try:
             self._connection.connect()
         except RedisError as error:
-            raise _lost(error) from None
+            raise self._lost(error) from None
+        self._open = True
         self._used_s = time.monotonic()
 
     def send(self, commands: Iterable[Command]) -> None:
@@ -145,26 +147,16 @@ class Node:
         Raises:
             StoreLost: some of them may have been sent.
         """
+        if not self._open:  # redis-py would connect by itself
+            raise StoreLost("the connection is closed")
         try:
-            if not self._connection.is_connected:  # redis-py would connect by itself
-                raise StoreLost("the connection is closed")
             now_s = time.monotonic()
             if now_s - self._used_s > _IDLE_S and self._has_ended():
                 self._connection.connect()
             self._used_s = now_s
             self._connection.send_packed_command(self._connection.pack_commands(commands))
         except RedisError as error:
-            raise _lost(error) from None
-
-    def _has_ended(self) -> bool:
-        """Whether the server closed the connection while nothing was under way; it is closed then."""
-        try:
-            if not self._connection.can_read(timeout=0):
-                return False
-        except RedisError:
-            pass
-        self._connection.disconnect()
-        return True
+            raise self._lost(error) from None
 
     def receive(self, count: int) -> list[Reply]:
         """The next `count` answers.
@@ -179,7 +171,7 @@ class Node:
             except ResponseError as error:
                 replies.append(_trouble(error))
             except RedisError as error:
-                raise _lost(error) from None
+                raise self._lost(error) from None
         return replies
 
     def ask(self, *command: str | bytes | int) -> Reply:
@@ -197,12 +189,27 @@ class Node:
             if not self._connection.can_read(timeout=timeout_s):
                 return None
         except RedisError as error:
-            raise _lost(error) from None
+            raise self._lost(error) from None
         return self.receive(1)[0]
 
     def close(self) -> None:
         """Close it; again is allowed."""
+        self._open = False
         self._connection.disconnect()
+
+    def _has_ended(self) -> bool:
+        """Whether the server closed the connection while nothing was under way; it is closed then."""
+        try:
+            if not self._connection.can_read(timeout=0):
+                return False
+        except RedisError:
+            pass
+        self._connection.disconnect()
+        return True
+
+    def _lost(self, error: RedisError) -> StoreLost:
+        self.close()
+        return _lost(error)
 
 
 class Nodes(Protocol):
@@ -302,9 +309,7 @@ class _Watch:
     """
 
     def __init__(self, address: Address, timeout_s: float) -> None:
-        self._address = msgspec.structs.replace(
-            address, user=address.sentinel_user, password=address.sentinel_password, db=0
-        )
+        self._address = address
         self._timeout_s = min(timeout_s, _WATCH_TIMEOUT_S)
         self._next = 0
         """Of the Sentinels, the one to be asked if this one does not answer."""
@@ -335,15 +340,15 @@ class _Watch:
                 raise StoreLost("no answer in time")
             return None
         self._waiting = False
-        return (answer[0].decode(), int(answer[1])) if isinstance(answer, list) else None
+        return _master_of(answer)
 
     def _ask(self) -> None:
         if self._node is None:
             place = self._address.hosts[self._next % len(self._address.hosts)]
             self._next += 1
-            self._node = Node(self._address, *place, self._timeout_s)
+            self._node = _sentinel(self._address, *place, self._timeout_s)
             self._node.connect()
-        self._node.send([("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._address.master)])
+        self._node.send([_who_is_master(self._address)])
         self._waiting = True
 
     def close(self) -> None:
@@ -463,23 +468,36 @@ def _verify_master(node: Node) -> None:
 
 
 def _ask_sentinels(address: Address, timeout_s: float) -> tuple[str, int]:
-    options = {
-        **_options(address, timeout_s),
-        "username": address.sentinel_user,
-        "password": address.sentinel_password,
-        "ssl": address.tls,
-    }
-    sentinels = Sentinel(address.hosts, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
-    try:
-        host, port = sentinels.discover_master(address.master)  # type: ignore[no-untyped-call]
-    except MasterNotFoundError:
-        raise StoreLost(f"no Sentinel knows a master `{address.master}` that is up") from None
-    except RedisError as error:
-        raise _lost(error) from None
-    finally:
-        for client in sentinels.sentinels:
-            client.close()
-    return str(host), int(port)
+    """Where the first Sentinel that knows says the master is (https://redis.io/docs/reference/sentinel-clients)."""
+    reasons = []
+    for host, port in address.hosts:
+        node = _sentinel(address, host, port, timeout_s)
+        try:
+            node.connect()
+            master = _master_of(node.ask(*_who_is_master(address)))
+        except StoreLost as lost:
+            reasons.append(f"{host}:{port}: {lost}")
+        else:
+            if master is not None:
+                return master
+        finally:
+            node.close()
+    raise StoreLost("; ".join([f"no Sentinel knows a master `{address.master}`", *reasons[:3]]))
+
+
+def _sentinel(address: Address, host: str, port: int, timeout_s: float) -> Node:
+    own = msgspec.structs.replace(
+        address, user=address.sentinel_user, password=address.sentinel_password, db=0
+    )
+    return Node(own, host, port, timeout_s)
+
+
+def _who_is_master(address: Address) -> tuple[str, str, str]:
+    return "SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.master
+
+
+def _master_of(reply: Reply) -> tuple[str, int] | None:
+    return (reply[0].decode(), int(reply[1])) if isinstance(reply, list) else None
 
 
 def _options(address: Address, timeout_s: float) -> dict[str, Any]:

@@ -76,7 +76,7 @@ MEMBERS_TAG: Final = tag_of("members")
 
 _LEASE: Final = struct.Struct("<13d")
 _BATCH: Final = 32
-"""At most so many keys in one call: nobody else is served meanwhile. 32 take about 0.2 ms."""
+"""At most so many keys in one call: nobody else is served meanwhile. 32 leases take 0.15 ms, reports 0.6 ms."""
 
 _TOO_LONG: Final = Refused("too long")
 _UNSOUND: Final = Refused("numbers out of range")
