@@ -421,7 +421,7 @@ def test_store_keeps_its_promises_whatever_happens(opener: str) -> None:
         if not backend.steps_freely:
             pytest.skip("this store's clock is real")
     machine = type("Machine", (Machine,), {"opener": opener})
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=70 if opener == "memory" else 15,  # a server's step is a round trip

@@ -5,8 +5,9 @@ loop that finds the socket readable: nothing is awaited in between, and a worker
 does not fit into a socket waits in a queue that is bounded; a worker that lets it run full is cut off, and nobody else
 notices. So is one that sends what cannot be understood.
 
-Measured (CPython 3.11, the design's machine, one lease a frame): 50 us of CPU a frame here, 34 when four workers ask at
-once, 4.5 more for each other lease in it; the worker has its answer after 68 us, at p99 after 150.
+Measured (CPython 3.11, the design's machine, one lease a frame): 20 to 25 us of CPU a frame here, whether one worker
+asks or four, and 2 to 3 more for each other lease in it; on a busy machine twice that. A worker that asks alone has its
+answer after 29 us (p99 about 100), one of four that never stop asking after 115 (p99 about 400).
 """
 
 from __future__ import annotations
