@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from tests.e2e.origins import wsgi
 from tests.e2e.programs import Ambassador, ambassador, wait_until
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
 ROUTES = """\
     upstreams:
@@ -82,3 +88,119 @@ def test_unknown_breaker_is_refused_with_a_hint(proxy: Ambassador) -> None:
     done = proxy.command("breaker", "biling", "open", "--reason", "x")
     assert done.returncode == 1
     assert "did you mean 'billing'?" in done.stderr
+
+
+# ----- with requests --------------------------------------------------------------------------------------------------
+
+
+class Moody:
+    """An upstream that fails while it is told to."""
+
+    def __init__(self) -> None:
+        self.failing = False
+        self.calls = 0
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        self.calls += 1
+        start_response("500 No" if self.failing else "200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+
+def ask(proxy: Ambassador, path: str = "/") -> tuple[int, http.client.HTTPMessage, bytes]:
+    """One request on a connection of its own, which any worker may take."""
+    connection = http.client.HTTPConnection(urlsplit(proxy.url).netloc, timeout=20)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.headers, response.read()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("scope", ["upstream", "route", "endpoint"])
+def test_breaker_opens_for_all_workers_and_closes_after_probes(scope: str) -> None:
+    moody = Moody()
+    with wsgi(moody) as origin:
+        routes = f"""\
+            routes:
+              - name: r
+                to: {origin}
+                breaker: {{min_requests: 6, window: 5s, open_for: 500ms, probes: 2, scope: {scope}}}
+            """
+        with ambassador(routes, workers=2) as proxy:
+            assert [ask(proxy)[0] for _ in range(10)] == [200] * 10
+            moody.failing = True
+
+            def refused() -> bool:
+                status, headers, body = ask(proxy)
+                if status != 503:
+                    return False
+                assert json.loads(body)["code"] == "breaker_open"
+                assert int(headers["retry-after"]) >= 1
+                return True
+
+            wait_until(refused, "the breaker's opening")
+
+            def opened_for_all() -> bool:
+                ask(proxy)  # one worker may have seen enough before the other
+                return next(iter(breakers(proxy).values()))["state"] in ("open", "half_open")
+
+            wait_until(opened_for_all, "its opening for both workers")
+            moody.failing = False
+            wait_until(
+                lambda: all(ask(proxy)[0] == 200 for _ in range(20)), "probes, and the end of the ramp"
+            )
+            assert [each["state"] for each in breakers(proxy).values()] == ["closed"]
+            assert "closed to open" in proxy.running.stderr.read_text()
+
+
+def test_breaker_held_open_sends_nothing() -> None:
+    moody = Moody()
+    with (
+        wsgi(moody) as target,
+        ambassador(f"routes: [{{name: r, to: '{target}', breaker: 50%}}]", workers=2) as proxy,
+    ):
+        assert proxy.command("breaker", "r", "open", "--reason", "x").returncode == 0
+        wait_until(lambda: opened_in_all_workers(proxy, "r"), "the beats of the workers")
+        assert {ask(proxy)[0] for _ in range(20)} == {503}
+        assert moody.calls == 0
+        assert proxy.command("breaker", "r", "close", "--reason", "x").returncode == 0
+        wait_until(lambda: all(ask(proxy)[0] == 200 for _ in range(20)), "its closing everywhere")
+
+
+def test_endpoint_that_fails_is_passed_over() -> None:
+    good, bad = Moody(), Moody()
+    bad.failing = True
+    with wsgi(good) as one, wsgi(bad) as other:
+        config = f"""\
+            upstreams:
+              u: {{endpoints: ['{one}', '{other}'], breaker: {{min_requests: 5, open_for: 60s, scope: endpoint}}}}
+            routes: [{{name: r, to: u}}]
+            """
+        with ambassador(config, workers=2) as proxy:
+            wait_until(lambda: all(ask(proxy)[0] == 200 for _ in range(20)), "the breaker's opening")
+            states = {name: each["state"] for name, each in breakers(proxy).items()}
+            assert states == {f"u/{urlsplit(one).netloc}": "closed", f"u/{urlsplit(other).netloc}": "open"}
+
+
+def test_pause_that_an_upstream_asks_for_is_obeyed_by_all_workers() -> None:
+    calls: list[int] = []
+
+    def busy(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        calls.append(1)
+        start_response("429 Too Many", [("Content-Length", "2"), ("Retry-After", "60")])
+        return [b"no"]
+
+    with wsgi(busy) as origin:
+        config = f"""\
+            upstreams: {{u: {{endpoints: ['{origin}'], cooldown: upstream}}}}
+            routes: [{{name: r, to: u, retry: off}}]
+            """
+        with ambassador(config, workers=2) as proxy:
+            assert ask(proxy)[0] == 429
+            wait_until(lambda: all(ask(proxy)[0] == 503 for _ in range(20)), "the pause in both workers")
+            seen = len(calls)
+            _, headers, body = ask(proxy)
+            assert json.loads(body)["code"] == "breaker_open"
+            assert 1 <= int(headers["retry-after"]) <= 60
+            assert len(calls) == seen
