@@ -537,6 +537,31 @@ def test_a_failure_voids_the_other_probes(backend: Backend) -> None:
     assert not probe(backend, "second", Verb.FAILED).granted
 
 
+def test_probes_of_an_earlier_epoch_count_until_they_are_settled(backend: Backend) -> None:
+    half_open(backend)
+    probe(backend, "second")
+    probe(backend, "first", Verb.FAILED)
+    backend.advance(0.25)
+    assert probe(backend, "third").row.state is State.HALF_OPEN
+    assert not probe(backend, "fourth").granted  # of two that are allowed the second is still on its way
+    assert not probe(backend, "second", Verb.OK).granted
+    probed = probe(backend, "fourth")
+    assert (probed.granted, probed.row.state) == (True, State.HALF_OPEN)
+
+
+def test_probes_of_an_earlier_epoch_count_until_their_deadline(backend: Backend) -> None:
+    trip(backend)
+    backend.advance(0.12)
+    probe(backend, "hangs", timeout_ms=400)
+    probe(backend, "first")
+    probe(backend, "first", Verb.FAILED)
+    backend.advance(0.25)
+    assert [probe(backend, name).granted for name in ("second", "third")] == [True, False]
+    backend.advance(0.2)
+    probed = probe(backend, "third")
+    assert (probed.granted, probed.row.state) == (True, State.HALF_OPEN)
+
+
 def test_a_probe_that_is_not_out_counts_for_nothing(backend: Backend) -> None:
     before = half_open(backend)
     for verb in (Verb.OK, Verb.FAILED, Verb.LOST):

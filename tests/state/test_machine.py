@@ -160,6 +160,8 @@ class Machine(RuleBasedStateMachine):
         self.heard = 0
         self.out: dict[str, int] = {}
         """Probes that were granted in this epoch and not settled, with their deadlines."""
+        self.void: dict[str, int] = {}
+        """The same of earlier epochs."""
         self.asked = 0
         self.holder: str | None = None
         self.held_until_us = 0
@@ -193,6 +195,7 @@ class Machine(RuleBasedStateMachine):
         self.row, self.heard = None, 0
         self.window = Window()
         self.out.clear()
+        self.void.clear()
         self.holder = None
         self.see(self.report_of(0, 0, 0))
 
@@ -248,6 +251,7 @@ class Machine(RuleBasedStateMachine):
             assert row.epoch == self.heard
         if before is None or row.epoch != before.epoch:
             assert before is None or row.epoch > before.epoch
+            self.void |= self.out
             self.out.clear()
             self.window = Window()
         else:
@@ -313,13 +317,15 @@ class Machine(RuleBasedStateMachine):
         assert before is not None
         probed = self.ask(Probe("b", name, Verb.ASK, RULES, PROBE_MS), Probed)
         row = probed.row
+        on_their_way = len(self.out) + sum(until_us > row.now_us for until_us in self.void.values())
+        has_room = on_their_way < RULES.probes
         if any(deadline_us <= row.now_us for deadline_us in self.out.values()):
             assert not probed.granted
             assert (row.state, row.trips) == (State.OPEN, before.trips + 1)
         elif before.state is State.OPEN and not before.forced and row.now_us >= before.open_until_us:
-            assert (row.state, probed.granted) == (State.HALF_OPEN, True)
+            assert (row.state, probed.granted) == (State.HALF_OPEN, has_room)
         elif before.state is State.HALF_OPEN:
-            assert probed.granted == (name in self.out or len(self.out) < RULES.probes)
+            assert probed.granted == (name in self.out or has_room)
         else:
             assert not probed.granted
         self.see(row)
@@ -337,12 +343,14 @@ class Machine(RuleBasedStateMachine):
     )
     def probe_is_settled(self, data: st.DataObject, verb: Verb, *, twice: bool) -> None:
         self.expire_force()
-        name = data.draw(st.sampled_from(sorted(self.out)) if self.out else st.just(str(self.asked)))
+        names = sorted({*self.out, *self.void}) or [str(self.asked)]
+        name = data.draw(st.sampled_from(names))
         for _ in range(1 + twice):
             was_out = name in self.out
             before = self.row
             assert before is not None
             self.out.pop(name, None)
+            self.void.pop(name, None)
             probed = self.ask(Probe("b", name, verb, RULES), Probed)
             assert probed.granted == was_out
             if not was_out or verb is Verb.LOST:
@@ -388,6 +396,7 @@ class Machine(RuleBasedStateMachine):
             )
             self.hear()
             self.row = None
+            self.void |= self.out
             self.out.clear()
             self.window = Window()
             self.expire_force()

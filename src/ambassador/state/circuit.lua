@@ -20,7 +20,7 @@ local floor, ceil, min, max = math.floor, math.ceil, math.min, math.max
 local STATE, EPOCH, SINCE, OPEN_UNTIL, TRIPS = 1, 2, 3, 4, 5
 local FORCED, FORCED_UNTIL, BY, REASON = 6, 7, 8, 9
 local REQUESTS, FAILURES, SLOW, REPORTERS, FAILING = 10, 11, 12, 13, 14
-local OKS, LEASES, WINDOW, VOTES = 15, 16, 17, 18
+local OKS, LEASES, WINDOW, VOTES, VOID = 15, 16, 17, 18, 19
 -- Of a window: its first report, the sums, when this half and the one before began, tallies, buckets of (start,
 -- requests, failures, slow). Tallies, for replicas and for workers: of this half (reporters; crossing by errors, by
 -- slowness, by either; the same when the next half begins), of the half before (reporters; by errors, slowness, either).
@@ -36,7 +36,11 @@ local function new_window()
   return window
 end
 
+-- Probes of this epoch say nothing any more, but are still on their way to the upstream: VOID has them.
 local function empty()
+  local void, leases = circuit[VOID] or {}, circuit[LEASES] or {}
+  for i = 1, #leases do void[#void + 1] = leases[i] end
+  circuit[VOID] = void
   circuit[REQUESTS], circuit[FAILURES], circuit[SLOW], circuit[REPORTERS], circuit[FAILING] = 0, 0, 0, 0, 0
   circuit[OKS], circuit[LEASES], circuit[WINDOW], circuit[VOTES] = 0, {}, new_window(), {}
   emptied = true
@@ -285,9 +289,8 @@ local function report(op)
   return finish()
 end
 
--- The position of a lease, or nil. A lease is its id and its deadline.
-local function lease_of(id)
-  local leases = circuit[LEASES]
+-- The position of a lease among `leases`, or nil. A lease is its id and its deadline.
+local function lease_of(id, leases)
   for i = 1, #leases, 2 do
     if leases[i] == id then return i end
   end
@@ -303,9 +306,17 @@ local function ask(op)
   end
   if circuit[STATE] == OPEN and circuit[FORCED] == '' and now >= circuit[OPEN_UNTIL] then change(HALF_OPEN) end
   if circuit[STATE] ~= HALF_OPEN then return false end
-  if lease_of(op[3]) then return true end
   leases = circuit[LEASES]
-  if #leases / 2 >= rules[8] then return false end
+  if lease_of(op[3], leases) then return true end
+  local out, void = {}, circuit[VOID] or {}
+  for i = 1, #void, 2 do
+    if void[i + 1] > now then out[#out + 1], out[#out + 2] = void[i], void[i + 1] end
+  end
+  if #out < #void then
+    circuit[VOID] = out
+    changed = true
+  end
+  if (#leases + #out) / 2 >= rules[8] then return false end
   leases[#leases + 1] = op[3]
   leases[#leases + 1] = now + op[6] * 1000
   changed = true
@@ -318,8 +329,13 @@ local function probe(op)
   if op[4] == ASK then
     done = ask(op)
   else
-    local at = lease_of(op[3])
+    local at, void = lease_of(op[3], circuit[LEASES]), lease_of(op[3], circuit[VOID] or {})
     done = at ~= nil
+    if void then
+      table.remove(circuit[VOID], void)
+      table.remove(circuit[VOID], void)
+      changed = true
+    end
     if at then
       table.remove(circuit[LEASES], at)
       table.remove(circuit[LEASES], at)

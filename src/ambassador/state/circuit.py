@@ -5,7 +5,8 @@ Rules that hold here:
 - `epoch` grows with every change of state or force, and is never less than the clock was then.
 - Outcomes count only while the circuit is CLOSED, unforced, and of the epoch that they were seen in; probes only while
   their lease is out. So a result of an earlier life changes nothing.
-- There are never more leases out than `probes`, and none but in HALF_OPEN.
+- There are never more leases out than `probes`, and none but in HALF_OPEN. A lease of an earlier epoch counts among
+  them until its deadline, or until its holder has told what came of it.
 
 Each step answers what stands afterwards; `take_published` tells whether others must hear of it.
 """
@@ -211,6 +212,7 @@ class Circuit:
         "_since_us",
         "_state",
         "_trips",
+        "_void",
         "_window",
         "epoch",
         "expires_us",
@@ -232,6 +234,8 @@ class Circuit:
         """What the window held at the last report; of an OPEN circuit, what tripped it."""
         self._leases: dict[str, int] = {}
         """Probes that are out, with their deadlines."""
+        self._void: dict[str, int] = {}
+        """Those of earlier epochs, which say nothing any more, but are still on their way to the upstream."""
         self._oks = 0
         self._published = False
 
@@ -270,6 +274,7 @@ class Circuit:
             done = self._ask(probe, now_us, chance)
         else:
             done = self._leases.pop(probe.id, None) is not None
+            self._void.pop(probe.id, None)
             if done and probe.verb is Verb.FAILED:
                 self._trip(now_us, probe.rules, chance)
             elif done and probe.verb is Verb.OK:
@@ -376,7 +381,8 @@ class Circuit:
         if self._state is not State.HALF_OPEN:
             return False
         if probe.id not in leases:
-            if len(leases) >= probe.rules.probes:
+            self._void = {name: until for name, until in self._void.items() if until > now_us}
+            if len(leases) + len(self._void) >= probe.rules.probes:
                 return False
             leases[probe.id] = now_us + probe.timeout_ms * 1000
         return True
@@ -394,5 +400,6 @@ class Circuit:
     def _empty(self) -> None:
         self._window = Window()
         self._counts = Counts()
+        self._void |= self._leases
         self._leases.clear()
         self._oks = 0

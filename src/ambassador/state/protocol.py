@@ -224,10 +224,11 @@ class Probe(_Message, tag="probe", frozen=True):
 
     Answered by `Probed`. ASK: leases whose deadline passed are dropped, each as a FAILED one; an OPEN circuit whose
     time is over becomes HALF_OPEN (new epoch, published); granted if it is HALF_OPEN, nothing is forced open, and fewer
-    than `rules.probes` leases are out. OK, FAILED and LOST count only with an id whose lease is out and was granted in
-    this epoch. `rules.probes` OKs in a row close the circuit (new epoch, `since_us`, window empty, published). One
-    FAILED opens it again with `trips` + 1, and all leases are void. `trips` goes back to 0 once the circuit has stayed
-    CLOSED for 10 times `open_ms`. ASK with an id whose lease is out is granted again, and takes no other.
+    than `rules.probes` leases are out; one of an earlier epoch is out until its deadline, or until it is settled. OK,
+    FAILED and LOST count only with an id whose lease is out and was granted in this epoch. `rules.probes` OKs in a row
+    close the circuit (new epoch, `since_us`, window empty, published). One FAILED opens it again with `trips` + 1, and
+    all leases are void. `trips` goes back to 0 once the circuit has stayed CLOSED for 10 times `open_ms`. ASK with an
+    id whose lease is out is granted again, and takes no other.
     """
 
     breaker: str
