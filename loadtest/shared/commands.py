@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from loadtest import machine
-from loadtest.shared import bench, breaker_trip, findings, limit_accuracy, redis_loss
+from loadtest.shared import bench, breaker_trip, findings, limit_accuracy, redis_loss, redis_slow
 from loadtest.shared.findings import Findings
 
 Tell = Callable[[str], None]
@@ -93,8 +93,17 @@ def _redis_loss(directory: Path, options: argparse.Namespace, tell: Tell) -> lis
         return [redis_loss.run(each, faults, tell)]
 
 
+def _redis_slow(directory: Path, options: argparse.Namespace, tell: Tell) -> list[Findings]:
+    cases = [case for case in redis_slow.cases() if options.only in case.name]
+    with bench.running(directory / "a", shared=True, make=partial(limit_accuracy.make, cases)) as each:
+        found = limit_accuracy.run(each, cases, tell)
+    found.scenario = "redis-slow"
+    return [found]
+
+
 SCENARIOS: dict[str, tuple[str, Callable[[Path, argparse.Namespace, Tell], list[Findings]]]] = {
     "limit-accuracy": ("whether limits hold over a fleet, and what they ask of the store", _limit_accuracy),
     "breaker-trip": ("how soon a fleet stops after the outcome that opens a breaker", _breaker_trip),
+    "redis-slow": ("whether limits hold behind a Redis that takes its time", _redis_slow),
     "redis-loss": ("what clients and limits notice of a Redis that is lost", _redis_loss),
 }

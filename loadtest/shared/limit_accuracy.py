@@ -40,6 +40,8 @@ class Case:
     uses: bool = False
     """What is demanded exceeds the limit, which is to be used in full."""
     needs_redis: bool = False
+    delay_ms: float = 0.0
+    """What Redis takes to answer, in the middle; ± 40 % by chance."""
 
     @property
     def quiet(self) -> float:
@@ -130,13 +132,22 @@ def run(bench: Bench, cases: Sequence[Case], tell: Callable[[str], None]) -> Fin
                 wait_until(began, SECONDS / 2)
                 happens(bench)
 
+        _slow_down(bench, case.delay_ms)
         outcome = bench.run(streams, seed=number + 1, during=during)
+        _slow_down(bench, 0.0)
         time.sleep(_SETTLED_S)
         waited = (bench.metric("ambassador_limit_waits_total") - waits) / len(outcome.answers)
         _judge(findings, case, number, outcome, waited)
         if case.happens is _kill_worker:
             bench.connect()
     return findings
+
+
+def _slow_down(bench: Bench, delay_ms: float) -> None:
+    """Half of a delay each way."""
+    if bench.faults is not None:
+        way_s = delay_ms / 2000
+        bench.faults.set(delay_s=0.6 * way_s, jitter_s=0.8 * way_s)
 
 
 def _judge(findings: Findings, case: Case, number: int, outcome: Run, waited: float) -> None:

@@ -127,7 +127,7 @@ def run(bench: Bench, faults: Sequence[Fault], tell: Callable[[str], None]) -> F
     findings = Findings(
         "redis-loss",
         (
-            "Redis", "own 5xx", "errors", "longest ms", "p99 ms before", "during", "from the 2nd s on",
+            "Redis", "own 5xx", "errors", "longest ms before", "since", "p99 ms before", "during", "from the 2nd s on",
             "use of the rate", "worst window beyond 1.1 rate × D", "of the burst", "quiet refused", "shared again s",
         ),
     )  # fmt: skip
@@ -171,7 +171,9 @@ def _judge(findings: Findings, fault: Fault, outcome: Run, first_key: int, marks
     answers = outcome.answers
     own = sum(bool(each.made) and each.status >= 500 for each in answers)
     errors = sum(each.status not in (200, 429) for each in answers) - own
-    longest = max(each.took_ns / 1e6 for each in answers if each.due_ns / 1e9 >= began)
+    slowest = max((each for each in answers if each.due_ns / 1e9 >= began), key=lambda each: each.took_ns)
+    longest = slowest.took_ns / 1e6
+    usual = max(each.took_ns / 1e6 for each in answers if outcome.began + 1.0 <= each.due_ns / 1e9 < began)
     before = _p99_ms(answers, outcome.began + 1.0, began)
     first = _p99_ms(answers, began, healed)
     later = _p99_ms(answers, began + 1.0, healed)
@@ -182,18 +184,22 @@ def _judge(findings: Findings, fault: Fault, outcome: Run, first_key: int, marks
         each for each in answers if each.status == 429 and not (each.case == LOUD and each.key == first_key)
     ]
     cells = {
-        "fault": fault.name, "own_5xx": own, "errors": errors, "longest_ms": longest, "p99_ms_before": before,
+        "fault": fault.name, "own_5xx": own, "errors": errors, "longest_ms": longest, "longest_ms_before": usual,
+        "longest_at_s": slowest.due_ns / 1e9 - began, "longest_case": slowest.case, "p99_ms_before": before,
         "p99_ms_during": first, "p99_ms_later": later, "use": use, "worst_beyond": worst.beyond,
         "worst_length_s": worst.length, "quiet_refused": len(refused), "shared_again_s": back,
         "quiet_refusals": [[each.case, each.key, each.due_ns / 1e9 - began] for each in refused],
     }  # fmt: skip
     findings.add(
         cells,
-        fault.name, str(own), str(errors), f"{longest:.1f}", f"{before:.2f}", f"{first:.2f}", f"{later:.2f}",
+        fault.name, str(own), str(errors), f"{usual:.1f}", f"{longest:.1f}", f"{before:.2f}", f"{first:.2f}", f"{later:.2f}",
         f"{use:.1%}", f"{worst.beyond:,.0f}", f"{worst.beyond / BURST:.0%}", str(len(refused)), f"{back:.2f}",
     )  # fmt: skip
     findings.check(f"{fault.name}: 5xx made by the ambassador", own, 0)
     findings.check(f"{fault.name}: errors", errors, 0)
+    findings.check(
+        f"{fault.name}: longest, beyond the longest before", longest - usual, MAX_WAIT_S * 1000, " ms"
+    )
     findings.check(f"{fault.name}: p99 from the 2nd second on, beyond before", later - before, 2, " ms")
     findings.check(f"{fault.name}: worst window at 110 % of the rate", worst.beyond, BURST)
     findings.check(f"{fault.name}: quiet clients refused", len(refused), 0)

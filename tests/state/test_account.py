@@ -128,6 +128,42 @@ def test_share_begins_with_its_part_of_what_was_left() -> None:
     assert asked.start == pytest.approx(60 / 2 + 50 * 0.1)
 
 
+def test_unheard_of_key_is_not_refused_just_after_the_loss() -> None:
+    bench = Bench(terms(10, 10))
+    bench.fleet.go_down()
+    assert bench.source.down_since(bench.clock.now) == 100.0
+    bench.go_on(0.01)
+    bench.pump()
+    (asked,) = bench.replica.asked
+    assert isinstance(asked, Lease)
+    assert asked.start == 1.0
+    bench.replica.deliver()
+    bench.spend()
+    assert not bench.ready()
+
+
+def test_quiet_client_is_not_refused_while_no_store_answers() -> None:
+    bench = Bench()
+    bench.pump()
+    bench.go_on(WAIT_S)
+    bench.pump()
+    assert bench.ready(late=True)
+    bench.account.spend(1.0, bench.clock.now)
+    assert bench.account.debt == 1
+    assert not bench.ready(late=True)
+
+
+def test_pressing_client_gets_nothing_while_no_store_answers() -> None:
+    bench = Bench()
+    bench.pump(80)
+    bench.fleet.deliver()
+    bench.spend(80)
+    bench.pump()
+    bench.go_on(WAIT_S)
+    bench.pump()
+    assert not bench.ready(late=True)
+
+
 def test_unheard_of_key_begins_with_what_came_since_the_loss() -> None:
     bench = Bench()
     bench.fleet.go_down()
@@ -190,11 +226,12 @@ def test_on_loss_decides_at_once(*, on_loss: str, admits: bool) -> None:
 def test_own_share_is_the_last_resort() -> None:
     bench = Bench(replica=None)
     bench.fleet.go_down()
+    bench.spend()
     assert not bench.ready()
     bench.go_on(0.1)
     assert bench.ready(2)  # 100/s over four workers
     bench.spend(2)
-    assert bench.account.owed == 2
+    assert bench.account.owed == 3
     assert not bench.ready()
 
 

@@ -6,9 +6,10 @@ Tokens are spent in this order:
 3. While the store is away, or has left a lease unanswered for `max_wait_s`, or refused it: what `on_loss` says. `open`
    admits, `closed` does not, `share` spends what is held of the *replica's* bucket, leased by all its workers as usual:
    rate R / replicas, burst B / replicas. It begins with this replica's part of what the fleet's bucket had left when it
-   was last heard of; for a key that was never heard of, with what the share gained since the loss (and if the store is
-   only late, with one token at least, so that a quiet client is not refused for a slow store).
-4. While even the replica's store does not answer: a bucket of the worker's own, R / workers, which begins empty.
+   was last heard of; for a key that was never heard of, with what the share gained since the loss, and one token at
+   least: a new or quiet client is not refused because the store is away or slow.
+4. While even the replica's store does not answer: a bucket of the worker's own, R / workers, which begins empty; with
+   one token where the fleet's bucket was known to hold one for each worker.
 
 What was admitted by 3 and 4 is owed. While the store is only late, others go on taking from the fleet's bucket, so all
 of it is a debt. While it is away nobody does, and the bucket refills: then it becomes a debt, with the first lease
@@ -243,7 +244,10 @@ class Account(Holding):
     def _last_resort(self, now: float) -> OwnShare:
         if self._own is None:
             workers = max(1, self.source.fleet.workers)
-            self._own = OwnShare(self.terms.rate / workers, self.terms.burst / workers, now)
+            # A client far under its limit is not refused because this machine stalls; one that presses gets nothing.
+            known = self.left if self.seen_at == -inf else self.left + self._gain(now - self.seen_at)
+            start = 1.0 if known >= workers else 0.0
+            self._own = OwnShare(self.terms.rate / workers, self.terms.burst / workers, now, start=start)
         return self._own
 
     # Asking
@@ -287,7 +291,7 @@ class Account(Holding):
         if self.seen_at > -inf:
             return max(0.0, self.left) / self.source.parts + rate * (now - self.seen_at)
         down_at = self.source.down_since(now)
-        return max(1.0, rate * (now - self.sent_at)) if down_at is None else rate * (now - down_at)
+        return max(1.0, rate * (now - (self.sent_at if down_at is None else down_at)))
 
     def _is_answered(self, lease: Lease, answer: Answer | None) -> None:
         source = self.source

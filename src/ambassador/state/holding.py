@@ -462,14 +462,14 @@ class Holding:
 
 
 class OwnShare:
-    """The last resort of a worker that reaches no store at all: a bucket of its own, which begins empty."""
+    """The last resort of a worker that reaches no store at all: a bucket of its own, which begins with `start`."""
 
     __slots__ = ("_at", "_tokens", "burst", "rate")
 
-    def __init__(self, rate: float, burst: float, now: float) -> None:
+    def __init__(self, rate: float, burst: float, now: float, *, start: float = 0.0) -> None:
         self.rate = rate
         self.burst = max(1.0, burst)
-        self._tokens = 0.0
+        self._tokens = min(start, self.burst)
         self._at = now
 
     def tokens(self, now: float) -> float:

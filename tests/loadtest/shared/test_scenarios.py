@@ -97,13 +97,14 @@ def test_loss_is_judged_by_what_clients_see() -> None:
         answer(5, status=503),
         answer(6, status=429, case=redis_loss.LOUD, key=1),
         answer(6, status=429, case=redis_loss.LOUD),  # it asks for too much
-        answer(7, ms=30),
+        answer(7, ms=30),  # 3 at most before
     ]
     burst = [Seen(5 * 10**9, 5 * 10**9, redis_loss.LOUD, 0, 200, 1)] * (redis_loss.BURST + 1)
     found = held(judged(answers, burst))
     assert found == {
         "5xx made by the ambassador": False,
         "errors": True,
+        "longest, beyond the longest before": False,
         "p99 from the 2nd second on, beyond before": False,
         "worst window at 110 % of the rate": False,
         "quiet clients refused": False,
@@ -118,9 +119,12 @@ def test_findings_print_and_tell_whether_all_held() -> None:
     assert findings.all_held([found])
     found.check("y", 1, 2, least=True)
     assert not findings.all_held([found])
-    assert [
-        cell.strip() for cell in findings.text(found).splitlines()[-1].split("|")[1:-1]
-    ] == ["y", "≥ 2", "1", "NO"]
+    assert [cell.strip() for cell in findings.text(found).splitlines()[-1].split("|")[1:-1]] == [
+        "y",
+        "≥ 2",
+        "1",
+        "NO",
+    ]
     document = json.loads(json.dumps(findings.document([found], {})))
     assert document["scenarios"][0]["figures"] == [{"case": "a", "x": 1}]
 
