@@ -80,7 +80,7 @@ def parsed(one: AccessRecord) -> dict[str, Any]:
     size=st.integers(0, 1 << 40),
     duration=st.floats(0, 1e6),
 )
-def test_template_makes_the_line_that_the_record_would(
+def test_template_makes_the_line_that_the_record_would(  # noqa: PLR0917 - hypothesis
     path: bytes, query: bytes | None, host: str, endpoint: str | None, size: int, duration: float
 ) -> None:
     one = record(path=path, query=query, host=host, endpoint=endpoint, request_id=b"a" * 32)
