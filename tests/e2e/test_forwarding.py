@@ -86,6 +86,10 @@ SPOOFED = (
     "x-forwarded-for: 10.0.0.8",
     "X-Forwarded-Proto: https",
     "X-Forwarded-Host: public.name",
+    "X-Forwarded-Port: 6666",
+    "X-Forwarded-Prefix: /evil",
+    "X_Forwarded_Server: e",
+    "X-Real-IP: 1.2.3.4",
 )
 
 
@@ -95,7 +99,8 @@ def test_forwarded_fields_of_anybody_are_replaced(proxy: Ambassador, origin: Ori
     assert request.get("x-forwarded-for") == "127.0.0.1"
     assert request.get("x-forwarded-proto") == "http"
     assert request.get("x-forwarded-host") == "test"
-    assert request.get("forwarded") is None
+    for name in ("forwarded", "x-forwarded-port", "x-forwarded-prefix", "x_forwarded_server", "x-real-ip"):
+        assert request.get(name) is None
     assert client_ip(proxy, "spoof") == "127.0.0.1"
 
 
@@ -105,6 +110,8 @@ def test_forwarded_fields_of_the_trusted_are_kept(proxy: Ambassador, origin: Ori
     assert request.get("x-forwarded-for") == "1.2.3.4, 10.0.0.7, 10.0.0.8, 127.0.0.1"
     assert request.get("x-forwarded-proto") == "https"
     assert request.get("x-forwarded-host") == "public.name"
+    assert (request.get("x-forwarded-port"), request.get("x-forwarded-prefix")) == ("6666", "/evil")
+    assert request.get("x-real-ip") == "1.2.3.4"
     assert client_ip(proxy, "trusted") == "1.2.3.4"
 
 

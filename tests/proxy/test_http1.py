@@ -62,6 +62,17 @@ async def test_connection_ends_after_its_number_of_requests() -> None:
         client.close()
 
 
+async def test_answers_reach_a_client_that_pipelines_beyond_the_last_request() -> None:
+    async with a_plane(ANSWERED_HERE, ListenerLimits(requests_per_connection=2)) as plane:
+        client = await plane.connect()
+        for _ in range(2):
+            await client.send(GET)
+        await until(lambda: plane.counts.settlements == [2, 2])
+        await client.send(GET)
+        assert (await client.rest()).count(b"HTTP/1.1 200 OK") == 2
+        client.close()
+
+
 async def test_draining_says_close() -> None:
     async with a_plane(ANSWERED_HERE) as plane:
         client = await plane.connect()

@@ -33,6 +33,7 @@ _REQUEST: Final = dict.fromkeys(_HOP_BY_HOP, _TAKEN) | {
     b"x-forwarded-for": _TAKEN,
     b"x-forwarded-proto": _TAKEN,
     b"x-forwarded-host": _TAKEN,
+    b"x-real-ip": _TAKEN,
     b"forwarded": _TAKEN,
     b"x-request-id": _TAKEN,
     b"traceparent": _TAKEN,
@@ -65,6 +66,8 @@ _PROTECTED: Final = frozenset({
 })  # fmt: skip
 """Fields that a `Connection` header cannot have removed."""
 
+FORWARDED: Final = b"x-forwarded-"
+"""What begins like this says where a request came from: only of trusted peers it is believed."""
 _REMEMBERED: Final = 2048
 _OWS: Final = b" \t"
 
@@ -72,10 +75,12 @@ _OWS: Final = b" \t"
 class Sorter:
     """One table of kinds (requests, responses) with its bounded memory of exact names."""
 
-    __slots__ = ("_by_lower", "_kinds")
+    __slots__ = ("_by_lower", "_forwarded", "_kinds")
 
-    def __init__(self, by_lower: dict[bytes, int]) -> None:
+    def __init__(self, by_lower: dict[bytes, int], *, forwarded: int = _PLAIN) -> None:
+        """`forwarded`: the kind of names with the prefix FORWARDED that have none of their own."""
         self._by_lower = by_lower
+        self._forwarded = forwarded
         self._kinds: dict[bytes, tuple[int, bytes]] = {}
 
     def sort(self, headers: Fields) -> tuple[Fields, dict[bytes, bytes]]:
@@ -105,7 +110,9 @@ class Sorter:
     def _learn(self, name: bytes) -> tuple[int, bytes]:
         lower = name.lower()
         kind = self._by_lower.get(lower, _PLAIN)
-        if (lower.startswith(b"x-ambassador-") and kind == _PLAIN) or (
+        if lower.startswith(FORWARDED) and kind == _PLAIN:
+            kind = self._forwarded
+        elif (lower.startswith(b"x-ambassador-") and kind == _PLAIN) or (
             b"_" in lower and self._is_alias(lower.replace(b"_", b"-"))
         ):
             kind = _DROPPED
@@ -122,11 +129,11 @@ class Sorter:
         return (
             kind in (_TAKEN, _DROPPED)
             or hyphenated == b"content-length"
-            or hyphenated.startswith(b"x-ambassador-")
+            or hyphenated.startswith((b"x-ambassador-", FORWARDED))
         )
 
 
-REQUEST_FIELDS: Final = Sorter(_REQUEST)
+REQUEST_FIELDS: Final = Sorter(_REQUEST, forwarded=_TAKEN)
 RESPONSE_FIELDS: Final = Sorter(_RESPONSE)
 
 

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import BadRequest, LoopDetected
-from ambassador.proxy.fields import tokens
+from ambassador.proxy.fields import FORWARDED, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +22,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _GRPC_UNITS_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _GRPC_TIMEOUT: Final = re.compile(rb"([0-9]{1,8})([HMSmun])")
+_OWN: Final = frozenset({b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"})
 _UNIX_SECONDS: Final = re.compile(rb"[0-9]{1,12}(?:\.[0-9]{1,9})?")
 _MILLISECONDS: Final = re.compile(rb"[0-9]{1,12}")
 
@@ -68,6 +69,11 @@ class Peer:
             (b"x-forwarded-for", before + b", " + ip if before else ip),
             (b"x-forwarded-proto", special.get(b"x-forwarded-proto") or self.scheme.encode()),
             (b"x-forwarded-host", special.get(b"x-forwarded-host") or request.authority),
+            *(
+                (name, value)
+                for name, value in special.items()
+                if (name.startswith(FORWARDED) and name not in _OWN) or name == b"x-real-ip"
+            ),
         ]
 
     def _is_trusted(self, ip: str) -> bool:

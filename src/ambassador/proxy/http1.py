@@ -111,7 +111,8 @@ class ClientConnection(Wire):
         if not request.complete and not self.close_after and not await self._drain_body(request):
             self.close_after = True
         if self.close_after:
-            if not request.complete or self.link.ready & READ or self.reader.requests:
+            # A client that did not ask for the end may have another request on its way.
+            if request.keep_alive or not request.complete or self.link.ready & READ or self.reader.requests:
                 await self._linger()
             return True
         if self._served % _PIPELINED_PER_TURN == 0:

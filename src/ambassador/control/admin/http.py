@@ -6,6 +6,7 @@ supervisor. Bodies, times and connections are bounded; a handler that raises is 
 
 from __future__ import annotations
 
+import http
 import json
 import logging
 import socket
@@ -188,7 +189,12 @@ async def _send(
         ("x-content-type-options", "nosniff"),
         *response.headers.items(),
     ]
-    out = connection.send(h11.Response(status_code=response.status, headers=headers)) or b""
+    out = (
+        connection.send(
+            h11.Response(status_code=response.status, headers=headers, reason=_reason(response.status))
+        )
+        or b""
+    )
     for part in _parts(pieces) if with_body else ():
         await stream.send_all(out + (connection.send(h11.Data(data=part)) or b""))
         out = b""
@@ -207,3 +213,10 @@ def _parts(pieces: Iterable[bytes]) -> Iterator[bytes]:
             held.clear()
             size = 0
     yield b"".join(held)
+
+
+def _reason(status: int) -> bytes:
+    try:
+        return http.HTTPStatus(status).phrase.encode()
+    except ValueError:
+        return b""
