@@ -131,6 +131,16 @@ def test_operation_that_no_store_does_is_refused_by_both(operation: Operation) -
 # ----- the scripts against the store in memory ------------------------------------------------------------------------
 
 
+_BUCKETS = {
+    "small": (1.5, 5.0, 0),
+    "large": (100.0, 80.5, 0),
+    "never fills": (0.0, 1000.0, 0),
+    "quota": (0.0, 20.0, 1),
+    "long quota": (0.0, 1000.0, 60),
+}
+"""Rate, depth and window. They stay: a bucket that is full may be dropped or not, and is then made by what is said."""
+
+
 class _Walk:
     """Random operations on few names, as fleets of few workers and rules of all kinds would ask for."""
 
@@ -163,11 +173,11 @@ class _Walk:
 
     def _lease(self, now_us: int) -> Operation:
         pick = self._random.choice
-        window_s = pick([0, 0, 0, 1, 60])
+        key, (rate, depth, window_s) = pick(list(_BUCKETS.items()))
         return Lease(
-            pick("abc"),
-            rate=pick([0.0, 1.5, 100.0, 1e4]),
-            depth=pick([1.0, 5.0, 80.5, 1000.0]),
+            key,
+            rate=rate,
+            depth=depth,
             want=self._random.randrange(30),
             least=self._random.randrange(4),
             demand=pick([0.0, 3.0, 55.5]),
@@ -177,7 +187,7 @@ class _Walk:
             window_s=window_s,
             back=pick([0, 0, 3]),
             back_window=now_us // (window_s * 1_000_000) - pick([0, 1]) if window_s else 0,
-            start=pick([None, None, 3.0, -4.0]),
+            start=pick([None, 3.0, -4.0]) if key == "never fills" else None,
         )
 
     def _report(self, now_us: int) -> Operation:

@@ -274,8 +274,13 @@ local function report(op)
   if live == 1 then live, level = op[12], 1 end
   local reporters, failing, by_errors, by_slow, voters = tallied(window, level, window_us)
   local all = window[SUM + 1]
-  circuit[REQUESTS], circuit[FAILURES], circuit[SLOW] = all, window[SUM + 2], window[SUM + 3]
-  circuit[REPORTERS], circuit[FAILING] = reporters, failing
+  local seen = {all, window[SUM + 2], window[SUM + 3], reporters, failing}
+  for i = 1, 5 do
+    if circuit[REQUESTS + i - 1] ~= seen[i] then
+      circuit[REQUESTS + i - 1] = seen[i]
+      changed = true
+    end
+  end
   if counts then
     local quorum = max(ceil(rules[5] * reporters), min(2, live), 1)
     if voters >= quorum
