@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeAlias
 
+from ambassador.state.hearers import Hearers
 from ambassador.state.protocol import Answer, Event, Operation, Refused
 from ambassador.state.scope import Scopes
 
@@ -46,8 +47,8 @@ class DirectScope:
         self.asked: list[Operation] = []
         self._pending: deque[tuple[Operation, Answered | None]] = deque()
         self._events: deque[Event] = deque()
-        self._hearers: list[tuple[str, Callable[[Event], None]]] = []
-        self._again: list[Callable[[], None]] = []
+        self._hearers: dict[str, Hearers[Callable[[Event], None]]] = {}
+        self._again: Hearers[Callable[[], None]] = Hearers()
         self._lost = 0
         self._dropped = 0
 
@@ -58,10 +59,10 @@ class DirectScope:
         self._pending.append((operation, answered))
 
     def listen(self, kind: str, heard: Callable[[Event], None]) -> None:
-        self._hearers.append((kind, heard))
+        self._hearers.setdefault(kind, Hearers()).add(heard)
 
     def on_up(self, again: Callable[[], None]) -> None:
-        self._again.append(again)
+        self._again.add(again)
 
     # What tests call
 
@@ -83,8 +84,8 @@ class DirectScope:
                 answered(answer)
         while self._events:
             event = self._events.popleft()
-            for kind, heard in self._hearers:
-                if self.up and kind == event.kind:
+            for heard in self._hearers.get(event.kind, ()):
+                if self.up:
                     heard(event)
         return done
 

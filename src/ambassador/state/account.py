@@ -83,9 +83,7 @@ class Source:
         self._parts = 0
         self._share_terms = terms
         self.owing: set[Account] = set()
-        # A scope outlives the config's generations: it must not keep this one alive.
-        back = weakref.WeakMethod(self._is_back)
-        fleet.on_up(lambda: _call(back))
+        fleet.on_up(self._is_back)
 
     def tell(self, changed: Callable[[Account], None]) -> None:
         """Have this method called when an account's tokens may have come. Its object is not kept alive by that: an old
@@ -131,12 +129,6 @@ class Source:
 
 def _nobody(_: object) -> None:
     """For what nobody asked to be told."""
-
-
-def _call(reference: weakref.WeakMethod[Callable[[], None]]) -> None:
-    method = reference()
-    if method is not None:
-        method()
 
 
 class Account(Holding):

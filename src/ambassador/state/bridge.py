@@ -17,10 +17,13 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, ParamSpec, TypeAlias
 
 from ambassador.state.census import Census
+from ambassador.state.hearers import Hearers
 from ambassador.state.protocol import Answer, Beaten, Event, Operation
+
+P = ParamSpec("P")
 
 ANSWER_WITHIN_S: Final = 0.25
 """An operation without an answer this long after it was sent is answered None, and its store is lost (contract 7.9)."""
@@ -120,8 +123,8 @@ class Bridge:
         self._time = time
         self._alarm = alarm
         self._refused: deque[Answered] = deque()
-        self._hearers: dict[str, list[Callable[[Event], None]]] = {}
-        self._again: list[Callable[[], None]] = []
+        self._hearers: dict[str, Hearers[Callable[[Event], None]]] = {}
+        self._again: Hearers[Callable[[], None]] = Hearers()
         self._errors: list[Exception] = []
 
     @property
@@ -152,11 +155,11 @@ class Bridge:
 
     def listen(self, kind: str, heard: Callable[[Event], None]) -> None:
         """Have every event of this kind told."""
-        self._hearers.setdefault(kind, []).append(heard)
+        self._hearers.setdefault(kind, Hearers()).add(heard)
 
     def on_up(self, again: Callable[[], None]) -> None:
         """Have `again` called when the store is back, or there for the first time, or has lost its data."""
-        self._again.append(again)
+        self._again.add(again)
 
     # For the scopes
 
@@ -192,16 +195,18 @@ class Bridge:
             self._errors.append(error)
 
     def _tell(self, event: Event) -> None:
-        for heard in self._hearers.get(event.kind, ()):
-            try:
-                heard(event)
-            except Exception as error:  # noqa: BLE001 - likewise
-                self._errors.append(error)
+        hearers = self._hearers.get(event.kind)
+        if hearers is not None:
+            self.call_each(hearers, event)
 
     def _call_again(self) -> None:
-        for again in list(self._again):
+        self.call_each(self._again)
+
+    def call_each(self, hearers: Hearers[Callable[P, None]], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Call all of them; an error of one is raised at the end of this turn of `ready` or `pulse`."""
+        for hearer in hearers:
             try:
-                again()
+                hearer(*args, **kwargs)
             except Exception as error:  # noqa: BLE001 - likewise
                 self._errors.append(error)
 

@@ -20,6 +20,7 @@ from ambassador.state.bridge import Answered, Asked, Batch, Bridge
 from ambassador.state.frames import (
     GREETING,
     HELLO,
+    MOST_OPERATIONS,
     Answers,
     Malformed,
     Questions,
@@ -29,7 +30,6 @@ from ambassador.state.frames import (
 )
 from ambassador.state.protocol import Operation
 
-_BATCH: Final = 200  # operations; of the longest values, 200 are a frame that is still allowed
 _READ: Final = 64 * 1024
 
 
@@ -114,7 +114,7 @@ class LocalScope(Bridge):
             self._send()
 
     def _send(self) -> None:
-        asked = [self._asked.popleft() for _ in range(min(len(self._asked), _BATCH))]
+        asked = [self._asked.popleft() for _ in range(min(len(self._asked), MOST_OPERATIONS))]
         batch = self._flying = Batch(asked, self._time())
         self._number += 1
         self.operations += len(asked)

@@ -47,7 +47,10 @@ class Scope(Protocol):
         """
 
     def listen(self, kind: str, heard: Callable[[Event], None]) -> None:
-        """Have every event of this kind told. Some may be lost while the connection is: see `on_up`."""
+        """Have every event of this kind told. Some may be lost while the connection is: see `on_up`.
+
+        A bound method is held weakly, here and by `on_up`: scopes outlive the config's generations.
+        """
 
     def on_up(self, again: Callable[[], None]) -> None:
         """Have `again` called whenever the store is back after it was away, or was connected for the first time:

@@ -7,8 +7,10 @@ new store; answers to what was asked before still come from the old one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from ambassador.state.bridge import Answered, Bridge
+from ambassador.state.hearers import Hearers
 from ambassador.state.protocol import Event, Operation
 
 
@@ -17,9 +19,10 @@ class Switch:
 
     def __init__(self, target: Bridge) -> None:
         self.target = target
-        self._hearers: list[tuple[str, Callable[[Event], None]]] = []
-        self._again: list[Callable[[], None]] = []
-        self._attached: list[Bridge] = [target]
+        self._hearers: dict[str, Hearers[Callable[[Event], None]]] = {}
+        self._again: Hearers[Callable[[], None]] = Hearers()
+        self._attached: list[Bridge] = []
+        self._attach(target)
 
     def point(self, target: Bridge) -> None:
         """Be another one from now on; whoever wants to know when the store is back is told."""
@@ -27,14 +30,15 @@ class Switch:
             return
         self.target = target
         if target not in self._attached:
-            self._attached.append(target)
-            for kind, heard in self._hearers:
-                self._listen(target, kind, heard)
-            for again in self._again:
-                self._on_up(target, again)
+            self._attach(target)
         if target.up:
-            for again in self._again:
-                again()
+            self._is_back(target)
+
+    def _attach(self, target: Bridge) -> None:
+        self._attached.append(target)
+        target.on_up(partial(self._is_back, target))
+        for kind in self._hearers:
+            target.listen(kind, partial(self._heard, target))
 
     def forget(self, old: Bridge) -> None:
         """`old` will not be the target again."""
@@ -61,26 +65,21 @@ class Switch:
 
     def listen(self, kind: str, heard: Callable[[Event], None]) -> None:
         """Have every event of this kind told."""
-        self._hearers.append((kind, heard))
-        for target in self._attached:
-            self._listen(target, kind, heard)
+        hearers = self._hearers.get(kind)
+        if hearers is None:
+            hearers = self._hearers[kind] = Hearers()
+            for target in self._attached:
+                target.listen(kind, partial(self._heard, target))
+        hearers.add(heard)
 
     def on_up(self, again: Callable[[], None]) -> None:
         """Have `again` called when the store is back, or is another one."""
-        self._again.append(again)
-        for target in self._attached:
-            self._on_up(target, again)
+        self._again.add(again)
 
-    def _listen(self, target: Bridge, kind: str, heard: Callable[[Event], None]) -> None:
-        def heard_here(event: Event) -> None:
-            if self.target is target:
-                heard(event)
+    def _heard(self, target: Bridge, event: Event) -> None:
+        if target is self.target:
+            target.call_each(self._hearers[event.kind], event)
 
-        target.listen(kind, heard_here)
-
-    def _on_up(self, target: Bridge, again: Callable[[], None]) -> None:
-        def again_here() -> None:
-            if self.target is target:
-                again()
-
-        target.on_up(again_here)
+    def _is_back(self, target: Bridge) -> None:
+        if target is self.target:
+            target.call_each(self._again)
