@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.client
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,9 @@ workers: 2
 state: {state}
 drain: {{delay: 0s, timeout: 3s}}
 telemetry: {{access_log: off}}
-routes: [{{name: mark, respond: 200}}]
+routes:
+  - {{name: limited, match: {{path: /limited}}, respond: 200, limit: {{rate: 100/s, burst: 50}}}}
+  - {{name: mark, respond: 200}}
 """
         )
 
@@ -46,11 +50,18 @@ routes: [{{name: mark, respond: 200}}]
         return up
 
     def serves(self) -> bool:
+        return self.statuses("/", 1) == [200]
+
+    def statuses(self, path: str, count: int) -> list[int]:
+        """The answers to so many requests, each over a connection of its own."""
+        return [self._status(path) for _ in range(count)]
+
+    def _status(self, path: str) -> int:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=10)
-        connection.request("GET", "/")
+        connection.request("GET", path)
         status = connection.getresponse().status
         connection.close()
-        return status == 200
+        return status
 
 
 @pytest.fixture
@@ -98,6 +109,76 @@ def test_redis_that_hangs_or_dies_is_noticed_and_its_return_too(
     until(lambda: len(one.replicas()) == 2)
     one.signal(15)
     assert one.end()[0] == 0
+
+
+class Callers:
+    """Clients of several replicas that ask for what is limited, one after the other, until they are stopped."""
+
+    def __init__(self, replicas: Sequence[Replica]) -> None:
+        self.admitted = 0
+        self.refused = 0
+        self.other: list[int] = []
+        self._done = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._ask, args=(replica,)) for replica in replicas for _ in range(2)
+        ]
+        self._started = time.monotonic()
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self, replica: Replica) -> None:
+        while not self._done.is_set():
+            (status,) = replica.statuses("/limited", 1)
+            with self._lock:
+                if status == 200:
+                    self.admitted += 1
+                elif status == 429:
+                    self.refused += 1
+                else:
+                    self.other.append(status)
+
+    @property
+    def answers(self) -> int:
+        return self.admitted + self.refused + len(self.other)
+
+    def wait_for_more(self, count: int) -> None:
+        """Wait for so many answers more."""
+        before = self.answers
+        until(lambda: self.answers > before + count)
+
+    def stop(self) -> float:
+        """Returns how long they asked, in seconds: at most."""
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+        return time.monotonic() - self._started
+
+
+def test_replicas_keep_to_one_limit(pair: tuple[Replica, Replica]) -> None:
+    callers = Callers(pair)
+    until(lambda: callers.answers > 1_000 and callers.refused > 100)
+    seconds = callers.stop()
+    assert callers.other == []
+    assert callers.admitted <= 50 + 100 * seconds
+
+
+def test_no_request_fails_because_redis_does(pair: tuple[Replica, Replica], redis: Server) -> None:
+    one, other = pair
+    until(lambda: len(one.replicas()) == len(other.replicas()) == 2)
+    callers = Callers(pair)
+    for harm, heal in ((redis.stop_running, redis.go_on), (redis.kill, redis.start)):
+        until(lambda: one.state_up and other.state_up)
+        harm()
+        until(lambda: not one.state_up and not other.state_up)
+        callers.wait_for_more(200)
+        heal()
+    until(lambda: one.state_up and other.state_up)
+    callers.wait_for_more(200)
+    seconds = callers.stop()
+    assert callers.other == []
+    # While it is away each replica has its half, and at each loss and return both may hold a burst.
+    assert callers.admitted <= 5 * 50 + 1.1 * 100 * seconds
 
 
 def test_replica_starts_without_its_redis(tmp_path: Path, redis: Server) -> None:
