@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import trio
 
@@ -130,8 +129,8 @@ async def open_stub(
     if os.environ.get("STUB_FAILS"):
         raise RuntimeError("the stub was told to fail")
     waits_for = os.environ.get("STUB_WAITS")
-    while waits_for is not None and start.slot != 1 and not Path(waits_for).exists():
-        await trio.sleep(0.02)  # noqa: ASYNC110 - another process makes it
+    while waits_for is not None and start.slot != 1 and not os.path.exists(waits_for):  # noqa: ASYNC110, ASYNC240 - another process makes it
+        await trio.sleep(0.02)
     async with trio.open_nursery() as nursery:
         yield StubPlane(nursery, config, log_fd)
         nursery.cancel_scope.cancel()

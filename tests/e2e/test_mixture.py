@@ -11,13 +11,14 @@ from typing import Any
 from tests.e2e.mixture import FATES, PLAIN, Report, call_from, upstreams
 from tests.e2e.programs import Ambassador, ambassador, wait_until
 
-WARM_UP, COUNT = 20_000, 80_000
-"""The first fill what a process fills once: caches, arenas of memory, pipes. What comes after may add nothing."""
+WARM_UP, COUNT = 40_000, 60_000
+"""The first fill what a process fills once: memories of heads, arenas of memory, pipes. What comes after may add
+nothing."""
 KEPT_PIPES = 16
 """Pipes that a worker keeps for the next large body (`proxy/splice.py`), with two descriptors each."""
 GROWTH_BYTES = 4 << 20
 """Of one process over the whole `COUNT`. Its share of the answers' bodies alone is a hundred times as much; of a
-leak it would see 100 bytes a request."""
+leak it would see 70 bytes a request."""
 
 
 def told(proxy: Ambassador, path: str) -> Any:
