@@ -128,8 +128,8 @@ async def open_stub(
 ) -> AsyncIterator[StubPlane]:
     if os.environ.get("STUB_FAILS"):
         raise RuntimeError("the stub was told to fail")
-    waits_for = os.environ.get("STUB_WAITS")
-    while waits_for is not None and start.slot != 1 and not os.path.exists(waits_for):  # noqa: ASYNC110, ASYNC240 - another process makes it
+    go = os.environ.get("STUB_WAITS")
+    while go is not None and start.slot != 1 and not await trio.Path(go).exists():  # noqa: ASYNC110
         await trio.sleep(0.02)
     async with trio.open_nursery() as nursery:
         yield StubPlane(nursery, config, log_fd)

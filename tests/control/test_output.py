@@ -28,6 +28,26 @@ async def test_lines_of_many_writers_stay_whole() -> None:
     assert sorted(read_all(out_read).splitlines()) == [b"%d half and half" % writer for writer in range(3)]
 
 
+def test_first_lines_are_waited_for() -> None:
+    reads, writes = os.pipe()
+    output = Output(writes, waits=True)
+    output.put(b"a request that came early\n")
+    output.put_first(b"announcement\n")
+    output.put(b"another\n")
+    output.close(5.0)
+    os.close(writes)
+    assert read_all(reads) == b"announcement\na request that came early\nanother\n"
+
+
+def test_lines_without_first_lines_are_written_at_the_end() -> None:
+    reads, writes = os.pipe()
+    output = Output(writes, waits=True)
+    output.put(b"a request that came early\n")
+    output.close(5.0)
+    os.close(writes)
+    assert read_all(reads) == b"a request that came early\n"
+
+
 def test_a_writer_that_is_stuck_holds_up_nobody() -> None:
     reads, writes = os.pipe()
     output = Output(writes)

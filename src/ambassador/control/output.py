@@ -21,10 +21,14 @@ _FULL_RETRY_S = 0.05
 
 
 class Output:
-    """Writes blocks of whole lines to a descriptor, in order, from a thread of its own."""
+    """Writes blocks of whole lines to a descriptor, in order, from a thread of its own.
 
-    def __init__(self, fd: int) -> None:
+    `waits`: for `put_first`. What comes before it is written after it.
+    """
+
+    def __init__(self, fd: int, *, waits: bool = False) -> None:
         self._fd = fd
+        self._waits = waits
         self._blocks: deque[bytes] = deque()
         self._held = 0
         self._changed = threading.Condition()
@@ -46,6 +50,15 @@ class Output:
                 self._held += len(lines)
                 self._changed.notify()
 
+    def put_first(self, lines: bytes) -> None:
+        """Write `lines` before everything else that is still held."""
+        with self._changed:
+            self._waits = False
+            if not self._broken:
+                self._blocks.appendleft(lines)
+                self._held += len(lines)
+            self._changed.notify()
+
     def close(self, timeout_s: float) -> None:
         """Wait until everything is written, for at most `timeout_s`. The descriptor stays open."""
         with self._changed:
@@ -56,7 +69,7 @@ class Output:
     def _write(self) -> None:
         while True:
             with self._changed:
-                while not self._blocks and not self._closing:
+                while (self._waits or not self._blocks) and not self._closing:
                     self._changed.wait()
                 if not self._blocks:
                     return

@@ -97,7 +97,7 @@ class Supervisor:
         self._pages = Pages()
         names = Resolver(self._push_addresses, log=log)
         self._deployment = Deployment(config, config.name or random_name(), self._pages, names)
-        self._output = Output(1)
+        self._output = Output(1, waits=True)
         self._store = StoreServer(log)
         equipment = Equipment(self._deployment, self._output, self._store)
         self._crew = Crew(equipment, log, module=module)
@@ -208,8 +208,8 @@ class Supervisor:
         )
 
     def say(self, text: str) -> None:
-        """A line on standard output, never inside a line of the access log."""
-        self._output.put(text.encode() + b"\n")
+        """The first line on standard output: programs that start this one read it. The access log comes after it."""
+        self._output.put_first(text.encode() + b"\n")
 
     # What is asked of us, by signals and by the API
 
