@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "routes": "list the routes of the service",
     "upstreams": "list the endpoints of the service's upstreams",
     "breakers": "list the circuit breakers of the service",
+    "limits": "list the rate limits of the service",
     "breaker": "hold a circuit breaker open or closed, or let go of it",
     "replicas": "list the replicas that share the state",
     "top": "watch the traffic of each route",
@@ -44,7 +45,7 @@ COMMANDS: Final = {
 """Every command and what it does, in the order in which `--help` lists them."""
 
 
-_LATER: Final = frozenset({"limits", "ramp", "tap"})
+_LATER: Final = frozenset({"ramp", "tap"})
 """Commands that the documentation of the whole product names."""
 
 

@@ -107,7 +107,7 @@ class Reopen(Message, frozen=True):
 
 
 class Ask(Message, frozen=True):
-    """A question for the admin API, `upstreams`, `breakers` or `tasks`; answered with `Answer`."""
+    """A question for the admin API, `upstreams`, `breakers`, `limits` or `tasks`; answered with `Answer`."""
 
     id: int
     what: str
@@ -166,7 +166,7 @@ class Beat(Message, frozen=True):
 
 
 class Answer(Message, frozen=True):
-    """The answer to `Ask`: `tasks` as JSON, `upstreams` and `breakers` as `answer` of `sums` and `breakers` makes them.
+    """The answer to `Ask`: `tasks` as JSON, `upstreams`, `breakers` and `limits` as `answer` of `sums`, `breakers` and `limits` makes them.
 
     To `Act`: a `breakers.Obeyed` as msgpack.
     """

@@ -31,6 +31,7 @@ from ambassador.control.deployment import Deployment, random_name
 from ambassador.control.discovery.dns import Resolver
 from ambassador.control.host import raise_descriptor_limit, usable_cpus
 from ambassador.control.incarnation import WORKER_MODULE
+from ambassador.control.limits import LimitView, LimitViews
 from ambassador.control.names import host_names
 from ambassador.control.orders import Addresses, Reopen
 from ambassador.control.output import Output
@@ -405,6 +406,12 @@ class Supervisor:
         """Every breaker, as the worker knows it that heard of it last."""
         views = BreakerViews()
         await self._turns.take(views.add(await self._crew.ask("breakers")))
+        return views.views()
+
+    async def limits(self) -> Iterator[LimitView]:
+        """The limits' keys with most traffic, over all workers."""
+        views = LimitViews()
+        await self._turns.take(views.add(await self._crew.ask("limits")))
         return views.views()
 
     async def override(self, order: Override) -> Outcome:

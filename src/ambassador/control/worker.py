@@ -23,7 +23,7 @@ import trio
 
 from ambassador.config import schema
 from ambassador.config.compile import compile_steps, compile_table
-from ambassador.control import breakers
+from ambassador.control import breakers, limits
 from ambassador.control.duties import obey
 from ambassador.control.listeners import keyed
 from ambassador.control.logs import log_to_stderr
@@ -273,6 +273,9 @@ class WorkerPlane:
         elif what == "breakers":
             self._lane.tick()
             give(breakers.answer(self._breakers.status()))
+        elif what == "limits":
+            self._lane.tick()
+            give(limits.answer([each for policy in self._service.table.limits for each in policy.status()]))
         else:
             give(msgspec.json.encode(self._tasks()) if what == "tasks" else answer(self._upstreams()))
 
@@ -336,8 +339,8 @@ class WorkerPlane:
 
     def leave_stores(self) -> None:
         """Give the stores what is still to be told, and what was leased of calendar quotas."""
-        for limits in self._service.table.limits:
-            limits.retire()
+        for policy in self._service.table.limits:
+            policy.retire()
         if self._last:
             self._scopes.leave()  # else the one in its place beats under the same name
         self._scopes.close()

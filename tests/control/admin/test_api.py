@@ -11,6 +11,7 @@ import trio
 from ambassador.control.admin.api import Api
 from ambassador.control.admin.http import Request, Response
 from ambassador.control.breakers import BreakerView, NobodyObeyed, NoBreaker, Outcome, Override
+from ambassador.control.limits import LimitView
 from ambassador.control.reload import LastReload
 from ambassador.control.roll import Replica
 from ambassador.control.status import RouteStatus, StateStatus, Status
@@ -89,6 +90,16 @@ class FakeService:
                     window=window,
                     epoch=0,
                     local=[],
+                )
+            ]
+        )
+
+    async def limits(self) -> Iterator[LimitView]:
+        await trio.lowlevel.checkpoint()
+        return iter(
+            [
+                LimitView(
+                    name="r/limit", rate="1/s", burst=1, key="r", balance=1, admitted=2, limited=3, fallback=0
                 )
             ]
         )
@@ -188,7 +199,7 @@ async def test_readiness_is_told_as_text_and_as_json(service: FakeService) -> No
 async def test_unknown_paths_and_methods(service: FakeService) -> None:
     unknown = await ask(service, "GET", "/api/nothing")
     assert (unknown.status, unknown.content_type) == (404, "application/problem+json")
-    later = await ask(service, "GET", "/api/limits")
+    later = await ask(service, "GET", "/api/migrations")
     assert (later.status, "not supported by this version" in body_of(later).decode()) == (404, True)
     wrong = await ask(service, "GET", "/api/reload")
     assert (wrong.status, wrong.headers["allow"]) == (405, "POST")
@@ -212,6 +223,20 @@ async def test_drain_and_workers(service: FakeService) -> None:
     assert service.size == 5
     for body in (b"", b"{}", b'{"workers": 0}', b'{"workers": "3"}', b'{"workers": 1, "x": 1}'):
         assert (await ask(service, "POST", "/api/workers", body)).status == 400
+
+
+async def test_limits_are_told(service: FakeService) -> None:
+    (told,) = json.loads(body_of(await ask(service, "GET", "/api/limits")))
+    assert told == {
+        "name": "r/limit",
+        "rate": "1/s",
+        "burst": 1,
+        "key": "r",
+        "balance": 1,
+        "admitted": 2,
+        "limited": 3,
+        "fallback": 0,
+    }
 
 
 async def test_breakers_are_told(service: FakeService) -> None:

@@ -192,6 +192,19 @@ def test_long_or_odd_values_are_hashed() -> None:
     assert all(key.startswith("r/limit:#") and len(key) < 60 for key in store.buckets)
 
 
+@pytest.mark.parametrize("name", ["authorization", "Proxy-Authorization", "x-api-key", "cookie"])
+def test_credentials_are_hashed(name: str) -> None:
+    world, store, worker = one_worker(Config(rate=(10, 1), per=f"header:{name}"))
+    for headers in ([], [(name.lower().encode(), b"secret")], [(name.encode(), b"secret")]):
+        worker.request(headers=headers)
+    world.run(0.01)
+    plain, hashed = sorted(store.buckets, key=len)
+    assert plain == "r/limit:-"
+    assert hashed.startswith("r/limit:#")
+    assert "secret" not in hashed
+    assert {each.key for each in worker.policy.status()} == {"-", hashed.removeprefix("r/limit:")}
+
+
 def test_upstreams_limits_are_apart_from_routes() -> None:
     world = World()
     store = Store(world)
@@ -556,15 +569,10 @@ def test_status_tells_the_busiest_keys() -> None:
     world.run(0.01)
     status = worker.policy.status()
     assert len(status) == 20
-    assert status[0] == {
-        "name": "r/limit",
-        "rate": "10/s",
-        "burst": 5,
-        "key": "c7",
-        "balance": 0,
-        "admitted": 4,
-        "limited": 6,
-    }
+    first = status[0]
+    assert (first.name, first.rate, first.burst, first.key) == ("r/limit", "10/s", 5, "c7")
+    assert (first.admitted, first.fallback, first.limited) == (4, 0, 6)
+    assert (first.held, first.left < 1, first.age_s is not None) == (0.0, True, True)
 
 
 # Properties

@@ -12,6 +12,7 @@ from ambassador.control.admin.dashboard import PAGE, PAGE_HEADERS
 from ambassador.control.admin.document import pieces
 from ambassador.control.admin.http import Request, Response, problem
 from ambassador.control.breakers import BreakerView, NobodyObeyed, NoBreaker, Outcome, Override
+from ambassador.control.limits import LimitView
 from ambassador.control.reload import LastReload
 from ambassador.control.roll import Replica
 from ambassador.control.status import RouteStatus, Status
@@ -22,7 +23,7 @@ from ambassador.observe.families import Traffic
 _MOST_WORKERS = 1024
 
 _BREAKERS = "/api/breakers"
-_NOT_BUILT = frozenset({"/api/limits", "/api/migrations", "/api/tap"})
+_NOT_BUILT = frozenset({"/api/migrations", "/api/tap"})
 
 
 class Service(Protocol):
@@ -59,6 +60,9 @@ class Service(Protocol):
 
     async def breakers(self) -> Iterator[BreakerView]:
         """All breakers."""
+
+    async def limits(self) -> Iterator[LimitView]:
+        """The limits' keys with most traffic."""
 
     async def override(self, order: Override) -> Outcome:
         """Hold a breaker open or closed, or let go of it. Raises `NoBreaker`, `NobodyObeyed`."""
@@ -101,6 +105,7 @@ class Api:
             "/api/traffic": {"GET": self._traffic},
             "/api/upstreams": {"GET": self._upstreams},
             _BREAKERS: {"GET": self._breakers},
+            "/api/limits": {"GET": self._limits},
             "/api/tasks": {"GET": self._tasks},
             "/api/replicas": {"GET": self._replicas},
             "/api/reload": {"POST": self._reload},
@@ -156,6 +161,9 @@ class Api:
 
     async def _upstreams(self, _: Request) -> Response:
         return await self._long(await self._service.upstreams())
+
+    async def _limits(self, _: Request) -> Response:
+        return await self._long(await self._service.limits())
 
     async def _breakers(self, _: Request) -> Response:
         return await self._long(await self._service.breakers())

@@ -23,9 +23,9 @@ import math
 from bisect import insort
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Protocol, TypeAlias
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from ambassador.errors import Limited
 from ambassador.settings import Count, CountOrNone, LimitCost, LimitPer, Name, Rate, SecondsOrNone, Section
@@ -46,9 +46,11 @@ MOST_KEYS: Final = 16_384
 """Accounts of each limit and worker: 1 KiB each."""
 MOST_WAITING: Final = 1024
 """Requests that wait for tokens of one route, in each worker. Further ones are refused."""
-_TOP: Final = 20
+MOST_TOLD: Final = 20
 """Keys of each limit that `status` tells about."""
 _SLOW_BURST: Final = 10
+_CREDENTIALS: Final = frozenset({"authorization", "proxy-authorization", "x-api-key", "cookie"})
+"""Headers whose values are hashed: keys are put into the store, and told by `/api/limits`."""
 
 
 class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -138,6 +140,27 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.quota is not None:
             return window_terms(int(amount), period_s)
         return terms(amount / period_s, self.whole)
+
+
+class LimitStatus(Struct, frozen=True, kw_only=True, gc=False):
+    """One key of a limit as one worker knows it, for `/api/limits`. Counts are since the config was loaded."""
+
+    name: str
+    rate: str
+    burst: int
+    key: str
+    held: float
+    """Tokens in this worker's hand."""
+    left: float
+    """Tokens in the store, as of its last answer, and what came since if nobody took any."""
+    age_s: float | None
+    """How old that answer is; None: there was none."""
+    admitted: int
+    """Tokens that requests have spent."""
+    fallback: int
+    """Of these, what was admitted without the store's tokens: by a credit, or because it was late or away."""
+    limited: int
+    """Requests that were refused."""
 
 
 class Counts(Protocol):
@@ -254,6 +277,7 @@ class Limit:
         else:
             self.cost = float(config.cost)
         self._value_of = _value_of(per)
+        self._hides_values = per.removeprefix("header:").lower() in _CREDENTIALS
         self.accounts: dict[str | bytes, _Key] = {}
         """Those used last; older ones are in `_older`, which is dropped when this is full."""
         self._older: dict[str | bytes, _Key] = {}
@@ -287,7 +311,8 @@ class Limit:
         return account
 
     def _open(self, value: str | bytes) -> _Key:
-        account = _Key(_key(self.id, value), self.source, self.source.clock.now)
+        key = _key(self.id, value, hidden=self._hides_values and value != NO_VALUE)
+        account = _Key(key, self.source, self.source.clock.now)
         self.accounts[value] = account
         return account
 
@@ -345,25 +370,31 @@ class Limit:
         """The limit's member of `RateLimit-Policy`."""
         return self._policy
 
-    def status(self) -> list[dict[str, Any]]:
-        """The keys with most traffic, as `/api/limits` tells them."""
+    def status(self) -> list[LimitStatus]:
+        """The keys with most traffic, as this worker knows them."""
         now = self.source.clock.now
         top = heapq.nlargest(
-            _TOP, self.all_accounts(), key=lambda account: account.spent + account.otherwise + account.limited
+            MOST_TOLD,
+            self.all_accounts(),
+            key=lambda account: account.spent + account.otherwise + account.limited,
         )
-        prefix = len(self.id) + 1
-        return [
-            {
-                "name": self.id,
-                "rate": self.written,
-                "burst": self.config.whole,
-                "key": account.key[prefix:],
-                "balance": math.floor(account.known(now)),
-                "admitted": round(account.spent + account.otherwise),
-                "limited": account.limited,
-            }
-            for account in top
-        ]
+        return [self._status(account, now) for account in top]
+
+    def _status(self, account: _Key, now: float) -> LimitStatus:
+        age_s = None if account.seen_at == -math.inf else max(0.0, now - account.seen_at)
+        gain = 0.0 if self._window_s or age_s is None else self.source.terms.rate * age_s
+        return LimitStatus(
+            name=self.id,
+            rate=self.written,
+            burst=self.config.whole,
+            key=account.key[len(self.id) + 1 :],
+            held=max(0.0, account.tokens(now)),
+            left=min(float(self.source.terms.depth), max(0.0, account.left) + gain),
+            age_s=age_s,
+            admitted=round(account.spent + account.otherwise),
+            fallback=round(account.otherwise),
+            limited=account.limited,
+        )
 
 
 _PERIODS: Final = {1: "s", 60: "m", 3600: "h", 86400: "d"}
@@ -633,8 +664,8 @@ class LimitPolicy:
 
     # Around it
 
-    def status(self) -> list[dict[str, Any]]:
-        """What `/api/limits` tells of this worker: the keys of each limit with most traffic."""
+    def status(self) -> list[LimitStatus]:
+        """What this worker tells for `/api/limits`: the keys of each limit with most traffic."""
         return [entry for limit in self.limits for entry in limit.status()]
 
     def retire(self) -> None:
@@ -761,12 +792,12 @@ def _pump(key: _Key, now: float, blocked: _Entry | None) -> None:
             entry.asked.add(key)
 
 
-def _key(ident: str, value: str | bytes) -> str:
-    """The bucket's key; what would be too long, or is no text, is hashed."""
+def _key(ident: str, value: str | bytes, *, hidden: bool = False) -> str:
+    """The bucket's key; what is hidden, would be too long, or is no text, is hashed."""
     try:
         text = value if isinstance(value, str) else value.decode()
         key = f"{ident}:{text}"
-        if len(key.encode()) <= MAX_KEY_BYTES:
+        if not hidden and len(key.encode()) <= MAX_KEY_BYTES:
             return key
     except UnicodeError:
         pass

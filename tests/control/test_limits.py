@@ -1,0 +1,61 @@
+"""What workers say of limits, added up."""
+
+from __future__ import annotations
+
+from ambassador.control.limits import LimitViews, answer
+from ambassador.proxy.policies.limit import MOST_TOLD, LimitStatus
+
+
+def a_status(
+    name: str = "r/limit",
+    key: str = "r",
+    *,
+    held: float = 0.0,
+    left: float = 80.0,
+    age_s: float | None = None,
+    admitted: int = 0,
+    limited: int = 0,
+) -> LimitStatus:
+    return LimitStatus(
+        name=name,
+        rate="100/s",
+        burst=100,
+        key=key,
+        held=held,
+        left=left,
+        age_s=age_s,
+        admitted=admitted,
+        fallback=admitted // 10,
+        limited=limited,
+    )
+
+
+def views_of(*workers: list[LimitStatus]) -> LimitViews:
+    views = LimitViews()
+    steps = sum(1 for _ in views.add(answer(each) for each in workers))
+    assert steps == sum(map(len, workers))
+    return views
+
+
+def test_counts_are_added_and_the_youngest_answer_says_what_is_left() -> None:
+    views = views_of(
+        [a_status(held=2.5, left=80.0, admitted=30, limited=1)],
+        [a_status(held=3.0, left=20.4, age_s=0.1, admitted=12, limited=2), a_status("@u/limit", "u")],
+        [a_status(left=60.0, age_s=5.0)],
+    )
+    upstreams, route = views.views()
+    assert (route.name, route.rate, route.burst, route.key) == ("r/limit", "100/s", 100, "r")
+    assert (route.balance, route.admitted, route.limited, route.fallback) == (25, 42, 3, 4)
+    assert (upstreams.name, upstreams.balance) == ("@u/limit", 80)
+
+
+def test_balance_is_never_more_than_the_burst() -> None:
+    (view,) = views_of([a_status(held=30.0)], [a_status(held=30.0)]).views()
+    assert view.balance == 100
+
+
+def test_busiest_keys_come_first_and_not_all_are_told() -> None:
+    keys = [a_status(key=f"k{number}", admitted=number) for number in range(MOST_TOLD)]
+    more = [a_status(key=f"m{number}", limited=100 - number) for number in range(MOST_TOLD)]
+    views = list(views_of(keys, more).views())
+    assert [view.key for view in views] == [each.key for each in more]
