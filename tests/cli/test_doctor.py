@@ -73,6 +73,11 @@ def test_what_cannot_be_read_is_no_trouble() -> None:
         ({"last_reload": {"ok": False, "errors": []}}, "error", "no reason"),
         ({"worker_restarts": 2}, "warning", "log"),
         ({"state": {"backend": "redis", "up": False}}, "warning", "local"),
+        (
+            {"state": {"backend": "redis", "up": True, "warnings": ["set noeviction"]}},
+            "warning",
+            "noeviction",
+        ),
         ({"workers": [WORKER | {"loop_lag_ms": 250.0}]}, "warning", "CPU"),
     ],
 )

@@ -62,7 +62,8 @@ async def test_what_is_wrong_with_a_redis_is_logged_once_it_is_there(
             mock_clock.jump(5.0)
             await trio.testing.wait_all_tasks_blocked()
 
-    nursery.start_soon(StateWatch(FakePages(), lambda: state, LOG, examiner.examine).run)
+    watch = StateWatch(FakePages(), lambda: state, LOG, examiner.examine)
+    nursery.start_soon(watch.run)
     with caplog.at_level(logging.INFO, "test.state_watch"):
         await pass_time(2)
         assert caplog.messages == []
@@ -73,6 +74,11 @@ async def test_what_is_wrong_with_a_redis_is_logged_once_it_is_there(
         mock_clock.jump(60.0)
         await trio.testing.wait_all_tasks_blocked()
     assert caplog.messages == ["state: the policy is wrong"]
+    assert list(watch.findings) == ["the policy is wrong"]
+    state = State()
+    while watch.findings:
+        mock_clock.jump(5.0)
+        await trio.testing.wait_all_tasks_blocked()
     assert set(examiner.asked) == {"redis://host"}
 
 

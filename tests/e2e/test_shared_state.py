@@ -45,9 +45,13 @@ routes:
         return {each["id"]: each for each in self.admin("GET", "/api/replicas")[1]}
 
     @property
+    def state(self) -> tuple[str, bool]:
+        state = self.status()["state"]
+        return state["backend"], state["up"]
+
+    @property
     def state_up(self) -> bool:
-        up: bool = self.status()["state"]["up"]
-        return up
+        return self.state[1]
 
     def serves(self) -> bool:
         return self.statuses("/", 1) == [200]
@@ -200,9 +204,9 @@ def test_reload_moves_to_another_store(tmp_path: Path, redis: Server) -> None:
         replica.configure(replica.control, f"{{url: '{redis.url}', prefix: moved}}")
         assert replica.admin("POST", "/api/reload")[1]["ok"]
         until(lambda: redis.client().keys("moved:*"))
-        until(lambda: replica.status()["state"] == {"backend": redis.url, "up": True})
+        until(lambda: replica.state == (redis.url, True))
         replica.configure(replica.control, "local")
         assert replica.admin("POST", "/api/reload")[1]["ok"]
         redis.kill()
-        until(lambda: replica.status()["state"] == {"backend": "local", "up": True})
+        until(lambda: replica.state == ("local", True))
         assert replica.serves()

@@ -165,8 +165,7 @@ def service_findings(status: dict[str, Any], upstreams: list[dict[str, Any]]) ->
         yield Finding(
             "warning", f"{status['worker_restarts']} workers died or stalled and were replaced", "see its log"
         )
-    if not status["state"]["up"]:
-        yield Finding("warning", f"the state store {status['state']['backend']} is lost", "limits are local")
+    yield from _state_findings(status["state"])
     for worker in ready:
         if worker["loop_lag_ms"] > _SLOW_LOOP_MS:
             yield Finding(
@@ -180,3 +179,10 @@ def service_findings(status: dict[str, Any], upstreams: list[dict[str, Any]]) ->
                 yield Finding(
                     "error", f"upstream {upstream['name']}: {endpoint['url']} is down", endpoint["why"]
                 )
+
+
+def _state_findings(state: dict[str, Any]) -> Iterator[Finding]:
+    if not state["up"]:
+        yield Finding("warning", f"the state store {state['backend']} is lost", "limits are local")
+    for warning in state.get("warnings", ()):
+        yield Finding("warning", "the state store could do better", warning)

@@ -44,6 +44,8 @@ class StateWatch:
         self._state = state
         self._log = log
         self._examine = examine
+        self.findings: tuple[str, ...] = ()
+        """What is wrong with the store, in sentences."""
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -70,10 +72,13 @@ class StateWatch:
         examined = "local"
         while True:
             state = self._state()
-            if state.url not in ("local", examined):
+            if state.url == "local":
+                examined, self.findings = "local", ()
+            elif state.url != examined:
                 findings = await trio.to_thread.run_sync(self._examine, state, abandon_on_cancel=True)
                 if findings is not None:
                     examined = state.url
+                    self.findings = tuple(findings)
                     for finding in findings:
                         self._log.warning("state: %s", finding)
             await trio.sleep(_EXAMINE_EVERY_S)

@@ -20,6 +20,8 @@ class StateStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     backend: str
     up: bool
+    warnings: tuple[str, ...] = ()
+    """What is wrong with the servers of the store, in sentences; as seen when it was first reached."""
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):

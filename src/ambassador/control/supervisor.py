@@ -102,6 +102,7 @@ class Supervisor:
         self._store = StoreServer(log)
         equipment = Equipment(self._deployment, self._output, self._store)
         self._crew = Crew(equipment, log, module=module)
+        self._state_watch = StateWatch(self._pages, lambda: self._deployment.config.state, log)
         self._changing = trio.Lock()
         self._started = time.time()
         self._last_reload: LastReload | None = None
@@ -138,8 +139,7 @@ class Supervisor:
                 if self._admin is not None:
                     self._nursery.start_soon(self._serve_admin, self._admin, self._admin_serving)
                 self._nursery.start_soon(self._end_when_drained)
-                watch = StateWatch(self._pages, lambda: self._deployment.config.state, self._log)
-                self._nursery.start_soon(watch.run)
+                self._nursery.start_soon(self._state_watch.run)
                 await self._nursery.start(self._checker.run)
                 await self._nursery.start(self._crew.run, size)
                 # What there is now stays: without this each full collection holds the loop for 30 ms.
@@ -343,7 +343,7 @@ class Supervisor:
             started=self._started,
             draining=self._draining,
             ready=self.not_ready_because is None,
-            state=StateStatus(backend=self._deployment.config.state.url, up=self._pages.state_up),
+            state=self._state_status(),
             workers=[worker_status(worker) for worker in sorted(self._crew.live, key=lambda each: each.slot)],
             listeners=[ListenerStatus(address=binding.address, url=binding.url) for binding in bindings],
             admin=None if self._admin is None else self._admin.url,
@@ -351,6 +351,13 @@ class Supervisor:
             config_file=self._file,
             worker_restarts=self._crew.restarts,
             last_reload=self._last_reload,
+        )
+
+    def _state_status(self) -> StateStatus:
+        return StateStatus(
+            backend=self._deployment.config.state.url,
+            up=self._pages.state_up,
+            warnings=self._state_watch.findings,
         )
 
     def config(self) -> dict[str, object]:

@@ -179,7 +179,7 @@ async def test_status_holds_what_the_contract_names(service: FakeService) -> Non
         "last_reload",
     ]
     assert set(expected) <= set(told)
-    assert told["state"] == {"backend": "local", "up": True}
+    assert told["state"] == {"backend": "local", "up": True, "warnings": []}
 
 
 async def test_metrics_are_negotiated(service: FakeService) -> None:
