@@ -166,8 +166,8 @@ class Beat(Message, frozen=True):
 
 
 class Answer(Message, frozen=True):
-    """The answer to `Ask`: `tasks` as JSON, `replicas` as `roll` makes it; `upstreams`, `breakers` and `limits` as `answer`
-    of `sums`, `breakers` and `limits` does.
+    """The answer to `Ask`: `tasks` as JSON, `replicas` as `roll` makes it; `upstreams`, `breakers` and `limits` as
+    `answer` of `sums`, `breakers` and `limits` does.
 
     To `Act`: a `breakers.Obeyed` as msgpack.
     """
