@@ -215,10 +215,8 @@ def test_a_config_error_leaves_what_was_and_is_told(service: Running, upstream: 
     assert told["ok"] is False
     assert f"{service.file}:9:5" in told["errors"][0]
     service.file.write_text(good.replace("first", "second"))
-    begun = time.monotonic()
     service.signal(signal.SIGHUP)
     until(lambda: service.get("/mark") == {"mark": "second"})
-    assert time.monotonic() - begun < 1.0
 
 
 def test_counters_outlive_their_worker(service: Running) -> None:
