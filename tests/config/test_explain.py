@@ -108,6 +108,18 @@ def test_lines_tell_what_would_be_done() -> None:
     assert texts == ["request: remove b, set x-id: {param.id}", "response: add c: d"]
 
 
+def test_budget_of_retries_that_is_shared_is_said_to_be() -> None:
+    config = load_text(
+        "version: 1\nlisten: 127.0.0.1:80\n"
+        "routes: [{name: r, to: 'http://a', retry: {budget: {percent: 20%, shared: true}}}]"
+    )
+    assert (
+        "budget 20% of requests, shared by all workers and replicas;"
+        in lines(explain(config, "GET", "http://a/"))["retries"]
+    )
+    assert "shared" not in lines(explain(CONFIG, "GET", "http://billing.internal/v1/accounts/42"))["retries"]
+
+
 def test_retries_of_a_method_that_is_not_idempotent() -> None:
     url = "http://billing.internal/v1/accounts/42"
     assert (

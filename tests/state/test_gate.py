@@ -214,6 +214,43 @@ def test_failed_probe_opens_again_for_twice_as_long() -> None:
     assert entry.retry_after_s == pytest.approx(4, abs=0.01)
 
 
+def test_slow_probe_has_failed_where_slowness_opens() -> None:
+    fleet = a_fleet(errors=2.0, slow=0.5)
+    (worker,) = fleet.workers
+    for _ in range(20):
+        fleet.request(worker, SLOW)
+        fleet.advance(0.05)
+    for open_s in (2, 4, 8, 8):
+        assert state(worker) is State.OPEN
+        fleet.advance(open_s + 0.5)
+        assert fleet.request(worker, SLOW)
+        assert state(worker) is State.OPEN
+    fleet.advance(8.5)
+    recover(fleet, worker)
+    assert state(worker) is State.CLOSED
+
+
+def test_slow_probe_is_good_where_slowness_does_not_open() -> None:
+    fleet = a_fleet()
+    (worker,) = fleet.workers
+    trip(fleet)
+    fleet.advance(2.5)
+    for _ in range(3):
+        assert fleet.request(worker, SLOW)
+        fleet.advance(0.06)
+    assert state(worker) is State.CLOSED
+
+
+def test_own_breaker_stays_open_after_a_slow_probe() -> None:
+    fleet = a_fleet(replicas=2, consecutive=5, slow=0.5)
+    bad, _ = fleet.workers
+    for _ in range(5):
+        fleet.request(bad, HARD)
+    fleet.advance(2.5)
+    assert fleet.request(bad, SLOW)
+    assert isinstance(fleet.enter(bad), Refused)
+
+
 def test_probe_that_is_cancelled_gives_its_lease_back() -> None:
     fleet = a_fleet(probes=1)
     (worker,) = fleet.workers

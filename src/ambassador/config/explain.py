@@ -317,6 +317,8 @@ def _retry_line(config: retry.Config | None, request: Request) -> Line:
         text = f"none: {request.method} is not retried on {', '.join(skipped)}"
     else:
         budget = f"{format_percent(config.budget.percent)} of requests"
+        if config.budget.shared:
+            budget += ", shared by all workers and replicas"
         text = (
             f"up to {config.attempts} more on {', '.join(when)}; after {format_duration_range(config.backoff)}; "
             f"budget {budget}; bodies up to {format_size(config.buffer)}"

@@ -15,6 +15,7 @@ Rules that hold here
   for FLUSH_S. So reports cost at most one operation per round trip, whatever the traffic, and nothing is queued.
 - A probe's lease is asked for by the first request that finds the circuit due, at most once in ASK_S; the others are
   refused meanwhile. A lease that nobody has used in KEEP_S goes back.
+- Where slowness opens a circuit, a slow probe has failed: else it would close on what opened it, for ever.
 - While the store is away the row stands until its time is over; then this worker probes by itself, one request at a
   time, spread over the workers.
 
@@ -380,7 +381,7 @@ class Gate:
         self._fast = None if self._seen.in_row or now < self._urgent_until else self.stamp
 
     def _settle_probe(self, given: ProbePass, result: Result, now: float, random: float) -> None:
-        good: bool | None = result in (Result.GOOD, Result.SLOW)
+        good: bool | None = result is Result.GOOD or (result is Result.SLOW and self.rules.slow > 1)
         if now >= given.until:
             good = False
         elif result is Result.NOTHING:

@@ -43,7 +43,8 @@ class Budget(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     shared: bool = False
     """Whether the budget is held over all workers of all replicas: their attempts together are at most
-    (1 + `percent`) × requests, and `min_per_second` once, not once for each worker."""
+    (1 + `percent`) × requests and a floor beyond that, `min_per_second` × 10 at once and then `min_per_second`; once,
+    not once for each worker."""
 
 
 class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
