@@ -1062,6 +1062,10 @@ async def test_a_strand_that_outlives_its_lane_is_told() -> None:
             with pytest.raises(RuntimeError, match="stopped"):
                 await strand.wait(strand.lane.now + 1000)
             told += 1
+        await strand.park(strand.lane.now + 1000)  # this says so in its second step, as ever
+        with pytest.raises(RuntimeError, match="stopped"):
+            await strand.interrupt()
+        told += 1
 
     async with trio.open_nursery() as outer, trio.open_nursery() as inner:
         lane = Lane()
@@ -1070,7 +1074,7 @@ async def test_a_strand_that_outlives_its_lane_is_told() -> None:
         strands.start(body)
         await wait_all_tasks_blocked()
         inner.cancel_scope.cancel()
-    assert told == 2
+    assert told == 3
     assert not any(lane._buckets.values())
 
 

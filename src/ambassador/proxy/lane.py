@@ -222,8 +222,9 @@ class Strand(Timer):
         if self.lane.stopped:
             self.parked = False
             self.lane.disarm(self)
-            await trio.lowlevel.checkpoint_if_cancelled()
-            _lane_has_stopped()
+            self._raise_cancel = _lane_has_stopped
+            self.interrupted = True
+            return
         self._detached = True
         self.lane._detached.add(self)
         await trio.lowlevel.temporarily_detach_coroutine_object(self._abort)
