@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ambassador.observe.trace import Trace
     from ambassador.proxy.http1 import ClientConnection
     from ambassador.proxy.plan import RoutePlan
+    from ambassador.proxy.service import Table
     from ambassador.proxy.upstream.endpoint import Endpoint
     from ambassador.proxy.upstream.h1 import Http1Connection
 
@@ -136,11 +137,19 @@ class Exchange:
 
     # Before any attempt
 
-    def take_over(self, plan: RoutePlan, trace: Trace, verdict: Verdict) -> None:
-        """Begin behind the ADMIT policies of `plan`, which said `verdict`: the request was identified and routed."""
+    def take_over(self, table: Table, plan: RoutePlan, trace: Trace, verdict: Verdict) -> None:
+        """Begin behind the ADMIT policies of `plan`, which said `verdict`: the request was identified, and routed in
+        `table`.
+        """
+        self._table = table
         self._plan = plan
         self._trace = trace
         self._verdict = verdict
+
+    def take_endpoint(self, endpoint: Endpoint) -> None:
+        """Begin with `endpoint`, which was picked for the first attempt, after `take_over`."""
+        self._endpoint = endpoint
+        endpoint.inflight += 1
 
     def take_attempt(
         self,
@@ -315,13 +324,23 @@ class Exchange:
 
     async def _try(self, plan: RoutePlan) -> Http1Connection:
         """One attempt, until the head of an answer is there. Raises `UpstreamError`."""
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
-        connection = self._connection or await self._begin_on_idle(plan)
+        connection = self._connection
         if connection is None:
-            return await self._try_on_new(plan)
+            endpoint, upstream = self._pick(plan), plan.upstream
+            assert upstream is not None
+            if upstream.cooldown is not None or plan.gates or endpoint.gate is not None:
+                await self._enter(plan, endpoint)
+            connection = endpoint.pool.take()
+            if connection is not None and upstream.charge is not None:
+                await self._pay_beside(plan, connection)
+            if connection is None or connection.link.closed:
+                return await self._try_on_new(plan)
+            self._connection = connection
+            self._start(plan, connection, endpoint)
         try:
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
             await self._transfer.until_head(connection)
         except UpstreamReset:
             if not self._is_stale():
@@ -329,25 +348,18 @@ class Exchange:
             return await self._try_on_new(plan)
         return connection
 
-    async def _begin_on_idle(self, plan: RoutePlan) -> Http1Connection | None:
-        """Pick an endpoint and begin the attempt if it has an idle connection; else None, with the endpoint picked."""
+    def _pick(self, plan: RoutePlan) -> Endpoint:
+        """Begin an attempt: pick its endpoint, unless that was done."""
         upstream = plan.upstream
         assert upstream is not None
         self._transfer.begin_attempt()
-        endpoint = self._endpoint = upstream.only or upstream.pick(self._tried)
-        endpoint.inflight += 1
+        endpoint = self._endpoint
+        if endpoint is None:
+            endpoint = self._endpoint = upstream.only or upstream.pick(self._tried)
+            endpoint.inflight += 1
         if upstream.only is None:
             self._tried = (*self._tried, endpoint)
-        if upstream.cooldown is not None or plan.gates or endpoint.gate is not None:
-            await self._enter(plan, endpoint)
-        connection = endpoint.pool.take()
-        if connection is not None:
-            await self._pay_beside(plan, connection)
-            if connection.link.closed:
-                return None
-            self._connection = connection
-            self._start(plan, connection, endpoint)
-        return connection
+        return endpoint
 
     async def _enter(self, plan: RoutePlan, endpoint: Endpoint) -> None:
         """Ask the cool-down and the breakers. Raises `BreakerOpen`: no attempt was made then."""

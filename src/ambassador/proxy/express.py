@@ -11,9 +11,10 @@ Plain is
 - on a route that changes no field,
 - answered with a head that needs no second look either (`ResponseHead.lines`), and a body that arrived with it.
 
-Clients repeat themselves, so what was worked out for a head is remembered by its bytes: parsing, route, all that goes
-upstream but ids and deadline. A head that will hardly come again, since it has a query or ids of its own, is worked out
-each time.
+Clients repeat themselves, so what was worked out for a head is remembered by its bytes, by all of them: parsing, route,
+all that goes upstream but ids and deadline. It holds for one table and the limits of one listener, and only with a body
+of the length that the head says, behind which nothing follows. A head that will hardly come again, since it has a query
+or ids of its own, is worked out each time.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Final
 
-from ambassador.errors import ProxyError, UpstreamError
+from ambassador.errors import ProxyError, UpstreamError, UpstreamReset
 from ambassador.observe.access_log import AccessRecord, LineTemplate
 from ambassador.proxy.exchange import Exchange, admit, charge
 from ambassador.proxy.fields import wire_lines
@@ -58,7 +59,7 @@ class Known:
     def __init__(self, request: Request, table: Table, plan: RoutePlan) -> None:
         assert plan.upstream is not None
         self.request = request
-        """Never changed, only copied; its body is not looked at."""
+        """Never changed, only copied, and without its body."""
         self.table = table
         self.plan = plan
         self.upstream = plan.upstream
@@ -76,7 +77,7 @@ async def ride(client: ClientConnection) -> Exchange | None:
     """Serve requests as long as they are plain. Call it between two requests.
 
     Gives back an exchange that began here, to be run; or None when something else came, which `client.reader` has.
-    Raises `ClientGone` at the connection's end, and when it is cancelled.
+    Raises `ClientGone` at the connection's end, and `trio.Cancelled`.
     """
     link, strand, known_heads = client.link, client.strand, client.known_heads
     lane, listener, idle_s = link.lane, client.listener, client.limits.idle
@@ -105,7 +106,10 @@ async def ride(client: ClientConnection) -> Exchange | None:
             raise ClientGone from None
         if not data:
             raise ClientGone
-        if len(data) < READ_SIZE and not link.ready & HANGUP:
+        if link.ready & HANGUP:  # it may have left already
+            client.reader.feed(data)
+            return None
+        if len(data) < READ_SIZE:
             link.ready &= NOT_READ  # a short read has emptied the socket
         end = data.find(_END) + 4
         known = known_heads.get(data[:end])
@@ -138,24 +142,32 @@ async def ride(client: ClientConnection) -> Exchange | None:
             verdict = admit(plan, request)
             if verdict is not None:
                 exchange = Exchange(client, request)
-                exchange.take_over(plan, trace, verdict)
+                exchange.take_over(known.table, plan, trace, verdict)
                 return exchange
         endpoint = upstream.only or upstream.pick_or_none()
         connection = endpoint.pool.take() if endpoint is not None else None
         if endpoint is None or connection is None:
-            return _board(client, known, request or _request(client, known, body, request_id), trace)
+            return _board(
+                client, known, request or _request(client, known, body, request_id), trace, endpoint
+            )
         ticket: Ticket | None = None
         if plan.gates or endpoint.gate is not None:
             ticket = closed(guards_of(plan.gates, endpoint))
             if ticket is None:
                 endpoint.pool.put(connection)
-                return _board(client, known, request or _request(client, known, body, request_id), trace)
+                return _board(
+                    client, known, request or _request(client, known, body, request_id), trace, endpoint
+                )
         if upstream.charge is not None:
             request = request or _request(client, known, body, request_id)
-            charged = charge(upstream.charge, request)
+            try:
+                charged = charge(upstream.charge, request)
+            except BaseException:
+                endpoint.pool.put(connection)
+                raise
             if charged is not None:
                 endpoint.pool.put(connection)
-                exchange = _board(client, known, request, trace)
+                exchange = _board(client, known, request, trace, endpoint)
                 exchange.take_charge(charged)
                 return exchange
         if known is not previous:
@@ -174,6 +186,7 @@ async def ride(client: ClientConnection) -> Exchange | None:
         )
         up = connection.link
         count = 0
+        failure: UpstreamError | None = None
         if connection.blocked is None:
             up.interest = READ | HANGUP
             link.interest = listener.gone
@@ -183,7 +196,7 @@ async def ride(client: ClientConnection) -> Exchange | None:
                 try:
                     count = connection.read(SCRATCH_SIZE) or 0
                 except OSError:
-                    pass  # the exchange meets the end of it
+                    failure = UpstreamReset("the upstream reset the connection")
 
         # Its answer
         end = _find_in_scratch(_END, 0, count) + 4
@@ -196,34 +209,34 @@ async def ride(client: ClientConnection) -> Exchange | None:
             or answer.status in plan.retried
             or service.draining
         ):
-            failure = _parse(connection, count)
+            failure = _parse(connection, count) or failure
             answer = None if failure is not None or service.draining else _plain_answer(connection, plan)
             if answer is None:
                 service.inflight -= 1
-                exchange = _board(client, known, request or _request(client, known, body, request_id), trace)
+                request = request or _request(client, known, body, request_id)
+                exchange = _board(client, known, request, trace, None)
                 exchange.take_attempt(endpoint, connection, ticket, sent_at=now, failure=failure)
                 return exchange
             content = b"".join(connection.reader.body)
         assert answer.start is not None
         endpoint.inflight -= 1
-        service.inflight -= 1
-        if up.ready & (READ | HANGUP):
+        if up.ready & (READ | HANGUP) and not connection.is_quiet():
             connection.close()  # it ended, or says more than it should
         else:
             endpoint.pool.put(connection)
-        answered = lane.now
-        if ticket is not None:
-            settle(ticket, answer.status, answered - now, answered)
-        ending = _END
-        if plan.limit is not None:
-            assert request is not None
-            ending = b"\r\n%b\r\n" % plan.limit.answer_lines(request)
-        if len(content) < WORTH_A_VECTOR:
-            client.write(b"".join((answer.start, request_id, ending, content)))
-        else:
-            client.write_with(b"".join((answer.start, request_id, ending)), content)
+        answered, written = lane.now, client.bytes_written
         flags: tuple[str, ...] = ()
         try:
+            if ticket is not None:
+                settle(ticket, answer.status, answered - now, answered)
+            ending = _END
+            if plan.limit is not None:
+                assert request is not None
+                ending = b"\r\n%b\r\n" % plan.limit.answer_lines(request)
+            if len(content) < WORTH_A_VECTOR:
+                client.write(b"".join((answer.start, request_id, ending, content)))
+            else:
+                client.write_with(b"".join((answer.start, request_id, ending)), content)
             if client.blocked is not None or client.write_failed:
                 await client.drained(client.limits.body_timeout)
         except ClientGone:
@@ -231,10 +244,11 @@ async def ride(client: ClientConnection) -> Exchange | None:
             client.abort()
             raise
         finally:
+            service.inflight -= 1
             seconds = lane.now - now
             plan.metrics.single(answer.status, seconds, answered - now)
             if service.access_log is not None:
-                size = len(answer.start) + len(request_id) + len(ending) + len(content)
+                size = client.bytes_written - written
                 log.tell(known, endpoint, trace, request_id, answer, flags, now, answered, size)
 
 
@@ -280,11 +294,13 @@ def _learn(client: ClientConnection, head: bytes, size: int) -> Known | None:
     except ProxyError:
         return None  # the exchange meets it again, and says so
     request.route = plan.name
+    request.body.clear()
     reader.requests.clear()
-    if request.query is None and not known.has_ids and table.remembers:
-        if len(client.known_heads) >= _REMEMBERED:
-            client.known_heads.clear()
-        client.known_heads[head] = known
+    if request.query is None and not known.has_ids:
+        heads = client.known_heads
+        if len(heads) >= _REMEMBERED or (heads and next(iter(heads.values())).table is not table):
+            heads.clear()  # all are of one table: one that was replaced is not kept alive
+        heads[head] = known
     return known
 
 
@@ -375,10 +391,14 @@ def _request(client: ClientConnection, known: Known, body: bytes, request_id: by
     return request
 
 
-def _board(client: ClientConnection, known: Known, request: Request, trace: Trace) -> Exchange:
-    """The exchange that goes on with an admitted request."""
+def _board(
+    client: ClientConnection, known: Known, request: Request, trace: Trace, endpoint: Endpoint | None
+) -> Exchange:
+    """The exchange that goes on with an admitted request, and with the endpoint that was picked for it, if any."""
     exchange = Exchange(client, request)
-    exchange.take_over(known.plan, trace, None)
+    exchange.take_over(known.table, known.plan, trace, None)
+    if endpoint is not None:
+        exchange.take_endpoint(endpoint)
     return exchange
 
 

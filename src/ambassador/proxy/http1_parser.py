@@ -96,10 +96,11 @@ _MAX_INTERIM: Final = 16
 class Limits:
     """What a request head may have: `listeners.limits` of the config. `body` None: no limit.
 
-    `seen` remembers field blocks that were accepted under these limits (see `RequestReader`).
+    `seen` remembers field blocks that were accepted under these limits (see `RequestReader`), out of heads of at most
+    `seen_bytes`: no target can make a head with one of them too large.
     """
 
-    __slots__ = ("body", "header_bytes", "headers", "seen", "uri")
+    __slots__ = ("body", "header_bytes", "headers", "seen", "seen_bytes", "uri")
 
     def __init__(
         self, header_bytes: int = 65536, headers: int = 100, uri: int = 8192, body: int | None = None
@@ -109,6 +110,7 @@ class Limits:
         self.uri = uri
         self.body = body
         self.seen: dict[bytes, Request] = {}
+        self.seen_bytes = min(_SEEN_BYTES, header_bytes)
 
 
 class RequestReader:
@@ -171,7 +173,7 @@ class RequestReader:
             message = bytes(data)
             line_end = message.find(b"\r\n") + 2
             end = message.find(b"\r\n\r\n") + 4
-            if line_end < end <= _SEEN_BYTES:
+            if line_end < end <= self._limits.seen_bytes:
                 block = message[line_end:end]
                 seen = self._limits.seen.get(block)
                 line = _PLAIN_LINE.match(message) if seen is not None else None

@@ -347,12 +347,10 @@ class _Paths:
 class Router(Generic[T]):
     """The compiled table. `match` is all that a request needs."""
 
-    __slots__ = ("_any", "_exact", "_suffixes", "conditional")
+    __slots__ = ("_any", "_exact", "_suffixes")
 
     def __init__(self, routes: Sequence[tuple[MatchSpec, T]]) -> None:
         """`routes` in the order of the file, each with what a match shall return."""
-        self.conditional = any(match.headers or match.query for match, _ in routes)
-        """Whether some match depends on more than method, host and path."""
         hosts: dict[str, list[tuple[str | None, _Candidate]]] = {}
         for order, (match, target) in enumerate(routes):
             candidate = _Candidate(order, match, target)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Table:
     """One generation of the config, compiled. Requests keep the table they began with."""
 
-    __slots__ = ("_begins", "debug_headers", "limits", "remembers", "router", "unrouted", "upstreams")
+    __slots__ = ("_begins", "debug_headers", "limits", "router", "unrouted", "upstreams")
 
     def __init__(
         self,
@@ -49,8 +49,6 @@ class Table:
         self.limits = limits
         """All there are, of routes and of upstreams."""
         self.debug_headers = debug_headers
-        self.remembers = not router.conditional
-        """Method, host and path alone decide the route: what was found for them once holds."""
 
     def locate(self, request: Request) -> RoutePlan:
         """The route that takes a request, which learns its host, path, query and parameters.
