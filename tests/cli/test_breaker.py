@@ -34,6 +34,14 @@ def test_unknown_breaker_is_a_no(service: FakeService, capsys: pytest.CaptureFix
     assert "there is no breaker 'nope'" in capsys.readouterr().err
 
 
+def test_reason_that_is_refused_is_a_failure(
+    service: FakeService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.answers["POST", "/api/breakers/u"] = (400, {"detail": r"'reason' must be one line: a\x0ab"})
+    assert main(["breaker", "u", "open", "--reason", "a\nb"]) == 1
+    assert capsys.readouterr().err.endswith(": 'reason' must be one line: a\\x0ab\n")
+
+
 def test_reason_is_needed(service: FakeService) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["breaker", "u", "open"])

@@ -17,5 +17,12 @@ def test_a_column_with_a_text_in_it_is_to_the_left() -> None:
     assert table(("A",), [(1,), ("text",)]).splitlines() == ["A", "1", "text"]
 
 
+def test_text_of_others_stays_in_its_cell() -> None:
+    assert table(("A", "B"), [("a\nb\0", "\x1b[31m")]).splitlines() == [
+        "A           B",
+        r"a\x0ab\x00  \x1b[31m",
+    ]
+
+
 def test_without_rows_there_is_the_head() -> None:
     assert table(("A", "B"), []) == "A  B"

@@ -97,6 +97,12 @@ async def test_one_worker_asks_the_store_for_all(caplog: pytest.LogCaptureFixtur
     assert caplog.messages == ["breaker billing: by ann: held open for 10m (maintenance)"]
 
 
+async def test_order_can_draw_nothing_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    order = msgspec.structs.replace(an_order(), by="a\rb", reason="a\nb\0 \x1b[31m")
+    await override(order, CONFIG, [FakeWorker(True)], LOG)
+    assert caplog.messages == [r"breaker billing: by a\x0db: held open for 10m (a\x0ab\x00 \x1b[31m)"]
+
+
 async def test_worker_that_says_nothing_is_followed_by_the_next() -> None:
     workers = [FakeWorker(None), FakeWorker(True)]
     assert (await override(an_order(), CONFIG, workers, LOG)).fleet

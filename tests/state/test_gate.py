@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ambassador.state.gate import WAITING, Gate, Pass, ProbePass, Refused, Result
-from ambassador.state.protocol import Report, Restore, State
+from ambassador.state.protocol import Force, Report, Restore, State
 from tests.state.fleet import TIMEOUT_S, Fleet, Worker, rules
 
 GOOD, FAILED, HARD, SLOW, NOTHING = Result.GOOD, Result.FAILED, Result.HARD, Result.SLOW, Result.NOTHING
@@ -641,6 +641,15 @@ def test_news_of_a_trip_has_its_numbers_and_is_told_by_who_caused_it() -> None:
     ((_, text),) = told
     assert text.startswith("breaker up: closed to open for 2.0 s (trip 1): ")
     assert "seen by 2 of 2" in text
+
+
+def test_news_of_a_force_show_what_another_replica_wrote_escaped() -> None:
+    fleet = a_fleet()
+    (worker,) = fleet.workers
+    fleet.perform(Force("up", "open", fleet.rules, 0, "ann\r", "a\nb\0 \x1b[31m"))
+    worker.gate.heard(worker.events.popleft(), fleet.now)
+    (news,) = worker.gate.news
+    assert news.text == r"breaker up: closed to forced open by ann\x0d: a\x0ab\x00 \x1b[31m"
 
 
 def test_status_tells_the_window_of_all() -> None:

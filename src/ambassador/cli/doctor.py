@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, TypeAlias
 from ambassador import __version__
 from ambassador.cli import NO, OK
 from ambassador.cli.arguments import Subparsers, add_live
+from ambassador.printable import printable
 
 _OLDEST_KERNEL: Final = (5, 10)
 _BACKLOG: Final = 4096  # what the listeners ask for (control/slots.py)
@@ -78,9 +79,9 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps([asdict(finding) for finding in findings]))
         return status
     for finding in findings:
-        print(f"{finding.level:<8} {finding.what}")
+        print(f"{finding.level:<8} {printable(finding.what)}")
         if finding.advice is not None:
-            print(f"         {finding.advice}")
+            print(f"         {printable(finding.advice)}")
     return status
 
 

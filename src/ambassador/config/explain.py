@@ -23,6 +23,7 @@ from ambassador.config.units import (
 )
 from ambassador.errors import BadRequest, NoRoute
 from ambassador.messages import Fields, Request
+from ambassador.printable import printable
 from ambassador.proxy.path import authority_host, normalise, split_target
 from ambassador.proxy.policies import breaker, cooldown, limit, redirect, respond, retry, rewrite
 from ambassador.proxy.policies import headers as headers_policy
@@ -406,7 +407,7 @@ def render(explanation: Explanation) -> str:
     rows += [(line.what, line.text) for line in explanation.lines]
     return (
         "\n".join(
-            [_printable(asked), *(f"  {label:<{_LABEL_WIDTH}}{_printable(text)}" for label, text in rows)]
+            [printable(asked), *(f"  {label:<{_LABEL_WIDTH}}{printable(text)}" for label, text in rows)]
         )
         + "\n"
     )
@@ -426,8 +427,3 @@ def _path_of(url: str) -> str:
     if "://" in rest:
         rest = "/" + rest.partition("://")[2].partition("/")[2]
     return rest
-
-
-def _printable(text: str) -> str:
-    """Control characters would let a header of the question draw on the terminal."""
-    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)

@@ -19,6 +19,7 @@ import trio
 from ambassador.config.breakers import breakers_of
 from ambassador.config.schema import Config
 from ambassador.config.units import format_duration
+from ambassador.printable import printable
 from ambassador.proxy.breakers import BreakerStatus
 
 _ENCODER: Final = msgspec.json.Encoder()
@@ -148,7 +149,8 @@ async def override(
     if not fleet:
         await _tell_all(msgspec.structs.replace(order, here_us=time.time_ns() // 1000), workers)
     outcome = Outcome(name=order.name, state=order.to, fleet=fleet, detail=_detail(order, fleet=fleet))
-    log.warning("breaker %s: by %s: %s (%s)", order.name, order.by, outcome.detail, order.reason)
+    by, reason = printable(order.by), printable(order.reason)
+    log.warning("breaker %s: by %s: %s (%s)", order.name, by, outcome.detail, reason)
     return outcome
 
 

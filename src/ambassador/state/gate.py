@@ -30,6 +30,7 @@ from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
+from ambassador.printable import printable
 from ambassador.state.outcomes import Outcomes
 from ambassador.state.own_breaker import OwnBreaker
 from ambassador.state.protocol import (
@@ -683,13 +684,15 @@ def _state_text(row: Row | None) -> str:
     if row is None:
         return "closed"
     if row.forced:
-        return f"forced {row.forced}"
+        return f"forced {printable(row.forced)}"
     return _STATE_WORDS[row.state]
 
 
 def _row_text(row: Row) -> str:
     if row.forced:
-        return f"forced {row.forced} by {row.forced_by or '-'}: {row.forced_reason}"
+        # Another replica, or another program, may have written it into the store.
+        by, reason = printable(row.forced_by), printable(row.forced_reason)
+        return f"forced {printable(row.forced)} by {by or '-'}: {reason}"
     if row.state is State.OPEN:
         seconds = max(0.0, (row.open_until_us - row.since_us) / 1e6)
         return (

@@ -287,11 +287,21 @@ async def test_breaker_is_held_by_a_user_who_is_known(service: FakeService) -> N
         b'{"state": "open", "reason": " "}',
         b'{"state": "ajar", "reason": "x"}',
         b'{"state": "open", "reason": "x", "for": "soon"}',
+        b'{"state": "open", "reason": "a\\nb"}',
+        b'{"state": "open", "reason": "a\\u0000"}',
+        b'{"state": "open", "reason": "\\u001b[31m"}',
+        b'{"state": "open", "reason": "x", "by": "a\\rb"}',
     ],
 )
 async def test_order_that_makes_no_sense_is_refused(service: FakeService, body: bytes) -> None:
     assert (await ask(service, "POST", "/api/breakers/u", body)).status == 400
     assert not service.overrides
+
+
+async def test_order_with_control_characters_is_told_what_is_wrong(service: FakeService) -> None:
+    body = b'{"state": "open", "reason": "a\\nb\\u001b[31m"}'
+    told = json.loads(body_of(await ask(service, "POST", "/api/breakers/u", body)))
+    assert told["detail"] == r"'reason' must be one line without control characters: a\x0ab\x1b[31m"
 
 
 async def test_order_that_nobody_carries_out(service: FakeService) -> None:

@@ -19,6 +19,7 @@ from ambassador.control.status import RouteStatus, Status
 from ambassador.control.sums import UpstreamStatus
 from ambassador.control.turns import Turns
 from ambassador.observe.families import Traffic
+from ambassador.printable import printable
 
 _MOST_WORKERS = 1024
 
@@ -184,6 +185,10 @@ class Api:
             return problem(400, "Bad request", f"the body must be like {like}: {error}")
         if not asked.reason.strip():
             return problem(400, "Bad request", "a 'reason' is needed: it is what others will read")
+        for key, text in (("reason", asked.reason), ("by", asked.by)):
+            if not text.isprintable():
+                detail = f"'{key}' must be one line without control characters: {printable(text)}"
+                return problem(400, "Bad request", detail)
         order = Override(
             name=request.path.removeprefix(f"{_BREAKERS}/"),
             to=asked.to,
