@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import trio
@@ -8,7 +10,9 @@ import trio.testing
 
 from ambassador.config.schema import State
 from ambassador.control.pages import Pages
-from ambassador.control.state_watch import StateWatch
+from ambassador.control.state_watch import StateWatch, examine_fleet
+from ambassador.state.protocol import StoreLost
+from tests.state.servers import Server, any_binary
 
 LOG = logging.getLogger("test.state_watch")
 
@@ -22,14 +26,17 @@ class FakePages(Pages):
 
 
 class Examiner:
-    """`findings` None: the Redis is not there."""
+    """`findings` None: the Redis cannot be used, because of `why`."""
 
     def __init__(self) -> None:
         self.findings: list[str] | None = None
+        self.why = "no answer in time"
         self.asked: list[str] = []
 
-    def examine(self, state: State) -> list[str] | None:
+    def examine(self, state: State) -> list[str]:
         self.asked.append(state.url)
+        if self.findings is None:
+            raise StoreLost(self.why)
         return self.findings
 
 
@@ -49,6 +56,96 @@ async def test_loss_and_return_are_logged_once(
         "state: local does not answer; limits go on as 'on_loss: share' says",
         "state: every worker reaches local again",
     ]
+
+
+class Watched:
+    """A watch over a Redis, whose time the test moves."""
+
+    def __init__(self, nursery: trio.Nursery, clock: trio.testing.MockClock) -> None:
+        self.pages = FakePages()
+        self.examiner = Examiner()
+        self.watch = StateWatch(self.pages, lambda: State(url="redis://host"), LOG, self.examiner.examine)
+        self._clock = clock
+        nursery.start_soon(self.watch.run)
+
+    async def pass_until(self, holds: Callable[[], bool]) -> None:
+        """Half seconds, each with what comes of it in other threads."""
+        while not holds():
+            self._clock.jump(0.5)
+            await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_loss_of_a_redis_is_logged_with_its_reason_and_each_other_reason_once(
+    nursery: trio.Nursery, mock_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched = Watched(nursery, mock_clock)
+    examiner, watch = watched.examiner, watched.watch
+    with caplog.at_level(logging.INFO, "test.state_watch"):
+        examiner.why = "the server refused the user or password"
+        watched.pages.up = False
+        await watched.pass_until(lambda: bool(caplog.messages))
+        assert watch.findings == ("the store cannot be used: the server refused the user or password",)
+        asked = len(examiner.asked)
+        await watched.pass_until(lambda: len(examiner.asked) > asked + 4)
+        examiner.why = "LOADING\n\x1b[31m"
+        await watched.pass_until(lambda: len(caplog.messages) > 1)
+        assert watch.findings == (r"the store cannot be used: LOADING\x0a\x1b[31m",)
+        watched.pages.up = True
+        await watched.pass_until(lambda: len(caplog.messages) > 2)
+        assert not watched.watch.findings
+    assert caplog.messages == [
+        "state: redis://host cannot be used: the server refused the user or password; limits go on as 'on_loss: share' says",
+        r"state: redis://host cannot be used: LOADING\x0a\x1b[31m; limits go on as 'on_loss: share' says",
+        "state: every worker reaches redis://host again",
+    ]
+
+
+async def test_redis_that_serves_the_supervisor_but_not_a_worker_does_not_answer(
+    nursery: trio.Nursery, mock_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched = Watched(nursery, mock_clock)
+    watched.examiner.findings = []
+    watched.pages.up = False
+    await watched.pass_until(lambda: bool(caplog.messages))
+    assert caplog.messages == ["state: redis://host does not answer; limits go on as 'on_loss: share' says"]
+    assert watched.watch.findings == ()
+
+
+async def test_redis_that_has_become_a_replica_is_lost_because_of_that(
+    nursery: trio.Nursery, mock_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched = Watched(nursery, mock_clock)
+    watched.examiner.findings = ["it may evict"]
+    await watched.pass_until(lambda: watched.watch.findings != ())
+    watched.examiner.findings = ["it may evict", "it is a replica"]
+    watched.pages.up = False
+    caplog.clear()
+    await watched.pass_until(lambda: bool(caplog.messages))
+    assert caplog.messages == [
+        "state: redis://host cannot be used: it is a replica; limits go on as 'on_loss: share' says"
+    ]
+    assert watched.watch.findings == ("the store cannot be used: it is a replica", "it may evict")
+
+
+def test_real_server_that_refuses_is_lost_with_the_reason_and_no_secret(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("not-the-password")
+    with Server(any_binary()) as server:
+        with server.client() as client:
+            client.execute_command("ACL", "SETUSER", "me", "on", ">right", "~*", "&*", "+ping")
+        state = State(url=f"redis://me@127.0.0.1:{server.port}", password=f"file:{secret}")
+        with pytest.raises(StoreLost, match=r"^the server refused the user or password$"):
+            examine_fleet(state)
+        secret.write_text("right")
+        with pytest.raises(StoreLost, match=r"NOPERM|permissions") as lost:
+            examine_fleet(state)
+        assert "right" not in str(lost.value)
+        secret.write_text("right")
+        with server.client() as client:
+            client.execute_command("ACL", "SETUSER", "me", "+@all")
+            assert not any("is a replica" in each for each in examine_fleet(state))
+            client.execute_command("REPLICAOF", "127.0.0.1", "1")
+        assert any("is a replica, and cannot be written to" in each for each in examine_fleet(state))
 
 
 async def test_what_is_wrong_with_a_redis_is_logged_once_it_is_there(

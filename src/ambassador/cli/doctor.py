@@ -186,4 +186,5 @@ def _state_findings(state: dict[str, Any]) -> Iterator[Finding]:
     if not state["up"]:
         yield Finding("warning", f"the state store {state['backend']} is lost", "limits are local")
     for warning in state.get("warnings", ()):
-        yield Finding("warning", "the state store could do better", warning)
+        what = "the state store could do better" if state["up"] else "something is wrong with the state store"
+        yield Finding("warning", what, warning)

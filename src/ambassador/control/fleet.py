@@ -62,13 +62,11 @@ def with_passwords(state: schema.State) -> str:
     return urlunsplit(parts)
 
 
-def examine(state: schema.State) -> list[str] | None:
-    """What is wrong with the Redis, in sentences; None: it is not there. Blocks."""
+def examine(state: schema.State) -> list[str]:
+    """What is wrong with the Redis, in sentences. Raises `StoreLost`, which says why it cannot be used. Blocks."""
     store = FleetStore(state)
     try:
         store.connect()
         return store.examine()
-    except StoreLost:
-        return None
     finally:
         store.close()

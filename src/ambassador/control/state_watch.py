@@ -1,7 +1,8 @@
 """What the log says of the store that replicas share: that it is away, that it is back, what is wrong with it.
 
-Nothing waits for this. Whether the store is there is what the workers' pages say; what is wrong with a Redis is asked
-once for each address that is configured, in a thread, when it is there.
+Nothing waits for this. Whether the store is there is what the workers' pages say. What is wrong with a Redis is asked
+once for each address that is configured, in a thread, when it is there; why it cannot be used, by connecting to it just
+as the workers do, when they have lost it and again and again until they have it back.
 """
 
 from __future__ import annotations
@@ -13,20 +14,22 @@ import trio
 
 from ambassador.config import schema
 from ambassador.control.pages import Pages
+from ambassador.printable import printable
+from ambassador.state.protocol import StoreLost
 
 _LOOK_EVERY_S = 0.5  # as often as workers write it down
 _EXAMINE_EVERY_S = 5.0  # until it worked
 
-Examine = Callable[[schema.State], list[str] | None]
-"""Finds what is wrong with a Redis; None: it is not there. Blocks."""
+Examine = Callable[[schema.State], list[str]]
+"""Finds what is wrong with a Redis. Raises `StoreLost`, which says why it cannot be used. Blocks."""
 
 
-def examine_fleet(state: schema.State) -> list[str] | None:
-    """What is wrong with the Redis of this config; None: it is not there, or cannot be spoken to from here."""
+def examine_fleet(state: schema.State) -> list[str]:
+    """What is wrong with the Redis of this config. Raises `StoreLost`: it cannot be used, and why."""
     try:
         from ambassador.control.fleet import examine  # noqa: PLC0415 - only where there is a Redis
     except ImportError:
-        return None
+        raise StoreLost("redis-py is not installed") from None
     return examine(state)
 
 
@@ -44,8 +47,14 @@ class StateWatch:
         self._state = state
         self._log = log
         self._examine = examine
-        self.findings: tuple[str, ...] = ()
+        self._findings: tuple[str, ...] = ()
+        self._lost_because = ""
+
+    @property
+    def findings(self) -> tuple[str, ...]:
         """What is wrong with the store, in sentences."""
+        lost = self._lost_because
+        return (f"the store cannot be used: {lost}", *self._findings) if lost else self._findings
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -54,31 +63,60 @@ class StateWatch:
             nursery.start_soon(self._examine_each)
 
     async def _watch(self) -> None:
-        up = True
+        up, look_again_at = True, 0.0
         while True:
             await trio.sleep(_LOOK_EVERY_S)
-            if self._pages.state_up is up:
-                continue
-            up = not up
-            state = self._state()
-            if up:
-                self._log.info("state: every worker reaches %s again", state.url)
-            else:
-                self._log.error(
-                    "state: %s does not answer; limits go on as 'on_loss: %s' says", state.url, state.on_loss
-                )
+            if self._pages.state_up:
+                if not up:
+                    up, self._lost_because = True, ""
+                    self._log.info("state: every worker reaches %s again", self._state().url)
+            elif up or trio.current_time() >= look_again_at:
+                state = self._state()
+                why = await self._why_lost(state)
+                if up or why not in ("", self._lost_because):
+                    self._lost_because = why
+                    self._tell_loss(state, why)
+                up, look_again_at = False, trio.current_time() + _EXAMINE_EVERY_S
+
+    async def _why_lost(self, state: schema.State) -> str:
+        """Empty: it is not a Redis, or it serves this process, though not every worker.
+
+        One that can be connected to may still serve nobody, as a master that has become a replica: what is wrong with
+        it that was not before is the reason then.
+        """
+        if state.url == "local":
+            return ""
+        try:
+            findings = await trio.to_thread.run_sync(self._examine, state, abandon_on_cancel=True)
+        except StoreLost as lost:
+            return printable(str(lost))
+        return "; ".join(text for text in map(printable, findings) if text not in self._findings)
+
+    def _tell_loss(self, state: schema.State, why: str) -> None:
+        self._log.error(
+            "state: %s %s; limits go on as 'on_loss: %s' says",
+            state.url,
+            f"cannot be used: {why}" if why else "does not answer",
+            state.on_loss,
+        )
 
     async def _examine_each(self) -> None:
         examined = "local"
         while True:
             state = self._state()
             if state.url == "local":
-                examined, self.findings = "local", ()
-            elif state.url != examined:
-                findings = await trio.to_thread.run_sync(self._examine, state, abandon_on_cancel=True)
-                if findings is not None:
-                    examined = state.url
-                    self.findings = tuple(findings)
-                    for finding in findings:
-                        self._log.warning("state: %s", finding)
+                examined, self._findings = "local", ()
+            elif state.url != examined and await self._examine_one(state):
+                examined = state.url
             await trio.sleep(_EXAMINE_EVERY_S)
+
+    async def _examine_one(self, state: schema.State) -> bool:
+        """Whether it was there."""
+        try:
+            findings = await trio.to_thread.run_sync(self._examine, state, abandon_on_cancel=True)
+        except StoreLost:  # that is for `_watch` to tell, if the workers cannot use it either
+            return False
+        self._findings = tuple(map(printable, findings))
+        for finding in self._findings:
+            self._log.warning("state: %s", finding)
+        return True

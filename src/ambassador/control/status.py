@@ -21,7 +21,8 @@ class StateStatus(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     up: bool
     warnings: tuple[str, ...] = ()
-    """What is wrong with the servers of the store, in sentences; as seen when it was first reached."""
+    """What is wrong with the servers of the store, in sentences: why they cannot be used, while they cannot, and what
+    was seen when they were first reached."""
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
