@@ -67,6 +67,10 @@ class Bench:
         assert self.ready(cost)
         self.account.spend(cost, self.clock.now)
 
+    def spend_late(self, cost: float = 1.0) -> None:
+        assert self.ready(cost, late=True)
+        self.account.spend(cost, self.clock.now)
+
 
 class Listener:
     def __init__(self, told: list[Account]) -> None:
@@ -175,6 +179,30 @@ def test_unheard_of_key_begins_with_what_came_since_the_loss() -> None:
     assert asked.start == pytest.approx(50 * 0.3)
 
 
+def test_fallbacks_hold_no_more_than_their_part_of_what_is_known() -> None:
+    bench = Bench()
+    bench.pump()
+    bench.go_on(WAIT_S)
+    bench.pump()
+    assert bench.ready(late=True)
+    bench.spend_late()
+    bench.replica.deliver()
+    bench.fleet.deliver()
+    bench.go_on(10.0)
+    bench.pump(80)
+    bench.fleet.deliver()
+    bench.account.take(bench.account.tokens(bench.clock.now), bench.clock.now)
+    bench.fleet.go_down()
+    bench.go_on(0.1)
+    bench.pump()
+    asked = bench.replica.asked[-1]
+    assert isinstance(asked, Lease)
+    assert asked.most == asked.start
+    assert asked.most is not None
+    assert asked.most <= 50 * 0.1 + 1
+    assert not bench.ready(3.5, late=True)  # 100/s over four workers, for 0.1 s
+
+
 def in_an_outage(bench: Bench, spent: int) -> None:
     """Spend so much of the share while the store is away."""
     bench.pump()
@@ -197,6 +225,21 @@ def test_outage_becomes_a_debt_when_the_store_is_back() -> None:
     assert asked.debt == 10
     bench.fleet.deliver()
     assert (bench.account.debt, bench.account.owed) == (0, 0)
+
+
+def test_nothing_but_debts_is_told_until_all_are_back() -> None:
+    bench = Bench()
+    in_an_outage(bench, 3)
+    bench.fleet.come_up()
+    bench.fleet.deliver()
+    bench.pump(5)
+    assert bench.account.is_degraded(bench.clock.now)
+    assert [lease.want for lease in bench.fleet.asked[1:] if isinstance(lease, Lease)] == [0]
+    bench.go_on(0.6)
+    bench.pump(5)
+    bench.fleet.deliver()
+    bench.spend(5)
+    assert bench.account.debt == 0
 
 
 def test_debt_is_no_more_than_the_share_lacks() -> None:

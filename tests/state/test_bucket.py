@@ -95,3 +95,4 @@ def test_counts_that_cannot_be_are_unsound() -> None:
         assert not is_sound(msgspec.structs.replace(lease(), **{field: -1}))
     assert not is_sound(lease(start=math.nan))
     assert is_sound(lease(start=-3))
+    assert not is_sound(lease(most=math.nan))

@@ -102,6 +102,15 @@ def test_bucket_asked_for_nothing_gives_nothing(backend: Backend) -> None:
     assert (lease(backend).granted, lease(backend).left) == (0, 10)
 
 
+def test_bucket_may_be_lowered(backend: Backend) -> None:
+    assert lease(backend).left == 10
+    assert lease(backend, most=20).left == 10
+    assert lease(backend, most=3, want=1).left == pytest.approx(2, abs=0.05)
+    assert lease(backend, most=-99).left == pytest.approx(-10, abs=0.05)
+    assert lease(backend, "window", window_s=3600).left == 10
+    assert lease(backend, "window", window_s=3600, most=3).left == 10
+
+
 def test_bucket_may_be_made_with_less(backend: Backend) -> None:
     assert lease(backend, start=3).left == pytest.approx(3, abs=0.05)
     assert lease(backend, start=9).left == pytest.approx(3, abs=0.05)

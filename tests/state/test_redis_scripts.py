@@ -188,6 +188,7 @@ class _Walk:
             back=pick([0, 0, 3]),
             back_window=now_us // (window_s * 1_000_000) - pick([0, 1]) if window_s else 0,
             start=pick([None, 3.0, -4.0]) if key == "never fills" else None,
+            most=pick([None, None, 3.0, -4.0]),
         )
 
     def _report(self, now_us: int) -> Operation:

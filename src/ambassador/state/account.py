@@ -9,7 +9,10 @@ Tokens are spent in this order:
    was last heard of; for a key that was never heard of, with what the share gained since the loss, and one token at
    least: a new or quiet client is not refused because the store is away or slow.
 4. While even the replica's store does not answer: a bucket of the worker's own, R / workers, which begins empty; with
-   one token where the fleet's bucket was known to hold one for each worker.
+   one token where the fleet's bucket was known to hold one for each worker. The share is told it as a debt.
+
+Both 3 and 4 refill while nobody needs them, and the fleet's bucket does not if it is pressed. So whenever they are used
+they are lowered to their part of what that could hold by now: in steady overload a loss brings nobody a second burst.
 
 What was admitted by 3 and 4 is owed. While the store is only late, others go on taking from the fleet's bucket, so all
 of it is a debt. While it is away nobody does, and the bucket refills: then it becomes a debt, with the first lease
@@ -40,6 +43,9 @@ OnLoss: TypeAlias = Literal["share", "closed", "open"]
 
 _REFUSED_S: Final = 1.0
 """A store that refuses a lease (out of memory) is asked again after so long."""
+_SETTLING_S: Final = 0.5
+"""After an outage only debts are told for so long, the share goes on deciding: a worker takes so long to reconnect at
+most, and whoever is back first would spend what the others' debts are to be paid from."""
 _MOST_OWING: Final = 10_000
 """Keys whose debts are told as soon as the store is back; of others, when they are used again."""
 
@@ -124,7 +130,7 @@ class Source:
         owing, self.owing = self.owing, set()
         now = self.clock.now
         for account in owing:
-            account.pump(now)
+            account.settle(now)
 
 
 def _nobody(_: object) -> None:
@@ -135,7 +141,7 @@ class Account(Holding):
     """What one worker has of one key. See the module's docstring."""
 
     __slots__ = (
-        "_mark", "_own", "_refused_until", "_share", "_told_expired", "limited", "otherwise", "owed", "source",
+        "_mark", "_own", "_refused_until", "_settled_at", "_share", "_told_expired", "limited", "otherwise", "owed", "source",
     )  # fmt: skip
 
     def __init__(self, key: str, source: Source, now: float) -> None:
@@ -151,6 +157,7 @@ class Account(Holding):
         self._share: Holding | None = None
         self._own: OwnShare | None = None
         self._refused_until = -inf
+        self._settled_at = -inf
         self._told_expired = 0.0
         self._mark = 0.0
         """`leased` and `otherwise` when the present calendar window began, and what was given back since."""
@@ -164,6 +171,7 @@ class Account(Holding):
             not source.fleet.up
             or (self.asking and now >= self.sent_at + source.max_wait_s)
             or now < self._refused_until
+            or now < self._settled_at
         )
 
     def ready(self, cost: float, now: float, *, late: bool = False) -> bool:
@@ -198,8 +206,11 @@ class Account(Holding):
         if len(self.source.owing) < _MOST_OWING:
             self.source.owing.add(self)
         share = self._share
-        if share is None or not share.take(cost, now):
+        if share is None:
             self._last_resort(now).take(cost, now)
+        elif not share.take(cost, now):
+            self._last_resort(now).take(cost, now)
+            share.debt = min(share.debt + cost, float(share.terms.depth))
 
     def none_before(self, now: float) -> float:
         """Until when nothing can come, as far as is known; `now` or before: an answer is due, or may be asked for."""
@@ -234,13 +245,26 @@ class Account(Holding):
         return share is not None and share.asking and (late or now >= share.sent_at + self.source.max_wait_s)
 
     def _last_resort(self, now: float) -> OwnShare:
+        workers = max(1, self.source.fleet.workers)
+        known = self._known_left(now)
         if self._own is None:
-            workers = max(1, self.source.fleet.workers)
             # A client far under its limit is not refused because this machine stalls; one that presses gets nothing.
-            known = self.left if self.seen_at == -inf else self.left + self._gain(now - self.seen_at)
             start = 1.0 if known >= workers else 0.0
             self._own = OwnShare(self.terms.rate / workers, self.terms.burst / workers, now, start=start)
+        elif self.seen_at > -inf:
+            most = known / workers
+            share = self._share
+            if share is not None and share.seen_at > self.seen_at:
+                there = share.left + share.terms.rate * (now - share.seen_at)
+                most = min(most, there / share.sharers)
+            self._own.lower(most, now)
         return self._own
+
+    def _known_left(self, now: float) -> float:
+        """What the fleet's bucket holds if nobody took anything since it was last heard of."""
+        if self.seen_at == -inf or now >= self.window_ends:
+            return float(self.terms.depth)
+        return self.left + self._gain(now - self.seen_at)
 
     # Asking
 
@@ -256,6 +280,12 @@ class Account(Holding):
         if waiting and source.on_loss == "share" and source.replica is not None and self.is_late(now):
             self._pump_share(now, waiting, first, source.replica)
 
+    def settle(self, now: float) -> None:
+        """The store is back after an outage in which the fallback decided: tell what is owed, and nothing else yet."""
+        self._settled_at = now + _SETTLING_S
+        self.held_until = max(self.held_until, self._settled_at)
+        self.pump(now)
+
     def is_late(self, now: float) -> bool:
         """Tokens of the share may be needed soon: it is asked before it is clear that the answer comes too late."""
         return self.is_degraded(now) or (self.asking and now >= self.sent_at + self.source.max_wait_s / 2)
@@ -263,25 +293,26 @@ class Account(Holding):
     def _pump_share(self, now: float, waiting: float, first: float, replica: Scope) -> None:
         share = self._share
         if share is None:
-            share = self._share = Holding(self.key, self._share_terms(), now)
-        elif not self.terms.window_s:
-            share.terms = self.source.share_terms()
+            share = self._share = Holding(self.key, self._share_terms(now), now)
+        else:
+            share.terms = self._share_terms(now)
         share.start = self._start_of_share(now, share.terms.rate)
+        # Who never heard of the fleet's bucket knows less than those who use the share already.
+        share.most = share.start if self.seen_at > -inf else None
         lease = share.ask(now, self.source.load, waiting=waiting, fresh=waiting, first=first)
         if lease is not None:
             replica.ask(lease, partial(self._share_is_answered, share, lease))
 
-    def _share_terms(self) -> Terms:
+    def _share_terms(self, now: float) -> Terms:
         source = self.source
         if not self.terms.window_s:
             return source.share_terms()
         # Of a calendar window a share is a part of what was left of it.
-        left = self.terms.depth if self.seen_at == -inf else max(0.0, self.left)
-        return window_terms(max(1, math.floor(left / source.parts)), self.terms.window_s)
+        return window_terms(max(0, math.ceil(self._known_left(now) / source.parts)), self.terms.window_s)
 
     def _start_of_share(self, now: float, rate: float) -> float:
         if self.seen_at > -inf:
-            return max(0.0, self.left) / self.source.parts + rate * (now - self.seen_at)
+            return self.left / self.source.parts + rate * (now - self.seen_at)
         down_at = self.source.down_since(now)
         return max(1.0, rate * (now - (self.sent_at if down_at is None else down_at)))
 

@@ -28,7 +28,7 @@ _MOST: Final = 1e15
 
 def is_sound(lease: Lease) -> bool:
     """Whether the numbers can be reckoned with: none negative, endless, or no number at all."""
-    start = lease.start
+    start, most = lease.start, lease.most
     return (
         0 <= lease.rate <= _MOST
         and 0 <= lease.depth <= _MOST
@@ -40,6 +40,7 @@ def is_sound(lease: Lease) -> bool:
         and lease.window_s >= 0
         and lease.back >= 0
         and (start is None or -_MOST <= start <= _MOST)
+        and (most is None or -_MOST <= most <= _MOST)
     )
 
 
@@ -68,6 +69,8 @@ class Bucket(msgspec.Struct, gc=False):
         else:
             elapsed = now_us - self.at_us
             tokens = self.tokens + lease.rate * elapsed / 1e6 if elapsed > 0 else self.tokens
+            if lease.most is not None:
+                tokens = min(tokens, max(lease.most, -depth))
         tokens = min(tokens, depth)
         if lease.credit or lease.back or lease.debt:
             tokens = self._settle(lease, tokens)

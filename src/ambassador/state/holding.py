@@ -138,7 +138,7 @@ class Holding:
 
     __slots__ = (
         "_arrived", "_base", "_epoch", "_expires", "_first", "_folded_at", "_later", "_posted", "asking",
-        "balance", "blocked", "debt", "demand", "expired", "extra", "held_until", "key", "leased", "left",
+        "balance", "blocked", "debt", "demand", "expired", "extra", "held_until", "key", "leased", "left", "most",
         "reserve", "rtt_s", "seen_at", "sent_at", "sharers", "start", "terms", "until", "window",
         "window_ends",
     )  # fmt: skip
@@ -180,6 +180,8 @@ class Holding:
         self.window_ends = inf
         self.start: float | None = None
         """What the bucket holds if the next lease makes it; None: what the store's rule says."""
+        self.most: float | None = None
+        """What the bucket is lowered to by the next lease; None: it is not."""
         self.debt = 0.0
         """Spent without a lease and not yet acknowledged."""
         self._posted = 0.0
@@ -353,6 +355,7 @@ class Holding:
             debt=self.debt,
             window_s=terms.window_s,
             start=self.start,
+            most=self.most,
         )
 
     def answered(self, answer: Leased, asked: Lease, now: float, random: float, load: Load) -> None:
@@ -477,6 +480,10 @@ class OwnShare:
         self._tokens = min(self.burst, self._tokens + self.rate * max(0.0, now - self._at))
         self._at = max(now, self._at)
         return self._tokens
+
+    def lower(self, most: float, now: float) -> None:
+        """Have it hold at most so much now."""
+        self._tokens = min(self.tokens(now), max(0.0, most))
 
     def take(self, cost: float, now: float) -> bool:
         """Spend `cost` or nothing."""

@@ -1,7 +1,7 @@
 -- protocol.Lease, the same arithmetic as bucket.py, for as many buckets of one shard as there are.
 --
--- KEYS: gen, then the buckets. ARGV: for each bucket, struct <ddddddddddddd: rate depth want least demand tells_demand debt
--- credit window_s back back_window has_start start. Answers for each: msgpack of protocol.Leased.
+-- KEYS: gen, then the buckets. ARGV: for each bucket, struct <ddddddddddddddd: rate depth want least demand tells_demand debt
+-- credit window_s back back_window has_start start has_most most. Answers for each: msgpack of protocol.Leased.
 --
 -- A bucket is struct <dddddddd: tokens at window epoch demand tellers demand_before tellers_before. It is dropped when it
 -- would be full, or its window over, and no demand of it counts any more; what never fills is kept for a week.
@@ -15,8 +15,8 @@ local answers = {}
 
 for i = 1, #ARGV do
   local key = KEYS[i + 1]
-  local rate, depth, want, least, demand, tells, debt, credit, window_s, back, back_window, has_start, start =
-    struct.unpack('<ddddddddddddd', ARGV[i])
+  local rate, depth, want, least, demand, tells, debt, credit, window_s, back, back_window, has_start, start, has_most, most =
+    struct.unpack('<ddddddddddddddd', ARGV[i])
   local window_us = window_s * 1000000
   local packed = redis.call('GET', key)
   local tokens, at, window, epoch, demands, tellers, demands_before, tellers_before
@@ -45,6 +45,7 @@ for i = 1, #ARGV do
   elseif now > at then
     tokens = tokens + rate * (now - at) / 1000000
   end
+  if has_most > 0 and window_s == 0 then tokens = min(tokens, max(most, -depth)) end
   tokens = min(tokens, depth)
   if credit > 0 or back > 0 or debt > 0 then
     tokens = tokens + credit

@@ -97,6 +97,9 @@ class Lease(_Message, tag="lease", frozen=True):
     """What a bucket holds that this operation makes, at most `depth`, instead of the birth rule above: a share that
     takes over for the fleet's bucket begins with what that had left, not full. None: the rule above; without meaning
     with `window_s`, and for a bucket that is there."""
+    most: float | None = None
+    """What the bucket is lowered to before anything else but refilling: a share that was used before has
+    refilled since, though the fleet's bucket, for which it stands, has not. None, and with `window_s`: nothing."""
 
 
 class Leased(_Message, tag="leased", frozen=True):

@@ -74,7 +74,7 @@ _FAMILIES: Final = {
 MEMBERS_TAG: Final = tag_of("members")
 """The shard that lists those who are alive."""
 
-_LEASE: Final = struct.Struct("<13d")
+_LEASE: Final = struct.Struct("<15d")
 _BATCH: Final = 32
 """At most so many keys in one call: nobody else is served meanwhile. 32 leases take 0.15 ms, reports 0.6 ms."""
 
@@ -233,6 +233,8 @@ class Scripts:
                     operation.back_window,
                     operation.start is not None,
                     operation.start or 0.0,
+                    operation.most is not None,
+                    operation.most or 0.0,
                 )
             )
         else:

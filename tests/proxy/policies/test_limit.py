@@ -692,6 +692,46 @@ def test_store_away_and_back_admits_little_more(
 
 @SLOW
 @given(
+    over=st.sampled_from([1.5, 2.0, 4.0]),
+    late=st.sampled_from([0.0, 0.05, 0.3]),
+    away_s=st.sampled_from([0.0, 0.4, 3.0]),
+    wiped=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_loss_in_steady_overload_brings_no_second_burst(
+    *, over: float, late: float, away_s: float, wiped: bool, seed: int
+) -> None:
+    """The bucket is empty, and shares that a late answer once opened have long been full again."""
+    rate = 200.0
+    draw = random.Random(seed).random
+    world = World()
+    store = Store(world)
+
+    def delay() -> float:
+        return 0.03 * draw() if draw() < late else 0.0005
+
+    workers = []
+    for _ in range(2):
+        replica = Store(world)
+        for _ in range(2):
+            fleet = Line(store, delay=delay, replicas=2, workers=4)
+            line = Line(replica, delay=delay)
+            workers.append(Worker(world, [Config(rate=(rate, 1))], fleet=fleet, replica=line, random=draw))
+    for worker in workers:
+        worker.load(rate * over / 4, 7.0 + away_s, draw)
+    world.after(5.0, lambda: setattr(store, "away", away_s > 0))
+    world.after(5.0 + away_s, event("wipe" if wiped else "back", store, workers[0]))
+    world.after(5.0 + away_s, event("back", store, workers[0]))
+    world.run(2.0)
+    begun = world.now
+    world.run(6.0 + away_s)
+    steady = excess([time for time in times_of(workers) if begun < time <= begun + 3.0], rate)
+    through = excess([time for time in times_of(workers) if time > begun], rate)
+    assert through <= steady + 0.1 * rate
+
+
+@SLOW
+@given(
     rate=RATES,
     demands=st.lists(st.sampled_from([0.05, 0.3, 1.0, 4.0]), min_size=1, max_size=4),
     delay_s=st.sampled_from([0.003, 0.03, 0.12]),
