@@ -626,21 +626,55 @@ def test_gate_with_other_settings_goes_on_from_where_the_old_one_is() -> None:
     assert isinstance(new.enter(fleet.now, 0.5, 1.0), Refused)
 
 
-def test_news_of_a_trip_has_its_numbers_and_is_told_by_who_caused_it() -> None:
+def test_news_of_a_trip_has_its_numbers_and_is_told_once_by_each_worker() -> None:
     fleet = a_fleet(slots=2)
     told: list[tuple[int, str]] = []
     collect = fleet.collect
 
     def collect_news(worker: Worker) -> None:
         number = fleet.workers.index(worker) if worker in fleet.workers else -1
-        told.extend((number, news.text) for news in worker.gate.news if news.ours)
+        told.extend((number, news.text) for news in worker.gate.news if news.fleet)
         collect(worker)
 
     fleet.collect = collect_news  # type: ignore[method-assign]
     trip(fleet)
-    ((_, text),) = told
+    (text,) = {text for _, text in told}
+    assert sorted(number for number, _ in told) == [0, 1]
     assert text.startswith("breaker up: closed to open for 2.0 s (trip 1): ")
     assert "seen by 2 of 2" in text
+
+
+def test_news_of_a_failed_probe_say_so_and_which_trip_it_is() -> None:
+    fleet = a_fleet()
+    (worker,) = fleet.workers
+    told: list[str] = []
+    fleet.collect = lambda worker: _collect(fleet, worker, told)  # type: ignore[method-assign]
+    trip(fleet)
+    for _ in range(2):
+        fleet.advance(8.5)
+        assert fleet.request(worker, FAILED)
+    changes = [text.partition(": ")[2].partition(" for ")[0] for text in told]
+    again = ["open to half_open", "half_open to open"]
+    assert changes == ["closed to open", *again, *again]
+    assert told[2] == "breaker up: half_open to open for 4.0 s (trip 2): a probe failed"
+    assert told[4] == "breaker up: half_open to open for 8.0 s (trip 3): a probe failed"
+
+
+def test_news_of_a_circuit_that_was_put_back_do_not_invent_a_window() -> None:
+    fleet = a_fleet(slots=2)
+    trip(fleet)
+    fleet.wipe()
+    fleet.deliver()
+    told: list[str] = []
+    fleet.collect = lambda worker: _collect(fleet, worker, told)  # type: ignore[method-assign]
+    fleet.kill(fleet.workers[0])
+    fleet.deliver()
+    assert told == ["breaker up: it is open for 2.0 s (trip 1)"]
+
+
+def _collect(fleet: Fleet, worker: Worker, told: list[str]) -> None:
+    told.extend(news.text for news in worker.gate.news)
+    Fleet.collect(fleet, worker)
 
 
 def test_news_of_a_force_show_what_another_replica_wrote_escaped() -> None:

@@ -186,7 +186,8 @@ class Breakers(Timer):
     def _tell(self, breaker: Breaker) -> None:
         news, breaker.gate.news = breaker.gate.news, []
         for each in news:
-            if each.ours:
+            # Every worker hears of the fleet's circuits: the first of each replica tells.
+            if self._slot == 0 or not each.fleet:
                 self._log.info("%s", each.text)
             else:
                 self._log.debug("%s", each.text)

@@ -142,10 +142,10 @@ Entry: TypeAlias = Pass | Refused | Waiting
 
 
 class News(msgspec.Struct, frozen=True):
-    """A change, in words. `ours`: this worker brought it about, so it is the one to tell."""
+    """A change, in words. `fleet`: it is of the circuit, so every worker has it, and one of each replica is to tell."""
 
     text: str
-    ours: bool
+    fleet: bool
 
 
 _OWN_PROBE: Final = ""
@@ -160,8 +160,8 @@ class Gate:
     """
 
     __slots__ = (
-        "_asked", "_asking", "_change", "_fast", "_held", "_known_at", "_next_ask", "_next_read", "_overridden", "_own",
-        "_peers", "_ramp_from", "_replica", "_reporting", "_seen", "_slot", "_time", "_told", "_urgent",
+        "_asked", "_asking", "_fast", "_held", "_known_at", "_next_ask", "_next_read", "_overridden", "_own",
+        "_peers", "_ramp_from", "_replica", "_reporting", "_seen", "_slot", "_time", "_urgent",
         "_urgent_until", "_vote", "consecutive", "flush_at", "is_open", "key", "name", "news", "outbox", "row", "rules",
         "stamp",
     )  # fmt: skip
@@ -199,8 +199,6 @@ class Gate:
         self._known_at = -inf
         self._next_read = -inf
         self._overridden = -1
-        self._change = ""
-        self._told = 0
         self._seen = Outcomes(rules.window_ms)
         self._fast: Pass | None = None
         self._vote = False
@@ -440,8 +438,8 @@ class Gate:
         self._new_stamp(self.stamp.epoch, now)
         self._say(f"this worker closes its own, which was open because: {self._own.why}")
 
-    def _say(self, text: str, *, ours: bool = True) -> None:
-        self.news.append(News(f"breaker {self.name}: {text}", ours))
+    def _say(self, text: str, *, fleet: bool = False) -> None:
+        self.news.append(News(f"breaker {self.name}: {text}", fleet))
 
     # ----- changes -----
 
@@ -526,7 +524,7 @@ class Gate:
         if isinstance(operation, Probe) and operation.verb is Verb.ASK:
             self._take_lease(operation, answer, asked_at, now)
         if row is not None:
-            self._adopt(row, asked_at, now, ours=row.epoch >= row.now_us)
+            self._adopt(row, asked_at, now)
         if isinstance(operation, Report) and operation.requests + operation.vote:
             self._reporting = False
             if row is not None:
@@ -545,7 +543,7 @@ class Gate:
         elif isinstance(answer, Probed) and answer.granted:
             # The adoption below, of the row that came with it, must not drop it.
             if answer.row.epoch != self.stamp.epoch:
-                self._adopt(answer.row, asked_at, now, ours=answer.row.epoch >= answer.row.now_us)
+                self._adopt(answer.row, asked_at, now)
             if answer.row.epoch == self.stamp.epoch:
                 # Its time began when it was asked for: so it ends here before it does there.
                 self._held.append((asked.id, asked_at + asked.timeout_ms / 1000, now))
@@ -557,34 +555,30 @@ class Gate:
         """An event brought a row."""
         self._time.heard(row.now_us, None, now)
         if self.row is None or row.epoch > self.row.epoch:
-            self._take(row, now, ours=False)
+            self._take(row, now)
 
-    def _adopt(self, row: Row, asked_at: float, now: float, *, ours: bool) -> None:
+    def _adopt(self, row: Row, asked_at: float, now: float) -> None:
         """An answer brought a row."""
         mine = self.row
         if mine is None or row.epoch > mine.epoch:
-            self._take(row, now, ours=ours)
+            self._take(row, now)
         elif row.epoch == mine.epoch:
             self.row = row
             if row.state is not mine.state:
                 self._new_stamp(row.epoch, now)
             elif self.is_open:
                 self._refresh(now)
-            if ours and self._told != row.epoch:
-                # The event was here before the answer.
-                self._tell(ours=True)
         elif asked_at > self._known_at:
             standing = self._forced(now) or (mine.state is not State.CLOSED and not mine.forced)
             if standing or mine.epoch == self._overridden:
                 self.outbox.append(Restore(self.name, mine))
                 self._say("the state store has lost it; put back")
             else:
-                self._take(row, now, ours=False)
+                self._take(row, now)
 
-    def _take(self, row: Row, now: float, *, ours: bool) -> None:
+    def _take(self, row: Row, now: float) -> None:
         before, self.row = self.row, row
         self._known_at = now
-        was = _state_text(before)
         self._held.clear()
         if row.state is not State.CLOSED or row.forced:
             self._own.close()
@@ -595,20 +589,15 @@ class Gate:
             self._refresh(now)
             return
         self._new_stamp(row.epoch, now)
-        if _state_text(row) != was or ours:
-            self._change = f"{was} to {_row_text(row)}"
-            self._told = 0
-            self._tell(ours=ours)
-
-    def _tell(self, *, ours: bool) -> None:
-        if ours and self.row is not None:
-            self._told = self.row.epoch
-        self._say(self._change, ours=ours)
+        was, text = _state_text(before), _row_text(row, before)
+        if row.forced or row.state is not State.CLOSED or was != text:
+            # A new worker finds what has been so for a while.
+            self._say(f"it is {text}" if before is None else f"{was} to {text}", fleet=True)
 
     def override(self, row: Row, now: float) -> None:
         """Obey a force that the store could not be told of. It is put back there once the store answers."""
         self._time.heard(row.now_us, None, now)
-        self._take(row, now, ours=False)
+        self._take(row, now)
         self._overridden = row.epoch
 
     def inherit(self, other: Gate, now: float) -> None:
@@ -688,15 +677,21 @@ def _state_text(row: Row | None) -> str:
     return _STATE_WORDS[row.state]
 
 
-def _row_text(row: Row) -> str:
+def _row_text(row: Row, before: Row | None) -> str:
     if row.forced:
         # Another replica, or another program, may have written it into the store.
         by, reason = printable(row.forced_by), printable(row.forced_reason)
         return f"forced {printable(row.forced)} by {by or '-'}: {reason}"
     if row.state is State.OPEN:
         seconds = max(0.0, (row.open_until_us - row.since_us) / 1e6)
-        return (
-            f"open for {seconds:.1f} s (trip {row.trips}): {row.failures} of {row.requests} failed, {row.slow} were slow, "
-            f"seen by {row.failing} of {row.reporters}"
-        )
+        text = f"open for {seconds:.1f} s (trip {row.trips})"
+        if row.reporters:
+            text += (
+                f": {row.failures} of {row.requests} failed, {row.slow} were slow, "
+                f"seen by {row.failing} of {row.reporters}"
+            )
+        elif before is not None and before.state is not State.CLOSED:
+            # Probes are in no window. Of a row that was put back into a store nobody knows the window any more.
+            text += ": a probe failed"
+        return text
     return _STATE_WORDS[row.state]

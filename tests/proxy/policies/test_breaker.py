@@ -32,11 +32,14 @@ from tests.proxy.stores import SharedStore
 class Worker:
     """One worker's breakers around a shared store."""
 
-    def __init__(self, shared: SharedStore, number: int = 0) -> None:
+    def __init__(
+        self, shared: SharedStore, number: int = 0, *, replica: str = "r", slot: int | None = None
+    ) -> None:
+        slot = number if slot is None else slot
         self.shared = shared
         self.number = number
         self.breakers = Breakers(
-            cast("Lane", shared.time), replica="r", slot=number, key=f"r.{number}", random=lambda: 0.5
+            cast("Lane", shared.time), replica=replica, slot=slot, key=f"r.{number}", random=lambda: 0.5
         )
         self.made: list[Breaker] = []
 
