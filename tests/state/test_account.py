@@ -104,7 +104,8 @@ def test_share_is_asked_when_the_store_is_late() -> None:
     assert bench.account.debt == 1
     (asked,) = bench.replica.asked
     assert isinstance(asked, Lease)
-    assert (asked.rate, asked.depth, asked.start) == (50, 40, 1.0)
+    assert (asked.rate, asked.depth) == (50, 40)
+    assert asked.start == pytest.approx(50 * (0.05 + WAIT_S / 2))
 
 
 def test_late_answer_pays_for_what_the_share_admitted() -> None:
@@ -154,6 +155,25 @@ def test_quiet_client_is_not_refused_while_no_store_answers() -> None:
     assert bench.ready(late=True)
     bench.account.spend(1.0, bench.clock.now)
     assert bench.account.debt == 1
+    assert not bench.ready(late=True)
+
+
+def test_share_that_was_not_asked_leaves_the_decision_to_the_worker() -> None:
+    bench = Bench()
+    bench.pump()
+    assert not bench.ready()
+    assert bench.ready(late=True)
+    bench.spend_late()
+    assert bench.account.debt == 1
+
+
+def test_share_that_has_nothing_is_not_passed_over() -> None:
+    bench = Bench()
+    bench.pump()
+    bench.go_on(WAIT_S)
+    bench.buckets[1]["k"] = bucket.Bucket(-20.0, bench.fleet.clock.now_us)
+    bench.pump()
+    bench.replica.deliver()
     assert not bench.ready(late=True)
 
 

@@ -43,6 +43,9 @@ OnLoss: TypeAlias = Literal["share", "closed", "open"]
 
 _REFUSED_S: Final = 1.0
 """A store that refuses a lease (out of memory) is asked again after so long."""
+_UNHEARD_S: Final = 0.05
+"""A share of a key that was never heard of holds what comes in so long, while the store is only late: what is admitted
+until its first answer is a debt, and no more than 5 % of what a second gives."""
 _SETTLING_S: Final = 0.5
 """After an outage only debts are told for so long, the share goes on deciding: a worker takes so long to reconnect at
 most, and whoever is back first would spend what the others' debts are to be paid from."""
@@ -216,6 +219,8 @@ class Account(Holding):
         """Until when nothing can come, as far as is known; `now` or before: an answer is due, or may be asked for."""
         if not self.is_degraded(now):
             return -inf if self.asking else self.held_until
+        if self.seen_at == -inf and self.asking and self.source.fleet.up:
+            return -inf  # the share knows nothing of this key: its first answer is worth waiting for
         if self.source.on_loss == "closed":
             return now + _REFUSED_S
         share = self._share
@@ -238,11 +243,15 @@ class Account(Holding):
         return 0.0 if self.terms.window_s else self.terms.rate * seconds
 
     def _is_alone(self, now: float, *, late: bool) -> bool:
-        """No store answers."""
+        """No store answers. `late`: in time for who can wait no longer."""
         replica, share = self.source.replica, self._share
         if replica is None or not replica.up:
             return True
-        return share is not None and share.asking and (late or now >= share.sent_at + self.source.max_wait_s)
+        if late:
+            # It was not asked (the worker stalled), or has not answered; before `held_until` it has nothing, unless the
+            # fleet's bucket was heard of since: the share may have been made before anybody had.
+            return share is None or share.asking or now >= share.held_until or share.seen_at < self.seen_at
+        return share is not None and share.asking and now >= share.sent_at + self.source.max_wait_s
 
     def _last_resort(self, now: float) -> OwnShare:
         workers = max(1, self.source.fleet.workers)
@@ -268,8 +277,12 @@ class Account(Holding):
 
     # Asking
 
-    def pump(self, now: float, *, waiting: float = 0.0, fresh: float = 0.0, first: float = 1.0) -> None:
-        """Send the lease that is due, if one is. What waits is told as `Holding.ask` has it."""
+    def pump(
+        self, now: float, *, waiting: float = 0.0, fresh: float = 0.0, first: float = 1.0, late: bool = False
+    ) -> None:
+        """Send the lease that is due, if one is. What waits is told as `Holding.ask` has it. `late`: the first that
+        waits will soon have waited for as long as it may, so the share is asked too.
+        """
         source = self.source
         if source.fleet.up and not self.asking and now >= self._refused_until:
             if self.owed:
@@ -277,7 +290,12 @@ class Account(Holding):
             lease = self.ask(now, source.load, waiting=waiting, fresh=fresh, first=first)
             if lease is not None:
                 source.fleet.ask(lease, partial(self._is_answered, lease))
-        if waiting and source.on_loss == "share" and source.replica is not None and self.is_late(now):
+        if (
+            waiting
+            and source.on_loss == "share"
+            and source.replica is not None
+            and (self.is_late(now) or (late and self.asking))
+        ):
             self._pump_share(now, waiting, first, source.replica)
 
     def settle(self, now: float) -> None:
@@ -314,7 +332,9 @@ class Account(Holding):
         if self.seen_at > -inf:
             return self.left / self.source.parts + rate * (now - self.seen_at)
         down_at = self.source.down_since(now)
-        return max(1.0, rate * (now - (self.sent_at if down_at is None else down_at)))
+        if down_at is None:
+            return max(1.0, rate * (now - self.sent_at + _UNHEARD_S))
+        return max(1.0, rate * (now - down_at))
 
     def _is_answered(self, lease: Lease, answer: Answer | None) -> None:
         source = self.source

@@ -505,6 +505,62 @@ def test_late_store_refuses_nobody_far_under_the_limit() -> None:
     assert max(worker.waited) <= 0.0201
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_distant_store_refuses_nobody_far_under_the_limit(seed: int) -> None:
+    draw = random.Random(seed).random
+    world = World()
+    store = Store(world)
+    workers = []
+    for _ in range(2):
+        replica = Store(world)
+        for _ in range(2):
+            fleet = Line(store, delay=lambda: 0.015 + 0.002 * draw(), replicas=2, workers=4)
+            workers.append(
+                Worker(world, [Config(rate=(300, 1))], fleet=fleet, replica=Line(replica), random=draw)
+            )
+    for worker in workers:
+        worker.load(150 / 4, 5.0, draw)
+    world.run(6.0)
+    assert sum(len(worker.refused) for worker in workers) == 0
+    assert max(max(worker.waited, default=0.0) for worker in workers) <= 0.0201
+
+
+def test_lease_after_anothers_is_decided_by_the_fallback() -> None:
+    """Who comes while another's lease is under way is asked for afterwards, and can wait no longer than the other."""
+    world = World()
+    worker = Worker(
+        world,
+        [Config(rate=(10, 1))],
+        fleet=Line(Store(world), delay=lambda: 0.008),
+        replica=Line(Store(world)),
+    )
+    worker.request()
+    world.after(0.001, worker.request)
+    world.after(0.002, worker.request)
+    world.run(0.05)
+    assert counts(worker) == (3, 0)
+    (made,) = worker.policy.limits
+    world.run(0.05)
+    assert made.account(a_request()).debt == 0
+
+
+def test_request_that_waits_for_tokens_is_not_decided_by_the_fallback() -> None:
+    world = World()
+    replica = Store(world)
+    worker = Worker(
+        world,
+        [Config(rate=(20, 1), burst=5, wait=3.0)],
+        fleet=Line(Store(world), delay=lambda: 0.004),
+        replica=Line(replica),
+    )
+    for _ in range(30):
+        worker.request()
+    world.run(3.0)
+    assert counts(worker) == (30, 0)
+    (made,) = worker.policy.limits
+    assert made.account(a_request()).otherwise == 0
+
+
 def test_worker_without_any_store_has_a_share_of_its_own() -> None:
     world = World()
     store = Store(world)

@@ -223,6 +223,7 @@ class _Entry:
         "needs",
         "number",
         "queued",
+        "share_from",
         "tokens_until",
         "waiter",
     )
@@ -236,6 +237,8 @@ class _Entry:
         self.waiter = waiter
         self.lease_until = now + lease_s
         """An answer that has not come by then is decided by the fallback."""
+        self.share_from = now + lease_s / 2
+        """From then on the share is asked as well."""
         self.tokens_until = now + wait_s
         """Tokens that come later are not waited for."""
         self.last = now + lease_s + wait_s
@@ -245,6 +248,14 @@ class _Entry:
         self.asked: set[_Key] = set()
         """Accounts of which a lease was sent that counted it."""
         self.queued: set[_Key] = set()
+
+    def is_late(self, key: _Key, now: float) -> bool:
+        """The answer to the account's lease can be waited for no longer. Leases sent afterwards are for tokens."""
+        return now >= self.lease_until >= key.sent_at
+
+    def is_soon_late(self, now: float) -> bool:
+        """Half of the time is left at most that it may wait for an answer: as much as a share may need for its own."""
+        return self.share_from <= now <= self.lease_until
 
     def blocking(self, now: float) -> _Needs:
         """What keeps it waiting."""
@@ -569,13 +580,12 @@ class LimitPolicy:
         """Let it through if it is the first in all its queues and all its tokens are there; else ask for them."""
         if entry.admitted:
             return True
-        late = now >= entry.lease_until
         ready = True
         for key, cost in entry.needs:
             queue = key.queue
             if queue and queue[0] < entry:
                 ready = False
-            elif not key.ready(cost, now, late=late):
+            elif not key.ready(cost, now, late=entry.is_late(key, now)):
                 ready = False
                 _pump(key, now, entry)
             else:
@@ -615,7 +625,7 @@ class LimitPolicy:
 
     def _next_look(self, entry: _Entry, now: float) -> float:
         """When to look again if nobody wakes it. Only the first of a queue looks after its account's times."""
-        times = [entry.last, entry.lease_until]
+        times = [entry.last, entry.lease_until, entry.share_from]
         for key in entry.queued:
             if key.queue[0] is entry:
                 times += [
@@ -770,7 +780,11 @@ def _pump(key: _Key, now: float, blocked: _Entry | None) -> None:
     if not key.queue and blocked is None:
         key.pump(now)
         return
-    if key.asking and not key.is_late(now):
+    head = key.queue[0] if key.queue else blocked
+    if blocked is not None and (head is None or blocked < head):
+        head = blocked
+    late = head is not None and head.is_soon_late(now)
+    if key.asking and not late and not key.is_late(now):
         return
     waiting, fresh, first = key.ahead, 0.0, 0.0
     unasked: list[_Entry] = []
@@ -786,7 +800,7 @@ def _pump(key: _Key, now: float, blocked: _Entry | None) -> None:
         first = blocked.costs[key]
         unasked.append(blocked)
     asking = key.asking
-    key.pump(now, waiting=waiting, fresh=fresh, first=first)
+    key.pump(now, waiting=waiting, fresh=fresh, first=first, late=late)
     if key.asking and not asking:
         for entry in unasked:
             entry.asked.add(key)
