@@ -118,6 +118,28 @@ def test_burst_that_is_gone_too_soon() -> None:
     assert warnings("routes: [{name: a, respond: 200, limit: {rate: 1000/s, burst: 50}}]") == []
 
 
+def test_quota_of_a_second() -> None:
+    (warning,) = warnings("routes: [{name: a, respond: 200, limit: {quota: 10/s}}]")
+    assert warning == (
+        "3:41: warning: routes[0].limit: the quota of limit 'limit' begins anew each second: twice as much can go within"
+        " an instant; 'rate: 10/s' lets through as much, evenly"
+    )
+    assert warnings("routes: [{name: a, respond: 200, limit: {quota: 10/m}}]") == []
+
+
+def test_quorum_of_nobody() -> None:
+    (warning,) = warnings("routes: [{name: a, to: 'http://a', breaker: {quorum: 0%}}]")
+    assert warning == (
+        "3:54: warning: routes[0].breaker.quorum: 0% does not let one replica (or worker) open all: where two live, at"
+        " least two must see it"
+    )
+    (warning,) = warnings(
+        "upstreams: {u: {endpoints: ['http://a'], breaker: {quorum: 0%}}}\nroutes: [{name: a, to: u}]"
+    )
+    assert "upstreams.u.breaker.quorum: 0% does not" in warning
+    assert warnings("routes: [{name: a, to: 'http://a', breaker: {quorum: 1%}}]") == []
+
+
 def test_limit_that_is_not_shared() -> None:
     head = "state: {url: local, expected_replicas: 3}\n"
     text = head + "routes: [{name: a, respond: 200, limit: {rate: 10/s%s}}]"

@@ -191,6 +191,9 @@ def test_replica_starts_without_its_redis(tmp_path: Path, redis: Server) -> None
         replica.wait_until_up()
         assert replica.serves()
         until(lambda: not replica.state_up)
+        until(
+            lambda: "Connection refused" in str(replica.admin("GET", "/api/status")[1]["state"]["warnings"])
+        )
         redis.start()
         until(lambda: replica.state_up)
 

@@ -8,8 +8,8 @@ from math import ceil
 
 from ambassador.config.read import Part
 from ambassador.config.schema import Config, Match, Route
-from ambassador.config.units import format_duration
-from ambassador.proxy.policies import limit
+from ambassador.config.units import format_duration, format_rate
+from ambassador.proxy.policies import breaker, limit
 
 _FULL_USE_S = 0.05
 """A smaller burst is gone before a worker is asked again (`state.holding`: the pace when tokens are scarce)."""
@@ -25,8 +25,10 @@ def warn(config: Config, routes: Sequence[Part], upstreams: dict[str, Part], doc
         _warn_of_retry(route, part)
         _warn_of_timeout(route, part)
         _warn_of_limits(config, route.limit, part)
+        _warn_of_breaker(route.breaker, part)
     for name, part in upstreams.items():
         _warn_of_limits(config, config.upstreams[name].limit, part)
+        _warn_of_breaker(config.upstreams[name].breaker, part)
     _warn_of_shadows(config.routes, routes)
     _warn_of_unused(config, upstreams)
     _warn_of_secrets(document)
@@ -71,6 +73,13 @@ def _warn_of_limits(config: Config, limits: Sequence[limit.Config] | None, part:
                 f" with at least {ceil(within)}, what comes in {format_duration(_FULL_USE_S)}",
                 level="warning",
             )
+        if each.quota is not None and period_s <= 1:
+            node.report(
+                path,
+                f"the quota of limit '{each.label}' begins anew each second: twice as much can go within an instant",
+                f"'rate: {format_rate(each.quota)}' lets through as much, evenly",
+                level="warning",
+            )
         replicas = config.state.expected_replicas or 1
         if config.state.url == "local" and replicas > 1 and each.mode != "local":
             node.report(
@@ -80,6 +89,17 @@ def _warn_of_limits(config: Config, limits: Sequence[limit.Config] | None, part:
                 "share the state in Redis, or say 'mode: local'",
                 level="warning",
             )
+
+
+def _warn_of_breaker(written: breaker.Config | None, part: Part) -> None:
+    if written is not None and not written.quorum:
+        within = part.values.get("breaker")
+        node, path = within.place("quorum") if isinstance(within, Part) else part.place("breaker")
+        node.report(
+            path,
+            "0% does not let one replica (or worker) open all: where two live, at least two must see it",
+            level="warning",
+        )
 
 
 def _warn_of_unused(config: Config, upstreams: dict[str, Part]) -> None:
