@@ -15,6 +15,7 @@ import trio
 
 from ambassador.config.compile import compile_table
 from ambassador.config.load import load_text
+from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.http1_parser import Limits
 from ambassador.proxy.lane import Lane
 from ambassador.proxy.listener import Listener, ListenerLimits
@@ -189,7 +190,10 @@ class Plane:
         self.counts = Counts()
         self.lane = lane
         self.clients = clients
-        table = compile_table(load_text(config), lane, self.counts, {}, scopes or no_scopes())
+        self.breakers = Breakers(lane)
+        table = compile_table(
+            load_text(config), lane, self.counts, {}, scopes or no_scopes(), breakers=self.breakers
+        )
         table.begin()
         self.service = Service(lane, table, name="test", access_log=None)
         self.listener = Listener(
@@ -227,6 +231,16 @@ class Plane:
             "endpoints' inflight": sum(endpoint.inflight for endpoint in self.endpoints),
             "busy": sum(endpoint.pool.open - endpoint.pool.idle_count for endpoint in self.endpoints),
             "queued": sum(len(endpoint.pool._waiting) for endpoint in self.endpoints),
+            "waiting for tokens": sum(policy.waiting for policy in self.service.table.limits),
+            "in queues for tokens": sum(
+                len(account.queue)
+                for policy in self.service.table.limits
+                for limit in policy.limits
+                for account in limit.all_accounts()
+            ),
+            "waiting for a probe": sum(
+                breaker.waiter is not None for breaker in self.breakers.breakers.values()
+            ),
         }
 
     def check_clean(self) -> None:
@@ -256,11 +270,13 @@ def bounded(url: str, *, most: int = 1, pending: int = 10, **route: str) -> str:
 
 
 @asynccontextmanager
-async def a_plane(config: str, limits: ListenerLimits | None = None) -> AsyncIterator[Plane]:
-    """A running data plane. At the end clients are cancelled, and nothing may be left behind."""
+async def a_plane(
+    config: str, limits: ListenerLimits | None = None, scopes: Scopes | None = None
+) -> AsyncIterator[Plane]:
+    """A running data plane; `scopes`: its stores. At the end clients are cancelled, and nothing may be left behind."""
     async with a_lane() as lane:
         async with trio.open_nursery() as clients:
-            plane = Plane(lane, clients, config, limits or ListenerLimits())
+            plane = Plane(lane, clients, config, limits or ListenerLimits(), scopes)
             try:
                 yield plane
             finally:

@@ -10,6 +10,7 @@ never look complete.
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from math import inf
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -29,7 +30,7 @@ from ambassador.observe.access_log import AccessRecord
 from ambassador.proxy.fields import tokens
 from ambassador.proxy.forwarding import caller_deadline_s, deadline_fields, max_forwards
 from ambassador.proxy.http1_parser import HEALTH_TARGETS
-from ambassador.proxy.lane import TimedOut
+from ambassador.proxy.lane import HANGUP, READ, TimedOut
 from ambassador.proxy.policies.breaker import Refusal, Ticket, closed, enter, guards_of, settle
 from ambassador.proxy.policies.retry import IDEMPOTENT
 from ambassador.proxy.problem import error_reply, forbids_retry
@@ -118,6 +119,8 @@ class Exchange:
             service.inflight -= 1
             if self._endpoint is not None:
                 self._leave_endpoint(kept=False)
+            if isinstance(self._charged, Coroutine):
+                self._charged.close()  # the attempt did not come so far
             self._settle()
 
     @classmethod
@@ -197,7 +200,14 @@ class Exchange:
         return admit(plan, request)
 
     async def _admit_slowly(self, waiting: Awaitable[Reply | None]) -> None:
-        reply = await waiting
+        """Wait for what the policies say, not beyond the caller's deadline."""
+        self._client.rest_until = self._caller_at
+        try:
+            reply = await waiting
+        except TimedOut:
+            raise DeadlineExceeded("the caller's deadline passed") from None
+        finally:
+            self._client.rest_until = inf
         if reply is not None:
             return await self._answer(reply)
         assert self._plan is not None
@@ -241,6 +251,7 @@ class Exchange:
                 connection = await self._try(plan)
             except UpstreamError as error:
                 failure, reason = error, _reason(error)
+                self._settle_ticket(reason)  # before it is asked whether the breaker is open
             else:
                 assert connection.reader.head is not None
                 self._upstream_s = self._lane.now - transfer.sent_at
@@ -280,7 +291,8 @@ class Exchange:
         delay = retry.delay_s(self.attempts, self._service.random(), after)
         if delay is None or self._lane.now + delay >= self._transfer.deadline:
             return None
-        if any(breaker.is_open for breaker in plan.gates):
+        only = self._endpoint if plan.upstream is not None and plan.upstream.only is not None else None
+        if any(breaker.is_open for breaker in (plan.gates if only is None else guards_of(plan.gates, only))):
             return None  # what there is says more than that the breaker is open
         return delay if retry.budget.withdraw(self._lane.now) else None
 
@@ -288,24 +300,45 @@ class Exchange:
         """Charge the next attempt to the upstream's own limits now, while there still is an answer to give."""
         try:
             await self._pay(plan)
-        except Limited:
+        except (Limited, DeadlineExceeded):
             return False
         return True
 
-    async def _pay(self, plan: RoutePlan) -> None:
-        """Charge an attempt to the upstream's own limits, once. Raises `Limited`."""
+    async def _pay(self, plan: RoutePlan) -> bool:
+        """Charge an attempt to the upstream's own limits, once; whether that took a wait. Raises `Limited`, and
+        `DeadlineExceeded` when the caller's deadline passed meanwhile.
+        """
         upstream = plan.upstream
         assert upstream is not None
         if upstream.charge is None or self._paid:
-            return
+            return False
         charged, self._charged = self._charged, None
         if isinstance(charged, ProxyError):
             raise charged
         if charged is None:
             charged = upstream.charge(self.request)
         if charged is not None:
-            await charged
+            await self._queue(charged, upstream.name)
         self._paid = True
+        return charged is not None
+
+    async def _queue(self, charged: Awaitable[None], upstream: str) -> None:
+        """Wait for a quota: not beyond what the request, or the breaker's probe, has time for. The upstream's own time
+        begins afterwards.
+        """
+        transfer, client, ticket = self._transfer, self._client, self._ticket
+        began = self._lane.now
+        until = inf if ticket is None else ticket.until
+        client.rest_until = min(transfer.deadline, until)
+        try:
+            await charged
+        except TimedOut:
+            if self._lane.now >= self._caller_at:
+                raise DeadlineExceeded("the caller's deadline passed") from None
+            raise Limited(f"the quota of upstream {upstream} is spent for longer than the request may take") from None
+        finally:
+            client.rest_until = inf
+        transfer.put_off(self._lane.now - began, until)
 
     async def _sleep(self, delay: float) -> None:
         """Wait before a retry, unless the client leaves."""
@@ -345,6 +378,7 @@ class Exchange:
         except UpstreamReset:
             if not self._is_stale():
                 raise
+            self._paid = True
             return await self._try_on_new(plan)
         return connection
 
@@ -400,12 +434,12 @@ class Exchange:
             now = self._lane.now
             settle(ticket, outcome, now - self._transfer.sent_at, now)
 
-    async def _pay_beside(self, plan: RoutePlan, connection: Http1Connection) -> None:
-        """Charge the attempt directly before its first byte, with its connection at hand, which is for others if the
-        attempt is not to be.
+    async def _pay_beside(self, plan: RoutePlan, connection: Http1Connection) -> bool:
+        """`_pay` directly before the first byte, with the connection at hand, which is for others if the attempt is
+        not to be.
         """
         try:
-            await self._pay(plan)
+            return await self._pay(plan)
         except BaseException:
             if not connection.link.closed:
                 connection.pool.put(connection)
@@ -431,7 +465,9 @@ class Exchange:
                 if self._lane.now >= deadline:
                     raise transfer.missed() from None
                 raise
-            await self._pay_beside(plan, connection)
+            if await self._pay_beside(plan, connection) and connection.link.ready & (READ | HANGUP):
+                connection.close()  # its end came meanwhile
+                continue
             self._connection = connection
             if client.link.ready & client.gone(self.request):
                 raise ClientGone
@@ -446,7 +482,7 @@ class Exchange:
             else:
                 return connection
             connection.close()
-            fresh = True
+            fresh = self._paid = True
 
     def _is_stale(self) -> bool:
         """The connection had been closed while idle, and the request may be sent again (contract 7.3)."""

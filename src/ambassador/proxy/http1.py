@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import BadRequest, ProxyError, RequestTimeout
@@ -44,7 +45,7 @@ class ClientConnection(Wire):
 
     __slots__ = (
         "_chunked", "_served", "answered", "close_after", "idle", "known_heads", "limits", "listener", "peer", "raw_left", "reader",
-        "strand",
+        "rest_until", "strand",
     )  # fmt: skip
 
     def __init__(self, link: Link, listener: Listener, peer: Peer) -> None:
@@ -65,6 +66,8 @@ class ClientConnection(Wire):
         self._served = 0
         self.idle = False
         """Between two requests."""
+        self.rest_until = inf
+        """The present request has no time for more."""
 
     async def serve(self) -> None:
         """Answer requests until the connection ends. Never raises but for cancellation."""
@@ -136,8 +139,14 @@ class ClientConnection(Wire):
     # Waiting, for a policy (`messages.Waiter`)
 
     async def rest(self, until: float) -> None:
-        """Wait until `wake` is called or `until`. Raises `ClientGone` when the client leaves meanwhile."""
+        """Wait until `wake` is called or `until`. Raises `ClientGone` when the client leaves meanwhile, and `TimedOut`
+        at `rest_until`.
+        """
         link = self.link
+        if until > self.rest_until:
+            if link.lane.now >= self.rest_until:
+                raise TimedOut
+            until = self.rest_until
         gone = (
             self.listener.gone if self.reader.at_rest else BROKEN
         )  # a FIN inside a body is met by its reader

@@ -85,6 +85,11 @@ class Transfer:
         now = self.sent_at = self._lane.now
         self.try_at = now + self._plan.timeouts.per_try
 
+    def put_off(self, waited_s: float, until: float) -> None:
+        """The attempt began so much later; it must have ended at `until`."""
+        self.sent_at += waited_s
+        self.try_at = min(self.try_at + waited_s, until)
+
     def resume_attempt(self, began_at: float) -> None:
         """The request was written whole by somebody else, who was the first to do so, in an attempt from `began_at`."""
         timeouts = self._plan.timeouts

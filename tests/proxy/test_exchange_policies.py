@@ -1,0 +1,637 @@
+"""Limits, quotas, breakers and cool-downs on the way of a request: both ways say the same, and no wait leaves anything.
+
+The store is the one of a worker's supervisor, in this process, and answers when the test says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+import ambassador.proxy.http1
+from ambassador.proxy.exchange import Exchange
+from ambassador.proxy.http1 import ClientConnection
+from ambassador.state.memory import MemoryStore
+from ambassador.state.protocol import Answer, Force, Operation, Probe, Report, Verb
+from ambassador.state.scope import Scopes
+from tests.proxy.harness import GET, OK, Origin, Plane, Talk, a_plane, until, unused_port
+from tests.state.fakes import DirectScope, StoreClock
+
+FAILED = b"HTTP/1.1 500 No\r\ncontent-length: 2\r\n\r\nno"
+BUSY = b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy"
+PLAIN = b"HTTP/1.1 200 OK\r\ndate: x\r\ncontent-length: 2\r\n\r\nok"
+
+
+class Shared:
+    """The store of a worker."""
+
+    def __init__(self) -> None:
+        self.clock = StoreClock()
+        self.store = MemoryStore(self.clock.now_us)
+        self.scope = DirectScope(self._perform, self.clock)
+        self.scopes = Scopes(self.scope, self.scope)
+
+    def _perform(self, operation: Operation, now_us: int) -> Answer:
+        answer = self.store.perform(operation, now_us)
+        for event in self.store.collect():
+            self.scope.publish(event)
+        return answer
+
+    def deliver(self) -> None:
+        while self.scope.deliver():
+            pass
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """`harness.until`, with everything answered meanwhile."""
+
+        def look() -> object:
+            self.deliver()
+            return condition()
+
+        await until(look)
+
+    async def answers(self) -> None:
+        """Answer everything, until cancelled."""
+        while True:
+            self.deliver()
+            await trio.lowlevel.checkpoint()
+
+    def reported(self) -> tuple[int, int]:
+        """Requests and failures that were told for breakers."""
+        reports = [each for each in self.scope.asked if isinstance(each, Report)]
+        return sum(each.requests for each in reports), sum(each.failures for each in reports)
+
+    def probes(self, verb: Verb) -> list[Probe]:
+        return [each for each in self.scope.asked if isinstance(each, Probe) and each.verb is verb]
+
+
+@pytest.fixture
+def origin() -> Iterator[Origin]:
+    origin = Origin()
+    yield origin
+    origin.close()
+
+
+@pytest.fixture
+def shared() -> Shared:
+    return Shared()
+
+
+def config(
+    *urls: str, upstream: str = "", route: str = "retry: {attempts: 0}", state: str = "max_wait: 20ms"
+) -> str:
+    """One upstream and one route, with more settings of each as YAML."""
+    endpoints = ", ".join(f'"{url}"' for url in urls)
+    return f"""\
+version: 1
+listen: 127.0.0.1:80
+state: {{{state}}}
+upstreams: {{u: {{endpoints: [{endpoints}]{upstream and ", " + upstream}}}}}
+routes: [{{name: r, to: u, {route}}}]
+"""
+
+
+def the(plane: Plane, shared: Shared, name: str, to: str) -> None:
+    """Hold a breaker `open` or `closed`, or let it go half-open (`auto` after `open`)."""
+    rules = plane.breakers.breakers[name].gate.rules
+    shared.store.perform(Force(name, to, rules), shared.clock.now_us)
+    for event in shared.store.collect():
+        shared.scope.publish(event)
+    shared.deliver()
+
+
+async def answers_with(origin: Origin, *answers: bytes) -> None:
+    """Serve every connection: each request gets the next of the answers, later ones the last."""
+    left = list(answers)
+
+    async def serve(talk: Talk) -> None:
+        try:
+            while True:
+                while b"\r\n\r\n" not in talk.left:
+                    data = await talk.some()
+                    if not data:
+                        return
+                    talk.left += data
+                head = await talk.head()
+                length = re.search(rb"(?i)content-length: (\d+)", head)
+                await talk.exactly(int(length[1]) if length else 0)
+                await talk.send(left.pop(0) if len(left) > 1 else left[0])
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            talk.close()
+
+    async with trio.open_nursery() as nursery:
+        while True:
+            nursery.start_soon(serve, await origin.accept())
+
+
+@asynccontextmanager
+async def a_world(plane: Plane, shared: Shared, origin: Origin, *answers: bytes) -> AsyncIterator[None]:
+    """The store answers, and so does the origin."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shared.answers)
+        nursery.start_soon(answers_with, origin, *answers)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+# ----- both ways ------------------------------------------------------------------------------------------------------
+
+_NEW_EACH_TIME = re.compile(
+    rb'(x-request-id: |"request_id":"|traceparent: |date: |t=|retry-after: |content-length: )[^\r";]*'
+)
+
+
+async def no_ride(client: ClientConnection) -> Exchange | None:
+    return None
+
+
+async def seen_by_client(plane: Plane, requests: int, request: bytes) -> list[bytes]:
+    """The answers to equal requests on one connection, without what is new each time."""
+    client = await plane.connect()
+    answers = []
+    for _ in range(requests):
+        await client.send(request)
+        head = await client.head()
+        length = re.search(rb"(?i)content-length: (\d+)", head)
+        assert length is not None
+        answers.append(_NEW_EACH_TIME.sub(rb"\1", head + await client.exactly(int(length[1]))))
+    client.close()
+    return answers
+
+
+BOTH_WAYS = {
+    "limit": ({"route": "limit: {rate: 5/m, burst: 6}"}, [PLAIN], [200] * 4 + [429] * 4),
+    "limits": (
+        {"route": "limit: [{name: a, rate: 5/m, burst: 6}, {name: b, quota: 3/d}]"}, [PLAIN], [200] * 3 + [429] * 5
+    ),
+    "key": ({"route": "limit: {rate: 5/m, burst: 6, per: client_ip}"}, [PLAIN], [200] * 4 + [429] * 4),
+    "quota": ({"upstream": "limit: {rate: 5/m, burst: 6}"}, [PLAIN], [200] * 4 + [429] * 4),
+    "limit and quota": (
+        {"route": "limit: {rate: 5/m, burst: 8}", "upstream": "limit: {rate: 3/m, burst: 5}"},
+        [PLAIN], [200] * 4 + [429] * 4,
+    ),
+    "own breaker": (
+        {"upstream": "breaker: {consecutive: 2, open_for: 60s}"}, [b"HTTP/1.1 what\r\n\r\n"],
+        [502] * 2 + [503] * 6,
+    ),
+    "closed breaker": ({"upstream": "breaker: {errors: 50%}"}, [PLAIN, FAILED, PLAIN], [200, 500] + [200] * 6),
+    "breakers": (
+        {"upstream": "breaker: {scope: endpoint, consecutive: 3}", "route": "breaker: {consecutive: 2, scope: route}"},
+        [PLAIN, b"HTTP/1.1 what\r\n\r\n"], [200] + [502] * 2 + [503] * 5,
+    ),
+    "cool-down": (
+        {"upstream": "cooldown: upstream"},
+        [PLAIN, b"HTTP/1.1 429 No\r\ndate: x\r\nretry-after: 60\r\ncontent-length: 0\r\n\r\n"],
+        [200, 429] + [503] * 6,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BOTH_WAYS)
+@pytest.mark.parametrize("request_", [GET, b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nab"])
+async def test_both_ways_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, origin: Origin, case: str, request_: bytes
+) -> None:
+    settings, answers, statuses = BOTH_WAYS[case]
+    told = []
+    for _ in range(2):
+        shared = Shared()
+        settings = {"upstream": "", "route": "", **settings}
+        route = ", ".join(filter(None, [settings["route"], "retry: {attempts: 0}"]))
+        text = config(origin.url, upstream=settings["upstream"], route=route, state="max_wait: 250ms")
+        async with a_plane(text, scopes=shared.scopes) as plane:
+            async with a_world(plane, shared, origin, *answers):
+                seen = await seen_by_client(plane, 8, request_)
+                await until(lambda: not plane.service.inflight)
+            assert [int(each[9:12]) for each in seen] == statuses
+            told.append((seen, plane.counts.settlements, plane.counts.attempts))
+        monkeypatch.setattr(ambassador.proxy.http1, "ride", no_ride)
+    assert told[0] == told[1]
+
+
+# ----- waits ----------------------------------------------------------------------------------------------------------
+
+Stage = Callable[[Plane, Shared, Origin], AbstractAsyncContextManager[Talk]]
+
+
+@asynccontextmanager
+async def waiting_for_a_lease(plane: Plane, shared: Shared, origin: Origin) -> AsyncIterator[Talk]:
+    client = await plane.connect()
+    await client.send(GET)
+    await until(lambda: plane.leftovers()["waiting for tokens"])
+    yield client
+    client.close()
+
+
+@asynccontextmanager
+async def waiting_for_tokens(
+    plane: Plane, shared: Shared, origin: Origin, request: bytes = GET
+) -> AsyncIterator[Talk]:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answers_with, origin, OK)
+        for _ in range(4):  # of a burst of 5
+            await served(plane, shared)
+        nursery.cancel_scope.cancel()
+    client = await plane.connect()
+    await client.send(request)
+    await shared.until(lambda: plane.leftovers()["waiting for tokens"])
+    yield client
+    client.close()
+
+
+@asynccontextmanager
+async def waiting_for_a_quota_with_a_connection(
+    plane: Plane, shared: Shared, origin: Origin
+) -> AsyncIterator[Talk]:
+    """A fresh one, which the pool counts."""
+    client = await plane.connect()
+    await client.send(GET)
+    await until(lambda: plane.leftovers()["waiting for tokens"])
+    assert plane.leftovers()["busy"] == 1
+    yield client
+    client.close()
+
+
+@asynccontextmanager
+async def waiting_for_a_quota_with_an_idle_connection(
+    plane: Plane, shared: Shared, origin: Origin
+) -> AsyncIterator[Talk]:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answers_with, origin, OK)
+        await served(plane, shared)
+        assert plane.endpoint.pool.idle_count == 1
+        for account in next(iter(plane.service.table.limits)).limits[0].all_accounts():
+            account.take(account.tokens(plane.lane.now), plane.lane.now)
+        client = await plane.connect()
+        await client.send(GET)
+        await until(lambda: plane.leftovers()["waiting for tokens"])
+        assert (plane.endpoint.pool.idle_count, plane.leftovers()["busy"]) == (0, 1)
+        yield client
+        client.close()
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def waiting_for_a_probe(plane: Plane, shared: Shared, origin: Origin) -> AsyncIterator[Talk]:
+    the(plane, shared, "u", "open")
+    the(plane, shared, "u", "auto")
+    client = await plane.connect()
+    await client.send(GET)
+    await until(lambda: plane.leftovers()["waiting for a probe"])
+    yield client
+    client.close()
+
+
+async def served(plane: Plane, shared: Shared) -> None:
+    """One request on a connection of its own."""
+    client = await plane.connect()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shared.answers)
+        await client.send(GET)
+        assert (await client.answer())[0] == 200
+        nursery.cancel_scope.cancel()
+    client.close()
+    await until(lambda: plane.service.connections == 0)
+
+
+WAITS: dict[str, tuple[Stage, dict[str, str]]] = {
+    "lease": (waiting_for_a_lease, {"route": "limit: {rate: 5/m, burst: 5}"}),
+    "leases": (waiting_for_a_lease, {"route": "limit: [{name: a, rate: 5/m}, {name: b, quota: 5/d}]"}),
+    "tokens": (waiting_for_tokens, {"route": "limit: {rate: 5/m, burst: 5, wait: 60s}"}),
+    "quota": (waiting_for_a_quota_with_a_connection, {"upstream": "limit: {rate: 5/m}"}),
+    "quota on idle": (waiting_for_a_quota_with_an_idle_connection, {"upstream": "limit: {rate: 50/m}"}),
+    "probe": (waiting_for_a_probe, {"upstream": "breaker: {errors: 50%}"}),
+}
+
+
+def config_of(origin: Origin, settings: dict[str, str]) -> str:
+    return config(
+        origin.url,
+        upstream=settings.get("upstream", ""),
+        route=settings.get("route", "retry: {attempts: 0}"),
+        state="max_wait: 250ms",
+    )
+
+
+@pytest.mark.parametrize("wait", WAITS)
+async def test_cancellation_leaves_nothing_behind(
+    wait: str, mock_clock: trio.testing.MockClock, origin: Origin, shared: Shared
+) -> None:
+    stage, settings = WAITS[wait]
+    async with a_plane(config_of(origin, settings), scopes=shared.scopes) as plane:
+        async with stage(plane, shared, origin):
+            plane.clients.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await until(lambda: plane.service.connections == 0)
+                assert not any(plane.leftovers().values()), plane.leftovers()
+                shared.deliver()  # what comes too late finds nobody
+                await until(lambda: not plane.lane._runnable)
+                assert not any(plane.leftovers().values()), plane.leftovers()
+
+
+@pytest.mark.parametrize("wait", WAITS)
+async def test_client_that_leaves_leaves_nothing_behind_and_others_are_served(
+    wait: str, mock_clock: trio.testing.MockClock, origin: Origin, shared: Shared
+) -> None:
+    stage, settings = WAITS[wait]
+    async with a_plane(config_of(origin, settings), scopes=shared.scopes) as plane:
+        async with stage(plane, shared, origin) as client:
+            client.reset()
+            await until(lambda: plane.service.connections == 0)
+            assert not any(plane.leftovers().values()), plane.leftovers()
+        for _ in range(15):
+            shared.deliver()
+            shared.clock.advance(4)
+            mock_clock.jump(4)
+            await trio.testing.wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answers_with, origin, OK)
+            await served(plane, shared)
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("wait", WAITS)
+async def test_wait_that_ends_well_is_one_attempt(
+    wait: str, mock_clock: trio.testing.MockClock, origin: Origin, shared: Shared
+) -> None:
+    stage, settings = WAITS[wait]
+    async with a_plane(config_of(origin, settings), scopes=shared.scopes) as plane:
+        async with stage(plane, shared, origin) as client, trio.open_nursery() as nursery:
+            before = len(plane.counts.attempts)
+            if stage is not waiting_for_a_quota_with_an_idle_connection:
+                nursery.start_soon(answers_with, origin, OK)
+            if stage is waiting_for_tokens:
+                shared.clock.advance(13)
+                mock_clock.jump(13)
+            nursery.start_soon(shared.answers)
+            assert await client.answer() == (200, b"ok")
+            assert plane.counts.attempts[before:] == ["200"]
+            nursery.cancel_scope.cancel()
+        await until(lambda: plane.service.connections == 0)
+        assert not any(plane.leftovers().values()), plane.leftovers()
+
+
+# ----- a quota, with the connection at hand ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("request_", [GET, b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nab"])
+@pytest.mark.parametrize("idle", [False, True])
+async def test_connection_that_ends_while_its_quota_is_waited_for_is_replaced(
+    mock_clock: trio.testing.MockClock, origin: Origin, shared: Shared, request_: bytes, *, idle: bool
+) -> None:
+    text = config(origin.url, upstream="limit: {rate: 50/m}", state="max_wait: 250ms")
+    async with a_plane(text, scopes=shared.scopes) as plane:
+        if idle:
+            client = await plane.connect()
+            await client.send(GET)
+            await shared.until(lambda: plane.endpoint.pool.open)
+            first = await origin.accept()
+            await shared.until(lambda: not plane.leftovers()["waiting for tokens"])
+            await first.head()
+            await first.send(OK)
+            assert await client.answer() == (200, b"ok")
+            client.close()
+            for account in next(iter(plane.service.table.limits)).limits[0].all_accounts():
+                account.take(account.tokens(plane.lane.now), plane.lane.now)
+        client = await plane.connect()
+        await client.send(request_)
+        await until(lambda: plane.leftovers()["waiting for tokens"])
+        if not idle:
+            first = await origin.accept()
+        (policy,) = plane.service.table.limits
+        spent = sum(account.spent for account in policy.limits[0].all_accounts())
+        opened = plane.endpoint.pool.open
+        first.close()
+        if idle:
+            await until(lambda: plane.endpoint.pool.open == opened - 1)
+        else:
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(shared.answers)
+            nursery.start_soon(answers_with, origin, OK)
+            assert await client.answer() == (200, b"ok")
+            nursery.cancel_scope.cancel()
+        assert plane.counts.attempts[-1] == "200"
+        assert "reset" not in plane.counts.attempts
+        assert sum(account.spent for account in policy.limits[0].all_accounts()) == spent + 1
+        client.close()
+
+
+async def test_request_sent_again_after_a_connection_closed_while_idle_is_charged_once(
+    origin: Origin, shared: Shared
+) -> None:
+    text = config(origin.url, upstream="limit: {rate: 50/m}", state="max_wait: 250ms")
+    async with a_plane(text, scopes=shared.scopes) as plane, trio.open_nursery() as nursery:
+        nursery.start_soon(shared.answers)
+        client = await plane.connect()
+        await client.send(GET)
+        talk = await origin.takes(PLAIN)
+        assert await client.answer() == (200, b"ok")
+        await client.send(GET)
+        await talk.head()
+        talk.close()
+        talk = await origin.takes(PLAIN)
+        assert await client.answer() == (200, b"ok")
+        assert plane.counts.attempts == ["200", "200"]
+        (policy,) = plane.service.table.limits
+        assert sum(account.spent for account in policy.limits[0].all_accounts()) == 2
+        client.close()
+        talk.close()
+        nursery.cancel_scope.cancel()
+
+
+async def test_time_that_a_quota_takes_is_not_the_upstreams(
+    mock_clock: trio.testing.MockClock, origin: Origin, shared: Shared
+) -> None:
+    text = config(
+        origin.url,
+        upstream="limit: {rate: 5/m, burst: 5, wait: 60s}, breaker: {consecutive: 1}",
+        route="timeout: {per_try: 2s, first_byte: 2s, total: 60s}",
+    )
+    async with a_plane(text, scopes=shared.scopes) as plane:
+        async with waiting_for_tokens(plane, shared, origin) as client:
+            mock_clock.jump(20)
+            shared.clock.advance(20)
+            await shared.until(lambda: not plane.leftovers()["waiting for tokens"])
+            talk = await origin.takes(b"")
+            mock_clock.jump(1.9)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            await talk.send(OK)
+            assert await client.answer() == (200, b"ok")
+            assert not plane.breakers.breakers["u"].is_open
+            talk.close()
+
+
+DEADLINE = b"GET / HTTP/1.1\r\nhost: a\r\ngrpc-timeout: 10S\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("where", "request_", "total", "status", "code"),
+    [
+        ("upstream", GET, "10s", 429, b'"limited"'),
+        ("upstream", DEADLINE, "60s", 504, b'"deadline_exceeded"'),
+        ("route", DEADLINE, "60s", 504, b'"deadline_exceeded"'),
+    ],
+)
+async def test_tokens_are_not_waited_for_beyond_the_requests_time(
+    mock_clock: trio.testing.MockClock,
+    origin: Origin,
+    shared: Shared,
+    *,
+    where: str,
+    request_: bytes,
+    total: str,
+    status: int,
+    code: bytes,
+) -> None:
+    limit = "limit: {rate: 1/h, burst: 5, wait: 10h}"
+    text = config(
+        origin.url,
+        upstream=limit if where == "upstream" else "",
+        route=", ".join(filter(None, [f"timeout: {total}", limit if where == "route" else ""])),
+    )
+    async with a_plane(text, scopes=shared.scopes) as plane:
+        async with waiting_for_tokens(plane, shared, origin, request_) as client:
+            mock_clock.jump(10.1)
+            answer = await client.answer()
+            assert (answer[0], code in answer[1]) == (status, True)
+        await until(lambda: plane.service.connections == 0)
+        assert not any(plane.leftovers().values()), plane.leftovers()
+
+
+# ----- retries --------------------------------------------------------------------------------------------------------
+
+
+async def test_retry_is_charged_and_one_that_is_refused_leaves_the_earlier_answer(
+    origin: Origin, shared: Shared
+) -> None:
+    text = config(
+        origin.url,
+        upstream="limit: {rate: 4/m, burst: 5}",
+        route="retry: {attempts: 5, when: [503], backoff: 1ms..1ms}",
+        state="max_wait: 250ms",
+    )
+    async with (
+        a_plane(text, scopes=shared.scopes) as plane,
+        a_world(plane, shared, origin, OK, OK, BUSY),
+    ):
+        assert [int(each[9:12]) for each in await seen_by_client(plane, 2, GET)] == [200, 200]
+        client = await plane.connect()
+        await client.send(GET)
+        assert await client.answer() == (503, b"busy")
+        await client.send(GET)
+        status, body = await client.answer()
+        assert (status, b'"limited"' in body) == (429, True)
+        assert plane.counts.attempts == ["200", "200", "503", "503"]
+        client.close()
+
+
+async def test_retries_end_when_the_breaker_opens(shared: Shared) -> None:
+    text = config(
+        f"http://127.0.0.1:{unused_port()}",
+        upstream="breaker: {consecutive: 3}",
+        route="retry: {attempts: 8, when: [connect], backoff: 1ms..1ms}",
+    )
+    async with a_plane(text, scopes=shared.scopes) as plane, trio.open_nursery() as nursery:
+        nursery.start_soon(shared.answers)
+        client = await plane.connect()
+        await client.send(GET)
+        status, body = await client.answer()
+        assert (status, b'"connect_failed"' in body) == (503, True)
+        assert plane.counts.attempts == ["connect"] * 3
+        await client.send(GET)
+        assert b'"breaker_open"' in (await client.answer())[1]
+        assert plane.counts.attempts == ["connect"] * 3
+        client.close()
+        nursery.cancel_scope.cancel()
+
+
+# ----- what counts ----------------------------------------------------------------------------------------------------
+
+
+async def test_answer_cut_inside_its_body_is_a_failure(origin: Origin, shared: Shared) -> None:
+    text = config(origin.url, upstream="breaker: {consecutive: 2}")
+    async with a_plane(text, scopes=shared.scopes) as plane, trio.open_nursery() as nursery:
+        nursery.start_soon(shared.answers)
+        breaker = plane.breakers.breakers["u"]
+        for _ in range(2):
+            assert not breaker.is_open
+            client = await plane.connect()
+            await client.send(GET)
+            talk = await origin.takes(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc")
+            await client.head()
+            assert await client.exactly(3) == b"abc"
+            talk.close()
+            assert await client.is_cut()
+            client.close()
+        await until(lambda: breaker.is_open)
+        assert plane.counts.attempts == ["reset", "reset"]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("kind", [b"text/event-stream", b"application/grpc+proto"])
+async def test_stream_is_settled_at_its_head(origin: Origin, shared: Shared, kind: bytes) -> None:
+    text = config(origin.url, upstream="breaker: {consecutive: 1}")
+    async with a_plane(text, scopes=shared.scopes) as plane, trio.open_nursery() as nursery:
+        nursery.start_soon(shared.answers)
+        client = await plane.connect()
+        await client.send(GET)
+        talk = await origin.takes(
+            b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ntransfer-encoding: chunked\r\n\r\n" % kind
+        )
+        await client.head()
+        breaker = plane.breakers.breakers["u"]
+        await until(lambda: shared.reported() == (1, 0))
+        talk.reset()
+        assert await client.is_cut()
+        await until(lambda: plane.counts.attempts)
+        assert plane.counts.attempts == ["reset"]
+        assert (shared.reported(), breaker.is_open) == ((1, 0), False)
+        client.close()
+        nursery.cancel_scope.cancel()
+
+
+async def test_half_open_breaker_lets_one_probe_through(origin: Origin, shared: Shared) -> None:
+    text = config(origin.url, upstream="breaker: {probes: 1}", state="max_wait: 250ms")
+    async with a_plane(text, scopes=shared.scopes) as plane, trio.open_nursery() as nursery:
+        nursery.start_soon(shared.answers)
+        the(plane, shared, "u", "open")
+        clients = [await plane.connect() for _ in range(3)]
+        await clients[0].send(GET)
+        assert b'"breaker_open"' in (await clients[0].answer())[1]
+        the(plane, shared, "u", "auto")
+        await clients[0].send(GET)
+        talk = await origin.accept()
+        await talk.head()
+        for client in clients[1:]:
+            await client.send(GET)
+            status, body = await client.answer()
+            assert (status, b'"breaker_open"' in body) == (503, True)
+        await talk.send(OK)
+        assert await clients[0].answer() == (200, b"ok")
+        await until(lambda: shared.probes(Verb.OK))
+        for end in (*clients, talk):
+            end.close()
+        nursery.cancel_scope.cancel()
+
+
+async def test_probe_that_a_quota_refuses_is_given_back(origin: Origin, shared: Shared) -> None:
+    text = config(
+        origin.url, upstream="breaker: {probes: 1}, limit: {rate: 4/m, burst: 5}", state="max_wait: 250ms"
+    )
+    async with a_plane(text, scopes=shared.scopes) as plane:
+        async with a_world(plane, shared, origin, OK):
+            assert [int(each[9:12]) for each in await seen_by_client(plane, 4, GET)] == [200] * 4
+            the(plane, shared, "u", "open")
+            the(plane, shared, "u", "auto")
+            (answer,) = await seen_by_client(plane, 1, GET)
+            assert b'"limited"' in answer
+            await until(lambda: shared.probes(Verb.LOST))
+            assert not shared.probes(Verb.FAILED)
