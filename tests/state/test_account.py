@@ -27,6 +27,7 @@ class Bench:
     def __init__(self, limit: Any = None, **options: Any) -> None:
         self.clock = Clock()
         self.refuses = False
+        self.born_us = 1
         self.buckets: list[dict[str, bucket.Bucket]] = [{}, {}]
         self.fleet = DirectScope(
             lambda operation, now: self.perform(0, operation, now), replicas=2, workers=4
@@ -51,7 +52,7 @@ class Bench:
         if self.refuses and store == 0:
             return Refused("out of memory")
         found = self.buckets[store].setdefault(operation.key, bucket.first(operation, now_us, None))
-        return found.lease(operation, now_us)
+        return found.lease(operation, now_us, self.born_us)
 
     def pump(self, waiting: float = 1.0) -> None:
         self.account.pump(self.clock.now, waiting=waiting, fresh=waiting)
@@ -349,11 +350,31 @@ def test_quota_that_others_gave_back_is_not_taken_for_lost() -> None:
     bench = Bench(window_terms(1000, 86400))
     bench.pump(30)
     bench.fleet.deliver()
-    bench.buckets[0]["k"].tokens += 10
+    bench.buckets[0]["k"].tokens -= 500
     bench.pump(35)
     bench.fleet.deliver()
+    bench.buckets[0]["k"].tokens += 500
+    bench.pump(40)
+    bench.fleet.deliver()
     assert bench.account.debt == 0
-    assert bench.buckets[0]["k"].tokens == 1000 - 25
+    assert bench.buckets[0]["k"].tokens == 1000 - 40
+
+
+def test_lost_quota_is_told_again_though_others_told_theirs_before() -> None:
+    bench = Bench(window_terms(1000, 86400))
+    bench.pump(30)
+    bench.fleet.deliver()
+    bench.spend(30)
+    bench.buckets[0]["k"].tokens = 800.0
+    bench.born_us = 2
+    bench.pump(10)
+    bench.fleet.deliver()
+    assert bench.buckets[0]["k"].tokens == 800 - bench.account.used
+    used = bench.account.used
+    bench.pump(10)
+    bench.fleet.deliver()
+    assert bench.buckets[0]["k"].tokens == 800 - bench.account.used
+    assert bench.account.used <= used + 10
 
 
 def test_expired_tokens_are_told() -> None:

@@ -102,6 +102,15 @@ def test_bucket_asked_for_nothing_gives_nothing(backend: Backend) -> None:
     assert (lease(backend).granted, lease(backend).left) == (0, 10)
 
 
+def test_window_tells_whose_data_it_is(backend: Backend) -> None:
+    (beaten,) = backend.perform([Beat("r", 0)])
+    assert isinstance(beaten, Beaten)
+    assert lease(backend).born_us == 0
+    born_us = lease(backend, "window", window_s=3600).born_us
+    assert born_us > 0
+    assert lease(backend, "window", window_s=3600).born_us == born_us
+
+
 def test_bucket_may_be_lowered(backend: Backend) -> None:
     assert lease(backend).left == 10
     assert lease(backend, most=20).left == 10

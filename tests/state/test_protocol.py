@@ -56,7 +56,7 @@ OPERATIONS: list[Operation] = [
     Get("v"),
 ]
 ANSWERS: list[Answer] = [
-    Leased(1, 2, 3.5, 4, 5, 6, 7),
+    Leased(1, 2, 3.5, 4, 5, 6, 7, 8),
     ROW,
     Probed(True, ROW),
     Tokened(1, 2, b"x", 3, True),

@@ -46,6 +46,9 @@ _REFUSED_S: Final = 1.0
 _UNHEARD_S: Final = 0.05
 """A share of a key that was never heard of holds what comes in so long, while the store is only late: what is admitted
 until its first answer is a debt, and no more than 5 % of what a second gives."""
+_TELLING_S: Final = 1.5
+"""If the store forgot that a calendar window was used up, nothing is taken for so long: the others ask once a second
+(`LONGEST_HOLD_S`), and tell it then."""
 _SETTLING_S: Final = 0.5
 """After an outage only debts are told for so long, the share goes on deciding: a worker takes so long to reconnect at
 most, and whoever is back first would spend what the others' debts are to be paid from."""
@@ -144,7 +147,7 @@ class Account(Holding):
     """What one worker has of one key. See the module's docstring."""
 
     __slots__ = (
-        "_mark", "_own", "_refused_until", "_settled_at", "_share", "_told_expired", "limited", "otherwise", "owed", "source",
+        "_born_us", "_mark", "_own", "_refused_until", "_settled_at", "_share", "_told_expired", "limited", "otherwise", "owed", "source",
     )  # fmt: skip
 
     def __init__(self, key: str, source: Source, now: float) -> None:
@@ -162,6 +165,8 @@ class Account(Holding):
         self._refused_until = -inf
         self._settled_at = -inf
         self._told_expired = 0.0
+        self._born_us = 0
+        """When the data of the store began that counted the present calendar window."""
         self._mark = 0.0
         """`leased` and `otherwise` when the present calendar window began, and what was given back since."""
 
@@ -342,8 +347,11 @@ class Account(Holding):
         if self.owed:
             self._incur(now)
         if isinstance(answer, Leased):
-            self._remember_window(lease, answer)
+            was_spent = self.seen_at > -inf and self.left < 1
+            forgotten = self._remember_window(lease, answer)
             self.answered(answer, lease, now, source.random(), source.load)
+            if forgotten and was_spent:
+                self.held_until = max(self.held_until, now + _TELLING_S)
             if self.debt:
                 self.pump(now)
         else:
@@ -375,18 +383,21 @@ class Account(Holding):
             owed = min(owed, lack)
         self.debt += owed
 
-    def _remember_window(self, lease: Lease, answer: Leased) -> None:
+    def _remember_window(self, lease: Lease, answer: Leased) -> bool:
         """If the store has lost how much of a calendar window is used, tell it this worker's part of that again."""
         if not self.terms.window_s:
-            return
+            return False
+        born_us, self._born_us = self._born_us, answer.born_us
         if answer.window != self.window:
             self._mark = self.leased + self.otherwise
-        elif self.seen_at > -inf:
-            before = self.terms.depth - self.left
-            after = self.terms.depth - answer.left - answer.granted - lease.debt
-            # Others may give tokens back, but never half of all that was taken.
-            if before >= 2 and after < before / 2:
-                self.debt += self.used
+            return False
+        told = self.used - self.debt - self.owed
+        counted = self.terms.depth - answer.left - answer.granted - lease.debt
+        # Whatever others give back, this worker's part stays counted.
+        forgotten = counted < told or bool(born_us and answer.born_us and born_us != answer.born_us)
+        if forgotten:
+            self.debt += max(0.0, told)
+        return forgotten
 
     @property
     def used(self) -> float:

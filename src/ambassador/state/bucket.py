@@ -60,8 +60,8 @@ class Bucket(msgspec.Struct, gc=False):
     demand_before: float = 0.0
     tellers_before: int = 0
 
-    def lease(self, lease: Lease, now_us: int) -> Leased:
-        """Carry out a lease that `is_sound`."""
+    def lease(self, lease: Lease, now_us: int, born_us: int = 0) -> Leased:
+        """Carry out a lease that `is_sound`. `born_us`: what `Leased.born_us` shall say."""
         depth = lease.depth
         window_s = lease.window_s
         if window_s:
@@ -102,7 +102,7 @@ class Bucket(msgspec.Struct, gc=False):
             self.expires_us = end_us + _GRACE_US
             left_ms = -((now_us - end_us) // 1000)
             retry_ms = min(left_ms, _LONGEST_RETRY_MS) if missing > 0 else 0
-            return Leased(now_us, granted, tokens, retry_ms, sharers, self.window, left_ms)
+            return Leased(now_us, granted, tokens, retry_ms, sharers, self.window, left_ms, born_us)
         rate = lease.rate
         full_s = (depth - tokens) / rate if rate else inf
         self.expires_us = now_us + _GRACE_US + full_s * 1e6

@@ -88,6 +88,7 @@ for i = 1, #ARGV do
   redis.call('SET', key,
     struct.pack('<dddddddd', tokens, now, window, epoch, demands, tellers, demands_before, tellers_before),
     'PX', string.format('%.0f', keep_ms))
-  answers[i] = cmsgpack.pack({'leased', now, granted, tokens, retry_ms, max(tellers, tellers_before, 1), window_s > 0 and window or 0, left_ms})
+  answers[i] = cmsgpack.pack({'leased', now, granted, tokens, retry_ms, max(tellers, tellers_before, 1), window_s > 0 and window or 0, left_ms,
+    window_s > 0 and born or 0})
 end
 return answers

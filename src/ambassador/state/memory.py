@@ -255,7 +255,7 @@ class MemoryStore:
                 return _FULL
             kept = bucket.first(lease, now_us, None if self._full else self._born_us)
             self._buckets.add(key, kept)
-        return kept.lease(lease, now_us)
+        return kept.lease(lease, now_us, self._born_us)
 
     # Circuits
 

@@ -117,6 +117,9 @@ class Leased(_Message, tag="leased", frozen=True):
     """The number of the calendar window that the tokens belong to."""
     window_left_ms: int = 0
     """How long it lasts."""
+    born_us: int = 0
+    """With `window_s`: when the store's data began; another number than before: it has forgotten what was used. 0:
+    unknown."""
 
 
 # ----- circuits -------------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ class Store:
         found = self.buckets.get(operation.key)
         if found is None:
             found = self.buckets[operation.key] = bucket.first(operation, now_us, self._born_us)
-        return found.lease(operation, now_us)
+        return found.lease(operation, now_us, self._born_us)
 
     def wipe(self) -> None:
         self.buckets.clear()
