@@ -93,7 +93,7 @@ HeaderValue = Annotated[str, Meta(extra={"form": "header_value"})]
 RetryCondition = Annotated[str, Meta(extra={"form": "retry_condition"})]
 """`connect`, `reset`, `refused_stream`, `timeout`, a status (`429`), a range (`502-504`) or a class (`5xx`)."""
 LimitPer = Annotated[str, Meta(extra={"form": "limit_per"})]
-"""`route`, `client`, `client_ip`, `header:NAME` or `upstream`."""
+"""`route`, `client_ip`, `header:NAME` or `upstream`."""
 LimitCost = Annotated[str, Meta(extra={"form": "limit_cost"})]
 """A whole number of at least 1, or `header:NAME`."""
 FailureCondition = Annotated[str, Meta(extra={"form": "failure_condition"})]

@@ -140,6 +140,12 @@ def test_quorum_of_nobody() -> None:
     assert warnings("routes: [{name: a, to: 'http://a', breaker: {quorum: 1%}}]") == []
 
 
+def test_long_wait_of_a_limit_is_told() -> None:
+    (warning,) = warnings("routes: [{name: a, respond: 200, limit: {rate: 10/s, wait: 61s}}]")
+    assert "limit 'limit' keeps requests waiting for 61s" in warning
+    assert warnings("routes: [{name: a, respond: 200, limit: {rate: 10/s, wait: 60s}}]") == []
+
+
 def test_limit_that_is_not_shared() -> None:
     head = "state: {url: local, expected_replicas: 3}\n"
     text = head + "routes: [{name: a, respond: 200, limit: {rate: 10/s%s}}]"

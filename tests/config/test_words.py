@@ -145,9 +145,14 @@ def test_is_loopback(address: str, *, loopback: bool) -> None:
     assert words.is_loopback(address) is loopback
 
 
-@pytest.mark.parametrize("text", ["route", "client", "client_ip", "upstream", "header:x-tenant"])
+@pytest.mark.parametrize("text", ["route", "client_ip", "upstream", "header:x-tenant"])
 def test_limit_per_is_one_of_a_few_or_a_header(text: str) -> None:
     assert words.limit_per(text.replace("x-", "X-")) == text
+
+
+def test_limit_per_client_says_what_is_missing() -> None:
+    with pytest.raises(Wrong, match="needs 'clients'"):
+        words.limit_per("client")
 
 
 @pytest.mark.parametrize("text", ["header", "header:", "header:a b", "ip", "Route", ""])

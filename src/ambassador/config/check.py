@@ -14,6 +14,8 @@ from ambassador.proxy.policies import breaker, limit
 _FULL_USE_S = 0.05
 """A smaller burst is gone before a worker is asked again (`state.holding`: the pace when tokens are scarce)."""
 
+_LONG_WAIT_S = 60.0
+
 _SECRETS = {"admin": ("token",), "state": ("password", "sentinel_password", "secret_key")}
 IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
 """RFC 9110 9.2.2."""
@@ -78,6 +80,13 @@ def _warn_of_limits(config: Config, limits: Sequence[limit.Config] | None, part:
                 path,
                 f"the quota of limit '{each.label}' begins anew each second: twice as much can go within an instant",
                 f"'rate: {format_rate(each.quota)}' lets through as much, evenly",
+                level="warning",
+            )
+        if each.wait > _LONG_WAIT_S:
+            node.report(
+                path,
+                f"limit '{each.label}' keeps requests waiting for {format_duration(each.wait)}: few clients wait for"
+                f" more than {format_duration(_LONG_WAIT_S)}, and each holds a place in the queue",
                 level="warning",
             )
         replicas = config.state.expected_replicas or 1

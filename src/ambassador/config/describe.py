@@ -28,7 +28,7 @@ _STRINGS: dict[str, dict[str, Any]] = {
     "byte_rate": {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?[KkMmGgTt]?[Ii]?[Bb]/s$", "examples": ["256B/s"]},
     "percent": {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?%$", "examples": ["20%"]},
     "rate": {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?([eE]\+?[0-9]+)? ?/ ?[smhd]$", "examples": ["100/s", "5000/m", "1e6/d"]},
-    "limit_per": {"type": "string", "pattern": r"^(route|client|client_ip|upstream|header:.+)$", "examples": ["client_ip", "header:x-tenant"]},
+    "limit_per": {"type": "string", "pattern": r"^(route|client_ip|upstream|header:.+)$", "examples": ["client_ip", "header:x-tenant"]},
     "limit_cost": {"type": ["integer", "string"], "pattern": r"^([1-9][0-9]*|header:.+)$", "minimum": 1, "examples": ["header:x-cost"]},
     "name": {"type": "string", "pattern": r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$"},
     "secret": {"type": "string", "pattern": r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.*)$", "examples": ["env:TOKEN", "file:/run/secrets/token"]},

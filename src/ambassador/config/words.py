@@ -413,13 +413,18 @@ def _condition(text: str, kinds: tuple[str, ...]) -> str:
     return text
 
 
-_PER = ("route", "client", "client_ip", "upstream")
+_PER = ("route", "client_ip", "upstream")
 
 
 def limit_per(text: str) -> str:
     """Whose requests a limit counts together; a header's name in lower case."""
     if text in _PER:
         return text
+    if text == "client":
+        # Without names all clients would be counted together.
+        raise Wrong(
+            "'client' needs 'clients', which this version cannot do yet", "use 'client_ip' or 'header:NAME'"
+        )
     kind, colon, name_ = text.partition(":")
     if kind == "header" and colon:
         return f"header:{header_name(name_).lower()}"

@@ -75,6 +75,7 @@ def test_quota_begins_whole() -> None:
     [
         (Config(), None, "exactly one"),
         (Config(rate=(1, 1), quota=(1, 1)), None, "exactly one"),
+        (Config(rate=(1, 1), credit=2), "credit", "mode: bounded"),
         (Config(quota=(1, 1), burst=2), "burst", "no meaning"),
         (Config(quota=(1.5, 1)), "quota", "whole number"),
         (Config(rate=(1, 1), burst=10, cost="9"), "cost", "80 % of the burst of 10"),
@@ -263,11 +264,57 @@ def test_cost_is_clamped_to_what_can_be_there() -> None:
     assert counts(worker) == (2, 1)
 
 
-@pytest.mark.parametrize("value", [b"-1", b"1.5", b"", b"many", b"9" * 20, "²".encode()])
+@pytest.mark.parametrize("value", [b"1.5", b"", b"-", b"many", b"1, 2", b"1_0", "²".encode()])
 def test_cost_that_is_no_number_is_refused(value: bytes) -> None:
     hook = a_policy(Config(rate=(1, 1), burst=10, cost="header:x-cost")).hook()
-    with pytest.raises(Limited, match="no number"):
+    with pytest.raises(Limited, match="no number") as caught:
         hook(a_request([(b"x-cost", value)]))
+    assert caught.value.retry_after_s == 1.0
+
+
+def test_refused_cost_is_counted() -> None:
+    counted = Counted()
+    world = World()
+    line = Line(Store(world))
+    made = compile_limits(
+        [Config(rate=(1, 1), burst=10, cost="header:x-cost")],
+        route="r",
+        clock=world,
+        fleet=line,
+        replica=line,
+        max_wait_s=0.02,
+        on_loss="share",
+        random=random.random,
+        counts=lambda _: counted,
+    )
+    assert made is not None
+    with pytest.raises(Limited):
+        made.hook()(a_request([(b"x-cost", b"many")]))
+    assert counted.refusals == 1
+
+
+class Counted(limit.NoCounts):
+    refusals = 0
+
+    def limited(self) -> None:
+        self.refusals += 1
+
+
+@pytest.mark.parametrize(
+    ("value", "cost"),
+    [
+        (b"-5", 1),
+        (b"-" + b"9" * 30, 1),
+        (b"0", 1),
+        (b"+3", 3),
+        (b"0" * 30 + b"3", 3),
+        (b"9" * 30, 8),
+        (b"9" * 15, 8),
+    ],
+)
+def test_integer_cost_is_clamped(value: bytes, cost: float) -> None:
+    (made,) = a_policy(Config(rate=(1, 1), burst=10, cost="header:x-cost")).limits
+    assert made.cost_of(a_request([(b"x-cost", value)])) == cost
 
 
 # Several limits

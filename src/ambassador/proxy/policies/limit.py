@@ -20,6 +20,7 @@ import hashlib
 import heapq
 import itertools
 import math
+import re
 from bisect import insort
 from collections.abc import Iterator
 from fractions import Fraction
@@ -49,6 +50,7 @@ MOST_WAITING: Final = 1024
 MOST_TOLD: Final = 20
 """Keys of each limit that `status` tells about."""
 _SLOW_BURST: Final = 10
+_INTEGER: Final = re.compile(rb"[+-]?[0-9]+").fullmatch
 _CREDENTIALS: Final = frozenset({"authorization", "proxy-authorization", "x-api-key", "cookie"})
 """Headers whose values are hashed: keys are put into the store, and told by `/api/limits`."""
 
@@ -75,19 +77,19 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     amount if that is less. Full use of the rate needs at least what comes in 50 ms."""
 
     per: LimitPer | None = None
-    """Whose requests are counted together: `route`, `client` (its name), `client_ip`, `header:NAME` (without it: the
+    """Whose requests are counted together: `route`, `client_ip`, `header:NAME` (without it: the
     key `-`), `upstream`. Unset: `route`; for the limit of an upstream, `upstream`."""
 
     cost: LimitCost = "1"
-    """What a request takes: a number, or `header:NAME`, a header that holds one (missing: 1; no number: refused; at
-    most 80 % of the burst)."""
+    """What a request takes: a number, or `header:NAME`, a header that holds one (missing: 1; no whole number:
+    refused; taken for 1 at least and for 80 % of the burst at most)."""
 
     mode: Literal["strict", "bounded", "local"] = "strict"
     """`strict`: never more than promised; a request may wait for the store, for `state.max_wait` at most. `bounded`:
     never waits; each worker may exceed by `credit`. `local`: each replica for itself, without the store."""
 
-    credit: CountOrNone = 1
-    """With `mode: bounded`: tokens by which each worker may be in debt."""
+    credit: CountOrNone | None = None
+    """With `mode: bounded`: tokens by which each worker may be in debt. Unset: 1."""
 
     wait: SecondsOrNone = 0.0
     """How long a request may queue for tokens before it is refused."""
@@ -97,6 +99,8 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
         """Not exactly one of `rate` and `quota`, or a cost that could never be paid."""
+        if self.credit is not None and self.mode != "bounded":
+            yield "credit", "has no meaning without 'mode: bounded'"
         if (self.rate is None) == (self.quota is None):
             yield None, "needs exactly one of 'rate' and 'quota'"
             return
@@ -110,6 +114,13 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if not self.cost.startswith("header:") and int(self.cost) > depth:
             share = "" if depth == self.whole else f", {100 * (1 - PHI):.0f} % of the burst of {self.whole}"
             yield "cost", f"is more than can ever be there at once: {depth}{share}"
+
+    @property
+    def debt(self) -> float:
+        """Tokens by which a worker may be in debt; 0 where the mode is not `bounded`."""
+        if self.mode != "bounded":
+            return 0.0
+        return 1.0 if self.credit is None else float(self.credit)
 
     @property
     def label(self) -> str:
@@ -351,9 +362,16 @@ class Limit:
         value = _header(request, self._cost_header)
         if value is None:
             return 1.0
-        if not value.isdigit() or len(value) > 15:
-            raise self.refusal(f"the cost of limit '{self.label}' is no number")
-        return float(min(max(1, int(value)), self.most_cost))
+        if _INTEGER(value) is None:
+            self.counts.limited()
+            raise self.refusal(f"the cost of limit '{self.label}' is no number", retry_after_s=1.0)
+        if value.startswith(b"-"):
+            return 1.0
+        digits = value.lstrip(b"+0")
+        # Longer ones are more than any limit has, and slow to read.
+        return float(
+            min(max(1, int(digits or b"0")), self.most_cost) if len(digits) <= 15 else self.most_cost
+        )
 
     def item(self, request: Request) -> bytes:
         """The limit's member of `RateLimit`: what is left as far as this worker knows, and when all is there again."""
@@ -728,7 +746,7 @@ def compile_limits(
             random=random,
             max_wait_s=max_wait_s,
             on_loss=on_loss,
-            credit=float(config.credit) if config.mode == "bounded" else 0.0,
+            credit=config.debt,
             expected_replicas=expected_replicas,
             expired=counted.expired,
         )
