@@ -377,6 +377,20 @@ def test_lost_quota_is_told_again_though_others_told_theirs_before() -> None:
     assert bench.account.used <= used + 10
 
 
+def test_lost_quota_is_told_again_by_a_worker_that_nobody_asks() -> None:
+    bench = Bench(window_terms(1000, 86400))
+    bench.pump(30)
+    bench.fleet.deliver()
+    bench.spend(30)
+    bench.buckets[0].clear()
+    bench.born_us = 2
+    bench.fleet.come_up()
+    bench.fleet.deliver()
+    assert bench.account.debt == 0
+    assert bench.account.used >= 30
+    assert bench.buckets[0]["k"].tokens == 1000 - bench.account.used
+
+
 def test_expired_tokens_are_told() -> None:
     told: list[float] = []
     bench = Bench(expired=told.append)

@@ -95,6 +95,8 @@ class Source:
         self._parts = 0
         self._share_terms = terms
         self.owing: set[Account] = set()
+        self.counting: set[Account] = set()
+        """Accounts that took something out of a calendar window."""
         fleet.on_up(self._is_back)
 
     def tell(self, changed: Callable[[Account], None]) -> None:
@@ -137,6 +139,9 @@ class Source:
         now = self.clock.now
         for account in owing:
             account.settle(now)
+        self.counting = {account for account in self.counting if now < account.window_ends}
+        for account in self.counting:
+            account.look_again(now)
 
 
 def _nobody(_: object) -> None:
@@ -309,6 +314,13 @@ class Account(Holding):
         self.held_until = max(self.held_until, self._settled_at)
         self.pump(now)
 
+    def look_again(self, now: float) -> None:
+        """See whether the store still counts what this worker took, though nobody asks for more here."""
+        if self.asking or not self.source.fleet.up:
+            return
+        lease = self._send(now, self.source.load, 0, 0)
+        self.source.fleet.ask(lease, partial(self._is_answered, lease))
+
     def is_late(self, now: float) -> bool:
         """Tokens of the share may be needed soon: it is asked before it is clear that the answer comes too late."""
         return self.is_degraded(now) or (self.asking and now >= self.sent_at + self.source.max_wait_s / 2)
@@ -350,6 +362,8 @@ class Account(Holding):
             was_spent = self.seen_at > -inf and self.left < 1
             forgotten = self._remember_window(lease, answer)
             self.answered(answer, lease, now, source.random(), source.load)
+            if self.terms.window_s and answer.granted and len(source.counting) < _MOST_OWING:
+                source.counting.add(self)
             if forgotten and was_spent:
                 self.held_until = max(self.held_until, now + _TELLING_S)
             if self.debt:
