@@ -335,7 +335,9 @@ class Exchange:
         except TimedOut:
             if self._lane.now >= self._caller_at:
                 raise DeadlineExceeded("the caller's deadline passed") from None
-            raise Limited(f"the quota of upstream {upstream} is spent for longer than the request may take") from None
+            raise Limited(
+                f"the quota of upstream {upstream} is spent for longer than the request may take"
+            ) from None
         finally:
             client.rest_until = inf
         transfer.put_off(self._lane.now - began, until)
