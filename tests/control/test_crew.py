@@ -141,7 +141,9 @@ async def test_crew_has_begun_without_slots_that_are_given_up_meanwhile(
 ) -> None:
     nursery.start_soon(crew.run, 2)
     await wait_all_tasks_blocked()
-    next(worker for worker in FakeWorker.made if worker.slot == 1).end()  # in which order they begin is trio's
+    next(
+        worker for worker in FakeWorker.made if worker.slot == 1
+    ).end()  # in which order they begin is trio's
     await trio.sleep(0.31)
     assert not crew.begun
     crew.resize(1)
