@@ -204,6 +204,17 @@ def test_short_lived_tokens_are_asked_for_again_before_the_bucket_is_full() -> N
     assert bench.ask(1) is not None
 
 
+@pytest.mark.parametrize(("left", "ahead"), [(20.0, True), (3.0, False)])
+def test_last_tokens_of_a_slow_bucket_are_not_leased_ahead(left: float, *, ahead: bool) -> None:
+    bench = Bench(rate=0.1, burst=50)  # whose tokens live 100 s
+    bench.demand(20.0)
+    bench.lease(1.0, 1, left)
+    bench.holding.take(1, bench.now)
+    assert (bench.ask() is not None) is ahead
+    lease = bench.ask(1.0) if not ahead else None
+    assert ahead or (lease is not None and lease.want == 1)
+
+
 def test_lots_ahead_are_larger_while_tokens_are_scarce() -> None:
     bench = Bench(1000.0, 100)
     bench.demand(275.0)  # 5 within a token's life

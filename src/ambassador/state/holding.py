@@ -59,6 +59,8 @@ WORTH_SCARCE: Final = 6.0
 1,054 a second in place of 548 with a burst of 70 ms at 150 % of the rate."""
 SCARCE_S: Final = 1.0
 """For so long after the bucket gave too little tokens count as scarce."""
+LONG_LIFE_S: Final = 1.0
+"""Tokens that live longer are leased ahead only while more of them are left than are worth it."""
 DEMAND_TAU_S: Final = 0.5
 WINDOW_SPAN_S: Final = 0.25
 """A lease of a calendar window holds what is wanted in this time: what a worker that dies has in hand is gone."""
@@ -271,7 +273,11 @@ class Holding:
     def _leases_ahead(self, now: float) -> bool:
         terms = self.terms
         worth = WORTH_TOKENS if now >= self.held_until + SCARCE_S else WORTH_SCARCE
-        return terms.ahead and self.demand * (min(terms.life_s, 1.0) - self.rtt_s) >= worth
+        if not terms.ahead or self.demand * (min(terms.life_s, 1.0) - self.rtt_s) < worth:
+            return False
+        # The last tokens of a slow bucket are nobody's before they are needed: in one worker's hand they would be
+        # missing for long where the next request comes.
+        return terms.life_s < LONG_LIFE_S or self.left + terms.rate >= worth
 
     def _low(self) -> float:
         """Below this many tokens a lease would come too late."""
