@@ -45,6 +45,7 @@ def write(directory: Path, port: int) -> Path:
     return path
 
 
+# A longer piece of /bulk would hold the kernel, and with it the generator, longer than what is measured there.
 def configuration(directory: Path, files: Path, port: int) -> str:
     """The text of the origin's configuration."""
     http = f"""
@@ -58,7 +59,7 @@ def configuration(directory: Path, files: Path, port: int) -> str:
         location / {{ default_type application/json; return 200 '{ANSWER}\\n'; }}
         location = /64k {{ }}
         location = /1m {{ }}
-        location = /bulk {{ }}
+        location = /bulk {{ sendfile_max_chunk 32k; }}
         location = /post {{
             client_body_buffer_size 64k;
             mirror /read;

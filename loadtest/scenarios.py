@@ -67,10 +67,12 @@ SCENARIOS: tuple[Scenario, ...] = (
         policies=True,
         store=True,
     ),
+    # One connection: more, each with the next request at once, keep the core busy even without the download, and then
+    # the p50 says how the core is shared, not how long a small request waits for its turn.
     Scenario(
         name="bulk",
-        about="p50 of GET, 92 bytes, 4 connections, alone and beside one large download",
-        connections=4,
+        about="p50 of GET, 92 bytes, one connection, alone and beside one large download",
+        connections=1,
         bulk=True,
     ),
     Scenario(name="idle", about="memory of 5,000 idle connections, after one request on each", memory=True),

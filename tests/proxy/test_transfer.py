@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 
 import pytest
 import trio
 import trio.testing
 
+from ambassador.proxy.lane import Link, Strand
 from ambassador.proxy.listener import ListenerLimits
-from ambassador.proxy.splice import MIN_SPLICE
+from ambassador.proxy.splice import MIN_SPLICE, Splice
 from tests.proxy.harness import GET, OK, Origin, Plane, Talk, a_plane, config, until
 
 POST = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n"
@@ -377,3 +379,39 @@ async def test_client_that_takes_nothing_is_cut(mock_clock: trio.testing.MockClo
 async def _send_in_vain(talk: Talk, data: bytes) -> None:
     with pytest.raises(trio.BrokenResourceError):
         await talk.send(data)
+
+
+async def test_long_body_leaves_others_their_turn(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+    length = 16 << 20
+    turns = [0]
+    move, pause, wait = Splice.move, Strand.pause, Strand.wait
+
+    def counted(splice: Splice, source: Link, sink: Link, left: int) -> int:
+        moved = move(splice, source, sink, left)
+        turns[-1] += moved
+        return moved
+
+    async def paused(strand: Strand) -> None:
+        turns.append(0)
+        await pause(strand)
+
+    async def waited(strand: Strand, deadline: float = inf) -> None:
+        turns.append(0)
+        await wait(strand, deadline)
+
+    monkeypatch.setattr(Splice, "move", counted)
+    monkeypatch.setattr(Strand, "pause", paused)
+    monkeypatch.setattr(Strand, "wait", waited)
+    async with a_plane(config(origin.url)) as plane, trio.open_nursery() as nursery:
+        client = await plane.connect()
+        await client.send(GET)
+        upstream = await origin.takes(SIZED % length)
+        nursery.start_soon(upstream.send, bytes(length))
+        await client.head()
+        taken = len(client.left)
+        while taken < length:
+            taken += len(await client.some())
+        client.close()
+        upstream.close()
+    assert sum(turns) > length // 2
+    assert max(turns) < 2 * 131072

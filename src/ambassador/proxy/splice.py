@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 MIN_SPLICE: Final = 131072
 """Two reads' worth: for less, taking a pipe and its extra system calls cost more than the copy saves."""
-_PIPE_BYTES: Final = 262144
-"""An ordinary user may hold 64 MiB of pipe pages: 256 of these."""
+_PIPE_BYTES: Final = 131072
+"""What is moved in a turn (see `transfer`). An ordinary user may hold 64 MiB of pipe pages: 512 of these."""
 _KEPT: Final = 16
 _FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
