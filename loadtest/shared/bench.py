@@ -76,10 +76,20 @@ class Redis:
         assert self._process is not None
         os.kill(self._process.pid, number)
 
-    def calls(self) -> int:
-        """Scripts that were called so far: each for one batch of operations of one kind and shard."""
+    def calls(self, *names: str) -> int:
+        """How often these commands were carried out so far, inside of scripts too."""
         stats: dict[str, Any] = self.client.info("commandstats")
-        return sum(int(stats.get(f"cmdstat_{name}", {}).get("calls", 0)) for name in ("evalsha", "eval"))
+        return sum(int(stats.get(f"cmdstat_{name}", {}).get("calls", 0)) for name in names)
+
+    @property
+    def scripts(self) -> int:
+        """Scripts that were called: each for one batch of operations of one kind and shard."""
+        return self.calls("evalsha", "eval")
+
+    @property
+    def leases(self) -> int:
+        """Key operations of limits: each writes its bucket, with SET. (So do births of data, 64 in all.)"""
+        return self.calls("set")
 
     def last_client(self) -> int:
         """The number of the connection that was made last: this one."""

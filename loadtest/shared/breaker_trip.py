@@ -21,9 +21,9 @@ from loadtest.shared.windows import Outcome
 from loadtest.shared.witness import HANG, Seen
 
 UPSTREAMS = 10
-BASE_PER_S = 30.0
-PRESSED_PER_S = 300.0
-"""While it fails: so a request comes every 3 ms, which is how finely a trip is seen."""
+BASE_PER_S = 16.0
+PRESSED_PER_S = 400.0
+"""While it fails: so a request comes every 2.5 ms, which is how finely a trip is seen."""
 FAILS_S = 0.45
 WINDOW_S = 10.0
 """The default. Outcomes since the last closing fit into it. (Good ones are told up to 200 ms late, and stay in the

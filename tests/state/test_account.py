@@ -178,6 +178,14 @@ def test_share_that_has_nothing_is_not_passed_over() -> None:
     assert not bench.ready(late=True)
 
 
+def test_share_is_asked_at_once_where_the_store_is_slow() -> None:
+    bench = Bench()
+    bench.account.rtt_s = WAIT_S
+    bench.pump()
+    assert len(bench.fleet.asked) == len(bench.replica.asked) == 1
+    assert not bench.ready()  # the fleet decides as long as it may
+
+
 def test_pressing_client_gets_nothing_while_no_store_answers() -> None:
     bench = Bench()
     bench.pump(80)

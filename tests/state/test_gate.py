@@ -420,6 +420,25 @@ def test_worker_that_alone_crosses_the_threshold_opens_only_itself() -> None:
     assert all(fleet.request(worker, GOOD) for worker in others)
 
 
+def test_worker_that_sees_it_first_gives_the_others_time_to_see_it_too() -> None:
+    fleet = a_fleet(replicas=2, slots=1)
+    first, second = fleet.workers
+    for worker in fleet.workers:
+        for _ in range(8):
+            fleet.request(worker, GOOD)
+    fleet.advance(0.3)
+    fleet.deliver()
+    fleet.advance(0.5)
+    for _ in range(10):
+        fleet.request(first, FAILED)
+        fleet.advance(0.01)
+    assert fleet.request(first, FAILED)  # its own share is over a half, and it is not open
+    for _ in range(10):
+        fleet.request(second, FAILED)
+    assert fleet.circuit.row(fleet.now_us).state is State.OPEN
+    assert first.gate.status(fleet.now).own_left_s is None
+
+
 def test_bad_replica_opens_only_its_workers() -> None:
     fleet = a_fleet(replicas=5, slots=2)
     for _ in range(40):

@@ -215,6 +215,21 @@ def test_last_tokens_of_a_slow_bucket_are_not_leased_ahead(left: float, *, ahead
     assert ahead or (lease is not None and lease.want == 1)
 
 
+def test_lot_lasts_until_the_next_can_be_here() -> None:
+    bench = Bench()
+    bench.demand(1000.0)
+    bench.holding.rtt_s = 0.08
+    lease = bench.ask()
+    assert lease is not None
+    assert lease.want == pytest.approx(100, abs=1)
+    bench = Bench()
+    bench.demand(1000.0)
+    bench.holding.rtt_s = 0.3  # no longer than tokens live
+    lease = bench.ask(1)
+    assert lease is not None
+    assert lease.want <= 120
+
+
 def test_lots_ahead_are_larger_while_tokens_are_scarce() -> None:
     bench = Bench(1000.0, 100)
     bench.demand(275.0)  # 5 within a token's life

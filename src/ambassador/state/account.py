@@ -322,8 +322,13 @@ class Account(Holding):
         self.source.fleet.ask(lease, partial(self._is_answered, lease))
 
     def is_late(self, now: float) -> bool:
-        """Tokens of the share may be needed soon: it is asked before it is clear that the answer comes too late."""
-        return self.is_degraded(now) or (self.asking and now >= self.sent_at + self.source.max_wait_s / 2)
+        """Tokens of the share may be needed soon: it is asked before it is clear that the answer comes too late, and at
+        once where answers usually do.
+        """
+        if self.is_degraded(now):
+            return True
+        patience = self.source.max_wait_s / 2
+        return self.asking and (self.rtt_s > patience or now >= self.sent_at + patience)
 
     def _pump_share(self, now: float, waiting: float, first: float, replica: Scope) -> None:
         share = self._share
