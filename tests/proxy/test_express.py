@@ -30,6 +30,7 @@ from tests.proxy.two_ways import (
     Step,
     World,
     answers,
+    answers_if_asked,
     assert_same,
     at_once,
     cancelled,
@@ -162,7 +163,7 @@ ONCE: dict[str, list[Step]] = {
 SCENES: dict[str, tuple[Setting, list[Step]]] = {name: (ONE, steps) for name, steps in ONCE.items()}
 for _name, _setting in (("one", ONE), ("retried", RETRIED), ("two", TWO)):
     for _method, _request in (("GET", GET), ("POST", POST), ("PUT", POST.replace(b"POST", b"PUT"))):
-        _again = (answers(OK), passes(0.1), answers(OK), *WARM)
+        _again = (answers_if_asked(OK), passes(0.1), answers_if_asked(OK), *WARM)
         SCENES |= {
             f"{_name} {_method}: {name}": (_setting, [*steps, *_again])
             for name, steps in {
@@ -323,6 +324,7 @@ def test_policies_say_the_same_either_way(prepare: object, retry: dict[str, str]
             answers(OK), sends(request), passes(0.5), at_once(ends(), passes(0.6)), answers(OK),
         )  # fmt: skip
         assert_same(setting, *WARM, sends(request), passes(0.5), resets())
+        assert_same(setting, *WARM, sends(request), passes(0.5), upstream_ends(0), passes(0.6), answers(OK))
         assert_same(setting, *WARM, sends(request), passes(0.5), cancelled)
 
 
@@ -625,7 +627,7 @@ upstreams:
   none: {endpoints: ['http://10.0.0.9:81']}
   frail: {endpoints: ['http://10.0.0.5:81'], breaker: {min_requests: 3, consecutive: 2, open_for: 5s}}
   frails: {endpoints: ['http://10.0.0.5:81', 'http://10.0.0.6:81'], breaker: {scope: endpoint, consecutive: 2, open_for: 5s}}
-  paid: {endpoints: ['http://10.0.0.1:81'], limit: {rate: 2/s, burst: 3}}
+  paid: {endpoints: ['http://10.0.0.1:81'], limit: {rate: 4/s, burst: 10}}
   tired: {endpoints: ['http://10.0.0.1:81', 'http://10.0.0.2:81'], cooldown: {scope: endpoint}}
   some: {endpoints: ['http://10.0.0.9:81', 'http://10.0.0.1:81']}
 routes:
@@ -635,7 +637,8 @@ routes:
    retry: {attempts: 2, when: [connect, reset, timeout, 5xx], backoff: 20ms..40ms, buffer: 1KiB}}
 - {name: moved, match: {path: '/w/**'}, to: one, rewrite: {prefix: /x, host: other.test}}
 - {name: kept, match: {path: '/k/{id}'}, to: one, rewrite: {host: keep}}
-- {name: shaped, match: {path: /h}, to: one, headers: {request: {set: {x-a: '{client}'}}, response: {remove: [x-b]}}}
+- {name: shaped, match: {path: /h}, to: one, headers: {request: {set: {x-a: '{request_id}'}}}}
+- {name: shaping, match: {path: /i}, to: one, headers: {response: {remove: [x-b]}}}
 - {name: few, match: {path: /few}, to: few}
 - {name: none, match: {path: /none}, to: none, retry: {attempts: 1, when: [connect]}}
 - {name: some, match: {path: /some}, to: some}
@@ -643,12 +646,12 @@ routes:
 - {name: frail, match: {path: '/f/**'}, to: frail, retry: {attempts: 1, when: [reset, 503], backoff: 20ms..40ms}}
 - {name: frails, match: {path: /frails}, to: frails}
 - {name: paid, match: {path: /paid}, to: paid, retry: {attempts: 1, when: [503], backoff: 20ms..40ms}}
-- {name: limited, match: {path: /limited}, to: one, limit: {rate: 2/s, burst: 3}}
+- {name: limited, match: {path: /limited}, to: one, limit: {rate: 4/s, burst: 10}}
 - {name: tired, match: {path: /tired}, to: tired}
 - {name: rest, match: {host: a}, to: one}
 """
 PATHS = [
-    b"/", b"/", b"/", b"/a/../b", b"/%61", b"/?q=1", b"/old/a", b"/said", b"/r/a", b"/r/b", b"/w/a?q", b"/w", b"/k/1", b"/h",
+    b"/", b"/", b"/", b"/a/../b", b"/%61", b"/?q=1", b"/old/a", b"/said", b"/r/a", b"/r/b", b"/w/a?q", b"/w", b"/k/1", b"/h", b"/i",
     b"/few", b"/none", b"/f/a", b"/f/a", b"/frails", b"/paid", b"/limited", b"/tired", b"/some", b"/b", b"/.well-known/ambassador/health", b"/../x", b"http://a/", b"http://b/", b"*",
 ]  # fmt: skip
 METHODS = [*[b"GET"] * 6, b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"]
@@ -695,15 +698,16 @@ ANSWERS = [
     answer(fields=b"Location: /x/y\r\n", status=b"201 Made"), answer(status=b"404 No"), answer(status=b"500 No"), NO,
     answer(fields=b"Retry-After: 1\r\n", status=b"503 No"), answer(fields=b"X-Request-Id: theirs\r\nX-B: c\r\n"),
     b"HTTP/1.1 204 No Content\r\nDate: x\r\n\r\n", b"HTTP/1.1 204 No Content\r\nDate: x\r\nContent-Length: 0\r\n\r\n",
-    b"HTTP/1.1 304 Not Modified\r\nDate: x\r\nContent-Length: 5\r\n\r\n", HINT + OK, HINT,
+    b"HTTP/1.1 304 Not Modified\r\nDate: x\r\nContent-Length: 5\r\n\r\n", HINT + OK,
     b"HTTP/1.1 100 Continue\r\n\r\n" + OK, answer(fields=b"Connection: close\r\n"), OK.replace(b"1.1", b"1.0", 1),
     answer(fields=b"Connection: keep-alive\r\n").replace(b"1.1", b"1.0", 1), answer(b"v" * 9000), answer(b"w" * 70_000),
     b"HTTP/1.1 200 OK\r\nDate: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-T: 1\r\n\r\n",
-    b"HTTP/1.1 200 OK\r\nDate: x\r\n\r\nuntil the end", OK + b"x", OK + OK, OK[:-1], OK[:40], b"SSH-2.0\r\n\r\n", b"\r\n\r\n",
+    OK + b"x", OK + OK, answer(b"new") + b"x", b"SSH-2.0\r\n\r\n",
     OK.replace(b"\r\n", b"\n"), answer(fields=b"Transfer-Encoding: chunked\r\n"), answer(fields=b"Content-Length: 2\r\n"),
     answer(fields=b"Proxy-Status: x; error=a; attempts=2\r\n", status=b"502 No"), answer(status=b"600 Odd"),
 ]  # fmt: skip
+UNFINISHED = [b"HTTP/1.1 200 OK\r\nDate: x\r\n\r\nuntil the end", HINT, OK[:-1], OK[:40], b"\r\n\r\n"]
 
 
 @st.composite
@@ -739,28 +743,31 @@ SETTINGS = [
 @pytest.mark.parametrize("setting", SETTINGS, ids=["plain", "trusted", "debug"])
 def test_every_kind_of_request(setting: Setting, request_: bytes) -> None:
     for said in (OK, NO):
-        again = (sends(request_), answers(said), passes(0.05), answers(OK))
+        again = (sends(request_), answers(said), passes(0.05), answers_if_asked(OK))
         assert_same(
-            setting, *WARM, *again, *again, sends(request_, 1), answers(said), passes(0.05), answers(OK)
+            setting,
+            *WARM,
+            *again,
+            *again,
+            sends(request_, 1),
+            answers(said),
+            passes(0.05),
+            answers_if_asked(OK),
         )
 
 
-@pytest.mark.parametrize("said", ANSWERS)
-@pytest.mark.parametrize("path", [b"/", b"/r/a", b"/w/a", b"/h", b"/?q"])
+@pytest.mark.parametrize("said", [*ANSWERS, *UNFINISHED])
+@pytest.mark.parametrize("path", [b"/", b"/r/a", b"/w/a", b"/h", b"/i", b"/?q", b"/f/a"])
 def test_every_kind_of_answer(path: bytes, said: bytes) -> None:
-    get, head, post = (
-        GET.replace(b"/", path, 1),
-        b"HEAD" + GET[3:].replace(b"/", path, 1),
-        POST.replace(b"/p", path),
-    )
-    again = [
-        step for request in (get, post, get, head, get)
-        for step in (sends(request), answers(said), passes(0.05), answers(OK), upstream_ends(), passes(0.05), answers(OK))
-    ]  # fmt: skip
-    assert_same(SETTINGS[0], *WARM, *again)
+    get = GET.replace(b"/", path, 1)
+    steps: list[Step] = []
+    for request in (get, POST.replace(b"/p", path), b"HEAD" + get[3:], get):
+        steps += [sends(get), answers(OK), sends(request), answers(said), passes(0.05), answers_if_asked(OK)]
+        steps += [upstream_ends()] * (said in UNFINISHED)
+    assert_same(SETTINGS[0], *steps, *steps)
 
 
-LATER = answers(answer(fields=b"Retry-After: 2\r\n", status=b"503 No"))
+LATER = answers_if_asked(answer(fields=b"Retry-After: 2\r\n", status=b"503 No"))
 
 
 @pytest.mark.parametrize(
@@ -782,22 +789,23 @@ def test_breakers_limits_and_pauses_from_closed_to_open_and_back(
     path: bytes, fails: Step, codes: set[str]
 ) -> None:
     request = GET.replace(b"/", path, 1)
-    good = (sends(request), answers(OK), passes(0.05), answers(OK))
+    good = (sends(request), answers(OK), passes(0.05), answers_if_asked(OK))
     bad = (sends(request), fails, passes(0.05), fails)
     seen = assert_same(
         SETTINGS[0], connects(0), connects(1), *good, *good, passes(2.0), *good, *(bad * 5), *good, sends(request, 1),
         passes(1.0), *good, passes(6.0), *good, *bad, passes(6.0), at_once(sends(request), sends(request, 1)),
-        answers(OK), answers(OK, 0), passes(9.0), *good, sends(request), cancelled,
+        answers(OK), answers(OK, 0), passes(9.0), *(good * 14), sends(request), cancelled,
     )  # fmt: skip
     assert {line["code"] for line in seen.lines} >= codes
 
 
 def test_answer_that_one_route_passes_on_is_retried_by_another() -> None:
     """Its head is remembered for both."""
-    steps = [step for path in (b"/", b"/r/a", b"/", b"/r/a")
-             for step in (sends(GET.replace(b"/", path, 1)), answers(NO), passes(0.05), answers(OK))]  # fmt: skip
-    seen = assert_same(SETTINGS[0], *steps, *steps)
-    assert [line["status"] for line in seen.lines] == [503, 200, 503, 200] * 2
+    steps: list[Step] = []
+    for path in (b"/", b"/r/a") * 3:
+        steps += [sends(GET.replace(b"/", path, 1)), answers(NO), passes(0.05), answers_if_asked(OK)]
+    seen = assert_same(SETTINGS[0], *steps)
+    assert [line["status"] for line in seen.lines] == [503, 200] * 3
 
 
 DISTURBANCES = st.one_of(
@@ -823,9 +831,9 @@ def scripts(draw: st.DrawFn) -> list[Step]:
         if not draw(st.integers(0, 7)):
             data += draw(st.one_of(st.sampled_from([GET, GET[:9], b"\r\n", b"x"]), requests()))
         round_ = [sends(piece, client) for piece in draw(pieces(data))]
-        round_ += [answers(piece) for piece in draw(pieces(draw(st.sampled_from(ANSWERS))))]
+        round_ += [answers(piece) for piece in draw(pieces(draw(st.sampled_from([*ANSWERS, *UNFINISHED]))))]
         if not draw(st.integers(0, 2)):
-            round_ += [passes(0.05), answers(OK)]
+            round_ += [passes(0.05), draw(st.sampled_from([answers, answers_if_asked]))(OK)]
         if not draw(st.integers(0, 1)):
             round_.insert(draw(st.integers(0, len(round_))), draw(DISTURBANCES))
         if not draw(st.integers(0, 4)):

@@ -97,6 +97,10 @@ class Taps:
         self.ends: list[FakeSocket] = []
         self._told: dict[FakeSocket, set[str]] = {}
 
+    def at(self, number: int) -> FakeSocket | None:
+        """The end of one connection, None if it is not there yet."""
+        return self.ends[number] if number < len(self.ends) else None
+
     def news(self) -> list[tuple[str, bytes | str]]:
         """What came since the last time."""
         found: list[tuple[str, bytes | str]] = []
@@ -140,13 +144,15 @@ class World:
         self.upstreams.ends = kernel.upstreams
         self.asked: FakeSocket | None = None
         """The upstream's end of the connection that was written to last."""
+        self.unanswered: FakeSocket | None = None
+        """The same, until it has said anything."""
         self.clock = cast("trio.testing.MockClock", trio.lowlevel.current_clock())
         self.log = Log()
         self.counts = TimedCounts()
         self.deposits: list[float] = []
         self._tables: list[Table] = []
         self.store = SharedStore(1)
-        self._breakers = Breakers(plane.lane, random=random.Random(4).random)
+        self._breakers = Breakers(plane.lane, random=lambda: 0.5)  # asked more often in the long way
         self._cooldowns = Cooldowns(plane.lane)
         service = plane.service
         service.tracer = Tracer(random.Random(1), sample=0.5)
@@ -214,7 +220,7 @@ class World:
         """What has happened since the last look."""
         news = self.upstreams.news()
         for name, _ in news:
-            self.asked = self.upstreams.ends[int(name.split()[1])]
+            self.asked = self.unanswered = self.upstreams.ends[int(name.split()[1])]
         pools = [
             (endpoint.pool.open, endpoint.pool.idle_count, endpoint.inflight)
             for endpoint in self.plane.endpoints
@@ -269,16 +275,32 @@ def _upstream(text: str, at: int | None, act: Callable[[FakeSocket], object]) ->
     """Something on the connection with this number, or else on that which was written to last."""
 
     def find(world: World) -> None:
-        if at is not None and at < len(world.upstreams.ends):
-            act(world.upstreams.ends[at])
-        elif at is None and world.asked is not None:
-            act(world.asked)
+        end = world.asked if at is None else world.upstreams.at(at)
+        if end is not None:
+            act(end)
 
     return Step(text, find)
 
 
 def answers(data: bytes, at: int | None = None) -> Step:
-    return _upstream(f"answers({data!r}, {at})", at, lambda end: end.send(data))
+    def act(world: World) -> None:
+        end = world.asked if at is None else world.upstreams.at(at)
+        if end is not None:
+            end.send(data)
+            world.unanswered = None
+
+    return Step(f"answers({data!r}, {at})", act)
+
+
+def answers_if_asked(data: bytes) -> Step:
+    """Answers what was asked since the last answer, if there is anything: a retry, say."""
+
+    def act(world: World) -> None:
+        end, world.unanswered = world.unanswered, None
+        if end is not None:
+            end.send(data)
+
+    return Step(f"answers_if_asked({data!r})", act)
 
 
 def upstream_ends(at: int | None = None) -> Step:
