@@ -10,7 +10,6 @@ never look complete.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
 from math import inf
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -119,8 +118,6 @@ class Exchange:
             service.inflight -= 1
             if self._endpoint is not None:
                 self._leave_endpoint(kept=False)
-            if isinstance(self._charged, Coroutine):
-                self._charged.close()  # the attempt did not come so far
             self._settle()
 
     @classmethod
