@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
+import trustme
 
-from ambassador.control.http_client import CallFailed, Place, can_connect, get_status
+from ambassador.control.http_client import CallFailed, Place, can_connect, get, get_status
 
 Serve = Callable[[trio.SocketStream], Awaitable[None]]
 
@@ -96,3 +98,141 @@ async def test_get_status_is_bounded_in_time() -> None:
 def test_place_shows_an_address_as_it_is_written() -> None:
     assert str(Place("10.0.0.1", 80)) == "10.0.0.1:80"
     assert str(Place("::1", 80)) == "[::1]:80"
+
+
+# Answers with a body
+
+
+def saying(*parts: bytes, ended: trio.Event | None = None, hold: bool = False) -> Serve:
+    """Each part is sent by itself; `hold`: then nothing comes for ever."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.receive_some(4096)
+            for part in parts:
+                await stream.send_all(part)
+                await trio.lowlevel.checkpoint()
+            if hold:
+                await stream.receive_some(1)
+        if ended is not None:
+            ended.set()
+
+    return serve
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+async def test_get_gives_status_headers_and_body() -> None:
+    seen: list[bytes] = []
+    head = b"HTTP/1.1 404 Not Found\r\nX-A: b\r\nContent-Length: 2\r\n\r\nno"
+    async with server(answering(head, seen)) as place:
+        async with get(
+            f"http://{place}", "/a?b=c", [(b"accept", b"text/plain")], timeout_s=20, idle_s=20
+        ) as answer:
+            assert (answer.status, await answer.body()) == (404, b"no")
+            assert (b"X-A", b"b") in answer.headers
+    assert seen[0].startswith(b"GET /a?b=c HTTP/1.1\r\n")
+    assert b"\r\nhost: %b\r\n" % str(place).encode() in seen[0].lower()
+    assert b"\r\naccept: text/plain\r\n" in seen[0]
+
+
+async def test_get_gives_lines_however_they_are_cut() -> None:
+    parts = [CHUNKED, b"4\r\none\n\r\n2\r\ntw\r\n", b"2\r\no\n\r\n", b"3\r\nend\r\n0\r\n\r\n"]
+    async with server(saying(*parts)) as place:
+        async with get(f"http://{place}", "/", timeout_s=20, idle_s=20) as answer:
+            assert [await answer.line() for _ in range(5)] == [b"one", b"two", b"end", None, None]
+
+
+async def test_get_closes_the_connection_of_an_answer_that_is_left() -> None:
+    ended = trio.Event()
+    flood = saying(b"HTTP/1.1 200 OK\r\n\r\n" + b"line\n" * 1000, ended=ended, hold=True)
+    async with server(flood) as place:
+        async with get(f"http://{place}", "/", timeout_s=20, idle_s=20) as answer:
+            assert await answer.line() == b"line"
+        await ended.wait()
+
+
+async def test_get_that_is_cancelled_closes_its_connection() -> None:
+    ended = trio.Event()
+    reading = trio.Event()
+    async with server(saying(CHUNKED, ended=ended, hold=True)) as place:
+        async with trio.open_nursery() as nursery:
+
+            async def read() -> None:
+                async with get(f"http://{place}", "/", timeout_s=20, idle_s=20) as answer:
+                    reading.set()
+                    await answer.line()
+
+            nursery.start_soon(read)
+            await reading.wait()
+            nursery.cancel_scope.cancel()
+        await ended.wait()
+
+
+async def read_lines(place: Place, *, timeout_s: float = 20, idle_s: float = 20, limit: int = 50) -> None:
+    async with get(f"http://{place}", "/", timeout_s=timeout_s, idle_s=idle_s) as answer:
+        while await answer.line(limit) is not None:
+            pass
+
+
+@pytest.mark.parametrize(
+    ("parts", "why"),
+    [
+        ([], "disconnected"),
+        ([b"SMTP ready\r\n\r\n"], "illegal status line"),
+        ([CHUNKED, b"5\r\nabc"], "peer closed connection"),
+        ([CHUNKED, b"50\r\n" + b"x" * 80], "longer than 50 bytes"),
+    ],
+)
+async def test_get_fails_where_no_whole_answer_comes(parts: list[bytes], why: str) -> None:
+    async with server(saying(*parts)) as place:
+        with pytest.raises(CallFailed, match=why):
+            await read_lines(place)
+
+
+async def test_get_fails_where_a_body_is_larger_than_its_limit() -> None:
+    async with server(saying(CHUNKED, b"50\r\n" + b"x" * 80)) as place:
+        with pytest.raises(CallFailed, match="longer than 50 bytes"):
+            async with get(f"http://{place}", "/", timeout_s=20, idle_s=20) as answer:
+                await answer.body(50)
+
+
+async def test_get_is_bounded_in_time_to_the_head_and_between_parts_of_the_body() -> None:
+    async with server(saying(hold=True)) as place:
+        with pytest.raises(CallFailed, match="no answer within"):
+            await read_lines(place, timeout_s=0.02)
+    async with server(saying(CHUNKED, hold=True)) as place:
+        with pytest.raises(CallFailed):
+            await read_lines(place, idle_s=0.02)
+
+
+async def test_get_says_why_it_cannot_connect() -> None:
+    async with server(saying()) as place:
+        pass
+    with pytest.raises(CallFailed, match="refused"):
+        await read_lines(place)
+
+
+async def test_get_knows_a_server_by_its_certificate() -> None:
+    ca = trustme.CA()
+    serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ca.issue_cert("127.0.0.1").configure_cert(serving)
+    trusting = ssl.create_default_context()
+    ca.configure_trust(trusting)
+
+    async def serve(raw: trio.SocketStream) -> None:
+        stream = trio.SSLStream(raw, serving, server_side=True, https_compatible=True)
+        try:
+            await stream.receive_some(4096)
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        except trio.BrokenResourceError:
+            pass
+        await trio.aclose_forcefully(stream)
+
+    async with server(serve) as place:
+        async with get(f"https://{place}", "/", tls=trusting, timeout_s=20, idle_s=20) as answer:
+            assert await answer.body() == b"ok"
+        with pytest.raises(CallFailed, match="local issuer"):
+            async with get(f"https://{place}", "/", timeout_s=20, idle_s=20):
+                pass

@@ -1,16 +1,38 @@
 """The ambassador's own HTTP calls: the one module that imports httpcore.
 
 Each call has a connection of its own, which ends with it: a pool would tell of the connection that it kept, not of
-whether one can be made now. Errors of the library end here as `CallFailed`.
+whether one can be made now, and nothing is left over by a call that is cancelled (encode/httpcore #1093: its pool keeps
+the places of such calls taken). Errors of the library end here as `CallFailed`. Times are trio's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import socket
+import ssl
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, TypeAlias
 
 import httpcore
 import trio
 from msgspec import Struct
+
+Header: TypeAlias = tuple[bytes, bytes]
+
+LARGEST_BODY: Final = 64 * 1024 * 1024
+LONGEST_LINE: Final = 16 * 1024 * 1024
+_FAREWELL_S = 1.0  # TLS says good-bye, to a peer that may not listen
+
+# A peer that is gone without a word is noticed within a minute, where a stream may be silent for longer.
+_KEEPALIVE: Final = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
+_FAILURES = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, OSError)
 
 
 class CallFailed(Exception):
@@ -77,3 +99,120 @@ async def can_connect(place: Place, *, timeout_s: float) -> None:
         raise CallFailed(f"no connection within {timeout_s:g} s") from None
     except OSError:
         raise CallFailed("cannot connect") from None
+
+
+class Incoming:
+    """An answer whose body still comes, line by line."""
+
+    def __init__(self, response: httpcore.Response) -> None:
+        self.status = response.status
+        self.headers: Sequence[Header] = response.headers
+        self._parts = response.aiter_stream()
+        self._lines: deque[bytes] = deque()
+        self._rest = b""
+
+    async def body(self, limit: int = LARGEST_BODY) -> bytes:
+        """All of it, `limit` bytes at most. Raises `CallFailed`."""
+        parts: list[bytes] = []
+        length = 0
+        while (part := await self._part()) is not None:
+            parts.append(part)
+            length += len(part)
+            if length > limit:
+                raise CallFailed(f"the answer is longer than {limit} bytes")
+        return b"".join(parts)
+
+    async def line(self, limit: int = LONGEST_LINE) -> bytes | None:
+        """Its next line, without the end, `limit` bytes at most; None at the end. Raises `CallFailed`."""
+        while not self._lines:
+            if len(self._rest) > limit:
+                raise CallFailed(f"a line of the answer is longer than {limit} bytes")
+            part = await self._part()
+            if part is None:
+                last, self._rest = self._rest, b""
+                return last or None
+            *whole, self._rest = (self._rest + part).split(b"\n")
+            self._lines.extend(whole)
+        return self._lines.popleft()
+
+    async def _part(self) -> bytes | None:
+        try:
+            return await anext(self._parts, None)
+        except _FAILURES as error:
+            raise CallFailed(_reason(error)) from error
+
+    async def abandon(self) -> None:
+        """Let the rest go, whose connection is closed already.
+
+        The body is generators inside of generators, of which only the outermost can be closed from here; so they are
+        run to the error that they meet.
+        """
+        with contextlib.suppress(CallFailed):
+            while await self._part() is not None:
+                pass
+
+
+@asynccontextmanager
+async def get(
+    origin: str,
+    target: str,
+    headers: Sequence[Header] = (),
+    *,
+    tls: ssl.SSLContext | None = None,
+    timeout_s: float,
+    idle_s: float,
+) -> AsyncIterator[Incoming]:
+    """GET `target` (path and query) from `http://host:port` or `https://host:port`; its body is read in the context.
+
+    `headers` need no Host. `tls`: whom to trust, and as whom; None: the system's authorities. The answer's head comes
+    within `timeout_s` seconds; its body may take for ever, but ends when nothing comes for `idle_s`. Leaving the
+    context closes the connection. Redirects are answers like others. Raises `CallFailed`, inside of the context too.
+    """
+    url = httpcore.URL(origin)
+    if url.scheme == b"https" and tls is None:
+        tls = ssl.create_default_context()
+    connection = httpcore.AsyncHTTPConnection(
+        url.origin, ssl_context=tls, http2=False, retries=0, socket_options=_KEEPALIVE
+    )
+    incoming = None
+    try:
+        request = httpcore.Request(
+            "GET",
+            httpcore.URL(scheme=url.scheme, host=url.host, port=url.port, target=target.encode("ascii")),
+            headers=[(b"host", _authority(url)), *headers, (b"connection", b"close")],
+            extensions={"timeout": {"read": idle_s}},
+        )
+        try:
+            with trio.fail_after(timeout_s):
+                incoming = Incoming(await connection.handle_async_request(request))
+        except trio.TooSlowError:
+            raise CallFailed(f"no answer within {timeout_s:g} s") from None
+        except _FAILURES as error:
+            raise CallFailed(_reason(error)) from error
+        yield incoming
+    finally:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _FAREWELL_S):
+            with contextlib.suppress(*_FAILURES):
+                await connection.aclose()
+            if incoming is not None:
+                await incoming.abandon()
+
+
+def _authority(url: httpcore.URL) -> bytes:
+    host = b"[%b]" % url.host if b":" in url.host else url.host
+    return host if url.port is None else b"%b:%d" % (host, url.port)
+
+
+def _reason(error: BaseException) -> str:
+    """The text of the error, or of what caused it: libraries wrap errors in others that say nothing."""
+    cause: BaseException | None = error
+    while cause is not None:
+        # What raced for several addresses says less than what each of them said.
+        if isinstance(cause, BaseExceptionGroup):
+            return _reason(cause.exceptions[0])
+        if isinstance(cause, ssl.SSLError) and cause.reason:
+            return getattr(cause, "verify_message", "") or cause.reason
+        if str(cause) and cause.__cause__ is None:
+            return str(cause)
+        cause = cause.__cause__
+    return str(error) or type(error).__name__
