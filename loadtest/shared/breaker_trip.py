@@ -74,13 +74,13 @@ def rules(open_s: float) -> Rules:
 
 
 def make(
-    open_s: float, origin_port: int, *, per_try: str = "10s"
+    open_s: float, origin_port: int, *, window_s: float = WINDOW_S, per_try: str = "10s"
 ) -> tuple[Mapping[str, object], Sequence[Mapping[str, object]]]:
     """Upstreams and routes: so many of each."""
     breaker = {
         "errors": "50%",
         "min_requests": 20,
-        "window": f"{WINDOW_S:g}s",
+        "window": f"{window_s:g}s",
         "quorum": "30%",
         "consecutive": 0,
         "open_for": f"{round(open_s * 1000)}ms",
@@ -231,6 +231,8 @@ def _trip(
 
 # ----- probes -----
 
+PROBED_WINDOW_S = 1.0
+"""Short: what fails from `BEGIN_S` on must be half of it before `HANG_BEGIN_S`, or no breaker is half-open by then."""
 HANG_BEGIN_S = 3.2
 HANG_S = 5.0
 PER_TRY_S = 1.0

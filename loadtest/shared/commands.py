@@ -81,7 +81,12 @@ def _breaker_trip(directory: Path, options: argparse.Namespace, tell: Tell) -> l
                 breaker_trip.run(each, trips, tell, found)
     probes = breaker_trip.new_probe_findings()
     if options.only in "probes":
-        make = partial(breaker_trip.make, 0.5, per_try=f"{breaker_trip.PER_TRY_S:g}s")
+        make = partial(
+            breaker_trip.make,
+            0.5,
+            window_s=breaker_trip.PROBED_WINDOW_S,
+            per_try=f"{breaker_trip.PER_TRY_S:g}s",
+        )
         with bench.running(directory / "probes", shared=shared, make=make) as each:
             breaker_trip.run_probes(each, tell, probes)
     return [each for each in (found, probes) if each.rows]

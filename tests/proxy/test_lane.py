@@ -21,12 +21,14 @@ from ambassador.proxy.lane import (
     HANGUP,
     READ,
     READ_CLOSED,
+    TICK_S,
     WRITE,
     Lane,
     Link,
     Strand,
     TimedOut,
     Timer,
+    ended_by,
 )
 
 Body = Callable[[Strand], Awaitable[Any]]
@@ -572,10 +574,10 @@ async def test_an_earlier_timer_moves_the_alarm_forward(autojump_clock: MockCloc
         await wait_all_tasks_blocked()
         strands.lane.arm(early)
         await trio.sleep(3.0)
-        assert early.fired == [pytest.approx(2.01)]
+        assert early.fired == [pytest.approx(2.0 + TICK_S)]
         assert late.fired == []
         await trio.sleep(7.0)
-        assert late.fired == [pytest.approx(9.01)]
+        assert late.fired == [pytest.approx(9.0 + TICK_S)]
 
 
 async def test_a_deadline_moved_later_costs_no_second_bucket(mock_clock: MockClock) -> None:
@@ -595,11 +597,11 @@ async def test_a_deadline_moved_later_costs_no_second_bucket(mock_clock: MockClo
         await wait_all_tasks_blocked()
         other.send(b"x")
         await wait_all_tasks_blocked()
-        assert list(strands.lane._buckets) == [101]
+        assert list(strands.lane._buckets) == [round(1.0 / TICK_S) + 1]
         mock_clock.jump(1.5)
         await wait_all_tasks_blocked()
         assert outcome == []
-        assert list(strands.lane._buckets) == [501]
+        assert list(strands.lane._buckets) == [round(5.0 / TICK_S) + 1]
         mock_clock.jump(4.0)
         await wait_all_tasks_blocked()
         assert outcome == [5.5]
@@ -618,11 +620,11 @@ async def test_a_deadline_moved_earlier_fires_earlier(mock_clock: MockClock) -> 
     async with running() as strands:
         link, other = strands.link()
         strands.start(body, link)
-        await wait_all_tasks_blocked()
+        await wait_all_tasks_blocked(0.005)
         other.send(b"x")
-        await wait_all_tasks_blocked()
+        await wait_all_tasks_blocked(0.005)
         mock_clock.jump(1.5)
-        await wait_all_tasks_blocked()
+        await wait_all_tasks_blocked(0.005)
         assert ended == [1.5]
 
 
@@ -750,16 +752,16 @@ async def test_the_lane_lingers_no_longer_than_to_the_next_timer(mock_clock: Moc
                 return []
 
         real, lane._epoll = lane._epoll, Epoll()  # type: ignore[assignment]
-        alarm = Alarm(lane, 0.0095)
+        alarm = Alarm(lane, 0.95 * TICK_S)
         lane.arm(alarm)
-        mock_clock.jump(0.0098)
+        mock_clock.jump(TICK_S - 0.0002)
         assert not lane._turn(0.001)
         mock_clock.jump(1.0)
         assert lane._turn(0.001)
         assert not lane._turn(0.001)
         lane._epoll = real
         assert asked == [pytest.approx(0.0002), 0.0, 0.001]
-        assert alarm.fired == [pytest.approx(1.0098)]
+        assert alarm.fired == [pytest.approx(1.0 + TICK_S - 0.0002)]
 
 
 async def test_lag_is_the_longest_batch(mock_clock: MockClock) -> None:
@@ -1317,3 +1319,22 @@ async def test_nothing_is_left_of_100_000_connections(mock_clock: MockClock) -> 
 def test_the_flags_are_epolls() -> None:
     assert {READ, WRITE, READ_CLOSED} == {select.EPOLLIN, select.EPOLLOUT, select.EPOLLRDHUP}
     assert HANGUP == BROKEN | READ_CLOSED
+
+
+@pytest.mark.parametrize("promised_s", [0.001, TICK_S, 0.02, 5.0])
+async def test_wait_is_over_when_it_was_promised(mock_clock: MockClock, promised_s: float) -> None:
+    assert promised_s / 2 <= ended_by(promised_s) < promised_s
+    ended: list[float] = []
+
+    async def body(strand: Strand) -> None:
+        await strand.sleep_until(strand.lane.now + ended_by(promised_s))
+        ended.append(trio.current_time())
+
+    async with running() as strands:
+        began = trio.current_time()
+        strands.start(body)
+        await wait_all_tasks_blocked(0.005)
+        mock_clock.jump(max(promised_s, ended_by(promised_s) + TICK_S))
+        await wait_all_tasks_blocked(0.005)
+        assert ended
+        assert ended[0] - began <= max(promised_s, TICK_S * 1.5)

@@ -15,7 +15,7 @@ Rules that hold here
 - Every wake-up may be spurious: the waiter looks at `ready`, tries the I/O, and expects EAGAIN.
 - A strand has at most one pending wake-up (`parked` falls when it is resumed); a cancellation replaces its wait.
 - Descriptors are closed at the end of a batch, so that a number cannot be reused within one.
-- Deadlines are absolute seconds of trio's clock, kept in buckets of 10 ms: one store per wait in the usual case.
+- Deadlines are absolute seconds of trio's clock, kept in buckets of 4 ms: one store per wait in the usual case.
 - The lane must outlive its strands: it lives in an outer nursery and is stopped last. Should it end before them all
   the same (cancelled together with them, or by an error of a callback), it hands them back to trio: with their
   cancellation if there is one, else with an error. Nobody else would ever resume them.
@@ -57,10 +57,17 @@ NOT_READ: Final = ~READ
 NOT_WRITE: Final = ~WRITE
 
 _INTEREST: Final = READ | WRITE | READ_CLOSED | select.EPOLLET
-_TICKS_PER_S: Final = 100  # buckets of 10 ms: half the precision of the shortest useful timeout
+_TICKS_PER_S: Final = 250  # a fifth of the shortest wait that is promised, `state.max_wait`
+TICK_S: Final = 1 / _TICKS_PER_S
+"""A deadline is noticed so much later at most, while the lane is not behind."""
 _BATCH: Final = 64  # events a batch: at 15 us each, about 1 ms before anything else has its turn
 _TRIO_EVERY_S: Final = 0.002  # under load trio's own tasks get their turn this often (cost: 0.5 %)
 _LINGER_S: Final = 0.001  # after a batch, wait this long in our own epoll before the way through trio
+
+
+def ended_by(seconds: float) -> float:
+    """How long to wait for a wait that is over after `seconds`, and not up to a tick later."""
+    return max(seconds - TICK_S, seconds / 2)
 
 
 class TimedOut(Exception):
@@ -154,7 +161,7 @@ class Strand(Timer):
         """Sleep until a link with this strand has one of the flags of its `interest`, or until `deadline`.
 
         The caller has looked at `Link.ready` and set `Link.interest`; it clears the interest afterwards, and expects
-        that nothing may have happened. Raises `TimedOut` at the deadline (10 ms buckets, never early) and
+        that nothing may have happened. Raises `TimedOut` at the deadline (`TICK_S` late at most, never early) and
         `trio.Cancelled` when the task is cancelled.
         """
         self.deadline = deadline

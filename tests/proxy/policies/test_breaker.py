@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from ambassador.proxy.breakers import Breakers
-from ambassador.proxy.lane import Lane
+from ambassador.proxy.lane import Lane, ended_by
 from ambassador.proxy.policies.breaker import (
     Breaker,
     Config,
@@ -241,7 +241,7 @@ def test_request_waits_for_a_lease(worker: Worker) -> None:
     breaker = half_open(worker)
     waiter = Waiter()
     coroutine = start(enter((breaker,), worker.now, 1.0, waiter))
-    assert waiter.until == pytest.approx(worker.now + 0.02)
+    assert waiter.until == pytest.approx(worker.now + ended_by(0.02), abs=1e-6)
     assert isinstance(enter((breaker,), worker.now, 1.0, Waiter()), Refusal)
     worker.shared.deliver()
     assert waiter.woken

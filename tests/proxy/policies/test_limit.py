@@ -611,7 +611,7 @@ def test_lease_after_anothers_is_decided_by_the_fallback() -> None:
     worker = Worker(
         world,
         [Config(rate=(10, 1))],
-        fleet=Line(Store(world), delay=lambda: 0.008),
+        fleet=Line(Store(world), delay=lambda: 0.0065),
         replica=Line(Store(world)),
     )
 
@@ -634,7 +634,7 @@ def test_request_that_waits_for_tokens_is_not_decided_by_the_fallback() -> None:
     worker = Worker(
         world,
         [Config(rate=(20, 1), burst=5, wait=3.0)],
-        fleet=Line(Store(world), delay=lambda: 0.004),
+        fleet=Line(Store(world), delay=lambda: 0.003),
         replica=Line(replica),
     )
     for _ in range(30):

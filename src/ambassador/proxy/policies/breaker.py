@@ -23,6 +23,7 @@ from weakref import ref
 from msgspec import Meta
 
 from ambassador.errors import BreakerOpen
+from ambassador.proxy.lane import ended_by
 from ambassador.proxy.statuses import spelt_out
 from ambassador.settings import (
     Count,
@@ -234,7 +235,7 @@ class Breaker:
         """Wait for the lease that was asked for, at most `state.max_wait`."""
         self.waiter = waiter
         try:
-            await waiter.rest(self.now + self._breakers.max_wait_s)
+            await waiter.rest(self.now + ended_by(self._breakers.max_wait_s))
         finally:
             if self.waiter is waiter:
                 self.waiter = None

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Protocol,
 from msgspec import Meta, Struct
 
 from ambassador.errors import Limited
+from ambassador.proxy.lane import ended_by
 from ambassador.settings import Count, CountOrNone, LimitCost, LimitPer, Name, Rate, SecondsOrNone, Section
 from ambassador.state.account import Account, OnLoss, Source
 from ambassador.state.holding import LONGEST_HOLD_S, PHI, Load, Terms, terms, window_terms
@@ -519,7 +520,7 @@ class LimitPolicy:
                 key.spend(cost, now)
                 key.pump(now)
             return None
-        lease_s = max(0.0, self._max_wait_s - request.held_s) if self._strict else 0.0
+        lease_s = ended_by(max(0.0, self._max_wait_s - request.held_s)) if self._strict else 0.0
         last = now + lease_s + self._wait_s
         comes = now
         for key, cost in short:
