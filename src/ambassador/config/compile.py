@@ -13,6 +13,7 @@ from weakref import ref
 
 from msgspec import structs
 
+from ambassador.config import schema
 from ambassador.config.breakers import breakers_of
 from ambassador.config.schema import PathRegex
 from ambassador.proxy.breakers import Breakers
@@ -34,7 +35,6 @@ from ambassador.state.holding import Load
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
 
-    from ambassador.config import schema
     from ambassador.proxy.lane import Lane
     from ambassador.proxy.plan import AdmitHook, RouteMetrics, ShapeHook
     from ambassador.proxy.policies.breaker import Breaker
@@ -192,7 +192,25 @@ def _upstream(
 ) -> Upstream:
     endpoints = [_endpoint(each, config.connections, lane, addresses) for each in config.endpoints]
     quota = limits.of_upstream(name, config)
-    return Upstream(name, endpoints, random.random, lane, charge=None if quota is None else quota.hook())
+    return Upstream(
+        name,
+        endpoints,
+        random.random,
+        lane,
+        charge=None if quota is None else quota.hook(),
+        make_endpoint=endpoint_maker(config.connections, lane, addresses),
+    )
+
+
+def endpoint_maker(
+    connections: schema.Connections, lane: Lane, addresses: Mapping[str, Sequence[str]]
+) -> Callable[[str], Endpoint]:
+    """What makes an endpoint of an upstream at run time, for a URL as `schema.Endpoint.url` has it."""
+
+    def make(url: str) -> Endpoint:
+        return _endpoint(schema.Endpoint(url=url), connections, lane, addresses)
+
+    return make
 
 
 class _Endpoint(Endpoint):

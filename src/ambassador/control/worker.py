@@ -317,9 +317,12 @@ class WorkerPlane:
         return [{"name": name, "count": count} for name, count in sorted(counts.items())]
 
     def _upstreams(self) -> list[UpstreamStatus]:
+        self._lane.tick()
+        now, wall_s = self._lane.now, self._service.wall_s()
         return [
             UpstreamStatus(
-                name=upstream.name, endpoints=[_endpoint_status(each) for each in upstream.endpoints]
+                name=upstream.name,
+                endpoints=[_endpoint_status(each, now, wall_s) for each in upstream.endpoints],
             )
             for upstream in self._service.table.upstreams.values()
         ]
@@ -375,22 +378,23 @@ def _listener_settings(config: schema.Listener) -> _Settings:
     }
 
 
-def _endpoint_status(endpoint: Endpoint) -> EndpointStatus:
+def _endpoint_status(endpoint: Endpoint, now: float, wall_s: float) -> EndpointStatus:
     idle = endpoint.pool.idle_count
     addresses = endpoint.addresses
     first = addresses[0][1] if addresses else None
+    latency_s = endpoint.latency_s(now)
     return EndpointStatus(
         url=endpoint.url,
         address=first[0] if isinstance(first, tuple) else first,
-        healthy=first is not None,
-        ejected_until=None,
+        healthy=first is not None and endpoint.healthy,
+        ejected_until=wall_s + endpoint.ejected_until - now if endpoint.ejected_until > now else None,
         weight=endpoint.weight,
-        zone=None,
-        priority=0,
+        zone=endpoint.zone or None,
+        priority=endpoint.priority,
         inflight=endpoint.inflight,
-        ewma_ms=getattr(endpoint, "ewma_ms", None),
+        ewma_ms=None if latency_s is None else latency_s * 1000,
         connections=ConnectionCounts(idle=idle, active=endpoint.pool.open - idle),
-        why=None if first is not None else "the name has no address",
+        why=(endpoint.why or None) if first is not None else "the name has no address",
     )
 
 

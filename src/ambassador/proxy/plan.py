@@ -45,7 +45,8 @@ class Upstream:
     """A service: its endpoints and how one is picked."""
 
     __slots__ = (
-        "__weakref__", "_clock", "_random", "charge", "cooldown", "endpoints", "name", "only", "shut",
+        "__weakref__", "_clock", "_random", "charge", "cooldown", "endpoints", "make_endpoint", "measured", "name",
+        "only", "shut",
     )  # fmt: skip
 
     def __init__(
@@ -56,18 +57,25 @@ class Upstream:
         clock: Clock | None = None,
         *,
         charge: Callable[[Request], Awaitable[None] | None] | None = None,
+        make_endpoint: Callable[[str], Endpoint] | None = None,
     ) -> None:
         self.name = name
         self.charge = charge
         """Charges an attempt to the upstream's own limits, directly before its first byte: as an ADMIT hook. None: it
         has none."""
-        self.endpoints = endpoints
-        self.only = endpoints[0] if len(endpoints) == 1 else None
+        self.make_endpoint = make_endpoint
+        """Makes an endpoint for a URL as `schema.Endpoint.url` has it, for `set_endpoints`. None: they never change."""
+        self.endpoints: Sequence[Endpoint] = ()
+        self.only: Endpoint | None = None
+        """The one endpoint that there is: nothing to pick."""
+        self.measured = False
+        """Whether the outcome of every attempt is told to its endpoint (`Endpoint.settled`)."""
         self.shut = 0
         """Endpoints whose breaker is not simply closed, and those that are paused: while it is 0, all are alike."""
         self.cooldown: Cooldown | None = None
         self._random = random
         self._clock = clock
+        self._take(endpoints)
 
     def pick(self, tried: Collection[Endpoint]) -> Endpoint:
         """An endpoint for the next attempt, not one of `tried` if there is another. Raises `NoEndpoint`."""
@@ -78,6 +86,35 @@ class Upstream:
         if not self.endpoints:
             return None
         return pick(self._standing() if self.shut else self.endpoints, (), self._random)
+
+    def refresh(self) -> None:
+        """Work out again who is to be picked: health, ejection, outlier watch, zone or priority of an endpoint changed.
+
+        Not for breakers and pauses, which `shut` counts.
+        """
+        self.measured = len(self.endpoints) > 1 or any(each.outlier is not None for each in self.endpoints)
+
+    def set_endpoints(self, endpoints: Sequence[Endpoint]) -> None:
+        """These are the endpoints from now on, made by `make_endpoint`; none are allowed.
+
+        One whose URL is known stays the same object, with its connections, counts and latency, and takes weight, zone
+        and priority of the new one. What is gone takes no new requests; those in flight on it end undisturbed.
+        """
+        known = {endpoint.url: endpoint for endpoint in self.endpoints}
+        kept = []
+        for endpoint in endpoints:
+            old = known.pop(endpoint.url, None)
+            if old is not None:
+                old.weight, old.zone, old.priority = endpoint.weight, endpoint.zone, endpoint.priority
+            kept.append(old or endpoint)
+        self._take(kept)
+        for gone in known.values():
+            gone.pool.retire()
+
+    def _take(self, endpoints: Sequence[Endpoint]) -> None:
+        self.endpoints = tuple(endpoints)
+        self.only = endpoints[0] if len(endpoints) == 1 else None
+        self.refresh()
 
     def _standing(self) -> Sequence[Endpoint]:
         assert self._clock is not None

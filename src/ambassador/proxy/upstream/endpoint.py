@@ -1,10 +1,17 @@
-"""An endpoint: one server of an upstream, its addresses, its connections, and what is in flight to it."""
+"""An endpoint: one server of an upstream, its addresses, its connections, what is in flight to it, how it answers.
+
+Latency is a peak-sensitive moving average (Finagle, `PeakEwma`): an answer that is slower than the estimate replaces
+it at once, a faster one brings it down with a time constant of 10 s, and so does every moment without an answer, so
+that one which is shunned is tried again. A failure counts as a slow answer: else a server that fails at once would be
+the fastest of all (Linkerd's load biaser, which takes 5 s for a 429).
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import socket
-from typing import TYPE_CHECKING
+from math import exp, inf, log, nan
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,21 +20,73 @@ if TYPE_CHECKING:
     from ambassador.proxy.upstream.connect import Address
     from ambassador.proxy.upstream.pool import Pool
 
+DECAY_S: Final = 10.0
+"""Time constant of the estimate of latency. Finagle and Linkerd: 10 s."""
+_FASTEST_S: Final = 1e-5
+"""Answers of one turn of the lane take no time at all; their logarithm must exist."""
+_WORSE: Final = 8.0
+"""By so much a failure raises the estimate. Failures in a row reach the worst soon; one by chance is forgotten after
+21 s without another."""
+_LEAST_PENALTY_S: Final = 0.01
+_WORST_S: Final = 5.0
+"""As slow as a failure counts at most. Linkerd: 5 s."""
+
+
+class Outlier(Protocol):
+    """Who watches an endpoint for being worse than the others (`outlier`)."""
+
+    def settled(self, seconds: float, now: float, *, failed: bool) -> None:
+        """An attempt came to its end; as `Endpoint.settled`."""
+
 
 class Endpoint:
-    """`url` as configured; `host` and `port`, or `path` of a unix socket. `weight` is at least 1."""
+    """`url` as configured; `host` and `port`, or `path` of a unix socket. `weight` is at least 1.
+
+    `priority` 0 is used first; `zone` is empty where it has none. `added_at` is a time of the lane's clock.
+    """
 
     __slots__ = (
-        "addresses", "authority", "gate", "host", "inflight", "panic", "path", "paused_until", "pool", "port", "url",
-        "weight",
+        "added_at", "addresses", "authority", "ejected_until", "ewma_s", "gate", "healthy", "host", "inflight",
+        "level", "outlier", "panic", "path", "paused_until", "pool", "port", "priority", "sampled_at", "url",
+        "weight", "why", "zone",
     )  # fmt: skip
 
-    def __init__(self, url: str, *, host: str, port: int, path: str | None = None, weight: int = 1) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        host: str,
+        port: int,
+        path: str | None = None,
+        weight: int = 1,
+        zone: str = "",
+        priority: int = 0,
+        added_at: float = -inf,
+    ) -> None:
         self.url = url
         self.host = host
         self.port = port
         self.path = path
         self.weight = weight
+        self.zone = zone
+        self.priority = priority
+        self.added_at = added_at
+        """When it came, or came back: from then on `slow_start` counts. -inf: it was always there."""
+        self.healthy = True
+        """What active checks say; call `Upstream.refresh` after a change."""
+        self.ejected_until = 0.0
+        """It was worse than the others and gets nothing until this time of the lane's clock; call `Upstream.refresh`
+        after a change (that it has passed needs none)."""
+        self.why = ""
+        """Why it is not healthy, or ejected, for people."""
+        self.outlier: Outlier | None = None
+        """Who hears of every outcome (`outlier`)."""
+        self.ewma_s = 0.0
+        """The estimate of its latency, to the answer's head, as of `sampled_at`. 0: there is none yet."""
+        self.sampled_at = 0.0
+        self.level = nan
+        """`DECAY_S * ln(ewma_s) + sampled_at`: when the estimate will have decayed to 1 s. So that of two endpoints
+        the lower one is the faster one, at any time, without a look at the clock. NaN: no estimate yet."""
         self.inflight = 0
         """Attempts of this worker that have not ended."""
         self.gate: Breaker | None = None
@@ -45,6 +104,32 @@ class Endpoint:
             self.authority = name if port == 80 else b"%b:%d" % (name, port)
             self.resolve([host])
         self.pool: Pool
+
+    def settled(self, seconds: float, now: float, *, failed: bool) -> None:
+        """An attempt came to its end, or to its answer's head: after so many seconds, at `now` (the lane's clock).
+
+        `failed`: no answer, or one that says that the server cannot (5xx, 429). Call it only where
+        `Upstream.measured`.
+        """
+        since = now - self.sampled_at
+        kept = exp(-since / DECAY_S) if since > 0 else 1.0
+        estimate = self.ewma_s * kept
+        sample = seconds
+        if failed:
+            sample = max(seconds, min(_WORST_S, max(_LEAST_PENALTY_S, _WORSE * estimate)))
+        if sample >= estimate:
+            estimate = sample or _FASTEST_S
+        elif self.ewma_s:
+            estimate += sample * (1.0 - kept)
+        self.ewma_s = estimate
+        self.sampled_at = now
+        self.level = now + DECAY_S * log(estimate)
+        if self.outlier is not None:
+            self.outlier.settled(seconds, now, failed=failed)
+
+    def latency_s(self, now: float) -> float | None:
+        """The estimate as of `now`; None where there is none."""
+        return self.ewma_s * exp(-max(0.0, now - self.sampled_at) / DECAY_S) if self.ewma_s else None
 
     def resolve(self, addresses: Sequence[str]) -> None:
         """Set the IP addresses that the name has now; what is not an address is passed over."""
