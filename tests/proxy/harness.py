@@ -283,3 +283,12 @@ async def a_plane(
                 plane.stop_accepting()
                 clients.cancel_scope.cancel()
         plane.check_clean()
+
+
+async def finished(plane: Plane) -> None:
+    """No request is under way any more, and what each held was given back."""
+    await until(lambda: plane.service.inflight == 0)
+    await until(lambda: sum(endpoint.inflight for endpoint in plane.endpoints) == 0)
+    leftovers = plane.leftovers()
+    del leftovers["connections"], leftovers["clients"]
+    assert not any(leftovers.values()), leftovers

@@ -1,0 +1,278 @@
+"""One attempt: a request on its way to one endpoint, until the head of an answer is there, and what it leaves behind.
+
+An exchange makes one after another, each at an endpoint that was picked for it. An attempt asks the cool-down and the
+breakers, takes or opens a connection, pays the upstream's quota directly before the first byte, sends, and waits for
+the head of the answer together with `transfer.py`. `leave` ends it, whatever became of it: the endpoint, the
+connection and the breakers are told once.
+
+A request that met a connection which had been closed while idle is sent again on a fresh one, once; that is still the
+same attempt (contract 7.3).
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Final
+
+from ambassador.errors import ConnectFailed, UpstreamError, UpstreamReset, UpstreamTimeout
+from ambassador.messages import RequestHead
+from ambassador.proxy.fields import tokens
+from ambassador.proxy.forwarding import deadline_fields
+from ambassador.proxy.lane import HANGUP, READ
+from ambassador.proxy.policies.breaker import Refusal, Ticket, closed, enter, guards_of, settle
+from ambassador.proxy.policies.retry import IDEMPOTENT
+from ambassador.proxy.transfer import ClientGone
+from ambassador.proxy.upstream.pool import QueueTimeout
+
+if TYPE_CHECKING:
+    from ambassador.messages import Fields, ResponseHead
+    from ambassador.proxy.exchange import Exchange
+    from ambassador.proxy.plan import RoutePlan
+    from ambassador.proxy.upstream.endpoint import Endpoint
+    from ambassador.proxy.upstream.h1 import Http1Connection
+
+STATUS_TEXT: Final = {status: str(status) for status in range(1000)}
+
+
+class Attempt:
+    """One attempt of `exchange` at `endpoint`, which counts it as in flight until `leave`."""
+
+    __slots__ = ("_exchange", "_failure", "_plan", "connection", "endpoint", "ticket")
+
+    def __init__(self, exchange: Exchange, plan: RoutePlan, endpoint: Endpoint) -> None:
+        self._exchange = exchange
+        self._plan = plan
+        self._failure: UpstreamError | None = None
+        self.endpoint = endpoint
+        self.connection: Http1Connection | None = None
+        self.ticket: Ticket | None = None
+        """What the breakers want to have told."""
+        endpoint.inflight += 1
+
+    def sent(self, connection: Http1Connection, ticket: Ticket | None, failure: UpstreamError | None) -> None:
+        """Somebody else has written the whole request to `connection`. `failure`: what came of it, if that is known."""
+        self.connection, self.ticket, self._failure = connection, ticket, failure
+
+    # On its way
+
+    async def until_head(self) -> Http1Connection:
+        """Send the request, unless it is sent, and wait for the head of its answer.
+
+        Raises `UpstreamError`, what the quota says (`Limited`, `DeadlineExceeded`), and `ClientGone`.
+        """
+        exchange, plan, connection = self._exchange, self._plan, self.connection
+        if connection is None:
+            upstream, endpoint = plan.upstream, self.endpoint
+            assert upstream is not None
+            if upstream.cooldown is not None or plan.gates or endpoint.gate is not None:
+                await self._enter()
+            connection = endpoint.pool.take()
+            if connection is not None and upstream.charge is not None:
+                await self._pay_beside(connection)
+            if connection is None or connection.link.closed:
+                return await self._on_new()
+            self.connection = connection
+            self._start(connection)
+        try:
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
+            await exchange.transfer.until_head(connection)
+        except UpstreamReset:
+            if not self._is_stale():
+                raise
+            exchange.paid = True
+            return await self._on_new()
+        return connection
+
+    async def _enter(self) -> None:
+        """Ask the cool-down and the breakers. Raises `BreakerOpen`: no attempt was made then."""
+        exchange, plan, endpoint = self._exchange, self._plan, self.endpoint
+        upstream = plan.upstream
+        assert upstream is not None
+        if upstream.cooldown is not None:
+            left_s = upstream.cooldown.left(exchange.request.passing, endpoint)
+            if left_s > 0:
+                exchange.attempts -= 1
+                raise upstream.cooldown.error(left_s)
+        guards = guards_of(plan.gates, endpoint)
+        ticket = closed(guards)
+        if ticket is None:
+            entry = enter(guards, exchange.lane.now, plan.answer_within_s, exchange.client)
+            if not isinstance(entry, Ticket | Refusal):
+                entry = await entry
+            if isinstance(entry, Refusal):
+                exchange.attempts -= 1
+                raise entry.error()
+            ticket = entry
+        self.ticket = ticket
+        exchange.transfer.try_at = min(exchange.transfer.try_at, ticket.until)
+
+    async def _pay_beside(self, connection: Http1Connection) -> bool:
+        """`Exchange.pay` directly before the first byte, with the connection at hand, which is for others if the
+        attempt is not to be.
+        """
+        try:
+            return await self._exchange.pay(self._plan, inf if self.ticket is None else self.ticket.until)
+        except BaseException:
+            if not connection.link.closed:
+                connection.pool.put(connection)
+            raise
+
+    async def _on_new(self) -> Http1Connection:
+        """The same attempt on a new connection (or one that comes free meanwhile), until the head of its answer."""
+        exchange, plan, endpoint = self._exchange, self._plan, self.endpoint
+        client, transfer = exchange.client, exchange.transfer
+        deadline = transfer.attempt_deadline
+        fresh = self.connection is not None
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+        while True:
+            try:
+                connection = await endpoint.pool.acquire(
+                    client.strand, plan.timeouts.connect, deadline, fresh=fresh
+                )
+            except QueueTimeout:
+                raise transfer.missed() from None
+            except ConnectFailed:
+                if exchange.lane.now >= deadline:
+                    raise transfer.missed() from None
+                raise
+            if await self._pay_beside(connection) and connection.link.ready & (READ | HANGUP):
+                connection.close()  # its end came meanwhile
+                continue
+            self.connection = connection
+            if client.link.ready & client.gone(exchange.request):
+                raise ClientGone
+            if not connection.used and exchange.service.metrics is not None:
+                exchange.service.metrics.upstream_opened()
+            self._start(connection)
+            try:
+                await transfer.until_head(connection)
+            except UpstreamReset:
+                if fresh or not self._is_stale():
+                    raise
+            else:
+                return connection
+            connection.close()
+            fresh = exchange.paid = True
+
+    def _is_stale(self) -> bool:
+        """The connection had been closed while idle, and the request may be sent again (contract 7.3)."""
+        connection, request = self.connection, self._exchange.request
+        if connection is None or not connection.used or connection.reader.started:
+            return False
+        if not self._exchange.transfer.replayable:
+            return False  # some of the body is gone
+        return connection.untouched or request.method in IDEMPOTENT or b"idempotency-key" in request.special
+
+    # What is sent
+
+    def _start(self, connection: Http1Connection) -> None:
+        """Send the head and what there is of the body."""
+        exchange, plan = self._exchange, self._plan
+        request = exchange.request
+        path = request.path if plan.rewrite is None else plan.rewrite(request)
+        if request.query is not None:
+            path = b"%b?%b" % (path, request.query)
+        elif request.target == b"*":
+            path = b"*"
+        if plan.keep_host:
+            host = request.authority or self.endpoint.authority
+        else:
+            host = plan.host or self.endpoint.authority
+        head = RequestHead(request.method, path, host, self._fields())
+        if request.chunked:
+            head.sized = False
+        if b"te" in request.special:
+            head.takes_trailers = b"trailers" in tokens(request.special[b"te"])
+        exchange.paid = False
+        exchange.transfer.start(connection, head)
+
+    def _fields(self) -> Fields:
+        """What passes, what the proxy adds (who sent it, through whom, under which ids), what the route changes."""
+        exchange = self._exchange
+        request, trace, client = exchange.request, exchange.trace, exchange.client
+        assert trace is not None
+        fields = [
+            *request.passing,
+            *client.peer.fields(request),
+            (b"via", exchange.service.via.extend(request)),
+            (b"x-request-id", request.request_id),
+            (b"traceparent", trace.parent),
+        ]
+        if trace.state is not None:
+            fields.append((b"tracestate", trace.state))
+        if exchange.max_forwards is not None:
+            fields.append((b"max-forwards", b"%d" % (exchange.max_forwards - 1)))
+        left = exchange.transfer.deadline - exchange.lane.now
+        if left != inf:
+            fields += deadline_fields(request, max(left, 0.001), exchange.service.wall_s())
+        if exchange.attempts > 1:
+            fields.append((b"x-ambassador-attempt", b"%d" % exchange.attempts))
+        elif b"x-ambassador-attempt" in request.special and client.peer.believed:
+            fields.append((b"x-ambassador-attempt", request.special[b"x-ambassador-attempt"]))
+        for hook in self._plan.shape_request:
+            hook(request, fields)
+        return fields
+
+    # What came of it
+
+    def hear(self, head: ResponseHead) -> None:
+        """Take what an answer's head says beyond this request: a pause that is asked for; of a stream, how it went."""
+        upstream = self._plan.upstream
+        assert upstream is not None
+        cooldown = upstream.cooldown
+        if cooldown is not None:
+            after = head.special.get(b"retry-after")
+            cooldown.heard(self._exchange.request.passing, self.endpoint, head.status, after)
+        if self.ticket is not None and _is_stream(head):
+            self.settle(STATUS_TEXT[head.status])
+
+    def count(self, outcome: str) -> None:
+        """The attempt has come to its end: a status as text, or a word of `observe.metrics.RESULTS`."""
+        now = self._exchange.lane.now
+        seconds = now - self._exchange.transfer.sent_at
+        self._plan.metrics.attempt(outcome, seconds)
+        upstream = self._plan.upstream
+        if upstream is not None and upstream.measured and outcome != "cancelled":
+            failed = not outcome.isdigit() or outcome >= "500" or outcome == "429"
+            self.endpoint.settled(seconds, now, failed=failed)
+        self.settle(outcome)
+
+    def settle(self, outcome: str) -> None:
+        """Tell the breakers how the attempt went, if they have not been told."""
+        ticket, self.ticket = self.ticket, None
+        if ticket is not None:
+            now = self._exchange.lane.now
+            settle(ticket, outcome, now - self._exchange.transfer.sent_at, now)
+
+    def leave(self, *, kept: bool) -> None:
+        """The attempt has ended. `kept`: so is the connection, if its exchange happens to be complete."""
+        if self.ticket is not None:
+            self.settle("cancelled")
+        self.endpoint.inflight -= 1
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            if kept:
+                connection.release()
+            else:
+                connection.close()
+
+
+def reason_of(error: UpstreamError) -> str:
+    """The failure as `retry.when` and the metrics name it."""
+    if isinstance(error, ConnectFailed):
+        return "connect"
+    if isinstance(error, UpstreamTimeout):
+        return "timeout"
+    return "reset" if error.status == 502 else error.code
+
+
+def _is_stream(head: ResponseHead) -> bool:
+    """The body is not one answer, but lasts as long as both sides like."""
+    return any(
+        name.lower() == b"content-type" and value.startswith((b"text/event-stream", b"application/grpc"))
+        for name, value in head.passing
+    )
