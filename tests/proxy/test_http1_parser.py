@@ -19,6 +19,7 @@ from ambassador.errors import (
     UpstreamProtocol,
     UpstreamReset,
     UriTooLong,
+    VersionNotSupported,
 )
 from ambassador.messages import Request
 from ambassador.proxy.fields import clean_trailers
@@ -125,6 +126,57 @@ def test_hostile_requests_are_refused_and_nothing_behind_them_is_read(case: str)
     assert read_alike(data + NEXT).error is not None
     assert read_alike(data + NEXT).targets == []
     assert read_alike(NEXT + data + NEXT).targets == [b"/next"]
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        (b"GET  / HTTP/1.1", BadRequest),
+        (b"GET /  HTTP/1.1", BadRequest),
+        (b"GET\t/ HTTP/1.1", BadRequest),
+        (b"GET /\tHTTP/1.1", BadRequest),
+        (b"GET / HTTP/1.1 ", BadRequest),
+        (b"GET / http/1.1", BadRequest),
+        (b"GET / RTSP/1.1", BadRequest),
+        (b"GET / RTSP/1.2", BadRequest),
+        (b"GET / RTSP/2.0", BadRequest),
+        (b"SOURCE / ICE/1.1", BadRequest),
+        (b"GET  / HTTP/2.0", BadRequest),
+        (b"GET /", BadRequest),
+        (b"GET / HTTP/1.2", VersionNotSupported),
+        (b"GET / HTTP/2.0", VersionNotSupported),
+        (b"GET" + b" " * 9000 + b"/ HTTP/1.1", BadRequest),
+    ],
+)
+@pytest.mark.parametrize(
+    "before",
+    [b"", b"\r\n", NEXT, CHUNKED + b"2\r\nhi\r\n0\r\n\r\n", post(b"Content-Length: 4\r\n", b"\r\n\r\n")],
+)
+def test_a_request_line_has_one_space_between_its_parts(
+    line: bytes, error: type[ProxyError], before: bytes
+) -> None:
+    limits = Limits()
+    read([NEXT], limits)  # the rest of the head is one that is remembered
+    bad = get(line=line)
+    for feeds in ([before + bad + NEXT], [before, bad + NEXT], [before + bad[:5], bad[5:] + NEXT]):
+        got = read(feeds, limits)
+        assert got.error is error
+        assert len(got.targets) == (len(before) > 2)
+
+
+def test_the_places_of_request_lines_are_found_behind_bodies_of_views() -> None:
+    stream = (
+        post(b"Content-Length: 40000\r\n", b"\r\n" * 20_000)
+        + NEXT
+        + CHUNKED
+        + b"4\r\n\r\n\r\n\r\n0\r\n\r\n"
+        + NEXT
+    )
+    for size in (FEED, 1000):
+        reader = RequestReader(Limits())
+        for piece in pieces(stream, size):
+            reader.feed(memoryview(piece))
+        assert (reader.error, len(reader.requests)) == (None, 4)
 
 
 @pytest.mark.parametrize("case", ACCEPTED)

@@ -5,7 +5,8 @@ httptools tokenises strictly (2.4 us a message); what it does not check is check
 is refused and nothing after it is read.
 
 Traps of httptools that this module contains
-- Pipelined messages all fire in one feed: requests queue up in `RequestReader.requests`.
+- It takes spaces without number between the parts of a request line, and RTSP's and ICE's for HTTP's: the line is held
+  against what was made of it. So that a line's place is known, no feed goes beyond the end of a message.
 - "Data after close" raises in the feed that completed a good request: that request stands.
 - After an `Upgrade` the parser stops, body unread. We take no upgrade here, so the body is framed by a fresh parser
   that is fed a head of our own, and the next request does not begin inside it.
@@ -61,7 +62,12 @@ _METHODS: Final = {
 }  # fmt: skip
 """The methods of HTTP. llhttp speaks RTSP and ICE too (`DESCRIBE / RTSP/1.0`); nothing of theirs is passed on."""
 
-_METHOD_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) +[!-~]+ +HTTP/1\.[01]\r\n")
+_METHOD_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) [!-~]+ HTTP/1\.[01]\r\n")
+_LINE_TO_VERSION: Final = re.compile(rb"[A-Z-]+ [!-~]+ HTTP/")
+_LINE_AROUND_TARGET: Final = 48
+"""More than the longest method, two spaces and the version take."""
+_END: Final = b"\r\n\r\n"
+"""Of a head, and of a chunked body: httptools takes no other line ends."""
 HEALTH_TARGET: Final = b"/.well-known/ambassador/health"
 """What load balancers ask; the one target that needs no Host."""
 HEALTH_TARGETS: Final = frozenset({HEALTH_TARGET, HEALTH_TARGET + b"?"})
@@ -129,8 +135,8 @@ class RequestReader:
     """
 
     __slots__ = (
-        "_body_bytes", "_current", "_ended", "_fed", "_headers", "_in_head", "_limits", "_parser", "_synthetic", "_url",
-        "error", "requests",
+        "_body_bytes", "_current", "_ended", "_fed", "_headers", "_in_head", "_limits", "_line", "_parser", "_synthetic",
+        "_tail", "_url", "error", "requests",
     )  # fmt: skip
 
     def __init__(self, limits: Limits) -> None:
@@ -139,6 +145,8 @@ class RequestReader:
         self._current: Request | None = None
         self._headers: Fields = []
         self._url = b""
+        self._line = b""
+        self._tail = b""
         self._in_head = False
         self._ended = False
         self._synthetic = False
@@ -182,21 +190,64 @@ class RequestReader:
                     if len(message) - end == (seen.content_length or 0):
                         self.requests.append(_same_fields(seen, line[1], line[2], message[end:]))
                         return
+            data = message
+            if len(message) == end > line_end > 1 and message[0] > 32:
+                self._line = message[:line_end]
+                self._feed_message(message)  # one head and nothing else: nothing to search for
+            else:
+                self._feed_messages(message)
+            if block and self._fed == 0 and len(self.requests) == 1:
+                self._remember(message, block, self.requests[0])
+        else:
+            self._feed_messages(data)
+
+    def _feed_messages(self, data: bytes | memoryview) -> None:
+        """Parse bytes of any number of messages, each for itself."""
+        at, size = 0, len(data)
+        while at < size and self.error is None and not self._ended:
+            request = self._current
+            if request is not None and not request.chunked:
+                end = min(size, at + (request.content_length or 0) - self._body_bytes)
+            else:
+                data = bytes(data)
+                end = self._message_end(data, at)
+            self._feed_message(data if end - at == size else data[at:end])
+            at = end
+
+    def _message_end(self, data: bytes, at: int) -> int:
+        """How far `data` may be parsed from `at` on: not behind the end of the head or chunked body that is there."""
+        tail = self._tail
+        if tail:
+            across = (tail + data[at : at + 3]).find(_END)
+            if across >= 0:
+                return at + across + 4 - len(tail)
+        found = data.find(_END, at)
+        return found + 4 if found >= 0 else len(data)
+
+    def _feed_message(self, data: bytes | memoryview) -> None:
+        """Parse bytes of one message."""
+        if self._current is None and self._line[-1:] != b"\n":
+            self._take_line(data)
         self._fed += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._go_on_after_upgrade(bytes(data[upgrade.args[0] :]))
+        except httptools.HttpParserUpgrade:
+            self._go_on_after_upgrade()
         except httptools.HttpParserCallbackError as error:
             self._fail(error.__context__ if isinstance(error.__context__, ProxyError) else BadRequest())
         except httptools.HttpParserError as error:
-            self._fail_parse(error, bytes(data))
+            self._fail_parse(error)
         if self._fed:
+            self._tail = (self._tail + bytes(data[-3:]))[-3:]
             self._check_sizes()
-        elif self._in_head:
-            self._fed = len(data)  # a head that began behind another message, how far behind nobody says
-        elif block and len(self.requests) == 1:
-            self._remember(message, block, self.requests[0])
+        else:
+            self._tail = b""
+
+    def _take_line(self, data: bytes | memoryview) -> None:
+        """Keep what `data` has of the request line, unless it is longer than any can be."""
+        if len(self._line) <= self._limits.uri + _LINE_AROUND_TARGET:
+            line = (self._line + bytes(data)).lstrip(b"\r\n")
+            self._line = line[: line.find(b"\n") + 1] or line
 
     def _remember(self, message: bytes, block: bytes, request: Request) -> None:
         if message[0] < 32:
@@ -230,6 +281,7 @@ class RequestReader:
         self._current = None
         self._ended = not request.keep_alive
         self._fed = 0
+        self._line = self._tail = b""
         return rest
 
     # Callbacks of httptools
@@ -259,10 +311,9 @@ class RequestReader:
         self._in_head = False
         parser = self._parser
         headers = self._headers
-        version = parser.get_http_version()
-        if version not in ("1.1", "1.0"):
-            raise VersionNotSupported(f"HTTP/{version} is not spoken here")
-        method = _METHODS.get(parser.get_method())
+        name = parser.get_method()
+        version = self._check_line(name, parser.get_http_version())
+        method = _METHODS.get(name)
         if method is None:
             raise NotImplementedByProxy("CONNECT is for listeners in forward mode, other methods are unknown")
         request = Request(method, self._url, headers, 1 if version == "1.1" else 0)
@@ -271,10 +322,7 @@ class RequestReader:
         request.keep_alive = parser.should_keep_alive()
         if len(headers) > self._limits.headers:
             raise HeaderTooLarge(f"more than {self._limits.headers} header fields")
-        limit = self._limits.header_bytes
-        if self._fed > limit or (
-            not self._fed and limit < _FEED_BYTES
-        ):  # 0: behind another message in one feed
+        if self._fed > self._limits.header_bytes:
             self._check_head_bytes(headers)
         authority = special.get(b"host")
         if authority is not None:
@@ -318,8 +366,17 @@ class RequestReader:
         self._current = None
         self._ended = not request.keep_alive
         self._fed = 0
+        self._line = b""
 
     # Checks
+
+    def _check_line(self, method: bytes, version: str) -> str:
+        """The version. Of what the line has but should not (RFC 9112 3), the parser says nothing."""
+        if self._line != b"%b %b HTTP/%b\r\n" % (method, self._url, version.encode()):
+            raise BadRequest("the request line is not METHOD SP TARGET SP HTTP/VERSION")
+        if version not in ("1.1", "1.0"):
+            raise VersionNotSupported(f"HTTP/{version} is not spoken here")
+        return version
 
     def _length(self, special: dict[bytes, bytes]) -> int:
         value = special[b"content-length"]
@@ -373,20 +430,24 @@ class RequestReader:
         if self._current is not None:
             self._current.error = error
 
-    def _fail_parse(self, error: httptools.HttpParserError, data: bytes) -> None:
-        if self._ended:
-            return
+    def _fail_parse(self, error: httptools.HttpParserError) -> None:
+        line = self._line
         version = self._parser.get_http_version()
-        if self._in_head and not self._headers and version not in _VERSIONS_OR_NONE:
+        if (
+            self._in_head
+            and not self._headers
+            and version not in _VERSIONS_OR_NONE
+            and _LINE_TO_VERSION.match(line)
+        ):
             self._fail(VersionNotSupported("only HTTP/1.0 and HTTP/1.1 are spoken here"))
             return
-        line = _METHOD_LINE.match(data.lstrip(b"\r\n"))
-        if isinstance(error, httptools.HttpParserInvalidMethodError) and line and line[1] not in _METHODS:
+        method = _METHOD_LINE.match(line)
+        if isinstance(error, httptools.HttpParserInvalidMethodError) and method and method[1] not in _METHODS:
             self._fail(NotImplementedByProxy("unknown method"))
         else:
             self._fail(BadRequest("malformed request"))
 
-    def _go_on_after_upgrade(self, rest: bytes) -> None:
+    def _go_on_after_upgrade(self) -> None:
         request = self._current
         self._parser = httptools.HttpRequestParser(self)
         if request is not None:
@@ -398,8 +459,6 @@ class RequestReader:
             end = b"keep-alive" if request.keep_alive else b"close"
             self._parser.feed_data(b"POST / HTTP/1.1\r\nConnection: %b\r\n%b\r\n\r\n" % (end, framing))
             self._headers = request.trailers
-        if rest:
-            self.feed(rest)
 
 
 def _same_fields(seen: Request, method: bytes, target: bytes, body: bytes) -> Request:
