@@ -135,7 +135,10 @@ def test_trailers_pass_without_what_they_must_not_say(
     proxy: Ambassador, origin: Origin, together: bool
 ) -> None:
     path = f"/trailers-{together}"
-    evil = "Host: evil\r\nAuthorization: x\r\nConnection: x-sum\r\nX-Forwarded-For: 9.9.9.9\r\n"
+    evil = (
+        "Host: evil\r\nAuthorization: x\r\nConnection: x-sum, close\r\nX-Forwarded-For: 9.9.9.9\r\n"
+        "Content-Length: 5\r\nTransfer-Encoding: gzip\r\n"
+    )
 
     def with_trailers(wire: Wire, request: Message) -> None:
         wire.send(

@@ -73,7 +73,8 @@ HOSTILE = {
     "chunk-empty": CHUNKED + b"\r\nhello\r\n0\r\n\r\n",
     "chunk-minus": CHUNKED + b"-5\r\nhello\r\n0\r\n\r\n",
     "chunk-overflow": CHUNKED + b"10000000000000005\r\nhello\r\n0\r\n\r\n",
-    "trailer-cl": CHUNKED + b"0\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n" + NEXT,
+    "trailer-cl-twice": CHUNKED + b"0\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
+    "trailer-cl-word": CHUNKED + b"0\r\nContent-Length: x\r\n\r\n",
     "trailer-fold": CHUNKED + b"0\r\nX: a\r\n b\r\n\r\n" + NEXT,
     "lf-in-head": get(b"X: a\nY: b\r\n"),
     "lf-ends-head": b"GET / HTTP/1.1\r\n" + HOST + b"\n" + NEXT,
@@ -132,6 +133,15 @@ ACCEPTED = {
     ),
     "upgrade-no-body": (get(b"Upgrade: websocket\r\nConnection: Upgrade\r\n"), b""),
     "upgrade-not-connected": (get(b"Upgrade: websocket\r\n"), b""),
+    "trailer-framing": (
+        CHUNKED + b"1\r\nx\r\n0\r\nContent-Length: 5\r\nTransfer-Encoding: gzip\r\nConnection: close\r\n\r\n",
+        b"x",
+    ),
+    "trailer-framing-behind-upgrade": (
+        CHUNKED[:-2]
+        + b"Upgrade: h2c\r\nConnection: Upgrade\r\n\r\n1\r\nx\r\n0\r\nContent-Length: 5\r\nUpgrade: x\r\n\r\n",
+        b"x",
+    ),
     "1.0-keep-alive": (b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", b""),
 }
 

@@ -225,6 +225,33 @@ def test_trailers_are_kept_apart_and_cleaned() -> None:
     read_alike(data + NEXT)
 
 
+def test_a_head_behind_trailers_that_frame_is_read_as_strictly() -> None:
+    framed = CHUNKED + b"0\r\nContent-Length: 5\r\nConnection: close\r\n\r\n"
+    for case in ("cl-and-te", "te-gzip-chunked", "te-and-cl"):
+        data, error = STRICTNESS[case]
+        got = read_alike(framed + data)
+        assert (got.targets, got.error) == ([b"/"], error)
+
+
+@pytest.mark.parametrize(
+    "trailer", [b"Content-Length: 5", b"Transfer-Encoding: gzip", b"Connection: close", b"Upgrade: x"]
+)
+def test_an_answer_with_trailers_that_frame_ends_where_its_chunks_do(trailer: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    data = head + b"2\r\nok\r\n0\r\n" + trailer + b"\r\nX-A: 1\r\n\r\n"
+    for feeds in ([data], *cuts(data)):
+        reader = ResponseReader()
+        for _ in range(2):
+            reader.begin(for_head=False)
+            for piece in feeds:
+                reader.feed(piece)
+            assert (b"".join(reader.body), reader.complete, reader.reusable) == (b"ok", True, True)
+            assert clean_trailers(reader.trailers) == [(b"X-A", b"1")]
+        reader.begin(for_head=False)
+        with pytest.raises(UpstreamProtocol):
+            reader.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n")
+
+
 def test_the_body_behind_an_upgrade_brings_no_trailers_of_its_own() -> None:
     got = read_alike(ACCEPTED["upgrade-chunked"][0])
     assert got.requests[0][5] == ()

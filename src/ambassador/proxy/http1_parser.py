@@ -12,7 +12,10 @@ Traps of httptools that this module contains
   that is fed a head of our own, and the next request does not begin inside it.
 - It calls bytes of a body that HEAD's answer cannot have a chunk header, and swallows them.
 - No skip-body for HEAD, no end-of-input call: `ResponseReader` frames both.
-- Trailers come through `on_header`.
+- Trailers come through `on_header`, and are checked as if they framed something: `Content-Length` there is an error,
+  `Connection: close` ends the connection. But they are to be dropped (RFC 9110 6.5.1): it is told to let them pass once
+  a head is accepted, and the next message gets a parser that knows nothing of it. A length twice, or one that is no
+  number, is still malformed.
 """
 
 from __future__ import annotations
@@ -337,6 +340,8 @@ class RequestReader:
             self._check_coding(request, special)
         if b"expect" in special:
             self._check_expect(request, special)
+        if request.chunked:
+            parser.set_dangerous_leniencies(lenient_chunked_length=True, lenient_transfer_encoding=True)
         self._headers = request.trailers
         self._body_bytes = 0
         self._current = request
@@ -362,6 +367,8 @@ class RequestReader:
             return
         if request.trailers and len(request.trailers) > self._limits.headers:
             raise HeaderTooLarge(f"more than {self._limits.headers} trailer fields")
+        if request.chunked:
+            self._parser = httptools.HttpRequestParser(self)
         request.complete = True
         self._current = None
         self._ended = not request.keep_alive
@@ -458,6 +465,10 @@ class RequestReader:
                 framing = b"Content-Length: %d" % (request.content_length or 0)
             end = b"keep-alive" if request.keep_alive else b"close"
             self._parser.feed_data(b"POST / HTTP/1.1\r\nConnection: %b\r\n%b\r\n\r\n" % (end, framing))
+            if request.chunked:
+                self._parser.set_dangerous_leniencies(
+                    lenient_chunked_length=True, lenient_transfer_encoding=True
+                )
             self._headers = request.trailers
 
 
@@ -509,7 +520,7 @@ class ResponseReader:
 
     def begin(self, *, for_head: bool) -> None:
         """Expect the response to a request; `for_head`: to HEAD, which has no body whatever its fields say."""
-        if self._parser is None:
+        if self._parser is None or (self.head is not None and self.head.chunked):
             self._parser = httptools.HttpResponseParser(self)
         self._for_head = for_head
         self._close_delimited = False
@@ -665,6 +676,8 @@ class ResponseReader:
             head.content_length = _response_length(special)
         if b"transfer-encoding" in special:
             self._check_coding(head, special, parser.get_http_version())
+        if head.chunked:
+            parser.set_dangerous_leniencies(lenient_chunked_length=True)
         self.head = head
         self._headers = self.trailers
         if bodiless:
