@@ -324,6 +324,11 @@ def test_rewritten_prefix_and_the_way_back(proxy: Ambassador, origin: Origin) ->
     assert origin.authority not in (got.get("location") or "")
 
 
+def test_location_passes_as_it_is_without_a_rewrite(proxy: Ambassador, origin: Origin) -> None:
+    origin.on("/created", answer(b"", "201 Created", f"Location: {origin.url}/created/1"))
+    assert fetch(proxy.url, "/created").get("location") == f"{origin.url}/created/1"
+
+
 def test_rewritten_by_a_pattern(proxy: Ambassador, origin: Origin) -> None:
     assert fetch(proxy.url, "/pattern/abc/1").status == 200
     assert seen(origin, "/by/abc/1").get("host") == "other.example"

@@ -87,7 +87,7 @@ ENDPOINTS = ("http://10.0.0.1:9000", "http://backend:80", "unix:/run/x.sock")
 
 
 def location(
-    config: Rewrite | None, value: bytes, pattern: str = "/api/**", authority: bytes | None = None
+    config: Rewrite, value: bytes, pattern: str = "/api/**", authority: bytes | None = None
 ) -> bytes:
     hook = location_rewriter(config, pattern, ENDPOINTS)
     assert hook is not None
@@ -133,11 +133,13 @@ def test_location_of_the_host_that_was_sent() -> None:
     assert (
         location(Rewrite(host="public.example"), b"http://public.example/x") == b"http://shop.example:8080/x"
     )
-    assert location(None, b"http://10.0.0.1:9000/x") == b"http://shop.example:8080/x"
-    assert location(None, b"/x") == b"/x"
-    assert location(None, b"http://10.0.0.1:9000/x", authority=b"") == b"/x"
+    by_regex = Rewrite(regex=("^/api", ""))
+    assert location(by_regex, b"http://10.0.0.1:9000/x") == b"http://shop.example:8080/x"
+    assert location(by_regex, b"/x") == b"/x"
+    assert location(by_regex, b"http://10.0.0.1:9000/x", authority=b"") == b"/x"
 
 
 def test_location_is_left_alone_where_nothing_was_rewritten() -> None:
+    assert location_rewriter(None, "/api/**", ENDPOINTS) is None
     assert location_rewriter(Rewrite(host="keep"), "/api/**", ENDPOINTS) is None
     assert location_rewriter(Rewrite(host="keep", prefix="/new"), "/api/**", ENDPOINTS) is not None

@@ -109,17 +109,17 @@ def _regex_rewriter(pattern: str, substitution: str) -> Callable[[Request], byte
 def location_rewriter(
     config: Rewrite | None, pattern: str | None, endpoints: Sequence[str]
 ) -> Callable[[Request, Fields], None] | None:
-    """The hook that turns `Location` of the upstream's own address into the client's view of it; None where nothing
-    was rewritten (`host: keep` and no prefix). It is of use in answers with a 3xx status and 201.
+    """The hook that turns `Location` of the upstream's own address into the client's view of it; None for a route
+    without `rewrite`, and where it leaves host and path as they are or the path cannot be put back (`host: keep`
+    without a prefix). It is of use in answers with a 3xx status and 201.
 
     `endpoints`: the upstream's URLs. Own addresses are these and the `Host` that is sent. Their scheme and authority
     become the request's; a path under `prefix` gets the matched prefix back, also in a `Location` that is only a
     path. Another path keeps its spelling.
     """
-    prefix = None if config is None else config.prefix
-    keeps_host = config is not None and config.host == KEEP
-    if keeps_host and prefix is None:
+    if config is None or (config.host == KEEP and config.prefix is None):
         return None
+    prefix = config.prefix
     own = _own_addresses(config, endpoints)
     back = _way_back(literal_prefix(pattern), prefix.rstrip("/")) if prefix is not None else _unchanged
 
@@ -131,11 +131,11 @@ def location_rewriter(
     return rewrite
 
 
-def _own_addresses(config: Rewrite | None, endpoints: Sequence[str]) -> frozenset[tuple[str, int]]:
+def _own_addresses(config: Rewrite, endpoints: Sequence[str]) -> frozenset[tuple[str, int]]:
     addresses = {
         _address(urlsplit(url).scheme, urlsplit(url).netloc.encode()) for url in endpoints if "://" in url
     }
-    if config is not None and config.host not in (None, KEEP):
+    if config.host not in (None, KEEP):
         addresses.add(_address("http", str(config.host).encode()))
     return frozenset(address for address in addresses if address is not None)
 
