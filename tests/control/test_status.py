@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import msgspec
+import pytest
 
 from ambassador.config.load import load_text
 from ambassador.config.schema import Config
@@ -42,3 +43,23 @@ def test_a_route_in_short() -> None:
     assert first.match == {"host": "billing.internal", "path": "/v1/**"}
     assert first.policies == ["timeout", "retry", "headers"]
     assert second.to == "respond"
+
+
+@pytest.mark.parametrize(
+    "match",
+    [
+        {"host": ["a", "*.b"], "path": {"regex": "/x/[0-9]+"}, "methods": ["GET", "POST"]},
+        {"host": "*", "path": "/v1/accounts/{id}"},
+        {
+            "host": "a",
+            "headers": {"x-a": "1", "x-b": ["1", "2"], "x-c": {"regex": "a|b"}, "x-d": {"present": True}},
+        },
+        {"host": "a", "query": {"a": {"present": False}, "b": {"exact": "*"}, "c": "1"}},
+    ],
+)
+def test_a_match_is_told_as_one_writes_it(match: dict[str, Any]) -> None:
+    text = (
+        f"version: 1\nlisten: 127.0.0.1:0\nroutes: [{{name: a, respond: 404, match: {json.dumps(match)}}}]\n"
+    )
+    (route,) = load_text(text).routes
+    assert route_status(route).match == match

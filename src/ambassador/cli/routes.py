@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from typing import Any
 
 from ambassador.cli import OK
@@ -41,15 +42,21 @@ def run(args: argparse.Namespace) -> int:
     return OK
 
 
+_PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_/.-]*(?:\*\*)?")
+_WORDS = frozenset({"true", "false", "on", "off", "yes", "no", "null"})
+
+
 def _match(match: dict[str, Any]) -> str:
-    """As it is written, without what YAML needs around it."""
-    parts = [f"{name} {_value(value)}" for name, value in match.items() if (name, value) != ("host", "*")]
-    return ", ".join(parts) or "everything"
+    """As it is written in the config, on one line."""
+    written = {name: value for name, value in match.items() if (name, value) != ("host", "*")}
+    return _yaml(written) if written else "everything"
 
 
-def _value(value: Any) -> str:
+def _yaml(value: Any) -> str:
     if isinstance(value, list):
-        return "|".join(map(_value, value))
+        return f"[{', '.join(map(_yaml, value))}]"
     if isinstance(value, dict):
-        return " ".join(f"{name}={_value(each)}" for name, each in value.items())
-    return str(value)
+        return f"{{{', '.join(f'{_yaml(name)}: {_yaml(each)}' for name, each in value.items())}}}"
+    if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _WORDS:
+        return value
+    return json.dumps(value, ensure_ascii=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from ambassador.config.schema import Config, Match, PathRegex, Route
+from ambassador.config.schema import Config, Match, PathRegex, Route, ValueMatch
 from ambassador.control.host import resident_bytes
 from ambassador.control.incarnation import Incarnation
 from ambassador.control.reload import LastReload
@@ -120,7 +120,7 @@ def _mask_headers(node: Any) -> None:
 
 
 class RouteStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """`/api/routes`: one route. `to` is an upstream's name, or what is done instead."""
+    """`/api/routes`: one route. `to` is an upstream's name, or what is done instead; `match` is as one writes it."""
 
     name: str
     match: dict[str, Any]
@@ -147,5 +147,20 @@ def _match(match: Match) -> dict[str, Any]:
     path = {"regex": match.path.regex} if isinstance(match.path, PathRegex) else match.path
     host: Any = match.host[0] if len(match.host) == 1 else list(match.host)
     tree = {"host": host, "path": path, "methods": list(match.methods)}
-    tree |= {"headers": msgspec.to_builtins(match.headers), "query": msgspec.to_builtins(match.query)}
+    tree |= {"headers": _values(match.headers), "query": _values(match.query)}
     return {key: value for key, value in tree.items() if value}
+
+
+def _values(wanted: dict[str, ValueMatch]) -> dict[str, Any]:
+    return {name: _value(value) for name, value in wanted.items()}
+
+
+def _value(wanted: ValueMatch) -> Any:
+    if wanted.regex is not None:
+        return {"regex": wanted.regex}
+    if wanted.present is not None:
+        return {"present": wanted.present}
+    exact = list(wanted.exact or ())
+    if exact == ["*"]:
+        return {"exact": "*"}  # bare, it would mean `present`
+    return exact[0] if len(exact) == 1 else exact
