@@ -598,3 +598,51 @@ def test_upstreams_have_limits_too() -> None:
     ).require()
     (each,) = config.upstreams["u"].limit or ()
     assert each.written == (1000.0, 3600)
+
+
+def test_a_duplicate_key_hides_neither_errors_nor_warnings() -> None:
+    result = loaded(
+        """\
+        version: 1
+        listen: 127.0.0.1:8080
+        listen: nonsense
+        routes:
+          - {name: a, respond: 404}
+          - {name: b, respond: 404}
+          - {name: c, name: d, respond: 404, headers: {}, headers: {request: {set: {"é": c}}}}
+          - {name: e, match: {path: x}, respond: 404}
+        upstreams:
+          one: {endpoints: ["http://127.0.0.1:1"], connections: {max: 1}, connections: {max: -1}}
+        """
+    )
+    assert [(problem.line, problem.column, problem.level) for problem in result.problems] == [
+        (3, 1, "error"), (3, 9, "error"), (6, 5, "warning"), (7, 5, "warning"), (7, 15, "error"), (7, 51, "error"),
+        (7, 77, "error"), (8, 29, "error"), (10, 67, "error"), (10, 86, "error"),
+    ]  # fmt: skip
+
+
+def test_what_is_left_out_because_of_an_error_is_not_called_missing() -> None:
+    result = loaded(
+        """\
+        version: 1
+        listen: 127.0.0.1:8080
+        routes: [{name: a, to: one, timeout: 1x}]
+        upstreams: {one: {endpoints: ["http://127.0.0.1:1"]}}
+        """
+    )
+    assert [problem.level for problem in result.problems] == ["error"]
+
+
+def test_two_breakers_of_one_name_are_told_beside_other_errors() -> None:
+    result = loaded(
+        """\
+        version: 1
+        listen: 127.0.0.1:8080
+        workers: none
+        routes:
+          - {name: a, match: {path: /a}, to: one, breaker: {errors: 10%}}
+          - {name: b, match: {path: /b}, to: one, breaker: {errors: 20%}}
+        upstreams: {one: {endpoints: ["http://127.0.0.1:1"]}}
+        """
+    )
+    assert [problem.line for problem in result.errors] == [3, 6]

@@ -62,12 +62,11 @@ def breakers_of(config: Config) -> Iterator[Made]:
 
 def check_breakers(
     routes: Sequence[tuple[Route, Part]], upstreams: dict[str, Upstream], parts: dict[str, Part]
-) -> bool:
-    """Report every breaker that would have the name of another; False if there is one.
+) -> None:
+    """Report every breaker that would have the name of another.
 
     `routes` are the routes with their parts; `parts` those of the upstreams.
     """
-    good = True
     first: dict[tuple[str, str], tuple[breaker.Config, str, bool]] = {}
     for name, upstream in upstreams.items():
         config = upstream.breaker
@@ -76,9 +75,7 @@ def check_breakers(
         first[name, config.scope] = config, f"upstreams.{name}.breaker", True
         urls = [endpoint.url for endpoint in upstream.endpoints]
         if config.scope == "endpoint" and len(set(urls)) < len(urls):
-            good = _refuse(
-                parts[name], f"two endpoints of '{name}' are the same, so their breakers would be too"
-            )
+            _refuse(parts[name], f"two endpoints of '{name}' are the same, so their breakers would be too")
     for route, part in routes:
         config = route.breaker
         if config is None or route.to is None or config.scope == "route":
@@ -87,15 +84,13 @@ def check_breakers(
         known = first.setdefault((route.to, config.scope), (config, f"route '{route.name}'", written))
         if known[1] == f"route '{route.name}'" or (known[0] == config and not (known[2] and written)):
             continue
-        good = _refuse(
+        _refuse(
             part,
             f"the breaker '{route.to}' is there already ({known[1]})",
             f"write it once, at 'upstreams.{route.to}.breaker', or give this one 'scope: route'",
         )
-    return good
 
 
-def _refuse(part: Part, problem: str, hint: str | None = None) -> bool:
+def _refuse(part: Part, problem: str, hint: str | None = None) -> None:
     node, path = part.place("breaker")
     node.report(path if path.endswith("breaker") else f"{path}.breaker", problem, hint)
-    return False

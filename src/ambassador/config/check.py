@@ -1,4 +1,4 @@
-"""Warnings: what a config may hold and hardly means. Pure; looks at a config that has no errors."""
+"""Warnings: what a config may hold and hardly means. Pure; looks at what has no errors of a config."""
 
 from __future__ import annotations
 
@@ -21,8 +21,13 @@ IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
 """RFC 9110 9.2.2."""
 
 
-def warn(config: Config, routes: Sequence[Part], upstreams: dict[str, Part], document: Part | None) -> None:
-    """Reports the warnings at their places. `routes` are the parts of `config.routes`, in the same order."""
+def warn(
+    config: Config, routes: Sequence[Part], upstreams: dict[str, Part], document: Part | None, *, whole: bool
+) -> None:
+    """Reports the warnings at their places. `routes` are the parts of `config.routes`, in the same order.
+
+    `whole`: nothing of the config was left out because of errors, so that what is missing is missing.
+    """
     for route, part in zip(config.routes, routes, strict=True):
         _warn_of_retry(route, part)
         _warn_of_timeout(route, part)
@@ -32,8 +37,10 @@ def warn(config: Config, routes: Sequence[Part], upstreams: dict[str, Part], doc
         _warn_of_limits(config, config.upstreams[name].limit, part)
         _warn_of_breaker(config.upstreams[name].breaker, part)
     _warn_of_shadows(config.routes, routes)
-    _warn_of_unused(config, upstreams)
     _warn_of_secrets(document)
+    if not whole:
+        return
+    _warn_of_unused(config, upstreams)
     if not config.routes and document is not None:
         document.node.report("", "has no routes, so every request is answered 404", level="warning")
 

@@ -3,7 +3,8 @@
 The steps: each file's text to nodes (`compose`, over PyYAML's events, so that nothing recurses and nothing is
 expanded), nodes to parts by the schema (`read`), then what only the whole can tell: includes, names, defaults, inline
 upstreams, references; then `build`, and the warnings of `check`. A step that finds mistakes does not keep the others
-from looking, except that a file which is not YAML says nothing else.
+from looking, except that a file which is not YAML says nothing else, and that nothing is said of a part which is wrong
+itself beyond what is wrong with it.
 
 Nothing here raises for what a file holds; `load_file` and `load_text` raise ConfigError with all of it.
 """
@@ -318,10 +319,11 @@ def _load(sources: list[tuple[Source, str | None]], problems: list[Problem], fol
         if text is not None:
             assembly.read(Document if number == 0 else Fragment, source, text)
     config = assembly.finish()
-    if any(problem.level == "error" for problem in problems):
-        config = None
+    whole = not any(problem.level == "error" for problem in problems)
     if config is not None:
-        check.warn(config, assembly.routes, assembly.upstreams, assembly.document)
+        check.warn(config, assembly.routes, assembly.upstreams, assembly.document, whole=whole)
+    if not whole:
+        config = None
     files = tuple(name for name in assembly.files if name != TEXT)
     return Loaded(config=config, problems=in_order(problems), files=files)
 
@@ -422,7 +424,10 @@ class _Assembly:
                 self.read(Fragment, source, text)
 
     def finish(self) -> Config | None:
-        """The config, or None where something is missing for it; the problems say what."""
+        """The config, without what is wrong in it: the problems say what. None if nothing is there.
+
+        Afterwards `routes` and `upstreams` are those of the config.
+        """
         if self.document is None:
             return None
         defaults = self.document.values.pop("defaults", None)
@@ -433,16 +438,17 @@ class _Assembly:
             self._check_placeholders(route)
         self._fold_listeners(self.document)
         self._check_addresses(self.document)
-        upstreams = {name: build(part) for name, part in self.upstreams.items()}
-        routes = [_build_route(route) for route in self.routes]
-        settings = {name: build(value) for name, value in self.document.values.items()}
-        if BAD in (*upstreams.values(), *routes, *settings.values()):
-            return None
-        if not check_breakers(list(zip(routes, self.routes, strict=True)), upstreams, self.upstreams):
-            return None
-        if "listeners" not in settings:
-            return None
-        return Config(routes=tuple(routes), upstreams=upstreams, **settings)
+        built = [(_build_route(part), part) for part in self.routes]
+        routes = [(route, part) for route, part in built if route is not BAD]
+        upstreams = _without_bad({name: build(part) for name, part in self.upstreams.items()})
+        settings = _without_bad({name: build(value) for name, value in self.document.values.items()})
+        check_breakers(routes, upstreams, self.upstreams)
+        self.routes = [part for _, part in routes]
+        self.upstreams = {name: part for name, part in self.upstreams.items() if name in upstreams}
+        known = {name: value for name, value in settings.items() if name in Config.__struct_fields__}
+        return Config(
+            routes=tuple(route for route, _ in routes), upstreams=upstreams, **{"listeners": (), **known}
+        )
 
     def _with_defaults(self, route: Part, defaults: Any) -> Part:
         if not isinstance(defaults, Part):
@@ -575,6 +581,10 @@ class _Assembly:
         first = seen.setdefault(address, node)
         if first is not node:
             node.report(path, f"'{address}' is listened on already ({_where(first)})")
+
+
+def _without_bad(built: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in built.items() if value is not BAD}
 
 
 def _build_route(route: Part) -> Any:

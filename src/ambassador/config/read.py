@@ -207,6 +207,8 @@ class _SectionReader:
         if name in part.keys:
             first = part.keys[name].line
             key_node.report(_join(part.path, written), f"duplicate key '{written}' (first on line {first})")
+            if name in self._fields:
+                self._reader(name)(value_node, _join(part.path, name))  # for the mistakes in it
         elif name in self._fields:
             part.put(name, self._reader(name)(value_node, _join(part.path, name)), key_node, value_node)
         elif name in self._section.later:
