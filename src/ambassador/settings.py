@@ -92,6 +92,8 @@ HeaderValue = Annotated[str, Meta(extra={"form": "header_value"})]
 """A header's value: no CR, LF or NUL."""
 RetryCondition = Annotated[str, Meta(extra={"form": "retry_condition"})]
 """`connect`, `reset`, `refused_stream`, `timeout`, a status (`429`), a range (`502-504`) or a class (`5xx`)."""
+StatusRange = Annotated[str, Meta(extra={"form": "status_range"})]
+"""A status (`204`), a range (`200-399`) or a class (`2xx`)."""
 LimitPer = Annotated[str, Meta(extra={"form": "limit_per"})]
 """`route`, `client_ip`, `header:NAME` or `upstream`."""
 LimitCost = Annotated[str, Meta(extra={"form": "limit_cost"})]

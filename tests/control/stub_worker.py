@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 
 import trio
@@ -56,6 +56,9 @@ class StubPlane:
         self._accepting.pop(sock.fileno()).cancel()
 
     def set_addresses(self, host: str, addresses: tuple[str, ...]) -> None:
+        pass
+
+    def set_unhealthy(self, unhealthy: Mapping[str, Mapping[str, str]]) -> None:
         pass
 
     def drain(self, *, last: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -28,6 +28,7 @@ from ambassador.control.orders import (
     Commit,
     Committed,
     Drain,
+    Health,
     Leaving,
     Order,
     Prepare,
@@ -81,6 +82,9 @@ class FakePlane:
 
     def set_addresses(self, host: str, addresses: tuple[str, ...]) -> None:
         self.done.append(f"{host} is {addresses}")
+
+    def set_unhealthy(self, unhealthy: Mapping[str, Mapping[str, str]]) -> None:
+        self.done.append(f"unhealthy: {unhealthy}")
 
     def drain(self, *, last: bool) -> None:
         self.done.append("drain")
@@ -219,8 +223,9 @@ async def test_questions_and_news(boss: Boss, autojump_clock: MockClock) -> None
     await boss.order(Ask(id=7, what="tasks"))
     assert await boss.report() == Answer(id=7, data=b"tasks")
     await boss.order(Addresses(addresses={"h": ("10.0.0.1",)}))
+    await boss.order(Health(unhealthy={"a": {"http://h:80": "down"}}))
     await boss.order(Reopen())
-    assert boss.plane.done == ["h is ('10.0.0.1',)", "reopen"]
+    assert boss.plane.done == ["h is ('10.0.0.1',)", "unhealthy: {'a': {'http://h:80': 'down'}}", "reopen"]
 
 
 async def test_what_takes_a_moment_is_answered_when_it_is_done(boss: Boss, autojump_clock: MockClock) -> None:

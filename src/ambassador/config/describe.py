@@ -41,6 +41,7 @@ _STRINGS: dict[str, dict[str, Any]] = {
     "method": {"type": "string", "pattern": "^[A-Z]+$"},
     "header_name": {"type": "string"},
     "retry_condition": {"type": ["string", "integer"], "examples": ["connect", "5xx", "502-504"]},
+    "status_range": {"type": ["string", "integer"], "examples": ["204", "200-399", "2xx"]},
     "failure_condition": {"type": ["string", "integer"], "examples": ["timeout", "5xx", "502-504"]},
     "log_target": {"type": "string", "examples": ["stdout"]},
     "workers": {"type": ["string", "integer"], "pattern": "^auto$", "minimum": 1, "maximum": 1024},

@@ -651,6 +651,7 @@ _FORMS: dict[str | None, Callable[[str], Any]] = {
     "limit_per": words.limit_per,
     "limit_cost": words.limit_cost,
     "retry_condition": words.retry_condition,
+    "status_range": words.status_span,
     "log_target": words.log_target,
 }
 

@@ -19,6 +19,7 @@ from ambassador.proxy.policies import breaker, cooldown, headers, limit, retry
 from ambassador.proxy.policies.redirect import Redirect
 from ambassador.proxy.policies.respond import Respond
 from ambassador.proxy.policies.rewrite import Rewrite
+from ambassador.proxy.upstream import health
 from ambassador.settings import (
     Bytes,
     BytesPerSecond,
@@ -239,7 +240,6 @@ class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         "zone_aware": ("off", "false"),
         "slow_start": ("0s", "0", "off", "false"),
         "tls": (),
-        "health": ("off", "false"),
         "outlier": ("off", "false"),
         "auth": (),
     }
@@ -256,6 +256,9 @@ class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     breaker: breaker.Config | None = None
     """When no attempts are made any more. `scope` is `upstream` or `endpoint`. Unset: no breaker."""
+
+    health: health.Config | None = None
+    """Active checks of every endpoint. Unset: none, and every endpoint counts as healthy."""
 
     cooldown: cooldown.Config | None = None
     """Whether a 429 or 503 with `Retry-After` keeps every replica away for so long. Unset: no."""

@@ -413,6 +413,19 @@ def _condition(text: str, kinds: tuple[str, ...]) -> str:
     return text
 
 
+def status_span(text: str) -> str:
+    """A status, a range or a class of statuses."""
+    try:
+        low, high = status_range(text)
+    except ValueError:
+        raise Wrong(f"{text!r} is not a status (204), a range (200-399) or a class (2xx)") from None
+    if low > high:
+        raise Wrong(f"{text!r} ends before it begins", f"did you mean '{high}-{low}'?")
+    if low < 200 or high > 599:
+        raise Wrong(f"{text!r} is not a range of final statuses, 200 to 599")
+    return text
+
+
 _PER = ("route", "client_ip", "upstream")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import msgspec
 
@@ -26,9 +27,19 @@ def encode_config(config: Config) -> bytes:
 
 
 class Deployment:
-    """One for the supervisor's life. `generation` grows by one with each committed reload."""
+    """One for the supervisor's life. `generation` grows by one with each committed reload.
 
-    def __init__(self, config: Config, instance: str, pages: Pages, names: Resolver) -> None:
+    `unhealthy`: see `orders.Health`; as it is when a worker is told.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        instance: str,
+        pages: Pages,
+        names: Resolver,
+        unhealthy: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    ) -> None:
         self.config = config
         self.instance = instance
         # Replicas may well have the same config, and the same `name`; among those that share a store each is another.
@@ -37,6 +48,7 @@ class Deployment:
         self.bindings: dict[str, Binding] = {}
         self.pages = pages
         self.names = names
+        self._unhealthy = unhealthy
         self._encoded = encode_config(config)
         self._blocks = pages.place(config)
 
@@ -62,6 +74,7 @@ class Deployment:
             blocks=blocks,
             page_size=self.pages.size,
             addresses=self.names.known,
+            unhealthy=self._unhealthy,
         )
 
     def sockets(self) -> tuple[tuple[SocketRef, ...], list[int]]:

@@ -39,6 +39,7 @@ from ambassador.control.orders import (
     Drain,
     Drained,
     Failed,
+    Health,
     Leaving,
     Order,
     Prepare,
@@ -85,6 +86,9 @@ class Plane(Protocol):
 
     def set_addresses(self, host: str, addresses: tuple[str, ...]) -> None:
         """A name has other addresses now."""
+
+    def set_unhealthy(self, unhealthy: Mapping[str, Mapping[str, str]]) -> None:
+        """Of these upstreams other endpoints are unhealthy now (`orders.Health`)."""
 
     def drain(self, *, last: bool) -> None:
         """From now on answers say `Connection: close`. `last`: no other worker takes this one's place."""
@@ -225,6 +229,8 @@ class Duties:
             case Addresses():
                 for host, addresses in order.addresses.items():
                     self._plane.set_addresses(host, addresses)
+            case Health():
+                self._plane.set_unhealthy(order.unhealthy)
             case Drain():
                 self._begin_drain(order.delay_s, order.timeout_s, last=order.last)
             case Reopen():

@@ -30,7 +30,8 @@ class Brief(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker needs in order to serve one generation of the config.
 
     `config` is the msgpack of a `Config`; `blocks` tells where in the worker's page each block of counters lies, as
-    the registry made it; `page_size` is the page's size in bytes; `addresses` are those that upstreams' names have.
+    the registry made it; `page_size` is the page's size in bytes; `addresses` are those that upstreams' names have;
+    `unhealthy` are endpoints, see `Health`.
     """
 
     generation: int
@@ -38,6 +39,7 @@ class Brief(msgspec.Struct, frozen=True, kw_only=True):
     blocks: bytes
     page_size: int
     addresses: Mapping[str, tuple[str, ...]]
+    unhealthy: Mapping[str, Mapping[str, str]] = {}
 
 
 class Start(Message, frozen=True):
@@ -90,6 +92,15 @@ class Addresses(Message, frozen=True):
     addresses: Mapping[str, tuple[str, ...]]
 
 
+class Health(Message, frozen=True):
+    """The endpoints of these upstreams that active checks have found unhealthy, all of them, by url, with the reason.
+
+    A worker that starts has them from its `Brief`; later ones say nothing of them.
+    """
+
+    unhealthy: Mapping[str, Mapping[str, str]]
+
+
 class Drain(Message, frozen=True):
     """Finish and exit. Sent again, it can only bring the end nearer.
 
@@ -120,7 +131,9 @@ class Act(Message, frozen=True):
     data: bytes
 
 
-Order: TypeAlias = Start | Sockets | Prepare | Commit | Abort | Serve | Addresses | Drain | Reopen | Ask | Act
+Order: TypeAlias = (
+    Start | Sockets | Prepare | Commit | Abort | Serve | Addresses | Health | Drain | Reopen | Ask | Act
+)
 
 
 class Ready(Message, frozen=True):

@@ -29,11 +29,12 @@ from ambassador.control.checking import CHECKING_MODULE, Checked
 from ambassador.control.crew import Crew
 from ambassador.control.deployment import Deployment, random_name
 from ambassador.control.discovery.dns import Resolver
+from ambassador.control.health import HealthChecks, watched_upstreams
 from ambassador.control.host import raise_descriptor_limit, usable_cpus
 from ambassador.control.incarnation import WORKER_MODULE
 from ambassador.control.limits import LimitView, LimitViews
 from ambassador.control.names import host_names
-from ambassador.control.orders import Addresses, Reopen
+from ambassador.control.orders import Addresses, Health, Reopen
 from ambassador.control.output import Output
 from ambassador.control.pages import Pages
 from ambassador.control.provision import Equipment
@@ -97,7 +98,10 @@ class Supervisor:
         self._asked_workers = workers
         self._pages = Pages()
         names = Resolver(self._push_addresses, log=log)
-        self._deployment = Deployment(config, config.name or random_name(), self._pages, names)
+        self._health = HealthChecks(names.known, self._push_health, log=log)
+        self._deployment = Deployment(
+            config, config.name or random_name(), self._pages, names, self._health.unhealthy
+        )
         self._output = Output(1, waits=True)
         self._store = StoreServer(log)
         equipment = Equipment(self._deployment, self._output, self._store)
@@ -134,6 +138,8 @@ class Supervisor:
             async with trio.open_nursery() as self._nursery:
                 await self._deployment.names.watch(host_names(config))
                 self._nursery.start_soon(self._deployment.names.run)
+                self._health.watch(watched_upstreams(config.upstreams))
+                self._nursery.start_soon(self._health.run)
                 assert self._control is not None
                 self._nursery.start_soon(serve_door, self._control, self._api, self._log)
                 if self._admin is not None:
@@ -236,6 +242,7 @@ class Supervisor:
                 admin.close()
             return done
         config = self._deployment.config
+        self._health.watch(watched_upstreams(config.upstreams))
         self._move_admin(admin)
         if admin is not None and config.admin is not None:
             admin.admin = config.admin
@@ -314,6 +321,9 @@ class Supervisor:
 
     def _push_addresses(self, addresses: dict[str, tuple[str, ...]]) -> None:
         self._crew.post(Addresses(addresses=addresses))
+
+    def _push_health(self, unhealthy: dict[str, dict[str, str]]) -> None:
+        self._crew.post(Health(unhealthy=unhealthy))
 
     # What is told; see Service of admin/api.py.
 
@@ -400,6 +410,7 @@ class Supervisor:
             started=self._started,
             draining=self._draining,
             breakers=self._breaker_states(),
+            health=tuple(self._health.figures()),
         )
         return self._pages.render(figures, accept)
 

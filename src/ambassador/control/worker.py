@@ -41,6 +41,7 @@ from ambassador.proxy.plan import Upstream
 from ambassador.proxy.policies.cooldown import Cooldowns
 from ambassador.proxy.service import Service, Table
 from ambassador.proxy.upstream.endpoint import Endpoint
+from ambassador.proxy.upstream.health import Marks
 from ambassador.state.protocol import Roll
 from ambassador.state.store_thread import Store
 
@@ -108,6 +109,7 @@ class WorkerPlane:
             log=logging.getLogger("ambassador"),
         )
         self._cooldowns = Cooldowns(lane)
+        self._marks = Marks(start.brief.unhealthy)
         table = compile_table(
             config,
             lane,
@@ -116,6 +118,7 @@ class WorkerPlane:
             scopes.scopes,
             breakers=self._breakers,
             cooldowns=self._cooldowns,
+            marks=self._marks,
         )
         table.begin()
         log = self._open_log(config.telemetry)
@@ -146,6 +149,7 @@ class WorkerPlane:
             scopes,
             breakers=self._breakers,
             cooldowns=self._cooldowns,
+            marks=self._marks,
         )
         changed = config.telemetry != self._config.telemetry
         log = self._open_log(config.telemetry) if changed else None
@@ -213,6 +217,11 @@ class WorkerPlane:
         self._service.table.set_addresses(host, addresses)
         if self._prepared is not None:
             self._prepared.table.set_addresses(host, addresses)
+
+    def set_unhealthy(self, unhealthy: Mapping[str, Mapping[str, str]]) -> None:
+        """Of these upstreams other endpoints are unhealthy now. What is prepared learns of it when it is served."""
+        self._lane.tick()
+        self._marks.learn(unhealthy)
 
     def drain(self, *, last: bool) -> None:
         """From now on answers say `Connection: close`. `last`: no other worker takes this one's place."""

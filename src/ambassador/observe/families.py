@@ -85,6 +85,16 @@ class Family(msgspec.Struct, frozen=True):
     word: Word | None = None
 
 
+class HealthFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """One upstream's endpoints, as active checks have them, and the checks made so far."""
+
+    upstream: str
+    healthy: int
+    unhealthy: int
+    passed: int
+    failed: int
+
+
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """What the supervisor itself knows. `started` is in unix seconds."""
 
@@ -97,6 +107,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     draining: bool = False
     breakers: Sequence[tuple[str, int]] = ()
     """Name and state of each: 0 closed, 1 open, 2 half-open."""
+    health: Sequence[HealthFigures] = ()
+    """Of each upstream with active checks."""
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
@@ -302,7 +314,29 @@ def _supervisor_families(figures: Figures) -> list[Family]:
             "0 closed, 1 open, 2 half-open.",
             [((("breaker", name),), state) for name, state in figures.breakers],
         ),
+        *_health_families(figures.health),
         Family("ambassador_build", "info", "What this is.", [(build, 1)]),
+    ]
+
+
+def _health_families(health: Sequence[HealthFigures]) -> list[Family]:
+    if not health:
+        return []
+    return [
+        Family(
+            "ambassador_endpoints",
+            "gauge",
+            "Endpoints of upstreams with active checks.",
+            [((("upstream", each.upstream),), (each.healthy, each.unhealthy)) for each in health],
+            Word("state", ("healthy", "unhealthy")),
+        ),
+        Family(
+            "ambassador_health_checks",
+            "counter",
+            "Active checks of an upstream's endpoints.",
+            [((("upstream", each.upstream),), (each.passed, each.failed)) for each in health],
+            Word("result", ("passed", "failed")),
+        ),
     ]
 
 

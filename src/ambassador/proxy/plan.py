@@ -45,7 +45,7 @@ class Upstream:
     """A service: its endpoints and how one is picked."""
 
     __slots__ = (
-        "__weakref__", "_clock", "_random", "charge", "cooldown", "endpoints", "make_endpoint", "measured", "name",
+        "__weakref__", "_clock", "_followers", "_random", "charge", "cooldown", "endpoints", "make_endpoint", "measured", "name",
         "only", "shut",
     )  # fmt: skip
 
@@ -65,6 +65,7 @@ class Upstream:
         has none."""
         self.make_endpoint = make_endpoint
         """Makes an endpoint for a URL as `schema.Endpoint.url` has it, for `set_endpoints`. None: they never change."""
+        self._followers: list[Callable[[Upstream], None]] = []
         self.endpoints: Sequence[Endpoint] = ()
         self.only: Endpoint | None = None
         """The one endpoint that there is: nothing to pick."""
@@ -94,6 +95,10 @@ class Upstream:
         """
         self.measured = len(self.endpoints) > 1 or any(each.outlier is not None for each in self.endpoints)
 
+    def follow(self, told: Callable[[Upstream], None]) -> None:
+        """Have `told` called after each `set_endpoints`, before anything is picked: it knows endpoints by urls."""
+        self._followers.append(told)
+
     def set_endpoints(self, endpoints: Sequence[Endpoint]) -> None:
         """These are the endpoints from now on, made by `make_endpoint`; none are allowed.
 
@@ -108,6 +113,8 @@ class Upstream:
                 old.weight, old.zone, old.priority = endpoint.weight, endpoint.zone, endpoint.priority
             kept.append(old or endpoint)
         self._take(kept)
+        for tell in self._followers:
+            tell(self)
         for gone in known.values():
             gone.pool.retire()
 
