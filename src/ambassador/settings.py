@@ -98,6 +98,10 @@ LimitPer = Annotated[str, Meta(extra={"form": "limit_per"})]
 """`route`, `client_ip`, `header:NAME` or `upstream`."""
 LimitCost = Annotated[str, Meta(extra={"form": "limit_cost"})]
 """A whole number of at least 1, or `header:NAME`."""
+BalanceKey = Annotated[str, Meta(extra={"form": "balance_key"})]
+"""`header:NAME`, `cookie:NAME` or `client_ip`."""
+ZoneName = Annotated[str, Meta(extra={"form": "zone"})]
+"""A name, or `env:NAME`, which is read where it is used."""
 FailureCondition = Annotated[str, Meta(extra={"form": "failure_condition"})]
 """`connect`, `reset`, `timeout`, a status (`429`), a range (`502-504`) or a class (`5xx`)."""
 

@@ -6,6 +6,7 @@ what a check should have found; the old table then stays.
 
 from __future__ import annotations
 
+import os
 import random
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -28,9 +29,11 @@ from ambassador.proxy.policies.retry import RetryPolicy
 from ambassador.proxy.policies.rewrite import KEEP, location_rewriter, path_rewriter
 from ambassador.proxy.routing import MatchSpec, Router, spec
 from ambassador.proxy.service import Table
+from ambassador.proxy.upstream.balance import CHOICES
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.health import Marks
 from ambassador.proxy.upstream.pool import Pool
+from ambassador.proxy.upstream.ring import key_reader
 from ambassador.state.holding import Load
 
 if TYPE_CHECKING:
@@ -100,8 +103,9 @@ def compile_steps(
     marks = marks or Marks()
     limits = _Limits(config.state, lane, scopes, counters)
     upstreams: dict[str, Upstream] = {}
+    zone = own_zone(config, os.environ)
     for name, upstream in config.upstreams.items():
-        upstreams[name] = _upstream(name, upstream, lane, addresses, limits)
+        upstreams[name] = _upstream(name, upstream, lane, addresses, limits=limits, zone=zone)
         yield
     gates: dict[str, Breaker] = {}
     for made in breakers_of(config):
@@ -197,7 +201,9 @@ def _upstream(
     config: schema.Upstream,
     lane: Lane,
     addresses: Mapping[str, Sequence[str]],
+    *,
     limits: _Limits,
+    zone: str,
 ) -> Upstream:
     endpoints = [_endpoint(each, config.connections, lane, addresses) for each in config.endpoints]
     quota = limits.of_upstream(name, config)
@@ -208,7 +214,17 @@ def _upstream(
         lane,
         charge=None if quota is None else quota.hook(),
         make_endpoint=endpoint_maker(config.connections, lane, addresses),
+        balance=CHOICES[config.balance](),
+        key=None if config.hash is None else key_reader(config.hash),
+        zone=zone if config.zone_aware else "",
+        slow_start_s=config.slow_start,
     )
+
+
+def own_zone(config: schema.Config, environment: Mapping[str, str]) -> str:
+    """The zone that this instance is in; empty if it is not known."""
+    zone = config.zone or ""
+    return environment.get(zone.removeprefix("env:"), "") if zone.startswith("env:") else zone
 
 
 def endpoint_maker(
@@ -248,15 +264,22 @@ def _endpoint(
     lane: Lane,
     addresses: Mapping[str, Sequence[str]],
 ) -> Endpoint:
+    path, host, port = None, "", "0"
     if config.url.startswith("unix:"):
-        endpoint = _Endpoint(
-            config.url, host="", port=0, path=config.url.removeprefix("unix:"), weight=config.weight
-        )
+        path = config.url.removeprefix("unix:")
     else:
         host, _, port = config.url.removeprefix("http://").rpartition(":")
-        endpoint = _Endpoint(config.url, host=host.strip("[]"), port=int(port), weight=config.weight)
-        if endpoint.host in addresses:
-            endpoint.resolve(addresses[endpoint.host])
+    endpoint = _Endpoint(
+        config.url,
+        host=host.strip("[]"),
+        port=int(port),
+        path=path,
+        weight=config.weight,
+        zone=config.zone or "",
+        priority=config.priority,
+    )
+    if path is None and endpoint.host in addresses:
+        endpoint.resolve(addresses[endpoint.host])
     endpoint.pool = Pool(
         lane,
         endpoint.known_addresses(),

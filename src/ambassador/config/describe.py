@@ -29,6 +29,8 @@ _STRINGS: dict[str, dict[str, Any]] = {
     "percent": {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?%$", "examples": ["20%"]},
     "rate": {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?([eE]\+?[0-9]+)? ?/ ?[smhd]$", "examples": ["100/s", "5000/m", "1e6/d"]},
     "limit_per": {"type": "string", "pattern": r"^(route|client_ip|upstream|header:.+)$", "examples": ["client_ip", "header:x-tenant"]},
+    "balance_key": {"type": "string", "pattern": r"^(client_ip|header:.+|cookie:.+)$", "examples": ["client_ip", "header:x-tenant"]},
+    "zone": {"type": "string", "examples": ["eu-west-1a", "env:ZONE"]},
     "limit_cost": {"type": ["integer", "string"], "pattern": r"^([1-9][0-9]*|header:.+)$", "minimum": 1, "examples": ["header:x-cost"]},
     "name": {"type": "string", "pattern": r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$"},
     "secret": {"type": "string", "pattern": r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.*)$", "examples": ["env:TOKEN", "file:/run/secrets/token"]},

@@ -51,6 +51,7 @@ def diff(before: Config, after: Config) -> list[Change]:
 
 _SETTINGS = {
     "name": "only a restart changes it",
+    "zone": "holds for requests that begin after the reload",
     "admin": "holds at once; on an address that it leaves, the API answers for one second more",
     "workers": "workers are started, or finish what they have and end",
     "control": "a reload is refused: only a restart changes it",

@@ -649,6 +649,8 @@ _FORMS: dict[str | None, Callable[[str], Any]] = {
     "template": words.template,
     "rate": units.parse_rate,
     "limit_per": words.limit_per,
+    "balance_key": words.balance_key,
+    "zone": words.zone,
     "limit_cost": words.limit_cost,
     "retry_condition": words.retry_condition,
     "status_range": words.status_span,

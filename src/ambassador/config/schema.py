@@ -21,6 +21,7 @@ from ambassador.proxy.policies.respond import Respond
 from ambassador.proxy.policies.rewrite import Rewrite
 from ambassador.proxy.upstream import health
 from ambassador.settings import (
+    BalanceKey,
     Bytes,
     BytesPerSecond,
     Cidr,
@@ -41,6 +42,7 @@ from ambassador.settings import (
     Secret,
     Section,
     StateUrl,
+    ZoneName,
 )
 from ambassador.state.bridge import ANSWER_WITHIN_S as STATE_ANSWERS_WITHIN_S
 
@@ -193,7 +195,6 @@ class Endpoint(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One server of an upstream."""
 
     shorthand: ClassVar[str | None] = "url"
-    later: ClassVar[Mapping[str, tuple[str, ...]]] = {"zone": (), "priority": ("0",)}
 
     url: EndpointUrl
     """`http://host:port` or `unix:/path`; a path in the URL is refused. After loading: scheme and host in lower
@@ -201,6 +202,13 @@ class Endpoint(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     weight: Annotated[Count, Meta(le=1000)] = 1
     """Share of the requests, in proportion to the other endpoints' weights."""
+
+    zone: Name | None = None
+    """Where it is, for `zone_aware`: an availability zone, a data centre."""
+
+    priority: Annotated[CountOrNone, Meta(le=127)] = 0
+    """Endpoints of priority 1 get only what those of priority 0 fall short of, and so on; when these are back, so is
+    the traffic. A level counts as whole down to 1/1.4 of its endpoints."""
 
 
 class Connections(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -235,10 +243,6 @@ class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     later: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "discover": (),
         "protocol": ("auto", "http1"),
-        "balance": ("p2c",),
-        "hash": (),
-        "zone_aware": ("off", "false"),
-        "slow_start": ("0s", "0", "off", "false"),
         "tls": (),
         "outlier": ("off", "false"),
         "auth": (),
@@ -246,6 +250,23 @@ class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     endpoints: Annotated[tuple[Endpoint, ...], Meta(min_length=1)]
     """The servers. A name's addresses are all tried within `connect` before an attempt has failed."""
+
+    balance: Literal["p2c", "round_robin", "least_request", "ring_hash"] = "p2c"
+    """How an endpoint is chosen. `p2c`: of two at random the one with less in flight times latency, where failures and
+    429 count as slow answers. `round_robin`: one after the other. `least_request`: the one with the fewest requests in
+    flight from this worker. `ring_hash`: the same one for the same `hash`, unless it has 1.25 times its part in flight.
+    All go by the weights."""
+
+    hash: BalanceKey | None = None
+    """What stays together with `ring_hash`: `header:NAME`, `cookie:NAME` or `client_ip`. Requests without it go
+    anywhere."""
+
+    zone_aware: bool = False
+    """Whether endpoints of the service's own `zone` come first. The others get what those fall short of: nothing down
+    to 1/1.4 of them."""
+
+    slow_start: SecondsOrNone = 0.0
+    """How long an endpoint that was added, or came back, takes from a tenth of its weight to the whole."""
 
     connections: Connections = Connections()
     """Bounds on connections to each endpoint."""
@@ -264,10 +285,14 @@ class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Whether a 429 or 503 with `Retry-After` keeps every replica away for so long. Unset: no."""
 
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
-        """Limits that share a name; a scope that an upstream has not."""
+        """Limits that share a name; a scope that an upstream has not; a `hash` that is missing, or too much."""
         yield from _shared_names(self.limit)
         if self.breaker is not None and self.breaker.scope == "route":
             yield "breaker", "'scope: route' belongs to the breaker of a route"
+        if self.balance == "ring_hash" and self.hash is None:
+            yield "balance", "'ring_hash' needs 'hash': header:NAME, cookie:NAME or client_ip"
+        if self.hash is not None and self.balance != "ring_hash":
+            yield "hash", f"belongs to 'balance: ring_hash', not to '{self.balance}'"
 
 
 class PathRegex(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -453,6 +478,10 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     name: Name | None = None
     """The instance's name, the pseudonym in `via`. Unset: random for each start."""
+
+    zone: ZoneName | None = None
+    """Where this instance runs, for `zone_aware` upstreams: a name, or `env:NAME` for what that variable holds in the
+    service's environment. Unset, or the variable is: all zones are alike."""
 
     listeners: tuple[Listener, ...]
     """The addresses on which clients are served. `listen: ADDRESS` is short for one or more of them."""

@@ -446,6 +446,31 @@ def limit_per(text: str) -> str:
     )
 
 
+def balance_key(text: str) -> str:
+    """What keeps requests together on one endpoint; a header's name in lower case."""
+    if text == "client_ip":
+        return text
+    kind, colon, name_ = text.partition(":")
+    if colon and kind == "header":
+        return f"header:{header_name(name_).lower()}"
+    if colon and kind == "cookie":
+        return f"cookie:{header_name(name_)}"  # RFC 6265: a token, as header names are
+    raise Wrong(
+        f"{text!r} is not one of header:NAME, cookie:NAME, client_ip",
+        did_you_mean(text, ["client_ip", "header:", "cookie:"]),
+    )
+
+
+def zone(text: str) -> str:
+    """A zone's name, or the variable that holds it."""
+    variable = text.removeprefix("env:")
+    if variable == text:
+        return name(text)
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable, re.ASCII):
+        raise Wrong(f"{variable!r} is no name of an environment variable")
+    return text
+
+
 def limit_cost(text: str) -> str:
     """What a request costs: a whole number, or a header that holds one."""
     if re.fullmatch(r"[1-9][0-9]{0,11}", text, re.ASCII):

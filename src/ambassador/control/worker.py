@@ -167,6 +167,7 @@ class WorkerPlane:
         self._config = prepared.config
         self._scopes.use(prepared.config.state)
         self._scopes.generation = prepared.number
+        prepared.table.inherit(old)
         prepared.table.begin()
         self._configure_listeners()
         old.retire()

@@ -144,7 +144,11 @@ async def ride(client: ClientConnection) -> Exchange | None:
                 exchange = Exchange(client, request)
                 exchange.take_over(known.table, plan, trace, verdict)
                 return exchange
-        endpoint = upstream.only or upstream.pick_or_none()
+        endpoint = upstream.only or (
+            upstream.pick_or_none()
+            if upstream.key is None
+            else upstream.pick_or_none(upstream.key(known.request, client.peer.ip))
+        )
         connection = endpoint.pool.take() if endpoint is not None else None
         if endpoint is None or connection is None:
             return _board(

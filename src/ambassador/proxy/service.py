@@ -76,9 +76,17 @@ class Table:
     def set_addresses(self, host: str, addresses: Sequence[str]) -> None:
         """A name has other addresses now."""
         for upstream in self.upstreams.values():
-            for endpoint in upstream.endpoints:
-                if endpoint.host == host:
-                    endpoint.resolve(addresses)
+            found = [endpoint for endpoint in upstream.endpoints if endpoint.host == host]
+            for endpoint in found:
+                endpoint.resolve(addresses)
+            if found:
+                upstream.refresh()
+
+    def inherit(self, other: Table) -> None:
+        """Go on with what is known of endpoints from the table before, whose upstreams have the same names."""
+        for name, upstream in self.upstreams.items():
+            if name in other.upstreams:
+                upstream.inherit(other.upstreams[name])
 
     def begin(self) -> None:
         """It is served from now on: what policies share with the table before and with other workers is taken up."""

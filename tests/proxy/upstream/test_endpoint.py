@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import socket
+from math import exp, isnan, log
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ambassador.proxy.upstream.endpoint import Endpoint
+from ambassador.proxy.upstream.endpoint import DECAY_S, Endpoint
+
+
+def fresh() -> Endpoint:
+    return Endpoint("http://10.0.0.1:80", host="10.0.0.1", port=80)
 
 
 def test_ip_needs_no_name() -> None:
@@ -42,3 +49,107 @@ def test_unix_socket() -> None:
     endpoint = Endpoint("unix:/run/a", host="", port=0, path="/run/a")
     assert endpoint.addresses == ((socket.AF_UNIX, "/run/a"),)
     assert endpoint.authority == b"localhost"
+
+
+def test_latency_is_unknown_before_the_first_answer() -> None:
+    endpoint = fresh()
+    assert endpoint.latency_s(5.0) is None
+    assert isnan(endpoint.level)
+    endpoint.settled(0.02, 5.0, failed=False)
+    assert endpoint.latency_s(5.0) == pytest.approx(0.02)
+
+
+def test_slower_answer_replaces_the_estimate_at_once() -> None:
+    endpoint = fresh()
+    endpoint.settled(0.01, 0.0, failed=False)
+    endpoint.settled(0.5, 0.001, failed=False)
+    assert endpoint.ewma_s == 0.5
+
+
+def test_faster_answers_bring_it_down_with_the_time_constant() -> None:
+    endpoint = fresh()
+    endpoint.settled(1.0, 0.0, failed=False)
+    for step in range(1, 1001):
+        endpoint.settled(0.1, step / 100, failed=False)
+    assert endpoint.ewma_s == pytest.approx(0.1 + 0.9 * exp(-10 / DECAY_S), rel=0.01)
+
+
+def test_time_without_an_answer_brings_it_down_too() -> None:
+    endpoint = fresh()
+    endpoint.settled(1.0, 0.0, failed=False)
+    assert endpoint.latency_s(DECAY_S) == pytest.approx(exp(-1))
+    endpoint.settled(0.1, 10 * DECAY_S, failed=False)
+    assert endpoint.ewma_s == pytest.approx(0.1, rel=0.01)
+
+
+@pytest.mark.parametrize(("failures", "expected"), [(1, 0.01), (2, 0.08), (3, 0.64), (4, 5.0), (9, 5.0)])
+def test_failure_is_a_slow_answer_and_several_are_a_slower_one(failures: int, expected: float) -> None:
+    endpoint = fresh()
+    endpoint.settled(0.0005, 0.0, failed=False)
+    for _ in range(failures):
+        endpoint.settled(0.0001, 0.0, failed=True)
+    assert endpoint.ewma_s == pytest.approx(expected)
+
+
+def test_failure_that_took_long_counts_as_long_as_it_took() -> None:
+    endpoint = fresh()
+    endpoint.settled(15.0, 20.0, failed=True)
+    assert endpoint.ewma_s == 15.0
+
+
+def test_answer_in_no_time_has_a_level() -> None:
+    endpoint = fresh()
+    endpoint.settled(0.0, 1.0, failed=False)
+    assert endpoint.level < 1.0
+    endpoint.settled(0.0, 1e6, failed=False)
+    endpoint.settled(0.0, 1e6, failed=True)
+    assert endpoint.level > 1e6 - 100
+
+
+@given(
+    samples=st.lists(st.tuples(st.floats(0, 60), st.floats(0, 100), st.booleans()), min_size=1, max_size=20)
+)
+def test_level_orders_as_the_decayed_estimate_does(samples: list[tuple[float, float, bool]]) -> None:
+    one, other = fresh(), fresh()
+    now = 1e6  # clocks begin anywhere
+    for number, (seconds, since, failed) in enumerate(samples):
+        now += since
+        (one, other)[number % 2].settled(seconds, now, failed=failed)
+    for endpoint in (one, other):
+        latency_s = endpoint.latency_s(now)
+        if latency_s:
+            assert endpoint.level == pytest.approx(now + DECAY_S * log(latency_s), abs=1e-6)
+
+
+@given(samples=st.lists(st.tuples(st.floats(1e-5, 60), st.floats(0, 100)), min_size=1, max_size=20))
+def test_estimate_is_never_above_the_slowest_answer(samples: list[tuple[float, float]]) -> None:
+    endpoint, now = fresh(), 0.0
+    for seconds, since in samples:
+        now += since
+        before = endpoint.ewma_s or seconds
+        endpoint.settled(seconds, now, failed=False)
+        assert seconds * 0.999 <= endpoint.ewma_s <= max(before, seconds) * 1.001
+
+
+def test_outlier_watch_hears_of_every_outcome() -> None:
+    class Watch:
+        heard: list[tuple[float, float, bool]] = []  # noqa: RUF012 - one test's
+
+        def settled(self, seconds: float, now: float, *, failed: bool) -> None:
+            self.heard.append((seconds, now, failed))
+
+    endpoint = fresh()
+    endpoint.outlier = Watch()
+    endpoint.settled(0.1, 1.0, failed=False)
+    endpoint.settled(0.2, 2.0, failed=True)
+    assert Watch.heard == [(0.1, 1.0, False), (0.2, 2.0, True)]
+
+
+def test_endpoint_goes_on_from_that_of_the_table_before() -> None:
+    old, new = fresh(), fresh()
+    old.settled(0.1, 1.0, failed=False)
+    old.healthy, old.added_at, old.inflight = False, 3.0, 4
+    new.go_on_from(old)
+    assert (new.ewma_s, new.level) == (old.ewma_s, old.level)
+    assert (new.healthy, new.added_at) == (True, 3.0)
+    assert new.inflight == 0  # those end on the old one

@@ -47,8 +47,8 @@ class Endpoint:
 
     __slots__ = (
         "added_at", "addresses", "authority", "ejected_until", "ewma_s", "gate", "healthy", "host", "inflight",
-        "level", "outlier", "panic", "path", "paused_until", "pool", "port", "priority", "sampled_at", "url",
-        "weight", "why", "zone",
+        "level", "outlier", "panic", "path", "paused_until", "pool", "port", "priority", "sampled_at", "share",
+        "url", "weight", "why", "zone",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +68,8 @@ class Endpoint:
         self.port = port
         self.path = path
         self.weight = weight
+        self.share: float = weight
+        """Its weight for now: less while it starts slowly."""
         self.zone = zone
         self.priority = priority
         self.added_at = added_at
@@ -113,14 +115,14 @@ class Endpoint:
         """
         since = now - self.sampled_at
         kept = exp(-since / DECAY_S) if since > 0 else 1.0
-        estimate = self.ewma_s * kept
+        estimate = self.ewma_s
         sample = seconds
         if failed:
-            sample = max(seconds, min(_WORST_S, max(_LEAST_PENALTY_S, _WORSE * estimate)))
+            sample = max(seconds, min(_WORST_S, max(_LEAST_PENALTY_S, _WORSE * estimate * kept)))
         if sample >= estimate:
             estimate = sample or _FASTEST_S
-        elif self.ewma_s:
-            estimate += sample * (1.0 - kept)
+        else:
+            estimate = estimate * kept + sample * (1.0 - kept) or _FASTEST_S
         self.ewma_s = estimate
         self.sampled_at = now
         self.level = now + DECAY_S * log(estimate)
@@ -130,6 +132,14 @@ class Endpoint:
     def latency_s(self, now: float) -> float | None:
         """The estimate as of `now`; None where there is none."""
         return self.ewma_s * exp(-max(0.0, now - self.sampled_at) / DECAY_S) if self.ewma_s else None
+
+    def go_on_from(self, other: Endpoint) -> None:
+        """Take over latency and age from the same server's endpoint of the table before.
+
+        Whoever says that it is unhealthy or ejected says so again, if it still does.
+        """
+        self.ewma_s, self.sampled_at, self.level = other.ewma_s, other.sampled_at, other.level
+        self.added_at = other.added_at
 
     def resolve(self, addresses: Sequence[str]) -> None:
         """Set the IP addresses that the name has now; what is not an address is passed over."""
