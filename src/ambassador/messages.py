@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import msgspec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ambassador.errors import ProxyError
 
 Field: TypeAlias = tuple[bytes, bytes]
@@ -78,6 +80,23 @@ class Request(msgspec.Struct, gc=False, eq=False):
     """None: policies must decide at once."""
     held_s: float = 0.0
     """How long leases of tokens were waited for, over all limits and attempts."""
+    ends: list[Callable[[int, float], None]] | None = None
+    """What policies want to be called when the request has ended, whatever became of it: `end` does that."""
+
+    def at_end(self, give_back: Callable[[int, float], None]) -> None:
+        """Have `give_back` called exactly once when the request ends, with the status of its answer (0: none, or it is
+        not known) and the seconds that it took. It must not raise.
+        """
+        if self.ends is None:
+            self.ends = [give_back]
+        else:
+            self.ends.append(give_back)
+
+    def end(self, status: int, seconds: float) -> None:
+        """The request has ended: give back what policies hold for it, the last first. Again: nothing."""
+        ends, self.ends = self.ends, None
+        while ends:
+            ends.pop()(status, seconds)
 
     @property
     def version(self) -> tuple[int, int]:

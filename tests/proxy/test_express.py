@@ -348,6 +348,100 @@ def test_defect_of_a_policy_costs_one_client_and_nothing_else(short: bool) -> No
     assert seen.of("upstream 0").count("FIN") == 1  # at the end: its connection was used again
 
 
+# What policies hold for a request
+
+
+class Permits:
+    """A policy that holds something for each request until its end."""
+
+    def __init__(self) -> None:
+        self.out = 0
+        self.ends: list[tuple[int, float]] = []
+
+    def admit(self, request: Request) -> None:
+        self.out += 1
+        request.at_end(self.give_back)
+        request.at_end(lambda status, seconds: None)
+
+    def give_back(self, status: int, seconds: float) -> None:
+        self.ends.append((status, round(seconds, 2)))
+
+
+def _held(then: object, *steps: Step) -> list[tuple[int, float]]:
+    """What the policy is told of each request of a script, played both ways; `then` is the hook behind it."""
+    told: list[list[tuple[int, float]]] = []
+
+    def prepare(world: World) -> None:
+        permits = Permits()
+        _with_policies(world)
+        plan = world.plane.service.table.locate(Request("GET", b"/", [], 1, authority=b"a"))
+        plan.admit = (permits.admit, then)  # type: ignore[assignment]
+        told.append(permits.ends)
+        world.permits = permits  # type: ignore[attr-defined]
+
+    def check(world: World) -> None:
+        assert world.permits.out == len(world.permits.ends)  # type: ignore[attr-defined]
+
+    assert_same(Setting(config(URL, **TRIES), prepare=prepare), *steps, Step("check", check))
+    assert told[0] == told[1]
+    return told[0]
+
+
+def _path(text: bytes, request: bytes = GET) -> bytes:
+    return request.replace(b"/", text, 1)
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ([sends(GET), answers(OK)], (200, 0.0)),
+        ([sends(GET), passes(1), answers(OK[:-1]), passes(1), answers(OK[-1:])], (200, 2.0)),
+        ([sends(GET), answers(NO), passes(0.1), answers(OK)], (200, 0.1)),
+        ([sends(GET), resets()], (0, 0.0)),
+        ([sends(GET), passes(4.1), passes(0.1), passes(4.1), passes(0.1), passes(4.1)], (504, 12.5)),
+        ([sends(GET), *[upstream_resets(), passes(0.1)] * 4], (502, 0.3)),
+        ([takes(10), sends(GET), answers(OK), passes(1), takes(None)], (200, 1.0)),
+        ([takes(10), sends(GET), answers(OK), passes(1), resets()], (200, 1.0)),
+        ([sends(GET), answers(answer(b"abc")[:-1]), upstream_ends()], (200, 0.0)),
+        ([sends(_path(b"/limited"))], (429, 0.0)),
+        ([sends(_path(b"/reply"))], (200, 0.0)),
+        ([sends(_path(b"/slow-limited")), passes(1.1)], (429, 1.1)),
+        ([sends(_path(b"/slow-reply")), passes(1.1)], (200, 1.1)),
+        ([sends(_path(b"/slow")), passes(0.5), resets()], (0, 0.5)),
+        ([sends(_path(b"/slow")), passes(1.1), answers(OK)], (200, 1.1)),
+        ([sends(GET), drains, answers(OK)], (200, 0.0)),
+    ],
+)  # fmt: skip
+def test_what_a_policy_holds_is_given_back_once(steps: list[Step], told: tuple[int, float]) -> None:
+    assert _held(_verdicts, *WARM, *steps)[2:] == [told]
+
+
+def test_what_a_policy_holds_is_given_back_when_the_worker_ends() -> None:
+    for steps in ([sends(GET)], [sends(_path(b"/slow"))], [takes(10), sends(GET), answers(OK)]):
+        assert len(_held(_verdicts, *WARM, *steps, cancelled)) == 3
+
+
+@pytest.mark.parametrize("short", [True, False])
+@pytest.mark.parametrize("place", ["admit", "charge"])
+def test_what_a_policy_holds_is_given_back_after_a_defect(short: bool, place: str) -> None:
+    permits = Permits()
+
+    def broken(*_: object) -> None:
+        raise LookupError
+
+    def prepare(world: World) -> None:
+        plan = world.plane.service.table.locate(Request("GET", b"/", [], 1, authority=b"a"))
+        assert plan.upstream is not None
+        plan.admit = (permits.admit,)
+        if place == "admit":
+            plan.admit = (permits.admit, broken)
+        else:
+            plan.upstream.charge = broken
+
+    play(ONE, [*WARM, Step("breaks", prepare), sends(GET)], short=short)
+    assert (permits.out, len(permits.ends)) == (1, 1)
+
+
 # Ids of the client's
 
 

@@ -478,6 +478,8 @@ class Exchange:
         service, now = self.service, self.lane.now
         plan = self._plan
         seconds = now - self._started
+        if self.request.ends is not None:
+            self.request.end(0 if self._status == _CLIENT_GONE_STATUS else self._status, seconds)
         (plan.metrics if plan is not None else self._table.unrouted).settled(self._status // 100, seconds)
         log = service.access_log
         if log is not None:
@@ -522,6 +524,9 @@ def admit(plan: RoutePlan, request: Request) -> Verdict:
             verdict = hook(request)
         except ProxyError as error:
             return error
+        except BaseException:
+            request.end(0, 0.0)  # nobody else would: there is no exchange yet
+            raise
         if verdict is not None:
             return verdict if isinstance(verdict, Reply) else _admit_rest(plan, request, position, verdict)
     return None

@@ -140,6 +140,8 @@ async def ride(client: ClientConnection) -> Exchange | None:
         if plan.admit:
             request = _request(client, known, body, request_id)
             verdict = admit(plan, request)
+            if request.ends is not None:
+                client.holding = request
             if verdict is not None:
                 exchange = Exchange(client, request)
                 exchange.take_over(known.table, plan, trace, verdict)
@@ -253,6 +255,9 @@ async def ride(client: ClientConnection) -> Exchange | None:
         finally:
             service.inflight -= 1
             seconds = lane.now - now
+            if request is not None and request.ends is not None:
+                client.holding = None
+                request.end(answer.status, seconds)
             plan.metrics.single(answer.status, seconds, answered - now)
             if service.access_log is not None:
                 size = client.bytes_written - written

@@ -44,7 +44,7 @@ class ClientConnection(Wire):
     """One accepted connection; `serve` is its whole life."""
 
     __slots__ = (
-        "_chunked", "_served", "answered", "close_after", "idle", "known_heads", "limits", "listener", "peer", "raw_left", "reader",
+        "_chunked", "_served", "answered", "close_after", "holding", "idle", "known_heads", "limits", "listener", "peer", "raw_left", "reader",
         "rest_until", "strand",
     )  # fmt: skip
 
@@ -56,6 +56,8 @@ class ClientConnection(Wire):
         self.known_heads = listener.known_heads
         self.reader = RequestReader(listener.head_limits)
         self.strand: Strand
+        self.holding: Request | None = None
+        """The request on the short way for which policies hold something: given back also if a defect ends that."""
         self.close_after = False
         """No further request is read after the present answer."""
         self.answered = False
@@ -89,6 +91,8 @@ class ClientConnection(Wire):
         except Exception:  # one of the two catch-alls: a defect here costs one connection
             _LOG.exception("a connection failed")
         finally:
+            if self.holding is not None:
+                self.holding.end(0, 0.0)
             await lane.finish(strand)
             self.link.close()
 
