@@ -147,6 +147,20 @@ class Overloaded(ProxyError):
     proxy_error = "connection_limit_reached"
 
 
+class InjectedFault(ProxyError):
+    """A fault that the config asks for, to try what clients make of it. Nothing was sent upstream."""
+
+    code = "fault"
+    status = 503
+    grpc_status = 14
+    title = "Injected fault"
+
+    @classmethod
+    def with_status(cls, status: int) -> type[InjectedFault]:
+        """The same error, answered with another status."""
+        return cls if status == cls.status else type("InjectedFault", (cls,), {"status": status})
+
+
 class BreakerOpen(ProxyError):
     """A circuit breaker or a cool-down keeps requests away from the upstream: none was sent."""
 

@@ -10,7 +10,7 @@ import pytest
 from ambassador.cli import main
 
 GOOD = "listen: 127.0.0.1:8080\nroutes: [{name: a, respond: 200}]\n"
-BAD = "listen: 127.0.0.1:8080\nroutes: [{name: a, too: http://a, cache: {}}]\n"
+BAD = "listen: 127.0.0.1:8080\nroutes: [{name: a, too: http://a, mirror: {}}]\n"
 
 
 @pytest.fixture
@@ -34,10 +34,10 @@ def test_check_prints_every_error_of_every_file(capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [
         "bad.yaml:2:20: error: routes[0]: unknown key 'too'; did you mean 'to'?",
-        "    2 | routes: [{name: a, too: http://a, cache: {}}]",
+        "    2 | routes: [{name: a, too: http://a, mirror: {}}]",
         "      |                    ^",
-        "bad.yaml:2:35: error: routes[0].cache: 'cache' is not supported by this version",
-        "    2 | routes: [{name: a, too: http://a, cache: {}}]",
+        "bad.yaml:2:35: error: routes[0].mirror: 'mirror' is not supported by this version",
+        "    2 | routes: [{name: a, too: http://a, mirror: {}}]",
         "      |                                   ^",
         "none.yaml: error: cannot be read: No such file or directory",
     ]

@@ -257,6 +257,15 @@ def test_limits_are_told_with_their_owners() -> None:
     ]
 
 
+def test_faults_are_told() -> None:
+    config = load_text(
+        "version: 1\nlisten: 127.0.0.1:80\n"
+        "routes: [{name: r, to: http://a, fault: {delay: {percent: 10%, for: 3s}, abort: {status: 418}}}]"
+    )
+    (line,) = [line for line in explain(config, "GET", "/").lines if line.what == "fault"]
+    assert (line.key, line.text) == ("fault", "on purpose, 10% wait 3s, 100% are answered 418")
+
+
 def test_breakers_are_told_outermost_first_with_their_names() -> None:
     config = load_text(
         "version: 1\nlisten: 127.0.0.1:80\n"

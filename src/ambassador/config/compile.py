@@ -19,7 +19,7 @@ from ambassador.config.breakers import breakers_of
 from ambassador.config.schema import PathRegex
 from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.plan import RoutePlan, Timeouts, Upstream
-from ambassador.proxy.policies import headers, limit, retry
+from ambassador.proxy.policies import fault, headers, limit, retry
 from ambassador.proxy.policies.breaker import endpoint_name, route_name
 from ambassador.proxy.policies.cooldown import Cooldowns
 from ambassador.proxy.policies.limit import LimitPolicy, compile_limits, owner_of_upstream
@@ -113,7 +113,7 @@ def compile_steps(
         yield
     plans: list[tuple[MatchSpec, RoutePlan]] = []
     for route in config.routes:
-        plan = _plan(route, config, upstreams, counters, limits=limits, gates=gates, scopes=scopes)
+        plan = _plan(route, config, upstreams, counters, lane, limits=limits, gates=gates, scopes=scopes)
         plans.append((spec(route.match), plan))
         yield
     for name, cooled in upstreams.items():
@@ -295,6 +295,7 @@ def _plan(
     config: schema.Config,
     upstreams: Mapping[str, Upstream],
     counters: Counters,
+    lane: Lane,
     *,
     limits: _Limits,
     gates: Mapping[str, Breaker],
@@ -304,6 +305,8 @@ def _plan(
     limited = limits.of_route(route)
     if limited is not None:
         admit.append(limited.hook())
+    if route.fault is not None:
+        admit.append(fault.injector(route.fault, lane, random.random))
     if route.redirect is not None:
         admit.append(redirector(route.redirect))
     if route.respond is not None:

@@ -105,7 +105,7 @@ def _section(section: type[Section], definitions: dict[str, Any]) -> dict[str, A
     assert isinstance(info, inspect.StructType)
     docs = field_docs(section)
     fields = [field for field in info.fields if not _is_internal(field)]
-    properties = {field.name: _property(field, docs, definitions) for field in fields}
+    properties = {field.encode_name: _property(field, docs, definitions) for field in fields}
     for alias, name in section.aliases.items():
         properties[alias] = {**properties[name], "description": f"The same as '{name}'."}
     for name, values in section.later.items():
@@ -116,12 +116,12 @@ def _section(section: type[Section], definitions: dict[str, Any]) -> dict[str, A
         "properties": properties,
         "additionalProperties": False,
     }
-    required = [field.name for field in fields if field.required]
+    required = [field.encode_name for field in fields if field.required]
     if required:
         mapping["required"] = required
     if section.shorthand is None:
         return mapping
-    short = next(field for field in fields if field.name == section.shorthand)
+    short = next(field for field in fields if field.encode_name == section.shorthand)
     return {"anyOf": [mapping, _type(short.type, None, definitions)]}
 
 

@@ -45,7 +45,7 @@ def show(value: Any, info: inspect.Type, form: str | None = None) -> Any:
     if form in _FORMATS:
         return _FORMATS[form](value)
     if isinstance(info, inspect.StructType):
-        return {field.name: show(getattr(value, field.name), field.type) for field in info.fields}
+        return {field.encode_name: show(getattr(value, field.name), field.type) for field in info.fields}
     if isinstance(info, inspect.DictType):
         return {key: show(inner, info.value_type) for key, inner in value.items()}
     if isinstance(info, inspect.VarTupleType):

@@ -25,7 +25,7 @@ from ambassador.errors import BadRequest, NoRoute
 from ambassador.messages import Fields, Request
 from ambassador.printable import printable
 from ambassador.proxy.path import authority_host, normalise, split_target
-from ambassador.proxy.policies import breaker, cooldown, limit, redirect, respond, retry, rewrite
+from ambassador.proxy.policies import breaker, cooldown, fault, limit, redirect, respond, retry, rewrite
 from ambassador.proxy.policies import headers as headers_policy
 from ambassador.proxy.routing import Router, spec, why_not
 
@@ -192,6 +192,8 @@ def _value_text(value: ValueMatch) -> str:
 
 def _lines(config: Config, route: Route, request: Request) -> Iterable[Line]:
     yield from _limit_lines(route.limit, "limit")
+    if route.fault is not None:
+        yield _fault_line(route.fault)
     if route.redirect is not None:
         yield _redirect_line(route.redirect, request)
     elif route.respond is not None:
@@ -227,6 +229,15 @@ def _limit_lines(limits: Sequence[limit.Config] | None, key: str) -> Iterable[Li
         if of_upstream:
             text += "; each attempt is charged"
         yield Line(what="quota" if of_upstream else "limit", text=text, key=key)
+
+
+def _fault_line(config: fault.Config) -> Line:
+    parts = []
+    if config.delay is not None:
+        parts.append(f"{format_percent(config.delay.percent)} wait {format_duration(config.delay.for_)}")
+    if config.abort is not None:
+        parts.append(f"{format_percent(config.abort.percent)} are answered {config.abort.status}")
+    return Line(what="fault", text=f"on purpose, {', '.join(parts)}", key="fault")
 
 
 def _redirect_line(config: redirect.Redirect, request: Request) -> Line:

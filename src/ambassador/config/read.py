@@ -98,7 +98,8 @@ def build(value: Any) -> Any:
 def _build_section(section: type[Section], values: dict[str, Any], part: Part) -> Any:
     if not _required(section) <= values.keys():
         return BAD
-    built = section(**values)
+    names = {field.encode_name: field.name for field in _fields(section)}
+    built = section(**{names[key]: value for key, value in values.items()})
     good = True
     for key, problem in built.conflicts():
         good = False
@@ -123,7 +124,7 @@ def merge(default: Any, own: Any) -> Any:
 
 @cache
 def _required(section: type[Section]) -> frozenset[str]:
-    return frozenset(field.name for field in _fields(section) if field.required)
+    return frozenset(field.encode_name for field in _fields(section) if field.required)
 
 
 @cache
@@ -154,7 +155,7 @@ class _SectionReader:
 
     def __init__(self, section: type[Section]) -> None:
         self._section = section
-        self._fields = {field.name: field for field in _fields(section) if not _is_internal(field)}
+        self._fields = {field.encode_name: field for field in _fields(section) if not _is_internal(field)}
         self._required = [name for name, field in self._fields.items() if field.required]
         self._readers: dict[str, Reader] = {}
 
@@ -250,8 +251,8 @@ class _SectionReader:
         """Where the key would be known one level down: `match.host` for `host`."""
         for field in self._fields.values():
             for inner in _sections_in(field.type):
-                if any(name == known.name and not _is_internal(known) for known in _fields(inner)):
-                    return f"{field.name}.{name}"
+                if any(name == known.encode_name and not _is_internal(known) for known in _fields(inner)):
+                    return f"{field.encode_name}.{name}"
         return None
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 from msgspec import Meta, field
 
 from ambassador.config.units import format_duration
-from ambassador.proxy.policies import breaker, cooldown, headers, limit, retry
+from ambassador.proxy.policies import breaker, cooldown, fault, headers, limit, retry
 from ambassador.proxy.policies.redirect import Redirect
 from ambassador.proxy.policies.respond import Respond
 from ambassador.proxy.policies.rewrite import Rewrite
@@ -393,7 +393,6 @@ class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "mirror",
             "fallback",
             "cache",
-            "fault",
         ),
         ("off", "false"),
     )
@@ -431,6 +430,9 @@ class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     headers: headers.Config | None = None
     """Headers to set, add and remove."""
+
+    fault: fault.Config | None = None
+    """Delays and errors on purpose, for testing clients. Unset: none."""
 
     line: Annotated[int, Internal]
     """The line of its file where the route begins; 0 when it comes from the command line."""
