@@ -81,6 +81,10 @@ class StubPlane:
     def open_breakers(self) -> dict[str, tuple[int, int]]:
         return {}
 
+    @property
+    def ejections(self) -> dict[str, tuple[int, int]]:
+        return {}
+
     def beat(self) -> float:
         return 0.0
 

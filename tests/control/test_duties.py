@@ -61,6 +61,7 @@ class FakePlane:
     inflight: int = 0
     acts: list[tuple[bytes, Callable[[bytes], None]]] = field(default_factory=list)
     open_breakers: dict[str, tuple[int, int]] = field(default_factory=dict)
+    ejections: dict[str, tuple[int, int]] = field(default_factory=dict)
     error: Exception | None = None
 
     def prepare(self, config: Config, brief: Brief) -> Iterator[None]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ambassador.observe.families import Figures, Reader, Traffic
+from ambassador.observe.families import Figures, HealthFigures, Reader, Traffic
 from ambassador.observe.metrics import CODE_CLASSES, BlockKey, Page, Registry, Totals
 
 BILLING = BlockKey("billing", "backend")
@@ -95,3 +95,17 @@ def test_limits_are_told_by_route_and_name(registry: Registry, page: Page) -> No
     assert told["ambassador_limit_waits"] == [((), 2)]
     assert told["ambassador_limit_expired"] == [((), 6)]
     assert [dict(labels)["route"] for labels, _ in told["ambassador_requests"]] == ["-", "billing", "static"]
+
+
+def test_health_and_ejections_are_told_of_the_upstreams_that_have_them(registry: Registry) -> None:
+    health = HealthFigures(upstream="u", healthy=2, unhealthy=1, passed=30, failed=4)
+    figures = Figures(
+        version="1", instance="a", generation=1, restarts=0, workers=1, started=10.0,
+        health=[health], ejections=[("u", 1, 7)],
+    )  # fmt: skip
+    found = {family.name: family for family in Reader(registry, [], Totals()).families(figures)}
+    label = (("upstream", "u"),)
+    assert found["ambassador_endpoints"].samples == [(label, (2, 1))]
+    assert found["ambassador_health_checks"].samples == [(label, (30, 4))]
+    assert found["ambassador_endpoints_ejected"].samples == [(label, 1)]
+    assert found["ambassador_ejections"].samples == [(label, 7)]

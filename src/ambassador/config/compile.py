@@ -32,6 +32,7 @@ from ambassador.proxy.service import Table
 from ambassador.proxy.upstream.balance import CHOICES
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.health import Marks
+from ambassador.proxy.upstream.outlier import Outliers
 from ambassador.proxy.upstream.pool import Pool
 from ambassador.proxy.upstream.ring import key_reader
 from ambassador.state.holding import Load
@@ -68,15 +69,24 @@ def compile_table(
     breakers: Breakers | None = None,
     cooldowns: Cooldowns | None = None,
     marks: Marks | None = None,
+    outliers: Outliers | None = None,
 ) -> Table:
     """The table for a worker.
 
     `addresses`: what the names of upstreams resolve to, as far as it is known; `scopes`: where policies share.
-    `breakers`, `cooldowns` and `marks` are the worker's, which outlive its tables; None: this table has its own.
-    Nothing of them is changed before the table is served (`Table.begin`).
+    `breakers`, `cooldowns`, `marks` and `outliers` are the worker's, which outlive its tables; None: this table has its
+    own. Nothing of them is changed before the table is served (`Table.begin`).
     """
     steps = compile_steps(
-        config, lane, counters, addresses, scopes, breakers=breakers, cooldowns=cooldowns, marks=marks
+        config,
+        lane,
+        counters,
+        addresses,
+        scopes,
+        breakers=breakers,
+        cooldowns=cooldowns,
+        marks=marks,
+        outliers=outliers,
     )
     while True:
         try:
@@ -96,11 +106,13 @@ def compile_steps(
     breakers: Breakers | None = None,
     cooldowns: Cooldowns | None = None,
     marks: Marks | None = None,
+    outliers: Outliers | None = None,
 ) -> Generator[None, None, Table]:
     """The same, a step for each upstream and route: 500 routes take 25 ms, and a worker serves clients meanwhile."""
     breakers = breakers or Breakers(lane)
     cooldowns = cooldowns or Cooldowns(lane)
     marks = marks or Marks()
+    outliers = outliers or Outliers(lane)
     limits = _Limits(config.state, lane, scopes, counters)
     upstreams: dict[str, Upstream] = {}
     zone = own_zone(config, os.environ)
@@ -120,6 +132,11 @@ def compile_steps(
         cooling = config.upstreams[name].cooldown
         if cooling is not None:
             cooled.cooldown = cooldowns.get(cooling, cooled, scopes.fleet)
+    detectors = [
+        outliers.get(each.outlier, upstreams[name], scopes.replica)
+        for name, each in config.upstreams.items()
+        if each.outlier is not None
+    ]
     return Table(
         Router(plans),
         upstreams,
@@ -130,6 +147,7 @@ def compile_steps(
             partial(breakers.install, tuple(gates.values()), max_wait_s=config.state.max_wait),
             partial(_guard_endpoints, tuple(upstreams.values()), gates),
             partial(cooldowns.install, [each.cooldown for each in upstreams.values() if each.cooldown]),
+            partial(outliers.install, detectors),
             partial(
                 marks.install, [upstreams[name] for name, each in config.upstreams.items() if each.health]
             ),

@@ -19,7 +19,7 @@ from ambassador.proxy.policies import breaker, cooldown, fault, headers, limit, 
 from ambassador.proxy.policies.redirect import Redirect
 from ambassador.proxy.policies.respond import Respond
 from ambassador.proxy.policies.rewrite import Rewrite
-from ambassador.proxy.upstream import health
+from ambassador.proxy.upstream import health, outlier
 from ambassador.settings import (
     BalanceKey,
     Bytes,
@@ -244,7 +244,6 @@ class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         "discover": (),
         "protocol": ("auto", "http1"),
         "tls": (),
-        "outlier": ("off", "false"),
         "auth": (),
     }
 
@@ -280,6 +279,9 @@ class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     health: health.Config | None = None
     """Active checks of every endpoint. Unset: none, and every endpoint counts as healthy."""
+
+    outlier: outlier.Config | None = None
+    """When an endpoint is left out that is worse than the others. Unset: never."""
 
     cooldown: cooldown.Config | None = None
     """Whether a 429 or 503 with `Retry-After` keeps every replica away for so long. Unset: no."""

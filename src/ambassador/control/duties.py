@@ -109,6 +109,10 @@ class Plane(Protocol):
     def open_breakers(self) -> Mapping[str, tuple[int, int]]:
         """Breakers that are not closed: epoch and state."""
 
+    @property
+    def ejections(self) -> Mapping[str, tuple[int, int]]:
+        """Of each upstream with outlier detection: endpoints that are ejected, and ejections so far."""
+
     def beat(self) -> float:
         """Write down the gauges; returns the loop's longest turn since the last call, in milliseconds."""
 
@@ -251,6 +255,7 @@ class Duties:
                 inflight=self._plane.inflight,
                 loop_lag_ms=lag,
                 open_breakers=self._plane.open_breakers,
+                ejections=self._plane.ejections,
             )
             self._channel.post(beat)
             await trio.sleep(_BEAT_EVERY_S)

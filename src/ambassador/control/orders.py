@@ -176,6 +176,8 @@ class Beat(Message, frozen=True):
     loop_lag_ms: float
     open_breakers: Mapping[str, tuple[int, int]] = {}
     """Breakers that are not closed: epoch and `state.protocol.State`."""
+    ejections: Mapping[str, tuple[int, int]] = {}
+    """Of each upstream with outlier detection: endpoints that are ejected, and ejections so far."""
 
 
 class Answer(Message, frozen=True):

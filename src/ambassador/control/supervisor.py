@@ -411,6 +411,7 @@ class Supervisor:
             draining=self._draining,
             breakers=self._breaker_states(),
             health=tuple(self._health.figures()),
+            ejections=self._ejections(),
         )
         return self._pages.render(figures, accept)
 
@@ -443,6 +444,14 @@ class Supervisor:
             for name, state in worker.beat.open_breakers.items():
                 states[name] = max(states.get(name, state), state)
         return [(name, states.get(name, (0, 0))[1]) for name in breaker_names(self._deployment.config)]
+
+    def _ejections(self) -> list[tuple[str, int, int]]:
+        """As of the workers' last beats; they share them, so the last to hear knows most."""
+        known: dict[str, tuple[int, int]] = {}
+        for worker in self._crew.current:
+            for name, (ejected, total) in worker.beat.ejections.items():
+                known[name] = max(known.get(name, (0, 0)), (total, ejected))
+        return [(name, ejected, total) for name, (total, ejected) in sorted(known.items())]
 
     async def tasks(self) -> Iterator[msgspec.Raw]:
         """What each worker's tasks are, counted by name."""

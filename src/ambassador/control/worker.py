@@ -42,6 +42,7 @@ from ambassador.proxy.policies.cooldown import Cooldowns
 from ambassador.proxy.service import Service, Table
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.health import Marks
+from ambassador.proxy.upstream.outlier import Outliers
 from ambassador.state.protocol import Roll
 from ambassador.state.store_thread import Store
 
@@ -110,6 +111,7 @@ class WorkerPlane:
         )
         self._cooldowns = Cooldowns(lane)
         self._marks = Marks(start.brief.unhealthy)
+        self._outliers = Outliers(lane, log=logging.getLogger("ambassador"), tells=start.slot == 0)
         table = compile_table(
             config,
             lane,
@@ -119,6 +121,7 @@ class WorkerPlane:
             breakers=self._breakers,
             cooldowns=self._cooldowns,
             marks=self._marks,
+            outliers=self._outliers,
         )
         table.begin()
         log = self._open_log(config.telemetry)
@@ -150,6 +153,7 @@ class WorkerPlane:
             breakers=self._breakers,
             cooldowns=self._cooldowns,
             marks=self._marks,
+            outliers=self._outliers,
         )
         changed = config.telemetry != self._config.telemetry
         log = self._open_log(config.telemetry) if changed else None
@@ -319,6 +323,11 @@ class WorkerPlane:
     def open_breakers(self) -> Mapping[str, tuple[int, int]]:
         """Breakers that are not closed: epoch and state."""
         return self._breakers.open
+
+    @property
+    def ejections(self) -> Mapping[str, tuple[int, int]]:
+        """Of each upstream with outlier detection: endpoints that are ejected, and ejections so far."""
+        return self._outliers.figures()
 
     def _tasks(self) -> list[dict[str, object]]:
         root = trio.lowlevel.current_root_task()

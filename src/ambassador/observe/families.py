@@ -109,6 +109,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """Name and state of each: 0 closed, 1 open, 2 half-open."""
     health: Sequence[HealthFigures] = ()
     """Of each upstream with active checks."""
+    ejections: Sequence[tuple[str, int, int]] = ()
+    """Of each upstream with outlier detection: its name, endpoints that are ejected, ejections so far."""
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
@@ -315,6 +317,7 @@ def _supervisor_families(figures: Figures) -> list[Family]:
             [((("breaker", name),), state) for name, state in figures.breakers],
         ),
         *_health_families(figures.health),
+        *_ejection_families(figures.ejections),
         Family("ambassador_build", "info", "What this is.", [(build, 1)]),
     ]
 
@@ -336,6 +339,25 @@ def _health_families(health: Sequence[HealthFigures]) -> list[Family]:
             "Active checks of an upstream's endpoints.",
             [((("upstream", each.upstream),), (each.passed, each.failed)) for each in health],
             Word("result", ("passed", "failed")),
+        ),
+    ]
+
+
+def _ejection_families(ejections: Sequence[tuple[str, int, int]]) -> list[Family]:
+    if not ejections:
+        return []
+    return [
+        Family(
+            "ambassador_endpoints_ejected",
+            "gauge",
+            "Endpoints that are left out because they are worse than the others.",
+            [((("upstream", name),), ejected) for name, ejected, _ in ejections],
+        ),
+        Family(
+            "ambassador_ejections",
+            "counter",
+            "How often an endpoint was ejected.",
+            [((("upstream", name),), total) for name, _, total in ejections],
         ),
     ]
 

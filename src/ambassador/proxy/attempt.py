@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from ambassador.proxy.upstream.endpoint import Endpoint
     from ambassador.proxy.upstream.h1 import Http1Connection
 
+_FAILED: Final = frozenset({"connect", "reset", "timeout"})
+"""Ends of an attempt that speak of its endpoint. Others say that the client left, or that it was not made at all."""
 STATUS_TEXT: Final = {status: str(status) for status in range(1000)}
 
 
@@ -236,9 +238,9 @@ class Attempt:
         seconds = now - self._exchange.transfer.sent_at
         self._plan.metrics.attempt(outcome, seconds)
         upstream = self._plan.upstream
-        if upstream is not None and upstream.measured and outcome != "cancelled":
-            failed = not outcome.isdigit() or outcome >= "500" or outcome == "429"
-            self.endpoint.settled(seconds, now, failed=failed)
+        if upstream is not None and upstream.measured and (outcome.isdigit() or outcome in _FAILED):
+            failed = outcome >= "500" or not outcome.isdigit()
+            self.endpoint.settled(seconds, now, failed=failed, limited=outcome == "429")
         self.settle(outcome)
 
     def settle(self, outcome: str) -> None:

@@ -233,7 +233,7 @@ async def ride(client: ClientConnection) -> Exchange | None:
         answered, written = lane.now, client.bytes_written
         if upstream.measured:
             status = answer.status
-            endpoint.settled(answered - now, answered, failed=status >= 500 or status == 429)
+            endpoint.settled(answered - now, answered, failed=status >= 500, limited=status == 429)
         flags: tuple[str, ...] = ()
         try:
             if ticket is not None:

@@ -107,17 +107,18 @@ class Endpoint:
             self.resolve([host])
         self.pool: Pool
 
-    def settled(self, seconds: float, now: float, *, failed: bool) -> None:
+    def settled(self, seconds: float, now: float, *, failed: bool, limited: bool = False) -> None:
         """An attempt came to its end, or to its answer's head: after so many seconds, at `now` (the lane's clock).
 
-        `failed`: no answer, or one that says that the server cannot (5xx, 429). Call it only where
+        `failed`: no answer, or one that says that the server cannot (5xx). `limited`: it says that it would not just
+        now (429), which counts as a slow answer but speaks of the caller, not of the server. Call it only where
         `Upstream.measured`.
         """
         since = now - self.sampled_at
         kept = exp(-since / DECAY_S) if since > 0 else 1.0
         estimate = self.ewma_s
         sample = seconds
-        if failed:
+        if failed or limited:
             sample = max(seconds, min(_WORST_S, max(_LEAST_PENALTY_S, _WORSE * estimate * kept)))
         if sample >= estimate:
             estimate = sample or _FASTEST_S
