@@ -17,7 +17,7 @@ from ambassador.errors import Limited
 from ambassador.messages import Reply, Request
 from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.lane import Lane
-from ambassador.proxy.plan import RoutePlan
+from ambassador.proxy.plan import RoutePlan, Upstream
 from ambassador.proxy.policies.cooldown import Cooldowns
 from ambassador.proxy.policies.retry import SharedRetryBudget
 from ambassador.proxy.service import Table
@@ -94,6 +94,89 @@ async def test_upstream_is_one_for_all_its_routes(lane: Lane) -> None:
     )
     assert plan(compiled, "/x").upstream is plan(compiled, "/y").upstream
     assert compiled.upstreams["u"].endpoints[0].weight == 3
+
+
+UPSTREAM = """\
+zone: {zone}
+upstreams:
+  u:
+    endpoints:
+      - {{url: "http://10.0.0.1:1", zone: a, weight: 2}}
+      - {{url: "http://10.0.0.2:1", zone: b}}
+      - {{url: "http://10.0.0.3:1", zone: b, priority: 1}}
+    {keys}
+routes: [{{name: r, to: u}}]
+"""
+
+
+def upstream(lane: Lane, keys: str, zone: str = "b") -> Upstream:
+    return table(lane, UPSTREAM.format(keys=keys, zone=zone)).upstreams["u"]
+
+
+async def test_endpoints_know_weight_zone_and_priority(lane: Lane) -> None:
+    first, second, third = upstream(lane, "").endpoints
+    assert [(each.weight, each.zone, each.priority) for each in (first, second, third)] == [
+        (2, "a", 0),
+        (1, "b", 0),
+        (1, "b", 1),
+    ]
+
+
+async def test_own_zone_comes_first_where_that_is_asked_for(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chosen(of: Upstream) -> set[str]:
+        return {of.pick(()).zone for _ in range(50)}
+
+    monkeypatch.setenv("WHERE", "a")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    assert chosen(upstream(lane, "zone_aware: true")) == {"b"}
+    assert chosen(upstream(lane, "zone_aware: true", "env:WHERE")) == {"a"}
+    assert chosen(upstream(lane, "zone_aware: true", "env:NOWHERE")) == {"a", "b"}
+    assert chosen(upstream(lane, "zone_aware: false")) == {"a", "b"}
+
+
+async def test_balance_is_what_is_written(lane: Lane) -> None:
+    in_turn = upstream(lane, "balance: round_robin")
+    urls = [in_turn.pick(()).url for _ in range(6)]
+    assert urls.count("http://10.0.0.1:1") == 4
+    hashed = upstream(lane, "{balance: ring_hash, hash: header:X-Id}".strip("{}").replace(", ", "\n    "))
+    request = a_request()
+    request.headers = [(b"X-ID", b"7")]
+    assert hashed.key is not None
+    key = hashed.key(request, "")
+    assert key is not None
+    assert len({hashed.pick((), key) for _ in range(50)}) == 1
+
+
+async def test_endpoints_can_be_made_at_run_time(lane: Lane) -> None:
+    some = upstream(lane, "connections: {max: 3}")
+    assert some.make_endpoint is not None
+    first = some.endpoints[0]
+    fresh = some.make_endpoint("http://10.0.0.9:80")
+    fresh.zone, fresh.priority = "z", 0
+    some.set_endpoints([some.make_endpoint(first.url), fresh])
+    assert some.endpoints == (first, fresh)
+    assert fresh.addresses
+    some.set_endpoints([])
+    assert some.pick_or_none() is None
+
+
+async def test_next_table_knows_the_latencies_of_the_one_before(lane: Lane) -> None:
+    text = UPSTREAM.format(keys="", zone="b")
+    before, after = table(lane, text), table(lane, text)
+    before.upstreams["u"].endpoints[1].settled(0.5, lane.now, failed=False)
+    after.inherit(before)
+    assert [each.ewma_s for each in after.upstreams["u"].endpoints] == [0.0, 0.5, 0.0]
+
+
+async def test_changed_addresses_change_who_is_picked(lane: Lane) -> None:
+    compiled = table(lane, "routes: [{name: r, to: ['http://e:9000', 'http://f:1']}]", {"e": ["10.0.0.1"]})
+    of = compiled.upstreams["r"]
+    first, second = of.endpoints
+    assert {of.pick(()) for _ in range(50)} == {first}
+    compiled.set_addresses("f", ["10.0.0.2"])
+    assert {of.pick(()) for _ in range(50)} == {first, second}
 
 
 async def test_answers_made_here(lane: Lane) -> None:

@@ -95,6 +95,53 @@ def test_route_with_the_reasons_for_those_passed_over() -> None:
     assert explanation.timeouts == Timeout(total=2.0, per_try=0.5)
 
 
+@pytest.mark.parametrize(
+    ("upstream", "zone", "expected"),
+    [
+        (
+            Upstream(endpoints=(Endpoint(url="http://a:80"), Endpoint(url="http://b:80"))),
+            None,
+            "u: of two at random the one with less in flight times latency, of http://a:80, http://b:80",
+        ),
+        (
+            Upstream(
+                endpoints=(Endpoint(url="http://a:80", zone="x"), Endpoint(url="http://b:80", priority=1)),
+                balance="ring_hash",
+                hash="header:x-id",
+                zone_aware=True,
+                slow_start=30.0,
+            ),
+            "x",
+            (
+                "u: always the same one for the same header:x-id, unless it is overloaded, "
+                "of http://a:80 (priority 0, zone x), http://b:80 (priority 1); "
+                "a higher priority only as the lower ones fall short; those in zone x first; "
+                "new ones start slowly for 30s"
+            ),
+        ),
+        (
+            Upstream(
+                endpoints=(Endpoint(url="http://a:80"), Endpoint(url="http://b:80", weight=2)),
+                balance="round_robin",
+                zone_aware=True,
+            ),
+            None,
+            "u: one after the other, of http://a:80, http://b:80 (weight 2); no zone first, since 'zone' is not set",
+        ),
+    ],
+)
+def test_upstream_line_tells_how_an_endpoint_is_chosen(
+    upstream: Upstream, zone: str | None, expected: str
+) -> None:
+    config = Config(
+        listeners=(Listener(address="127.0.0.1:8080"),),
+        zone=zone,
+        upstreams={"u": upstream},
+        routes=(a_route("r", 1, Match(host=("h",)), to="u"),),
+    )
+    assert lines(explain(config, "GET", "http://h/"))["upstream"] == expected
+
+
 def test_lines_tell_what_would_be_done() -> None:
     explanation = explain(CONFIG, "GET", "http://billing.internal/v1/accounts/42")
     told = lines(explanation)

@@ -159,6 +159,29 @@ def test_defaults_are_merged_key_by_key() -> None:
     )
 
 
+def test_balancing_is_taken_as_it_is_written() -> None:
+    config = load_text(
+        "version: 1\n"
+        + textwrap.dedent("""\
+        listen: a:1
+        zone: env:ZONE
+        upstreams:
+          u:
+            endpoints: [{url: http://a, zone: x, priority: 1, weight: 5}, http://b]
+            balance: ring_hash
+            hash: header:X-Tenant
+            zone_aware: true
+            slow_start: 30s
+        """)
+    )
+    upstream = config.upstreams["u"]
+    assert (config.zone, upstream.balance, upstream.hash) == ("env:ZONE", "ring_hash", "header:x-tenant")
+    assert (upstream.zone_aware, upstream.slow_start) == (True, 30.0)
+    first, second = upstream.endpoints
+    assert (first.zone, first.priority, first.weight) == ("x", 1, 5)
+    assert (second.zone, second.priority, second.weight) == (None, 0, 1)
+
+
 def test_short_forms() -> None:
     config = load_text(
         HEAD
@@ -333,6 +356,15 @@ def test_mistake_in_a_route_has_its_place(text: str, error: str) -> None:
         ("listen: a:1\nworkers: many", "2:10: error: workers: must be a whole number, not 'many'"),
         ("listen: a:1\ntimeout: 2s", "2:1: error: unknown key 'timeout'; did you mean 'defaults.timeout'?"),
         ("listen: a:1\nupstreams: {u: {endpoints: []}}", "2:28: error: upstreams.u.endpoints: must not be empty"),
+        ("listen: a:1\nupstreams: {u: {endpoints: [http://a], balance: ring_hash}}",
+         "2:49: error: upstreams.u.balance: 'ring_hash' needs 'hash': header:NAME, cookie:NAME or client_ip"),
+        ("listen: a:1\nupstreams: {u: {endpoints: [http://a], hash: client_ip}}",
+         "2:46: error: upstreams.u.hash: belongs to 'balance: ring_hash', not to 'p2c'"),
+        ("listen: a:1\nupstreams: {u: {endpoints: [http://a], balance: ring_hash, hash: client}}",
+         "2:66: error: upstreams.u.hash: 'client' is not one of header:NAME, cookie:NAME, client_ip; did you mean 'client_ip'?"),
+        ("listen: a:1\nupstreams: {u: {endpoints: [{url: http://a, priority: 128}]}}",
+         "2:55: error: upstreams.u.endpoints[0].priority: must be 0 to 127, got 128"),
+        ("listen: a:1\nzone: env:1", "2:7: error: zone: '1' is no name of an environment variable"),
         ("listen: a:1\nupstreams: {u: {endpoints: [http://a], tls: {ca: /x}}}",
          "2:40: error: upstreams.u.tls: 'tls' is not supported by this version"),
         ("listen: a:1\nupstreams: {u: {endpoints: [http://a], health: {grpc: true}}}",

@@ -150,6 +150,28 @@ def test_limit_per_is_one_of_a_few_or_a_header(text: str) -> None:
     assert words.limit_per(text.replace("x-", "X-")) == text
 
 
+@pytest.mark.parametrize("text", ["client_ip", "header:x-tenant", "cookie:Sid"])
+def test_balance_key_is_the_address_a_header_or_a_cookie(text: str) -> None:
+    assert words.balance_key(text.replace("x-", "X-")) == text
+
+
+@pytest.mark.parametrize("text", ["", "client", "header:", "header:a b", "cookie:", "cookie:a;b", "query:x"])
+def test_balance_key_refuses_the_rest(text: str) -> None:
+    with pytest.raises(Wrong):
+        words.balance_key(text)
+
+
+@pytest.mark.parametrize("text", ["eu-west-1a", "env:ZONE", "env:_z1"])
+def test_zone_is_a_name_or_a_variable(text: str) -> None:
+    assert words.zone(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "a b", "env:", "env:1", "env:a-b"])
+def test_zone_refuses_the_rest(text: str) -> None:
+    with pytest.raises(Wrong):
+        words.zone(text)
+
+
 def test_limit_per_client_says_what_is_missing() -> None:
     with pytest.raises(Wrong, match="needs 'clients'"):
         words.limit_per("client")

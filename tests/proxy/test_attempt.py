@@ -89,3 +89,108 @@ async def test_full_queue_is_overloaded(origin: Origin) -> None:
         await finished(plane)
         for end in (first, second, talk):
             end.close()
+
+
+SEVERAL = "\nupstreams: {{u: {{endpoints: ['{first}', '{second}']}}}}\nroutes: [{{name: r, to: u{route}}}]"
+
+
+def several(first: str, second: str, route: str = "") -> str:
+    text = SEVERAL.format(first=first, second=second, route=route)
+    return f"version: 1\nlisten: 127.0.0.1:80{text}"
+
+
+async def test_latency_is_taken_to_the_head(mock_clock: trio.testing.MockClock, origin: Origin) -> None:
+    """Of a body that takes long, the client or its size may be the reason."""
+    async with a_plane(several(origin.url, origin.url)) as plane:
+        client = await plane.connect()
+        await client.send(GET)
+        talk = await origin.accept()
+        await talk.head()
+        mock_clock.jump(0.5)
+        await talk.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n")
+        await client.head()
+        mock_clock.jump(3.0)
+        await talk.send(b"ok")
+        await client.exactly(2)
+        await finished(plane)
+        (told,) = [endpoint for endpoint in plane.endpoints if endpoint.ewma_s]
+        assert told.ewma_s == pytest.approx(0.5, abs=0.1)
+        talk.close()
+        client.close()
+
+
+async def test_latency_of_a_stream_is_known_at_once(
+    mock_clock: trio.testing.MockClock, origin: Origin
+) -> None:
+    async with a_plane(several(origin.url, origin.url)) as plane:
+        client = await plane.connect()
+        await client.send(GET)
+        talk = await origin.accept()
+        await talk.head()
+        mock_clock.jump(0.5)
+        await talk.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+        await client.head()
+        (told,) = [endpoint for endpoint in plane.endpoints if endpoint.ewma_s]
+        assert told.ewma_s == pytest.approx(0.5, abs=0.1)
+        mock_clock.jump(60.0)
+        talk.close()
+        await finished(plane)
+        assert told.ewma_s == pytest.approx(0.5, abs=0.1)
+        client.close()
+
+
+@pytest.mark.parametrize("status", [b"500 No", b"429 Slow down"])
+async def test_failed_attempt_makes_its_endpoint_look_slow(origin: Origin, status: bytes) -> None:
+    retry = ", retry: {when: [500, 429], backoff: 1us..1us}"
+    async with a_plane(several(origin.url, origin.url, retry)) as plane:
+        client = await plane.connect()
+        await client.send(GET)
+        first = await origin.takes(b"HTTP/1.1 %b\r\ncontent-length: 0\r\n\r\n" % status)
+        second = await origin.takes()
+        assert await client.answer() == (200, b"ok")
+        await finished(plane)
+        bad, good = sorted(plane.endpoints, key=lambda each: -each.ewma_s)
+        assert bad.ewma_s >= 0.01
+        assert bad.level > good.level
+        for end in (first, second, client):
+            end.close()
+
+
+async def test_refused_attempt_says_nothing_of_an_endpoint(origin: Origin) -> None:
+    text = several(origin.url, origin.url).replace("]}}", "], connections: {max: 1, max_pending: 0}}}")
+    async with a_plane(text) as plane:
+        clients = [await plane.connect() for _ in range(3)]
+        talks = []
+        for client in clients[:2]:
+            await client.send(GET)
+            talk = await origin.accept()
+            await talk.head()
+            talks.append(talk)
+        await clients[2].send(GET)
+        assert (await clients[2].answer())[0] == 503
+        assert [endpoint.ewma_s for endpoint in plane.endpoints] == [0.0, 0.0]
+        for talk, client in zip(talks, clients, strict=False):
+            await talk.send(OK)
+            await client.answer()
+        await finished(plane)
+        for end in (*talks, *clients):
+            end.close()
+
+
+async def test_client_that_gives_up_tells_that_it_took_longer(
+    mock_clock: trio.testing.MockClock, origin: Origin
+) -> None:
+    """Else an endpoint that hangs looks good to clients that are less patient than the route."""
+    async with a_plane(several(origin.url, origin.url)) as plane:
+        for endpoint in plane.endpoints:
+            endpoint.settled(0.2, plane.lane.now, failed=False)
+        for waits_s, expected in ((0.05, 0.2), (2.0, 2.0)):
+            client = await plane.connect()
+            await client.send(GET)
+            talk = await origin.accept()
+            await talk.head()
+            mock_clock.jump(waits_s)
+            client.reset()
+            await finished(plane)
+            assert max(endpoint.ewma_s for endpoint in plane.endpoints) == pytest.approx(expected, abs=0.1)
+            talk.close()

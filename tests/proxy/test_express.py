@@ -724,6 +724,9 @@ upstreams:
   paid: {endpoints: ['http://10.0.0.1:81'], limit: {rate: 4/s, burst: 10}}
   tired: {endpoints: ['http://10.0.0.1:81', 'http://10.0.0.2:81'], cooldown: {scope: endpoint}}
   some: {endpoints: ['http://10.0.0.9:81', 'http://10.0.0.1:81']}
+  turns: {endpoints: ['http://10.0.0.1:81', 'http://10.0.0.2:81'], balance: round_robin}
+  ring: {endpoints: ['http://10.0.0.1:81', 'http://10.0.0.2:81'], balance: ring_hash, hash: header:x-request-id}
+  near: {endpoints: ['http://10.0.0.1:81', 'http://10.0.0.2:81'], balance: ring_hash, hash: client_ip}
 routes:
 - {name: old, match: {path: '/old/**'}, redirect: {path: /new}}
 - {name: said, match: {path: /said}, respond: {status: 200, body: said, headers: {x-id: '{request_id}'}}}
@@ -742,11 +745,14 @@ routes:
 - {name: paid, match: {path: /paid}, to: paid, retry: {attempts: 1, when: [503], backoff: 20ms..40ms}}
 - {name: limited, match: {path: /limited}, to: one, limit: {rate: 4/s, burst: 10}}
 - {name: tired, match: {path: /tired}, to: tired}
+- {name: turns, match: {path: /turns}, to: turns}
+- {name: ring, match: {path: /ring}, to: ring}
+- {name: near, match: {path: /near}, to: near}
 - {name: rest, match: {host: a}, to: one}
 """
 PATHS = [
     b"/", b"/", b"/", b"/a/../b", b"/%61", b"/?q=1", b"/old/a", b"/said", b"/r/a", b"/r/b", b"/w/a?q", b"/w", b"/k/1", b"/h", b"/i",
-    b"/few", b"/none", b"/f/a", b"/f/a", b"/frails", b"/paid", b"/limited", b"/tired", b"/some", b"/b", b"/.well-known/ambassador/health", b"/../x", b"http://a/", b"http://b/", b"*",
+    b"/few", b"/none", b"/f/a", b"/f/a", b"/frails", b"/paid", b"/limited", b"/tired", b"/some", b"/turns", b"/ring", b"/near", b"/b", b"/.well-known/ambassador/health", b"/../x", b"http://a/", b"http://b/", b"*",
 ]  # fmt: skip
 METHODS = [*[b"GET"] * 6, b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"]
 HOSTS = [*[b"Host: a"] * 8, b"Host: a:81", b"Host: b", b"Host:", b"X: no host"]

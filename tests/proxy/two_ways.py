@@ -222,7 +222,7 @@ class World:
         for name, _ in news:
             self.asked = self.unanswered = self.upstreams.ends[int(name.split()[1])]
         pools = [
-            (endpoint.pool.open, endpoint.pool.idle_count, endpoint.inflight)
+            (endpoint.pool.open, endpoint.pool.idle_count, endpoint.inflight, endpoint.ewma_s)
             for endpoint in self.plane.endpoints
         ]
         return [*news, *self.clients.news(), pools, self.plane.leftovers()]

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from msgspec import Struct
 
 from ambassador.config.breakers import upstream_breakers
-from ambassador.config.schema import Config, Match, PathRegex, Route, Timeout, Upstream, ValueMatch
+from ambassador.config.schema import Config, Endpoint, Match, PathRegex, Route, Timeout, Upstream, ValueMatch
 from ambassador.config.units import (
     format_duration,
     format_duration_range,
@@ -203,7 +203,7 @@ def _lines(config: Config, route: Route, request: Request) -> Iterable[Line]:
     if route.to is not None:
         upstream = config.upstreams[route.to]
         yield from _rewrite_lines(route, request, upstream)
-        yield _upstream_line(route.to, upstream)
+        yield _upstream_line(route.to, upstream, config.zone)
         yield from _limit_lines(upstream.limit, f"upstreams.{route.to}.limit")
         yield _timeout_line(route.timeout, request)
         yield _retry_line(route.retry, request)
@@ -288,17 +288,37 @@ def _authority(upstream: Upstream) -> str:
     return url.partition("://")[2] or "the endpoint's own"
 
 
-def _upstream_line(name: str, upstream: Upstream) -> Line:
-    endpoints = ", ".join(
-        endpoint.url if endpoint.weight == 1 else f"{endpoint.url} (weight {endpoint.weight})"
-        for endpoint in upstream.endpoints
-    )
-    text = (
-        endpoints
-        if len(upstream.endpoints) == 1
-        else f"the less busy of two picked at random from {endpoints}"
-    )
+_BALANCE = {
+    "p2c": "of two at random the one with less in flight times latency",
+    "round_robin": "one after the other",
+    "least_request": "the one with the fewest requests in flight",
+    "ring_hash": "always the same one for the same {hash}, unless it is overloaded",
+}
+
+
+def _upstream_line(name: str, upstream: Upstream, zone: str | None) -> Line:
+    endpoints = ", ".join(_endpoint_text(endpoint, upstream) for endpoint in upstream.endpoints)
+    if len(upstream.endpoints) == 1:
+        return Line(what="upstream", text=f"{name}: {endpoints}", key=f"upstreams.{name}")
+    text = f"{_BALANCE[upstream.balance].format(hash=upstream.hash)}, of {endpoints}"
+    if any(endpoint.priority for endpoint in upstream.endpoints):
+        text += "; a higher priority only as the lower ones fall short"
+    if upstream.zone_aware:
+        text += f"; those in zone {zone} first" if zone else "; no zone first, since 'zone' is not set"
+    if upstream.slow_start:
+        text += f"; new ones start slowly for {format_duration(upstream.slow_start)}"
     return Line(what="upstream", text=f"{name}: {text}", key=f"upstreams.{name}")
+
+
+def _endpoint_text(endpoint: Endpoint, upstream: Upstream) -> str:
+    notes = []
+    if endpoint.weight != 1:
+        notes.append(f"weight {endpoint.weight}")
+    if any(each.priority for each in upstream.endpoints):
+        notes.append(f"priority {endpoint.priority}")
+    if upstream.zone_aware and endpoint.zone:
+        notes.append(f"zone {endpoint.zone}")
+    return f"{endpoint.url} ({', '.join(notes)})" if notes else endpoint.url
 
 
 def _timeout_line(timeout: Timeout, request: Request) -> Line:

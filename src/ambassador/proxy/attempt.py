@@ -39,12 +39,15 @@ STATUS_TEXT: Final = {status: str(status) for status in range(1000)}
 class Attempt:
     """One attempt of `exchange` at `endpoint`, which counts it as in flight until `leave`."""
 
-    __slots__ = ("_exchange", "_failure", "_plan", "connection", "endpoint", "ticket")
+    __slots__ = ("_exchange", "_failure", "_head_s", "_plan", "_untold", "connection", "endpoint", "ticket")
 
     def __init__(self, exchange: Exchange, plan: RoutePlan, endpoint: Endpoint) -> None:
         self._exchange = exchange
         self._plan = plan
         self._failure: UpstreamError | None = None
+        self._head_s: float | None = None
+        self._untold = plan.upstream is not None and plan.upstream.measured
+        """The endpoint has not been told what came of it, and wants to know."""
         self.endpoint = endpoint
         self.connection: Http1Connection | None = None
         self.ticket: Ticket | None = None
@@ -222,14 +225,18 @@ class Attempt:
     # What came of it
 
     def hear(self, head: ResponseHead) -> None:
-        """Take what an answer's head says beyond this request: a pause that is asked for; of a stream, how it went."""
+        """Take what an answer's head says beyond this request: its latency, a pause that is asked for; of a stream, how
+        it went.
+        """
         upstream = self._plan.upstream
         assert upstream is not None
         cooldown = upstream.cooldown
         if cooldown is not None:
             after = head.special.get(b"retry-after")
             cooldown.heard(self._exchange.request.passing, self.endpoint, head.status, after)
-        if self.ticket is not None and _is_stream(head):
+        self._head_s = self._exchange.lane.now - self._exchange.transfer.sent_at
+        if (self._untold or self.ticket is not None) and _is_stream(head):
+            self._tell(STATUS_TEXT[head.status])
             self.settle(STATUS_TEXT[head.status])
 
     def count(self, outcome: str) -> None:
@@ -237,11 +244,27 @@ class Attempt:
         now = self._exchange.lane.now
         seconds = now - self._exchange.transfer.sent_at
         self._plan.metrics.attempt(outcome, seconds)
-        upstream = self._plan.upstream
-        if upstream is not None and upstream.measured and (outcome.isdigit() or outcome in _FAILED):
+        self._tell(outcome)
+        self.settle(outcome)
+
+    def _tell(self, outcome: str) -> None:
+        """Tell the endpoint, once, how long its head took and whether it failed.
+
+        Bodies are left out: how long they take, clients and sizes decide. An attempt that nobody waited for any more
+        says something only where it had taken longer than the estimate: else an endpoint that hangs would look good to
+        those who never wait for its end.
+        """
+        if not self._untold:
+            return
+        self._untold = False
+        now = self._exchange.lane.now
+        seconds = now - self._exchange.transfer.sent_at if self._head_s is None else self._head_s
+        if outcome == "cancelled":
+            if self._head_s is not None or (self.connection is not None and seconds > self.endpoint.ewma_s):
+                self.endpoint.settled(seconds, now, failed=False)
+        elif outcome.isdigit() or outcome in _FAILED:
             failed = outcome >= "500" or not outcome.isdigit()
             self.endpoint.settled(seconds, now, failed=failed, limited=outcome == "429")
-        self.settle(outcome)
 
     def settle(self, outcome: str) -> None:
         """Tell the breakers how the attempt went, if they have not been told."""
@@ -252,6 +275,7 @@ class Attempt:
 
     def leave(self, *, kept: bool) -> None:
         """The attempt has ended. `kept`: so is the connection, if its exchange happens to be complete."""
+        self._tell("cancelled")
         if self.ticket is not None:
             self.settle("cancelled")
         self.endpoint.inflight -= 1

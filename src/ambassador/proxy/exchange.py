@@ -267,7 +267,8 @@ class Exchange:
         self.attempts += 1
         self.transfer.begin_attempt()
         if attempt is None:
-            attempt = self._attempt = Attempt(self, plan, upstream.only or upstream.pick(self._tried))
+            key = None if upstream.key is None else upstream.key(self.request, self.request.client_ip)
+            attempt = self._attempt = Attempt(self, plan, upstream.only or upstream.pick(self._tried, key))
         if upstream.only is None:
             self._tried = (*self._tried, attempt.endpoint)
         return attempt

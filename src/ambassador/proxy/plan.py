@@ -111,7 +111,7 @@ class Upstream:
 
         `key`: the hash of what should stay together, where `Upstream.key` gives one.
         """
-        found = self._pick(key) if not tried else self._pick_another(tried, key)
+        found = self._pick_another(tried, key) if tried else self.pick_or_none(key)
         if found is None:
             raise NoEndpoint("the upstream has no endpoint")
         return found

@@ -121,9 +121,11 @@ class Endpoint:
         if failed or limited:
             sample = max(seconds, min(_WORST_S, max(_LEAST_PENALTY_S, _WORSE * estimate * kept)))
         if sample >= estimate:
-            estimate = sample or _FASTEST_S
+            estimate = sample
         else:
-            estimate = estimate * kept + sample * (1.0 - kept) or _FASTEST_S
+            estimate = estimate * kept + sample * (1.0 - kept)
+        if estimate < _FASTEST_S:  # noqa: PLR1730 - `max` takes 0.05 µs
+            estimate = _FASTEST_S
         self.ewma_s = estimate
         self.sampled_at = now
         self.level = now + DECAY_S * log(estimate)
