@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -13,12 +14,15 @@ import trio.testing
 from ambassador.config.schema import State
 from ambassador.control.scopes import WorkerScopes
 from ambassador.proxy.lane import Lane
+from ambassador.state import accord
 from ambassador.state.frames import HELLO, Unpacker, decode_questions, pack
+from ambassador.state.holding import terms
 from ambassador.state.lives import decode_info
 from ambassador.state.memory import MemoryStore
 from ambassador.state.protocol import Answer, Beat, Event, Get, Named, Operation, Put
 from ambassador.state.store_thread import Store
 from tests.proxy.harness import a_lane, until
+from tests.state.test_rollout import Limited
 from tests.state.waiting import WaitingStore, answer_to
 
 REMOTE = State(url="redis://fleet")
@@ -142,6 +146,22 @@ async def test_worker_waits_for_the_fleet_before_it_serves(worker: Worker) -> No
     await until(lambda: answers)
     assert answers == [answer_to(Put("a", b""))]
     assert worker.remote.batches == [["a"]]
+
+
+async def test_worker_knows_which_limits_hold_before_it_serves(worker: Worker) -> None:
+    parts = accord.parts_of({("r/limit", 0): (50.0, 60.0)})
+    name = accord.name_of(parts)
+    worker.remote.values[accord.key_of(name, 0)] = parts[0]
+    worker.remote.beaten = msgspec.structs.replace(worker.remote.beaten, terms=[name])
+    worker.scopes.prepare(REMOTE)
+    worker.scopes.use(REMOTE)
+    limit = Limited(terms(100, 100))
+    worker.scopes.govern([limit])
+    await worker.scopes.wait_up(10.0)
+    assert limit.terms == terms(50, 60)
+    told = [each for each in worker.supervisor.beats() if each.terms]
+    assert told
+    await worker.scopes.wait_up(10.0)  # at once: it is known already
 
 
 async def test_worker_does_not_wait_long_for_a_fleet_that_is_away(

@@ -25,7 +25,7 @@ class Replica(Service):
         self.configure(folder / "c.sock", state)
         super().__init__(["ambassador", "run", "-c", str(self.file)], folder / "c.sock")
 
-    def configure(self, control: Path, state: str) -> None:
+    def configure(self, control: Path, state: str, limit: str = "{rate: 100/s, burst: 50}") -> None:
         self.file.write_text(
             f"""\
 version: 1
@@ -36,13 +36,17 @@ state: {state}
 drain: {{delay: 0s, timeout: 3s}}
 telemetry: {{access_log: off}}
 routes:
-  - {{name: limited, match: {{path: /limited}}, respond: 200, limit: {{rate: 100/s, burst: 50}}}}
+  - {{name: limited, match: {{path: /limited}}, respond: 200, limit: {limit}}}
   - {{name: mark, respond: 200}}
 """
         )
 
     def replicas(self) -> dict[str, dict[str, Any]]:
         return {each["id"]: each for each in self.admin("GET", "/api/replicas")[1]}
+
+    def limits(self) -> list[dict[str, Any]]:
+        limits: list[dict[str, Any]] = self.admin("GET", "/api/limits")[1]
+        return limits
 
     @property
     def state(self) -> tuple[str, bool]:
@@ -165,6 +169,36 @@ def test_replicas_keep_to_one_limit(pair: tuple[Replica, Replica]) -> None:
     seconds = callers.stop()
     assert callers.other == []
     assert callers.admitted <= 50 + 100 * seconds
+
+
+def test_lower_limit_holds_in_all_replicas_until_their_configs_agree(
+    pair: tuple[Replica, Replica], redis: Server
+) -> None:
+    one, other = pair
+
+    def change(replica: Replica, limit: str) -> None:
+        replica.configure(replica.control, redis.url, limit)
+        assert replica.admin("POST", "/api/reload")[1]["ok"]
+
+    def hold(rate: str, burst: int) -> bool:
+        return all((each["rate"], each["burst"]) == (rate, burst) for it in pair for each in it.limits())
+
+    until(lambda: len(one.replicas()) == len(other.replicas()) == 2)
+    change(one, "{rate: 20/s, burst: 80}")
+    until(lambda: hold("20/s", 50))
+    callers = Callers(pair)
+    until(lambda: callers.refused > 100)
+    seconds = callers.stop()
+    assert callers.admitted <= 50 + 20 * seconds
+    change(other, "{rate: 20/s, burst: 80}")
+    until(lambda: hold("20/s", 80))
+    change(one, "{rate: 200/s, burst: 200}")
+    until(lambda: one.statuses("/limited", 1) and hold("20/s", 80))
+    other.signal(15)
+    status, said = other.end()
+    assert status == 0
+    assert "replicas have different configs, and until they agree" in said
+    until(lambda: [(each["rate"], each["burst"]) for each in one.limits()] == [("200/s", 200)])
 
 
 def test_no_request_fails_because_redis_does(pair: tuple[Replica, Replica], redis: Server) -> None:

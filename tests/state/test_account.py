@@ -342,6 +342,39 @@ def test_credit_is_not_given_while_the_bucket_is_overdrawn() -> None:
     assert bench.ready()
 
 
+def test_lower_terms_hold_for_what_is_leased_from_then_on() -> None:
+    bench = Bench()
+    bench.pump(20)
+    bench.fleet.deliver()
+    lower = terms(50, 40)
+    bench.source.obey(lower)
+    bench.account.obey(lower)
+    assert bench.account.left == lower.depth
+    bench.spend(20)
+    bench.pump()
+    (_, asked) = bench.fleet.asked
+    assert isinstance(asked, Lease)
+    assert (asked.rate, asked.depth) == (50, lower.depth)
+    bench.go_on(WAIT_S)
+    bench.pump()
+    (share,) = bench.replica.asked
+    assert isinstance(share, Lease)
+    assert (share.rate, share.depth) == (25, 16)
+
+
+def test_what_was_used_of_a_quota_counts_by_other_terms_too() -> None:
+    bench = Bench(window_terms(1000, 86400))
+    bench.pump(30)
+    bench.fleet.deliver()
+    for quota in (100, 1000):
+        bench.source.obey(window_terms(quota, 86400))
+        bench.account.obey(window_terms(quota, 86400))
+        bench.account.look_again(bench.clock.now)
+        bench.fleet.deliver()
+        assert bench.account.debt == 0
+        assert bench.account.left == quota - 30
+
+
 def test_lost_quota_is_told_again_by_those_who_used_it() -> None:
     bench = Bench(window_terms(1000, 86400))
     bench.pump(30)
@@ -351,7 +384,7 @@ def test_lost_quota_is_told_again_by_those_who_used_it() -> None:
     bench.pump(1)
     bench.fleet.deliver()
     assert bench.account.used >= 31
-    assert bench.buckets[0]["k"].tokens == 1000 - bench.account.used
+    assert bench.buckets[0]["k"].tokens == -bench.account.used
 
 
 def test_quota_that_others_gave_back_is_not_taken_for_lost() -> None:
@@ -365,7 +398,7 @@ def test_quota_that_others_gave_back_is_not_taken_for_lost() -> None:
     bench.pump(40)
     bench.fleet.deliver()
     assert bench.account.debt == 0
-    assert bench.buckets[0]["k"].tokens == 1000 - 40
+    assert bench.buckets[0]["k"].tokens == -40
 
 
 def test_lost_quota_is_told_again_though_others_told_theirs_before() -> None:
@@ -373,15 +406,15 @@ def test_lost_quota_is_told_again_though_others_told_theirs_before() -> None:
     bench.pump(30)
     bench.fleet.deliver()
     bench.spend(30)
-    bench.buckets[0]["k"].tokens = 800.0
+    bench.buckets[0]["k"].tokens = -200.0
     bench.born_us = 2
     bench.pump(10)
     bench.fleet.deliver()
-    assert bench.buckets[0]["k"].tokens == 800 - bench.account.used
+    assert bench.buckets[0]["k"].tokens == -200 - bench.account.used
     used = bench.account.used
     bench.pump(10)
     bench.fleet.deliver()
-    assert bench.buckets[0]["k"].tokens == 800 - bench.account.used
+    assert bench.buckets[0]["k"].tokens == -200 - bench.account.used
     assert bench.account.used <= used + 10
 
 
@@ -396,7 +429,7 @@ def test_lost_quota_is_told_again_by_a_worker_that_nobody_asks() -> None:
     bench.fleet.deliver()
     assert bench.account.debt == 0
     assert bench.account.used >= 30
-    assert bench.buckets[0]["k"].tokens == 1000 - bench.account.used
+    assert bench.buckets[0]["k"].tokens == -bench.account.used
 
 
 def test_expired_tokens_are_told() -> None:

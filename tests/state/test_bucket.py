@@ -67,7 +67,8 @@ def test_first_bucket_follows_the_birth_rule_or_begins_full() -> None:
     assert first(lease(), NOW_US, NOW_US - 60_000_000).tokens == 20
     assert first(lease(), NOW_US, None).tokens == 20
     assert first(lease(start=4), NOW_US, None).tokens == 4
-    assert first(lease(window_s=60, start=4), NOW_US, NOW_US).tokens == 20
+    window = lease(window_s=60, start=4, want=30)
+    assert first(window, NOW_US, NOW_US).lease(window, NOW_US).granted == 20
 
 
 def test_bucket_whose_depth_shrinks_holds_no_more() -> None:

@@ -222,6 +222,22 @@ def test_quota_begins_again_with_its_window(stepping: Backend) -> None:
     assert (second.window, second.granted) == (first.window + 1, 10)
 
 
+def test_what_is_used_of_a_quota_stays_used_when_it_becomes_another(backend: Backend) -> None:
+    assert lease(backend, depth=100, want=30, window_s=86_400).left == 70
+    assert lease(backend, depth=50, window_s=86_400).left == 20
+    assert lease(backend, depth=20, want=5, window_s=86_400).granted == 0
+    assert lease(backend, depth=20, debt=5, window_s=86_400).left == -15
+    assert lease(backend, depth=100, window_s=86_400).left == 65
+
+
+def test_windows_of_another_length_and_what_refills_are_other_buckets(backend: Backend) -> None:
+    assert lease(backend, want=4).left == 6
+    assert lease(backend, want=3, window_s=86_400).left == 7
+    assert lease(backend, want=2, window_s=3600).left == 8
+    assert [lease(backend, window_s=window_s).left for window_s in (86_400, 3600)] == [7, 8]
+    assert lease(backend).left == pytest.approx(6, abs=0.1)
+
+
 def test_a_clock_that_steps_back_over_a_border_begins_no_window_again(stepping: Backend) -> None:
     first = lease(stepping, window_s=60)
     stepping.advance(first.window_left_ms / 1000)
@@ -833,6 +849,26 @@ def test_beats_tell_who_is_alive(backend: Backend) -> None:
         ("b", 0, b"three"),
     ]
     assert members[0] == Member("a", 0, again.now_us, b"new")
+
+
+def test_beats_tell_which_terms_replicas_have(backend: Backend) -> None:
+    assert ask(backend, Beat("a", 0, terms="new"), Beaten).terms == ["new"]
+    assert ask(backend, Beat("b", 0, terms="old"), Beaten).terms == ["new", "old"]
+    assert ask(backend, Beat("c", 0), Beaten).terms == ["new", "old"]
+    assert ask(backend, Beat("b", 1, terms="new"), Beaten).terms == ["new"]
+    assert ask(backend, Beat("c", 0, terms="old"), Beaten).terms == ["new", "old"]
+
+
+def test_terms_live_as_long_as_a_worker_of_their_replica(stepping: Backend) -> None:
+    ask(stepping, Beat("a", 0, terms="old"), Beaten)
+    ask(stepping, Beat("a", 1, terms="old"), Beaten)
+    assert ask(stepping, Beat("b", 0, terms="new"), Beaten).terms == ["new", "old"]
+    assert ask(stepping, Beat("a", 0, leaving=True), Beaten).terms == ["new", "old"]
+    assert ask(stepping, Beat("a", 1, leaving=True), Beaten).terms == ["new"]
+    ask(stepping, Beat("c", 0, terms="old"), Beaten)
+    stepping.advance(3.5)
+    assert ask(stepping, Beat("b", 0, terms="new"), Beaten).terms == ["new"]
+    assert ask(stepping, Beat("c", 0), Beaten).terms == ["new"]
 
 
 def test_who_leaves_is_forgotten_at_once(backend: Backend) -> None:

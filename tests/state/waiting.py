@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from ambassador.state.protocol import Answer, Beat, Beaten, Event, Named, Operation, Put, StoreLost
+from ambassador.state.protocol import Answer, Beat, Beaten, Event, Get, Named, Operation, Put, StoreLost
 from ambassador.state.remote_scope import RemoteScope
 
 PATIENCE_S = 10.0
@@ -44,7 +44,7 @@ class FakeSubscription:
 
 
 class WaitingStore:
-    """`batches` are the names of what was performed, greetings left out.
+    """`batches` are the names of what was performed, beats left out.
 
     - `hold` makes the next batch wait for `release`, which may say that it was lost.
     - `refusing`: connecting fails. `error` is raised by the next batch.
@@ -57,6 +57,8 @@ class WaitingStore:
         self.refuses_subscriptions = False
         self.error: Exception | None = None
         self.beaten = Beaten(now_us=1, born_us=1, replicas=2, workers=6)
+        self.values: dict[str, bytes] = {}
+        """What there is to get; of other names, the name."""
         self.connects = 0
         self.closed = False
         self.subscriptions: list[FakeSubscription] = []
@@ -83,13 +85,20 @@ class WaitingStore:
     def perform(self, operations: Sequence[Operation]) -> list[Answer]:
         if all(isinstance(each, Beat) for each in operations):
             return [self.beaten for _ in operations]
-        self.batches.append([name_of(each) for each in operations])
+        self.batches.append([name_of(each) for each in operations if not isinstance(each, Beat)])
         if self._held:
             assert self._go.acquire(timeout=PATIENCE_S)
         if self.error is not None:
             error, self.error = self.error, None
             raise error
-        return [answer_to(each) for each in operations]
+        return [self._answer(each) for each in operations]
+
+    def _answer(self, operation: Operation) -> Answer:
+        if isinstance(operation, Beat):
+            return self.beaten
+        if isinstance(operation, Get) and operation.name in self.values:
+            return Named(now_us=1, version=1, value=self.values[operation.name], ttl_ms=0)
+        return answer_to(operation)
 
     def subscribe(self) -> FakeSubscription:
         if self.refuses_subscriptions:

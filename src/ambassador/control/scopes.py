@@ -6,9 +6,10 @@ that a generation of the config names, from when the first is prepared until the
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeAlias, TypeVar
 
 import trio
@@ -18,8 +19,9 @@ from ambassador.config import schema
 from ambassador.proxy.lane import Lane, Timer
 from ambassador.state.lives import BEAT_EVERY_S, Info, Lives, encode_info
 from ambassador.state.local_scope import LocalScope
-from ambassador.state.protocol import Beat
+from ambassador.state.protocol import Answer, Beat
 from ambassador.state.remote_scope import RemoteScope
+from ambassador.state.rollout import Governed, Rollout
 from ambassador.state.scope import Scopes
 from ambassador.state.store_thread import Store
 from ambassador.state.switch import Switch
@@ -96,6 +98,7 @@ class WorkerScopes:
         self._replica = replica
         self._slot = slot
         self._since = time.time()
+        self._log = logging.getLogger("ambassador")
         self._open_remote = open_remote
         self.generation = 0
         """Of the config that is served, for others to see."""
@@ -107,8 +110,10 @@ class WorkerScopes:
         """What policies share by: the same two for the worker's life."""
         self._fleets: dict[_Key, _Driven[RemoteScope]] = {}
         self._retired: list[_Driven[RemoteScope]] = []
-        self._lives = Lives(self._greeting, self._local.scope, None)
+        self._rollout = Rollout(self._switch, self._say)
+        self._lives = self._make_lives(None)
         self._beats = _Alarm(lane, self._beat)
+        self._switch.on_up(self._ask_around)
         self._beat()
 
     def prepare(self, state: schema.State) -> None:
@@ -129,7 +134,8 @@ class WorkerScopes:
         fleet = self._fleets.get(_key(state))
         target = self._local.scope if fleet is None else fleet.scope
         if target is not self._switch.target:
-            self._lives = Lives(self._greeting, self._local.scope, None if fleet is None else fleet.scope)
+            self._lives = self._make_lives(None if fleet is None else fleet.scope)
+            self._rollout.begin_anew()
             self._switch.point(target)
         for key, other in list(self._fleets.items()):
             if other is not fleet:
@@ -138,11 +144,25 @@ class WorkerScopes:
                 other.scope.close(0.0)  # goes on until what was asked is answered
                 self._retired.append(other)
 
+    def govern(self, limits: Sequence[Governed]) -> None:
+        """These limits of all replicas are served from now on; others are told at once."""
+        self._rollout.govern(limits)
+        self._beat()
+
     async def wait_up(self, within_s: float) -> None:
-        """Wait until the fleet's store is there, or for that long: so that the first requests are counted with it."""
-        if not self.up:
-            there = trio.Event()
+        """Wait until the fleet's store is there and has told which terms of limits hold, or for that long: so that the
+        first requests are counted with it, and by the lowest terms.
+        """
+        if self._switch.target is self._local.scope:
+            return
+        there = trio.Event()
+        if self._rollout.name:
+            self._rollout.when_settled = there.set
+            waits = not self._rollout.settled
+        else:
             self._switch.on_up(there.set)
+            waits = not self.up
+        if waits:
             with trio.move_on_after(within_s):
                 await there.wait()
 
@@ -172,9 +192,23 @@ class WorkerScopes:
 
     # Beats
 
+    def _make_lives(self, fleet: RemoteScope | None) -> Lives:
+        target = fleet or self._local.scope
+
+        def heard(answer: Answer | None) -> None:
+            if target is self._switch.target:
+                self._rollout.beaten(answer)
+
+        return Lives(self._greeting, self._local.scope, fleet, heard)
+
     def _beat(self) -> None:
         self._lives.beat()
         self._beats.set(self._time() + BEAT_EVERY_S)
+
+    def _ask_around(self) -> None:
+        """The fleet's store is there: which terms the others have is asked at once."""
+        if self._switch.target is not self._local.scope:
+            self._beat()
 
     def _greeting(self, *, arrives: bool = False) -> Beat:
         """The beat of now. `arrives`: whoever reads it sees by it that the fleet's store is reached.
@@ -182,4 +216,8 @@ class WorkerScopes:
         Also called from the thread of a store.
         """
         info = Info(self._since, __version__, self.generation, arrives or self.up)
-        return Beat(self._replica, self._slot, encode_info(info))
+        return Beat(self._replica, self._slot, encode_info(info), terms=self._rollout.name)
+
+    def _say(self, text: str) -> None:
+        if self._slot == 0:  # one of each replica is to tell
+            self._log.warning("%s", text)

@@ -39,6 +39,7 @@ from ambassador.proxy.lane import Lane
 from ambassador.proxy.listener import Listener, ListenerLimits
 from ambassador.proxy.plan import Upstream
 from ambassador.proxy.policies.cooldown import Cooldowns
+from ambassador.proxy.policies.limit import Limit
 from ambassador.proxy.service import Service, Table
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.health import Marks
@@ -124,6 +125,7 @@ class WorkerPlane:
             outliers=self._outliers,
         )
         table.begin()
+        scopes.govern(_shared_limits(table))
         log = self._open_log(config.telemetry)
         self._service = Service(lane, table, name=start.instance, access_log=log, metrics=self._metrics)
 
@@ -173,6 +175,7 @@ class WorkerPlane:
         self._scopes.generation = prepared.number
         prepared.table.inherit(old)
         prepared.table.begin()
+        self._scopes.govern(_shared_limits(prepared.table))
         self._configure_listeners()
         old.retire()
 
@@ -371,6 +374,11 @@ class WorkerPlane:
 def _close_log(log: AccessLog | None) -> None:
     if log is not None:
         log.close(_LOG_TIMEOUT_S)
+
+
+def _shared_limits(table: Table) -> list[Limit]:
+    """Those that all replicas share."""
+    return [limit for policy in table.limits for limit in policy.limits if limit.config.mode != "local"]
 
 
 class _Settings(TypedDict):

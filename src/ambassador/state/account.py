@@ -125,6 +125,11 @@ class Source:
         replicas = self.fleet.replicas
         return replicas if replicas > 1 else max(1, self._expected_replicas)
 
+    def obey(self, terms: Terms) -> None:
+        """Other terms hold from now on; have each account obey them as well."""
+        self.terms = terms
+        self._parts = 0
+
     def share_terms(self) -> Terms:
         """The terms of a share of a limit that refills."""
         parts = self.parts
@@ -174,6 +179,14 @@ class Account(Holding):
         """When the data of the store began that counted the present calendar window."""
         self._mark = 0.0
         """`leased` and `otherwise` when the present calendar window began, and what was given back since."""
+
+    def obey(self, terms: Terms) -> None:
+        """Other terms hold from now on, of a window of the same length. What is in hand stays, for as long as it was
+        leased: that much more than the new terms say may be spent, once.
+        """
+        self.terms = terms
+        self.left = min(self.left, float(terms.depth))
+        self._own = None  # made anew, from what is left
 
     # Deciding
 

@@ -48,6 +48,7 @@ class Bucket(msgspec.Struct, gc=False):
     """One key's tokens. A Struct that the garbage collector need not look at: there may be a million."""
 
     tokens: float
+    """What is there. Of a calendar window that less the depth: what is used, below 0, whatever the depth is next."""
     at_us: int
     """When `tokens` was right."""
     window: int = 0
@@ -93,7 +94,7 @@ class Bucket(msgspec.Struct, gc=False):
                 granted = min(granted, max(lease.least, ceil(tokens * demand / demands)))
             granted = min(granted, want)
             tokens -= granted
-        self.tokens = tokens
+        self.tokens = tokens - depth if window_s else tokens
 
         sharers = max(self.tellers, self.tellers_before, 1)
         missing = max(1, lease.least) - tokens
@@ -115,7 +116,7 @@ class Bucket(msgspec.Struct, gc=False):
         """The tokens of the window of now. One step of the clock back over a border does not begin a window again."""
         window = now_us // window_us
         if window == self.window or window == self.window - 1:
-            return self.tokens
+            return self.tokens + depth
         self.window = window
         return depth
 
@@ -124,7 +125,7 @@ class Bucket(msgspec.Struct, gc=False):
         tokens += lease.credit
         if lease.window_s and lease.back_window == self.window:
             tokens += lease.back
-        return max(min(tokens, lease.depth) - lease.debt, -lease.depth)
+        return max(min(tokens, lease.depth) - lease.debt, min(tokens, -lease.depth))
 
     def _enter_epoch(self, epoch: int) -> None:
         follows = epoch == self.epoch + 1
@@ -139,7 +140,7 @@ def first(lease: Lease, now_us: int, born_us: int | None) -> Bucket:
     """The bucket that this lease makes. `born_us`: when the store's data began; None: buckets begin full."""
     depth = lease.depth
     if lease.window_s:
-        return Bucket(depth, now_us, now_us // (lease.window_s * 1_000_000))
+        return Bucket(0.0, now_us, now_us // (lease.window_s * 1_000_000))
     if lease.start is not None:
         return Bucket(max(-depth, min(depth, lease.start)), now_us)
     if born_us is None:

@@ -3,7 +3,8 @@
 -- KEYS: gen, then the buckets. ARGV: for each bucket, struct <ddddddddddddddd: rate depth want least demand tells_demand debt
 -- credit window_s back back_window has_start start has_most most. Answers for each: msgpack of protocol.Leased.
 --
--- A bucket is struct <dddddddd: tokens at window epoch demand tellers demand_before tellers_before. It is dropped when it
+-- A bucket is struct <dddddddd: tokens at window epoch demand tellers demand_before tellers_before; of a calendar window
+-- the tokens less its depth are kept, so what is used, whatever the depth of the next lease is. It is dropped when it
 -- would be full, or its window over, and no demand of it counts any more; what never fills is kept for a week.
 local EPOCH = 500000
 local HOUR_MS = 3600000
@@ -25,7 +26,7 @@ for i = 1, #ARGV do
   else
     at, window, epoch, demands, tellers, demands_before, tellers_before = now, 0, 0, 0, 0, 0, 0
     if window_s > 0 then
-      tokens, window = depth, floor(now / window_us)
+      tokens, window = 0, floor(now / window_us)
     elseif has_start > 0 then
       tokens = max(-depth, min(depth, start))
     elseif grows_from == 0 then
@@ -40,8 +41,9 @@ for i = 1, #ARGV do
     -- One step of the clock back over a border does not begin a window again.
     if current ~= window and current ~= window - 1 then
       window = current
-      tokens = depth
+      tokens = 0
     end
+    tokens = tokens + depth
   elseif now > at then
     tokens = tokens + rate * (now - at) / 1000000
   end
@@ -50,7 +52,7 @@ for i = 1, #ARGV do
   if credit > 0 or back > 0 or debt > 0 then
     tokens = tokens + credit
     if window_s > 0 and back_window == window then tokens = tokens + back end
-    tokens = max(min(tokens, depth) - debt, -depth)
+    tokens = max(min(tokens, depth) - debt, min(tokens, -depth))
   end
 
   if epoch_now ~= epoch then
@@ -86,7 +88,7 @@ for i = 1, #ARGV do
     retry_ms = HOUR_MS
   end
   redis.call('SET', key,
-    struct.pack('<dddddddd', tokens, now, window, epoch, demands, tellers, demands_before, tellers_before),
+    struct.pack('<dddddddd', window_s > 0 and tokens - depth or tokens, now, window, epoch, demands, tellers, demands_before, tellers_before),
     'PX', string.format('%.0f', keep_ms))
   answers[i] = cmsgpack.pack({'leased', now, granted, tokens, retry_ms, max(tellers, tellers_before, 1), window_s > 0 and window or 0, left_ms,
     window_s > 0 and born or 0})

@@ -45,11 +45,19 @@ _decode_numbers = msgspec.msgpack.Decoder(_Numbers).decode
 class Lives:
     """Beats. `greeting` makes the one of now.
 
-    `local` is the replica's store and `fleet` the one beyond it, or None: then the replica is the fleet.
+    `local` is the replica's store and `fleet` the one beyond it, or None: then the replica is the fleet. `heard` is
+    told what the fleet's answers to each beat.
     """
 
-    def __init__(self, greeting: Callable[[], Beat], local: Bridge, fleet: Bridge | None) -> None:
+    def __init__(
+        self,
+        greeting: Callable[[], Beat],
+        local: Bridge,
+        fleet: Bridge | None,
+        heard: Callable[[Answer | None], None] | None = None,
+    ) -> None:
         self._greeting = greeting
+        self._heard = heard
         self._local = local
         self._fleet = fleet
         self._told: _Numbers | None = None
@@ -70,7 +78,7 @@ class Lives:
     def _say(self, beat: Beat) -> None:
         for scope in (self._local, self._fleet):
             if scope is not None and scope.up:
-                scope.ask(beat)
+                scope.ask(beat, self._heard if scope is (self._fleet or self._local) else None)
 
     def _hand_down(self, fleet: Bridge) -> None:
         """Leave what is known with the replica's store, for whoever is started while the fleet's is away."""

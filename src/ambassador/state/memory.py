@@ -160,6 +160,7 @@ class MemoryStore:
         "_max_keys",
         "_perform",
         "_sweep_at",
+        "_terms",
         "_tokens",
         "_values",
     )
@@ -184,6 +185,8 @@ class MemoryStore:
         self._tokens: Table[_Value] = Table(SHARDS // 16, self._free)
         self._values: Table[_Value] = Table(SHARDS, self._free)
         self._beats: dict[tuple[str, int], Member] = {}
+        self._terms: dict[str, str] = {}
+        """By replica."""
         self._events: list[Event] = []
         self._sweep_at = born_us + SWEEP_EVERY_US
         self._actions: dict[str, Callable[[_Value, Token, int], bool | None]] = {
@@ -244,12 +247,12 @@ class MemoryStore:
     # Buckets
 
     def _lease(self, lease: Lease, now_us: int) -> Leased | Refused:
-        key = lease.key
+        key = f"{lease.window_s} {lease.key}" if lease.window_s else lease.key
         kept = self._buckets.shard(key).get(key)
         if not bucket.is_sound(lease):
             return _UNSOUND
         if kept is None:
-            if _is_too_long(key):
+            if _is_too_long(lease.key):
                 return _TOO_LONG
             if not self._has_room(now_us):
                 return _FULL
@@ -375,15 +378,19 @@ class MemoryStore:
     # Who is alive
 
     def _beat(self, beat: Beat, now_us: int) -> Beaten | Refused:
-        if len(beat.info) > MAX_VALUE_BYTES or _is_too_long(beat.replica):
+        if len(beat.info) > MAX_VALUE_BYTES or _is_too_long(beat.replica) or _is_too_long(beat.terms):
             return _TOO_LONG
         if beat.leaving:
             self._beats.pop((beat.replica, beat.slot), None)
         else:
             self._beats[beat.replica, beat.slot] = Member(beat.replica, beat.slot, now_us, beat.info)
+            self._terms[beat.replica] = beat.terms
         self._forget_silent(now_us)
         replicas = {replica for replica, _ in self._beats}
-        return Beaten(now_us, self._born_us, len(replicas), len(self._beats))
+        for gone in self._terms.keys() - replicas:
+            del self._terms[gone]
+        terms = sorted(set(self._terms.values()) - {""})
+        return Beaten(now_us, self._born_us, len(replicas), len(self._beats), terms)
 
     def _roll(self, _: Roll, now_us: int) -> Rolled:
         self._forget_silent(now_us)

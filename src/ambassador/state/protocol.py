@@ -89,7 +89,9 @@ class Lease(_Message, tag="lease", frozen=True):
     """Tokens that were earned, added after refilling, never above `depth` (retry budgets)."""
     window_s: int = 0
     """Above 0: `depth` tokens in each window of this length that begins at a multiple of it in unix time (UTC calendar
-    for seconds, minutes, hours and days). Windows begin full; no birth rule; nothing is carried over."""
+    for seconds, minutes, hours and days). Windows begin full; no birth rule; nothing is carried over. Windows of
+    another length, and what refills, are other buckets, whatever the key; what is used of a window stays used when
+    `depth` becomes another number."""
     back: int = 0
     """Tokens of window `back_window` that were leased and not spent; added if that is still the window."""
     back_window: int = 0
@@ -332,6 +334,9 @@ class Beat(_Message, tag="beat", frozen=True):
     """msgpack, for `Roll`: whatever the replica tells about itself."""
     leaving: bool = False
     """It is forgotten at once."""
+    terms: str = ""
+    """The name of the limits' terms in its config (`accord.py`), at most MAX_KEY_BYTES; empty: there are none. A
+    replica has those that one of its workers told last."""
 
 
 class Beaten(_Message, tag="beaten", frozen=True):
@@ -342,6 +347,8 @@ class Beaten(_Message, tag="beaten", frozen=True):
     """When the store's data began; another number than before: what it held is lost."""
     replicas: int
     workers: int
+    terms: list[str] = []
+    """The names of the terms that these replicas have, each once, in order."""
 
 
 BEAT_TTL_US: Final = 3_000_000

@@ -8,12 +8,14 @@ The keys, all with a time to live but for `gen`, forces and values without an en
 
     PREFIX:v1:{sNN}:gen             when the data of this shard began: struct <dd, see birth.lua
     PREFIX:v1:{sNN}:rl:KEY          a bucket: struct, see lease.lua
+    PREFIX:v1:{sNN}:cq:SECONDS:KEY  a calendar quota of windows of this length, likewise
     PREFIX:v1:{sNN}:cb:BREAKER      a circuit and its window: msgpack, see circuit.lua
     PREFIX:v1:{sNN}:cbr:BREAKER     who reported to it: a hash, see circuit.lua
     PREFIX:v1:{sNN}:tok:NAME        a credential: struct, see token.lua
     PREFIX:v1:{sNN}:val:NAME        a named value: struct, see value.lua
     PREFIX:v1:{sNN}:live            who is alive, by the time of the last beat: a sorted set
     PREFIX:v1:{sNN}:info            what each of them tells: a hash
+    PREFIX:v1:{sNN}:terms           the names of limits' terms that they tell, by the last time: a sorted set
     PREFIX:v1:ev                    the channel of events
 
 NN is `protocol.tag_of` of the name; of those who are alive there is one list, so one shard.
@@ -217,7 +219,8 @@ class Scripts:
     def _add(self, call: Call, operation: Any, name: str) -> None:
         head = self._heads[call.tag]
         if call.script.name == "lease":
-            call.keys.append(f"{head}rl:{name}")
+            window_s = operation.window_s
+            call.keys.append(f"{head}cq:{window_s}:{name}" if window_s else f"{head}rl:{name}")
             call.arguments.append(  # type: ignore[attr-defined]
                 _LEASE.pack(
                     operation.rate,
@@ -295,7 +298,12 @@ class Scripts:
     def _beat(self, operation: Beat, position: int) -> Call:
         member = encode((operation.replica, operation.slot))
         return self._members(
-            _beaten, position, "leave" if operation.leaving else "beat", member, operation.info
+            _beaten,
+            position,
+            "leave" if operation.leaving else "beat",
+            member,
+            operation.info,
+            operation.terms,
         )
 
     def _roll(self, operation: Roll, position: int) -> Call:  # noqa: ARG002 # it has no fields
@@ -303,7 +311,7 @@ class Scripts:
 
     def _members(self, decode: Decode, position: int, *arguments: str | bytes) -> Call:
         head = self._heads[MEMBERS_TAG]
-        keys = [head + "gen", head + "live", head + "info"]
+        keys = [head + "gen", head + "live", head + "info", head + "terms"]
         return Call(self._scripts["beat"], MEMBERS_TAG, keys, arguments, decode, [position])
 
 
@@ -333,7 +341,8 @@ def _named(reply: Any) -> list[Answer]:
 
 
 def _beaten(reply: Any) -> list[Answer]:
-    return [Beaten(*reply)]
+    now_us, born_us, replicas, workers, terms = reply
+    return [Beaten(now_us, born_us, replicas, workers, [each.decode(errors="replace") for each in terms])]
 
 
 def _rolled(reply: Any) -> list[Answer]:
@@ -400,7 +409,7 @@ def _check_token(token: Token) -> Refused | None:
 
 
 def _check_beat(beat: Beat) -> Refused | None:
-    return _check(beat.replica, beat.info)
+    return _check(beat.replica, beat.info) or _check(beat.terms)
 
 
 def _check_put(put: Put) -> Refused | None:

@@ -18,6 +18,7 @@ from ambassador.errors import Limited
 from ambassador.messages import Request
 from ambassador.proxy.policies import limit
 from ambassador.proxy.policies.limit import Config, LimitPolicy, compile_limits
+from ambassador.state.holding import terms
 from tests.proxy.policies.limit_world import Line, Store, Worker, World, excess
 
 SLOW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -525,6 +526,33 @@ def test_quota_is_not_handed_out_again_by_a_store_that_forgot(
     assert len(times_of(workers)) <= 55
 
 
+def test_lower_terms_hold_for_every_key_until_the_own_ones_do_again() -> None:
+    world, store, worker = one_worker(Config(rate=(100, 1), burst=100, per="client_ip", cost="30"))
+    (limit,) = worker.policy.limits
+    request = Request("GET", b"/", [], 1)
+    request.client_ip = "a"
+    worker.request("a")
+    world.run(0.1)
+    assert worker.policy.answer_lines(request).startswith(b'ratelimit: "limit";r=50')
+    limit.obey(terms(20, 25))
+    assert limit.most_cost == 20
+    assert worker.policy.answer_lines(request).startswith(b'ratelimit: "limit";r=23')  # 3 of them in hand
+    (told,) = worker.policy.status()
+    assert (told.rate, told.burst) == ("20/s", 25)
+    world.run(1.0)
+    worker.request("a")  # costs more than there can be: what there can be is taken
+    worker.request("b")
+    world.run(0.1)
+    assert len(worker.admitted) == 3
+    assert {key: round(found.tokens) for key, found in store.buckets.items()} == {
+        "r/limit:a": 0,
+        "r/limit:b": 0,
+    }
+    limit.obey(limit.configured)
+    assert worker.policy.status()[0].rate == "100/s"
+    assert limit.most_cost == 80
+
+
 def test_retired_policy_gives_a_quota_back() -> None:
     world, store, worker = one_worker(Config(quota=(1000, 86400)))
     worker.load(200, 1.0, random.Random(3).random)
@@ -532,7 +560,7 @@ def test_retired_policy_gives_a_quota_back() -> None:
     (found,) = store.buckets.values()
     worker.policy.retire()
     world.run(0.01)
-    assert found.tokens == 1000 - len(worker.admitted)
+    assert found.tokens == -len(worker.admitted)
 
 
 # While the store is away

@@ -159,6 +159,7 @@ class LimitStatus(Struct, frozen=True, kw_only=True, gc=False):
 
     name: str
     rate: str
+    """What holds, as is `burst`: less than the config says while other replicas' configs say less."""
     burst: int
     key: str
     held: float
@@ -292,6 +293,8 @@ class Limit:
         self.wait_s = config.wait
         self.refusal = Limited.with_status(config.status)
         self.reached = f"limit '{self.label}' is reached"
+        self.configured = source.terms
+        """What the config says; `terms` is what holds."""
         self.most_cost = source.terms.depth
         self.cost: float | None = None
         self._cost_header = b""
@@ -309,10 +312,27 @@ class Limit:
         self._window_s = source.terms.window_s
         self._items: dict[int, bytes] = {}
         """Members of `RateLimit` by how many steps of tokens are left: at most two thousand."""
+        self.lines: dict[int, bytes] = {}
+        """The same with all that comes with them on the wire."""
         self._policy = _policy_item(config)
         amount, period_s = config.written
         self.written = f"{amount:.15g}/{_PERIODS[period_s]}"
         self.step = 1 if self._window_s else max(1, source.terms.depth // 1000)
+
+    @property
+    def terms(self) -> Terms:
+        """What holds: what the config says, or less while other replicas' configs say less."""
+        return self.source.terms
+
+    def obey(self, terms: Terms) -> None:
+        """Have other terms hold, for all keys."""
+        self.source.obey(terms)
+        self.most_cost = terms.depth
+        self._items.clear()
+        self.lines.clear()
+        for account in self.all_accounts():
+            account.obey(terms)
+            account.dry_until = -math.inf
 
     def account(self, request: Request) -> _Key:
         """The account that a request is charged to."""
@@ -359,7 +379,7 @@ class Limit:
     def cost_of(self, request: Request) -> float:
         """What a request takes. Raises `Limited` when its header does not hold a number."""
         if self.cost is not None:
-            return self.cost
+            return min(self.cost, self.most_cost)
         value = _header(request, self._cost_header)
         if value is None:
             return 1.0
@@ -415,8 +435,8 @@ class Limit:
         gain = 0.0 if self._window_s or age_s is None else self.source.terms.rate * age_s
         return LimitStatus(
             name=self.id,
-            rate=self.written,
-            burst=self.config.whole,
+            rate=self._rate_text(),
+            burst=round(self.terms.burst),
             key=account.key[len(self.id) + 1 :],
             held=max(0.0, account.tokens(now)),
             left=min(float(self.source.terms.depth), max(0.0, account.left) + gain),
@@ -425,6 +445,13 @@ class Limit:
             fallback=round(account.otherwise),
             limited=account.limited,
         )
+
+    def _rate_text(self) -> str:
+        terms = self.terms
+        if terms == self.configured:
+            return self.written
+        period_s = self.config.written[1]
+        return f"{terms.rate * period_s:.15g}/{_PERIODS[period_s]}"
 
 
 _PERIODS: Final = {1: "s", 60: "m", 3600: "h", 86400: "d"}
@@ -675,8 +702,7 @@ class LimitPolicy:
                     tail,
                 )
             )
-        account_of, item, step = first.account, first.item, first.step
-        table: dict[int, bytes] = {}
+        account_of, item, step, table = first.account, first.item, first.step, first.lines
 
         def lines(request: Request) -> bytes:
             key = account_of(request)
