@@ -74,3 +74,18 @@ def test_numbers_of_workers_are_chosen() -> None:
     for text in ("", "4,x", "0"):
         with pytest.raises(UsageError):
             choose_workers(text)
+
+
+def test_busy_keys_keep_within_a_workers_operations() -> None:
+    outcome = simulated(rate=1000.0, burst=1000, demand=1 / 12, keys=60)
+    assert outcome.operations / 4 <= 500
+    assert outcome.waited < 0.1
+    assert outcome.admitted >= outcome.requests - 5
+
+
+def test_far_store_makes_few_wait() -> None:
+    outcome = simulated(
+        rate=1000.0, burst=1000, demand=0.8, rtt_s=0.03, jitter=0.4, shortest_s=6.0, longest_s=6.0
+    )
+    assert outcome.waited < 0.05
+    assert outcome.operations / 4 <= 100

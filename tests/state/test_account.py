@@ -211,6 +211,9 @@ def test_unheard_of_key_begins_with_what_came_since_the_loss() -> None:
 def test_fallbacks_hold_no_more_than_their_part_of_what_is_known() -> None:
     bench = Bench()
     bench.pump()
+    bench.fleet.deliver()  # at once, as the store usually does
+    bench.spend()
+    bench.pump()
     bench.go_on(WAIT_S)
     bench.pump()
     assert bench.ready(late=True)

@@ -160,7 +160,7 @@ def test_lease_before_tokens_expire() -> None:
     bench = Bench()
     bench.demand(200)
     bench.lease(1, granted=50)
-    bench.now = bench.holding.sent_at + 0.197
+    bench.now = bench.holding.sent_at + 0.1985
     assert not bench.spends()
     assert bench.holding.take(1, bench.now)
     assert bench.ask() is not None
@@ -221,13 +221,73 @@ def test_lot_lasts_until_the_next_can_be_here() -> None:
     bench.holding.rtt_s = 0.08
     lease = bench.ask()
     assert lease is not None
-    assert lease.want == pytest.approx(100, abs=1)
+    expected = 1000 * (0.02 + 1.4 * 0.08)
+    assert lease.want == pytest.approx(expected + 2 * expected**0.5 + 1, abs=2)
     bench = Bench()
     bench.demand(1000.0)
-    bench.holding.rtt_s = 0.3  # no longer than tokens live
+    bench.holding.rtt_s = 0.3  # longer than tokens live
     lease = bench.ask(1)
     assert lease is not None
-    assert lease.want <= 120
+    assert lease.want == 1
+
+
+def test_far_store_is_asked_again_before_it_answers() -> None:
+    bench = Bench()
+    bench.demand(1000.0)
+    bench.holding.rtt_s = 0.1
+    first = bench.ask()
+    assert first is not None
+    bench.now += 0.019
+    assert bench.ask() is None
+    bench.now += 0.002
+    bench.holding.arrive(21)
+    second = bench.ask(21, fresh=21)
+    assert second is not None
+    assert second.want == pytest.approx(21, abs=3)
+    bench.now += 0.08
+    bench.answer(first, first.want)
+    assert bench.holding.asking
+    assert bench.holding.sent_at == pytest.approx(bench.now - 0.08)
+    assert bench.holding.take(first.want, bench.now)
+    bench.holding.lost(second, bench.now)
+    assert not bench.holding.asking
+
+
+def test_far_store_is_told_a_debt_once_at_a_time() -> None:
+    bench = Bench()
+    bench.demand(1000.0)
+    bench.holding.rtt_s = 0.1
+    bench.holding.debt = 3.0
+    first = bench.ask()
+    bench.now += 0.021
+    bench.holding.debt += 2.0
+    bench.holding.arrive(21)
+    second = bench.ask(21)
+    assert first is not None
+    assert second is not None
+    assert (first.debt, second.debt) == (3.0, 2.0)
+    bench.answer(first, 0, 700)
+    assert bench.holding.debt == 2.0
+
+
+def test_lease_that_was_overtaken_is_spent_first() -> None:
+    bench = Bench()
+    bench.demand(1000.0)
+    bench.holding.rtt_s = 0.1
+    first = bench.ask()
+    bench.now += 0.05
+    bench.holding.arrive(50)
+    second = bench.ask(50)
+    assert first is not None
+    assert second is not None
+    bench.answer(second, 5)
+    bench.answer(first, 3)
+    assert bench.holding.take(1, bench.now)
+    assert bench.holding.tokens(bench.now) == 7
+    bench.now += 0.16  # the first one's are gone
+    assert bench.holding.tokens(bench.now) == 5
+    bench.now += 0.05
+    assert bench.holding.tokens(bench.now) == 0
 
 
 def test_lots_ahead_are_larger_while_tokens_are_scarce() -> None:
@@ -267,7 +327,7 @@ def test_debts_are_told_until_acknowledged() -> None:
     first = bench.ask(1)
     assert first is not None
     assert first.debt == 2.0
-    bench.holding.lost(bench.now)
+    bench.holding.lost(first, bench.now)
     second = bench.ask(1)
     assert second is not None
     assert second.debt == 2.0

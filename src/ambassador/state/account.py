@@ -387,7 +387,7 @@ class Account(Holding):
             if self.debt:
                 self.pump(now)
         else:
-            self.lost(now)
+            self.lost(lease, now)
             if isinstance(answer, Refused):
                 self._refused_until = now + _REFUSED_S
         if self.expired > self._told_expired:
@@ -401,7 +401,7 @@ class Account(Holding):
         if isinstance(answer, Leased):
             share.answered(answer, lease, now, source.random(), source.load)
         else:
-            share.lost(now)
+            share.lost(lease, now)
         source.changed(self)
 
     def _incur(self, now: float) -> None:

@@ -19,11 +19,18 @@ it leases on demand, exactly what waits: with a lease after each request most to
 When the bucket cannot give what was asked for, the worker does not ask again for about 50 ms (`span_s`, with jitter;
 less where tokens live less than 83 ms, for such a bucket would be full again before anybody asked):
 in steady overload each gets its share of what came in meanwhile, in proportion to its demand, and the store has a load
-that does not grow with the requests that are refused. At most one lease of a key is out at a time.
+that does not grow with the requests that are refused.
 
 What was spent without a lease is a *debt*: in bounded mode up to the worker's credit, and what a fallback admitted
 while the store did not answer. It is told with the next lease, until that is acknowledged, and an answer that comes
 late pays for it first. Tokens of a lease without an answer count as lost.
+
+Where most of a bucket is left, tokens that expire unspent cost nobody anything. So with more busy keys than one of the
+worker's 500 leases a second for each in 50 ms would do, leases there hold what is spent in a token's whole life and
+three standard deviations more, within what comes in: a key then asks about once in that time.
+
+Where a round trip is a large part of a token's life, the next lease is sent before the last one is answered, at most
+ten in that life: what is in hand and on its way is kept at what will be spent until the next can be here.
 
 The demand estimator is r = r exp(-dt/tau) + (n/dt) (1 - exp(-dt/tau)): an average of 1/dt over single requests would be
 biased high, which wasted 8-10 % of the capacity in simulation. What was spent is worked out from the balance whenever
@@ -33,8 +40,9 @@ the estimate is needed, so a decision that finds tokens touches nothing but the 
 from __future__ import annotations
 
 import math
+from bisect import insort
 from math import inf
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -54,6 +62,31 @@ LEAST_SPAN_S: Final = 0.05
 long: simulated, that makes 288 leases a second where 20 ms had 527."""
 LOT_OF_RTT: Final = 1.25
 """A lease holds what is wanted in at least so many round trips, if it lives as long."""
+FAR_PART: Final = 8
+"""A store is far away where a round trip takes more than this part of a token's life."""
+FAR_SPACINGS: Final = 10
+"""Of a far store so many leases are sent in a token's life, if the keys are few."""
+FAR_FULL: Final = 0.9
+"""Of what is spent in a token's life, so much is in hand and on its way at most, where the store is far..."""
+FAR_AMPLE: Final = 1.1
+"""... and so much where it costs nobody anything that some of it expires."""
+MOST_OUT: Final = 8
+"""Leases of one key under way at most, where the store is far."""
+SLOW_RTT: Final = 1.4
+"""A far store may take so many times as long as it usually does."""
+SIGMAS: Final = 3.0
+"""What is leased for chance, beyond the expected, where tokens are ample."""
+AMPLE_PART: Final = 2
+"""Tokens are ample while more than this part of the bucket is left."""
+SPARED_PART: Final = 8
+"""Of what is left in an ample bucket all workers together lease no more than this part to be on the safe side: the
+rest is for whoever presses."""
+WORTH_AMPLE: Final = 0.3
+"""Of a lease must be spent, in expectation, where it costs nobody anything that the rest expires."""
+WORTH_SPARED: Final = 2.0
+"""Less to be on the safe side is not worth it: such small buckets are leased as they are needed."""
+OPS_USED: Final = 0.8
+"""Of `KEY_OPS`, by leases that are renewed before their time."""
 WORTH_TOKENS: Final = 4.0
 """Of a lease must be spent, in expectation, or leasing ahead does not pay."""
 WORTH_SCARCE: Final = 6.0
@@ -64,6 +97,9 @@ SCARCE_S: Final = 1.0
 LONG_LIFE_S: Final = 1.0
 """Tokens that live longer are leased ahead only while more of them are left than are worth it."""
 DEMAND_TAU_S: Final = 0.5
+RUSH_TAU_S: Final = 0.05
+"""Of the quick estimate that sizes lots where tokens are ample: demand that has just begun is not leased for a second
+in lots that are too small. With 30 ms to the store that left 10 % of the requests of the first seconds waiting."""
 WINDOW_SPAN_S: Final = 0.25
 """A lease of a calendar window holds what is wanted in this time: what a worker that dies has in hand is gone."""
 WINDOW_GUARD_S: Final = 0.05
@@ -128,6 +164,27 @@ class Load:
         return max(self._now, self._before)
 
 
+class _Plan(NamedTuple):
+    """How a key is leased ahead for now."""
+
+    lasting: int
+    """What a lease holds that is to last until it expires; 0: it holds less."""
+    early_s: float
+    """How long before it expires it is renewed then, by the first request: who comes first after it would wait."""
+    spacing_s: float
+    """How long after a lease the next may be sent that does not wait for its answer."""
+
+
+class _Out(NamedTuple):
+    """A lease that is under way."""
+
+    lease: Lease
+    at: float
+    """When it was sent."""
+    debt: float
+    """What it tells of the debt."""
+
+
 class Holding:
     """Tokens of one bucket in one worker. Times are seconds of the worker's monotonic clock.
 
@@ -141,9 +198,9 @@ class Holding:
     """
 
     __slots__ = (
-        "_arrived", "_base", "_epoch", "_expires", "_first", "_folded_at", "_later", "_posted", "asking",
-        "balance", "blocked", "debt", "demand", "expired", "extra", "held_until", "key", "leased", "left", "most",
-        "reserve", "rtt_s", "seen_at", "sent_at", "sharers", "start", "terms", "until", "window",
+        "_arrived", "_base", "_epoch", "_expires", "_first", "_folded_at", "_later", "_out",
+        "_plan", "asking", "balance", "blocked", "debt", "demand", "expired", "extra", "held_until", "key", "leased",
+        "left", "most", "reserve", "rtt_s", "rush", "seen_at", "sent_at", "sharers", "start", "terms", "until", "window",
         "window_ends",
     )  # fmt: skip
 
@@ -167,10 +224,14 @@ class Holding:
         self._folded_at = now
         self.demand = 0.0
         """Tokens a second that are asked for, refused ones too, as of the last lease."""
+        self.rush = 0.0
+        """The same by a quicker estimate."""
         self.asking = False
         """A lease is out."""
         self.sent_at = -inf
-        """When the last one was sent."""
+        """When it was sent; of two, the first; of none, the last one."""
+        self._out: list[_Out] = []
+        self._plan = _Plan(0, 0.0, LEAST_SPAN_S)
         self.held_until = -inf
         """Until then no lease is sent: the bucket gave too little."""
         self.rtt_s = FIRST_RTT_S
@@ -188,7 +249,6 @@ class Holding:
         """What the bucket is lowered to by the next lease; None: it is not."""
         self.debt = 0.0
         """Spent without a lease and not yet acknowledged."""
-        self._posted = 0.0
         self._first = 1.0
         self._epoch = -1
         self.leased = 0.0
@@ -260,9 +320,13 @@ class Holding:
         arrived, self._arrived = max(0.0, self._arrived), 0.0
         if elapsed <= 0.0:
             self.demand += arrived / DEMAND_TAU_S
+            self.rush += arrived / RUSH_TAU_S
             return
+        rate = arrived / elapsed
         kept = math.exp(-elapsed / DEMAND_TAU_S)
-        self.demand = self.demand * kept + arrived / elapsed * (1.0 - kept)
+        self.demand = self.demand * kept + rate * (1.0 - kept)
+        kept = math.exp(-elapsed / RUSH_TAU_S)
+        self.rush = self.rush * kept + rate * (1.0 - kept)
         self._folded_at = now
 
     @property
@@ -275,10 +339,27 @@ class Holding:
     def _is_scarce(self, now: float) -> bool:
         return now < self.held_until + SCARCE_S
 
+    def _is_ample(self, now: float) -> bool:
+        """Most of the bucket was left, and nothing was short lately: what expires unspent is missing nowhere."""
+        terms = self.terms
+        if terms.window_s or self.seen_at == -inf or self._is_scarce(now):
+            return False
+        return self._there(now) > terms.depth / AMPLE_PART
+
+    def _there(self, now: float) -> float:
+        """What the bucket holds if nobody took anything since the last answer, which there was."""
+        return min(self.left + self.terms.rate * (now - self.seen_at), float(self.terms.depth))
+
+    @property
+    def _is_far(self) -> bool:
+        return self.rtt_s > self.terms.life_s / FAR_PART
+
     def _leases_ahead(self, now: float) -> bool:
         terms = self.terms
-        worth = WORTH_SCARCE if self._is_scarce(now) else WORTH_TOKENS
-        if not terms.ahead or self.demand * (min(terms.life_s, 1.0) - self.rtt_s) < worth:
+        if not terms.ahead:
+            return False
+        worth = WORTH_AMPLE if self._plan.lasting else WORTH_SCARCE if self._is_scarce(now) else WORTH_TOKENS
+        if self.demand * (min(terms.life_s, 1.0) - self.rtt_s) < worth:
             return False
         # The last tokens of a slow bucket are nobody's before they are needed: in one worker's hand they would be
         # missing for long where the next request comes.
@@ -286,6 +367,9 @@ class Holding:
 
     def _low(self) -> float:
         """Below this many tokens a lease would come too late."""
+        if self._is_far:
+            meanwhile = self.demand * SLOW_RTT * self.rtt_s
+            return meanwhile + 2 * math.sqrt(meanwhile) + 1.0
         return self.demand * 2 * self.rtt_s + 1.0
 
     def _aim(self, now: float) -> None:
@@ -295,13 +379,25 @@ class Holding:
             return
         self.reserve = 0.0
         self.until = self._expires
-        if self.asking or self._later or not self._leases_ahead(now):
+        if not self._leases_ahead(now):
+            return
+        if self._out:
+            if self._may_overlap(now):
+                self.until = min(self.until, self._out[-1].at + self._plan.spacing_s)
+            return
+        if self._later and not self._is_far:
             return
         if now < self.held_until:
             self.until = min(self.until, self.held_until)
             return
-        self.reserve = self._low()
-        self.until -= min(2 * self.rtt_s, self.terms.life_s / 4)
+        self.reserve = max(0.0, self._low() - self.extra)
+        self.until -= max(self._plan.early_s, min(2 * self.rtt_s, self.terms.life_s / 4))
+
+    def _may_overlap(self, now: float) -> bool:
+        """A second lease may be sent while one is out: where the store is so far away that the tokens of one would have
+        expired, or be spent, before those of the next are here.
+        """
+        return len(self._out) < MOST_OUT and self._is_far and not self._is_scarce(now)
 
     def span_s(self, keys: int) -> float:
         """How much time's demand a lease holds at least, and how seldom an empty bucket is asked, with `keys` active
@@ -326,25 +422,81 @@ class Holding:
         the first: what the store does not cut. `first` is that first one's alone: with less the worker need not come
         again. Whoever gets a lease sends it, and then calls `answered` or `lost`.
         """
-        if self.asking:
+        if self._out and not (self._may_overlap(now) and now >= self._out[-1].at + self._plan.spacing_s):
             return None
-        self._first = first
         self._fold(now)
+        self._plan = self._make_plan(load.keys, now)
         terms = self.terms
         held = self.tokens(now)
-        want = short = min(max(0.0, waiting - held), terms.depth)
+        coming = sum(out.lease.want for out in self._out)
+        short = min(max(0.0, waiting - held - coming), terms.depth)
+        want = short
         if now < self.held_until:
-            want = 0  # debts are told all the same
+            want = 0.0  # debts are told all the same
         elif self._leases_ahead(now):
-            soon = self._expires - now < 2 * self.rtt_s and not self._later
-            if short or held < self._low() or soon:
-                lot = self.demand * self._lot_s(load.keys)
-                lot = math.floor(lot) if self._is_scarce(now) else math.ceil(lot)
-                want = max(want, 1.0, min(lot, self._largest()))
-        if want <= 0.0 and self.debt <= 0.0:
+            want = max(want, self._ahead(now, held, coming, load, waiting=waiting))
+        debt = self._untold
+        if want <= 0.0 and (debt <= 0.0 or self._out):
             self._aim(now)
             return None
+        if not self._out:
+            self._first = first
         return self._send(now, load, math.ceil(want), math.ceil(min(fresh, want)))
+
+    def _make_plan(self, keys: int, now: float) -> _Plan:
+        """How to lease ahead with so many active keys. If they are so many that an operation in 50 ms for each were too
+        many, and the bucket is ample, leases are to last until they expire.
+        """
+        life_s = self.terms.life_s
+        plan = _Plan(0, 0.0, max(keys / KEY_OPS, min(LEAST_SPAN_S, life_s / FAR_SPACINGS)))
+        if keys <= LEAST_SPAN_S * KEY_OPS or life_s >= LONG_LIFE_S or not self._is_ample(now):
+            return plan
+        early_s = life_s + 1 / max(self.demand, 1e-3) - keys / (OPS_USED * KEY_OPS)
+        early_s = min(max(0.0, early_s), life_s / 2)
+        mean = max(self.demand, self.rush) * life_s
+        # If all lease as much as this worker, no more than what comes in: so the bucket stays ample.
+        gain = self.terms.rate * (life_s - early_s) / self.sharers
+        spared = min(self._there(now) / (SPARED_PART * self.sharers), gain - mean)
+        if spared < WORTH_SPARED:
+            return plan
+        return plan._replace(lasting=math.ceil(mean + min(SIGMAS * math.sqrt(mean), spared)), early_s=early_s)
+
+    def _ahead(self, now: float, held: float, coming: float, load: Load, *, waiting: float) -> float:
+        """How much to lease ahead now, with `held` in hand and `coming` on its way; 0: nothing."""
+        soon = self._expires - now < max(2 * self.rtt_s, self._plan.early_s) and not self._later
+        low = self._low()
+        due = waiting > held + coming or held + coming < low or (soon and not self._out)
+        far = self._is_far and not self._is_scarce(now)
+        if not due and not far:
+            return 0.0
+        ample = self._is_ample(now)
+        demand = max(self.demand, self.rush) if ample else self.demand
+        if self._plan.lasting:
+            lot = float(self._plan.lasting)
+        elif far:
+            # What is there when the one after this one comes, but no more than can be spent before it expires.
+            mean = demand * (self._plan.spacing_s + SLOW_RTT * self.rtt_s)
+            most = (FAR_AMPLE if ample else FAR_FULL) * demand * self.terms.life_s
+            lot = min(mean + 2 * math.sqrt(mean) + 1, most) - self._lasts(now, demand) - coming + waiting
+            if lot < 1.0:
+                return 0.0
+        else:
+            lot = demand * self._lot_s(load.keys)
+        lot = math.floor(lot) if self._is_scarce(now) else math.ceil(lot)
+        return max(1.0, min(lot, self._largest()))
+
+    def _lasts(self, now: float, demand: float) -> float:
+        """What is held and will be spent: not what expires before the next lease is here and nobody comes for."""
+        here = now + self.rtt_s
+        if here < self._expires:
+            return self.balance + self.extra
+        lasts = sum(count for expires, count in self._later if expires > here)
+        return lasts + min(self.balance + self.extra - lasts, demand * self.rtt_s)
+
+    @property
+    def _untold(self) -> float:
+        """What of the debt no lease that is out tells."""
+        return max(0.0, self.debt - sum(out.debt for out in self._out))
 
     def _largest(self) -> float:
         """No lease takes more than half of a bucket; of a calendar window, not more than its part of what is left."""
@@ -360,11 +512,8 @@ class Holding:
         if tells:
             self._epoch = epoch
             load.count(epoch)
-        self.asking = True
-        self.sent_at = now
-        self._posted = self.debt
-        self._aim(now)
-        return Lease(
+        debt = self._untold
+        lease = Lease(
             self.key,
             rate=terms.rate,
             depth=terms.depth,
@@ -372,30 +521,48 @@ class Holding:
             least=least,
             demand=self.demand,
             tells_demand=tells,
-            debt=self.debt,
+            debt=debt,
             window_s=terms.window_s,
             start=self.start,
             most=self.most,
         )
+        if not self._out:
+            self.sent_at = now
+        self._out.append(_Out(lease, now, debt))
+        self.asking = True
+        self._aim(now)
+        return lease
+
+    def _returned(self, asked: Lease) -> _Out:
+        """Take a lease off those that are out."""
+        out = next(out for out in self._out if out.lease is asked)
+        self._out.remove(out)
+        if self._out:
+            self.sent_at = self._out[0].at
+        else:
+            self.asking = False
+        return out
 
     def answered(self, answer: Leased, asked: Lease, now: float, random: float, load: Load) -> None:
-        """The answer to `asked`, which was the last lease sent. `random` in [0, 1)."""
+        """The answer to `asked`, a lease that is out. `random` in [0, 1)."""
         terms = self.terms
-        self.asking = False
-        self.rtt_s += ((now - self.sent_at) - self.rtt_s) / 8
+        out = self._returned(asked)
+        took = now - out.at
+        # The first one is taken as it is: a store that is far away is so from the beginning.
+        first = self.seen_at == -inf and not terms.window_s
+        self.rtt_s = took if first else self.rtt_s + (took - self.rtt_s) / 8
         self.left = answer.left
         self.seen_at = now
         self.sharers = answer.sharers
-        self.debt = max(0.0, self.debt - self._posted)
-        self._posted = 0.0
+        self.debt = max(0.0, self.debt - out.debt)
         granted = float(answer.granted)
         if terms.window_s:
             self.window = answer.window
-            self.window_ends = self.sent_at + answer.window_left_ms / 1000
+            self.window_ends = out.at + answer.window_left_ms / 1000
             expires = self.window_ends - WINDOW_GUARD_S
         else:
-            expires = self.sent_at + terms.life_s
-        paid = min(granted, self.debt)  # a fallback has admitted what these tokens were asked for
+            expires = out.at + terms.life_s
+        paid = min(granted, self._untold)  # a fallback has admitted what these tokens were asked for
         self.debt -= paid
         granted -= paid
         self.leased += granted
@@ -416,8 +583,14 @@ class Holding:
         if self.balance <= 0.0 and not self._later:
             self._fold_spent()
             self._expires, self.balance, self._base = expires, granted, granted
+        elif expires < self._expires:
+            # It was overtaken: what expires first is to be spent first.
+            self._fold_spent()
+            self._later.insert(0, (self._expires, self.balance))
+            self.extra += self.balance
+            self._expires, self.balance, self._base = expires, granted, granted
         else:
-            self._later.append((expires, granted))
+            insort(self._later, (expires, granted))
             self.extra += granted
 
     def _hold(self, answer: Leased, now: float, random: float, load: Load) -> None:
@@ -429,10 +602,9 @@ class Holding:
             next_token = max(0.0, missing) / self.terms.rate
         self.held_until = now + max(pace, min(next_token, LONGEST_HOLD_S))
 
-    def lost(self, now: float) -> None:
-        """The last lease has no answer: what it may have brought is lost; its debt is told again."""
-        self.asking = False
-        self._posted = 0.0
+    def lost(self, asked: Lease, now: float) -> None:
+        """A lease has no answer: what it may have brought is lost; its debt is told again."""
+        self._returned(asked)
         self._aim(now)
 
     def retry_after_s(self, cost: float, now: float) -> float:
