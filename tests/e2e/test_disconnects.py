@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.origins import free_port
 from tests.e2e.programs import Ambassador, ambassador, wait_until
-from tests.e2e.raw import Client, Cut, Message, Origin, Wire, answer, black_hole, fetch, upstream
+from tests.e2e.raw import DEADLINE_S, Client, Cut, Message, Origin, Wire, answer, black_hole, fetch, upstream
 
 LISTEN = """
   - {{address: "127.0.0.1:{}"}}
@@ -31,15 +31,19 @@ def proxy(origin: Origin) -> Iterator[Ambassador]:
             upstreams:
               origin: {{endpoints: ["{origin.url}"]}}
               hole: {{endpoints: ["{hole}"]}}
+              hole-long: {{endpoints: ["{hole}"]}}
+              one: {{endpoints: ["{origin.url}"], connections: {{max: 1}}}}
             routes:
               - {{name: hole, match: {{path: "/hole"}}, to: hole, timeout: {{connect: 300ms}}, retry: {{attempts: 0}}}}
+              - {{name: hole-long, match: {{path: "/hole-long"}}, to: hole-long, timeout: {{connect: 50s, total: 55s}}}}
+              - {{name: one, match: {{path: "/one/**"}}, to: one, timeout: 55s}}
               - {{name: later, match: {{path: "/later/**"}}, to: origin, retry: {{attempts: 1}}}}
               - {{name: all, to: origin}}
             """
         listen = LISTEN.format(free_port(), free_port())
         with ambassador(body, listen=listen) as running:
             yield running
-            wait_until(lambda: in_flight(running) == {"origin": 0, "hole": 0}, "the end of every attempt")
+            wait_until(lambda: not any(in_flight(running).values()), "the end of every attempt")
 
 
 def in_flight(proxy: Ambassador) -> dict[str, int]:
@@ -192,13 +196,55 @@ def test_client_that_leaves_a_silent_stream_ends_it(proxy: Ambassador, origin: O
     origin.wait_for_end("/events")
 
 
-def test_client_that_leaves_while_connecting_leaves_nothing(proxy: Ambassador) -> None:
-    with Client(proxy.url) as client:
-        client.ask("/hole", "x-request-id: connecting")
-        wait_until(lambda: in_flight(proxy)["hole"] == 1, "the attempt")
-        client.reset()
-    line_of(proxy, "connecting")
-    wait_until(lambda: in_flight(proxy)["hole"] == 0, "its end")
+@pytest.mark.parametrize("how", ["reset", "inside"])
+@pytest.mark.parametrize("path", ["/hole-long", "/one"])
+def test_client_that_leaves_while_it_waits_for_a_connection_is_let_go_at_once(
+    proxy: Ambassador, origin: Origin, path: str, how: str
+) -> None:
+    """While connecting, and behind a connection that another request holds: both last longer than this test may."""
+    name, held = path[1:], threading.Event()
+
+    def hold(wire: Wire, request: Message) -> None:
+        held.set()
+        hang(wire, request)
+
+    origin.on("/one", hold)
+    with Client(proxy.url) as first, Client(proxy.url) as client:
+        if path == "/one":
+            first.ask("/one")
+            assert held.wait(DEADLINE_S)
+        before = in_flight(proxy)[name]
+        if how == "inside":
+            client.ask(path, f"x-request-id: {name}-{how}", "content-length: 10", method="POST")
+            client.send("abc")
+        else:
+            client.ask(path, f"x-request-id: {name}-{how}")
+        wait_until(lambda: in_flight(proxy)[name] == before + 1, "the attempt")
+        leave(client, "reset" if how == "reset" else "half")
+        line = line_of(proxy, f"{name}-{how}")
+        assert (line["status"], line["flags"]) == (499, ["client_gone"])
+        assert in_flight(proxy)[name] == before
+
+
+def test_half_close_goes_on_waiting_for_a_connection(proxy: Ambassador, origin: Origin) -> None:
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold(wire: Wire, request: Message) -> None:
+        held.set()
+        assert let_go.wait(DEADLINE_S)
+        wire.send(answer(b"let go"))
+
+    origin.on("/one", hold)
+    with Client(proxy.urls[0]) as first, Client(proxy.urls[0]) as client:
+        first.ask("/one")
+        assert held.wait(DEADLINE_S)
+        client.ask("/one/next", method="POST", body=b"a" * 1000)
+        wait_until(lambda: in_flight(proxy)["one"] == 2, "the second attempt")
+        client.finish()
+        let_go.set()
+        assert first.answer().body == b"let go"
+        assert client.answer().body == b"ok"
+    assert origin.seen["/one/next"][0].body == b"a" * 1000
 
 
 def test_failed_connections_leave_nothing(proxy: Ambassador) -> None:

@@ -291,7 +291,7 @@ async def test_cancellation_leaves_nothing_behind(
                 assert plane.endpoint.pool.open == plane.endpoint.pool.idle_count
 
 
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in (connecting, queueing)])
+@pytest.mark.parametrize("stage", STAGES)
 async def test_client_that_is_gone_leaves_nothing_behind(
     stage: Stage, mock_clock: trio.testing.MockClock, origin: Origin
 ) -> None:
@@ -302,15 +302,62 @@ async def test_client_that_is_gone_leaves_nothing_behind(
             assert not any(plane.leftovers().values()), plane.leftovers()
 
 
-async def test_client_that_leaves_while_connecting_is_found_out(
-    mock_clock: trio.testing.MockClock, origin: Origin
+@pytest.mark.parametrize("stage", [connecting, queueing])
+@pytest.mark.parametrize("framing", [b"content-length: 10", b"transfer-encoding: chunked"])
+async def test_fin_inside_a_request_ends_the_wait_for_a_connection(
+    stage: Stage, framing: bytes, mock_clock: trio.testing.MockClock, origin: Origin
 ) -> None:
     async with a_plane(config(origin.url, **CONFIG)) as plane:
-        async with connecting(plane, origin) as client:
-            client.reset()
-            mock_clock.jump(30.1)
+        async with stage(plane, origin):
+            client = await plane.connect()
+            await client.send(b"POST / HTTP/1.1\r\nhost: a\r\n%b\r\n\r\n3\r\nabc" % framing)
+            await until(lambda: plane.service.inflight == 2)
+            await client.stream.send_eof()
+            await until(lambda: plane.service.inflight == 1)
+            client.close()
+
+
+@pytest.mark.parametrize("stage", [connecting, queueing])
+async def test_half_close_after_a_whole_request_goes_on_waiting_for_a_connection(
+    stage: Stage, mock_clock: trio.testing.MockClock, origin: Origin
+) -> None:
+    async with a_plane(config(origin.url, **CONFIG)) as plane:
+        async with stage(plane, origin) as client:
+            other = await plane.connect()
+            await other.send(POST % 10 + b"abc")
+            await until(lambda: plane.service.inflight == 2)
+            await other.send(b"defghij")
+            await other.stream.send_eof()
+            await client.stream.send_eof()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert plane.service.inflight == 2
+            mock_clock.jump(60.1)
+            assert (await client.answer())[0] in (503, 504)
+            other.reset()
             await until(lambda: plane.service.connections == 0)
             assert not any(plane.leftovers().values()), plane.leftovers()
+
+
+async def test_body_that_came_whole_while_its_request_queued_is_sent(origin: Origin) -> None:
+    async with a_plane(config(origin.url, **CONFIG)) as plane:
+        pool = plane.endpoint.pool
+        pool._max_open = 0
+        client = await plane.connect()
+        await client.send(POST % 10 + b"abc")
+        await until(lambda: plane.leftovers()["queued"])
+        await client.send(b"defghij")
+        await client.stream.send_eof()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        pool._max_open, pool.open = 1, 1
+        pool.forget()
+        talk = await origin.accept()
+        await talk.head()
+        assert await talk.exactly(10) == b"abcdefghij"
+        await talk.send(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        assert (await client.answer())[0] == 200
+        await finished(plane)
+        client.close()
+        talk.close()
 
 
 async def test_upstream_without_endpoints_counts_an_attempt_of_no_time(origin: Origin) -> None:

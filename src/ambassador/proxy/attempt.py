@@ -134,9 +134,14 @@ class Attempt:
             self.connection.close()
             self.connection = None
         while True:
+            client.link.interest = client.leaving(exchange.request)
             try:
                 connection = await endpoint.pool.acquire(
-                    client.strand, plan.timeouts.connect, deadline, fresh=fresh
+                    client.strand,
+                    plan.timeouts.connect,
+                    deadline,
+                    fresh=fresh,
+                    check=exchange.check_presence,
                 )
             except QueueTimeout:
                 raise transfer.missed() from None
@@ -144,6 +149,8 @@ class Attempt:
                 if exchange.lane.now >= deadline:
                     raise transfer.missed() from None
                 raise
+            finally:
+                client.link.interest = 0
             if await self._pay_beside(connection) and connection.link.ready & (READ | HANGUP):
                 connection.close()  # its end came meanwhile
                 continue

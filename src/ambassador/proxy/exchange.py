@@ -349,17 +349,21 @@ class Exchange:
     async def _sleep(self, delay: float) -> None:
         """Wait before a retry, unless the client leaves."""
         lane, client, link = self.lane, self.client, self.client.link
-        until, gone = lane.now + delay, client.gone(self.request)
-        while lane.now < until and not link.ready & gone:
-            link.interest = gone
+        until = lane.now + delay
+        self.check_presence()
+        while lane.now < until:
+            link.interest = client.leaving(self.request)
             try:
                 await client.strand.wait(until)
             except TimedOut:
                 pass
             finally:
                 link.interest = 0
-        if link.ready & gone:
-            raise ClientGone
+            self.check_presence()
+
+    def check_presence(self) -> None:
+        """Raises `ClientGone` if the client has left, and what is wrong with a request that it left unfinished."""
+        self.client.check_presence(self.request)
 
     # The answer
 

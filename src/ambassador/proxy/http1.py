@@ -17,7 +17,7 @@ from ambassador.proxy.exchange import Exchange
 from ambassador.proxy.express import ride
 from ambassador.proxy.fields import wire_lines
 from ambassador.proxy.http1_parser import RequestReader, status_line
-from ambassador.proxy.lane import BROKEN, HANGUP, READ, TimedOut
+from ambassador.proxy.lane import BROKEN, HANGUP, READ, READ_CLOSED, TimedOut
 from ambassador.proxy.pace import Pace
 from ambassador.proxy.transfer import ClientGone
 from ambassador.proxy.wire import READ_SIZE, SCRATCH, Wire
@@ -139,6 +139,27 @@ class ClientConnection(Wire):
         body.
         """
         return self.listener.gone if request.complete else BROKEN
+
+    def leaving(self, request: Request) -> int:
+        """What to wait for with `link.interest` besides a wait's own end, while nobody reads the request's body: a
+        client that may have left. `check_presence` says whether it has.
+        """
+        return self.listener.gone if request.complete else HANGUP
+
+    def check_presence(self, request: Request) -> None:
+        """Raises `ClientGone` if the client has left the request. Call it before each wait and after it.
+
+        A FIN inside the request is one too. Whether it is inside, what came before it must tell: it is read, up to
+        64 KiB, and kept in the request. Raises what is wrong with it.
+        """
+        link = self.link
+        if link.ready & READ_CLOSED:
+            while (
+                not request.complete and sum(map(len, request.body)) < _DRAINED_BYTES and self.fill(request)
+            ):
+                pass
+        if link.ready & self.gone(request):
+            raise ClientGone
 
     # Waiting, for a policy (`messages.Waiter`)
 

@@ -128,6 +128,8 @@ class Transfer:
             body = before + self._take_body()
         if request.complete:
             self.upload_done = True
+            if self.total_at == inf:
+                self._begin_total()  # it became complete while this attempt connected
             connection.start(self._client.strand, head, body, clean_trailers(request.trailers))
         else:
             self.upload_done = False
@@ -259,8 +261,11 @@ class Transfer:
         self.upload_done = True
         self.sent_at = self._lane.now
         if self.total_at == inf:
-            timeouts = self._plan.timeouts
-            self.total_at = min(self.sent_at + timeouts.total, self._started + timeouts.total_body)
+            self._begin_total()
+
+    def _begin_total(self) -> None:
+        timeouts = self._plan.timeouts
+        self.total_at = min(self.sent_at + timeouts.total, self._started + timeouts.total_body)
 
     # Down
 

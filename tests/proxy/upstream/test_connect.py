@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from ambassador.errors import ConnectFailed, Overloaded
-from ambassador.proxy.lane import Lane, Link
+from ambassador.proxy.lane import Lane, Link, Strand
 from ambassador.proxy.upstream.connect import Address, connect
 from tests.proxy.harness import Origin, a_lane, until, unused_port
 
@@ -111,6 +111,40 @@ async def test_unix_socket(lane: Lane, tmp_path: Path) -> None:
         listening.listen()
         assert await peer(lane, [(socket.AF_UNIX, path)]) == path
     assert lane.link_count == 0
+
+
+class Left(Exception):
+    """Nobody wants the connection any more."""
+
+
+async def test_who_leaves_ends_the_race_at_once(lane: Lane) -> None:
+    stays: list[Strand] = []
+    gone: list[bool] = []
+
+    def check() -> None:
+        if not stays:
+            raise Left
+
+    async def run(address: Address) -> None:
+        strand = lane.strand()
+        stays.append(strand)
+        try:
+            with pytest.raises(Left):
+                await connect(lane, strand, [address, address], lane.now + 5.0, check=check)
+            gone.append(True)
+        finally:
+            await lane.finish(strand)
+
+    with a_black_hole() as silent:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, silent)
+            await until(lambda: lane.link_count == 1)
+            lane.wake(stays[0])
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert not gone
+            lane.wake(stays.pop())
+            await until(lambda: bool(gone))
+        assert lane.link_count == 0
 
 
 async def test_deadline_ends_a_silent_race(mock_clock: trio.testing.MockClock, lane: Lane) -> None:

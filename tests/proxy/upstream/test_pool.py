@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from ambassador.errors import ConnectFailed, Overloaded
-from ambassador.proxy.lane import Lane
+from ambassador.proxy.lane import Lane, Strand
 from ambassador.proxy.upstream.connect import Address
 from ambassador.proxy.upstream.h1 import Http1Connection
 from ambassador.proxy.upstream.pool import Pool, QueueTimeout
@@ -38,11 +38,26 @@ def a_pool(
     )
 
 
-async def acquire(pool: Pool, timeout_s: float = 5.0, *, fresh: bool = False) -> Http1Connection:
+class Left(Exception):
+    """Nobody wants the connection any more."""
+
+
+async def acquire(
+    pool: Pool, timeout_s: float = 5.0, *, fresh: bool = False, stays: list[Strand] | None = None
+) -> Http1Connection:
+    """`stays` gets the strand that waits. When it is taken out and woken, the wait is given up."""
     lane = pool._lane
     strand = lane.strand()
+
+    def check() -> None:
+        if not stays:
+            raise Left
+
     try:
-        return await pool.acquire(strand, 5.0, lane.now + timeout_s, fresh=fresh)
+        if stays is None:
+            return await pool.acquire(strand, 5.0, lane.now + timeout_s, fresh=fresh)
+        stays.append(strand)
+        return await pool.acquire(strand, 5.0, lane.now + timeout_s, fresh=fresh, check=check)
     finally:
         await lane.finish(strand)
 
@@ -146,6 +161,30 @@ async def test_cancellation_in_the_queue_leaves_it(lane: Lane, origin: Origin) -
     assert (len(pool._waiting), pool.open) == (0, 1)
     only.close()
     assert pool.open == 0
+
+
+async def test_who_leaves_the_queue_is_let_go_at_once(lane: Lane, origin: Origin) -> None:
+    pool = a_pool(lane, origin.address[1], max_open=1)
+    only = await acquire(pool)
+    stays: list[Strand] = []
+    gone: list[bool] = []
+
+    async def run() -> None:
+        with pytest.raises(Left):
+            await acquire(pool, stays=stays)
+        gone.append(True)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await until(lambda: pool._waiting)
+        lane.wake(stays[0])
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert not gone
+        lane.wake(stays.pop())
+        await until(lambda: bool(gone))
+    assert (len(pool._waiting), pool.open) == (0, 1)
+    only.close()
+    assert (pool.open, lane.link_count) == (0, 0)
 
 
 async def test_cancelled_turn_goes_back(lane: Lane, origin: Origin) -> None:

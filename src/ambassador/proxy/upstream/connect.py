@@ -10,7 +10,7 @@ from ambassador.errors import ConnectFailed, Overloaded
 from ambassador.proxy.lane import BROKEN, HANGUP, WRITE, TimedOut
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ambassador.proxy.lane import Lane, Link, Strand
 
@@ -23,11 +23,24 @@ Address = tuple[int, tuple[str, int] | tuple[str, int, int, int] | str]
 """(socket family, address as `socket.connect` takes it)."""
 
 
-async def connect(lane: Lane, strand: Strand, addresses: Sequence[Address], deadline: float) -> Link:
+def still_wanted() -> None:
+    """The check of whoever cannot leave."""
+
+
+async def connect(
+    lane: Lane,
+    strand: Strand,
+    addresses: Sequence[Address],
+    deadline: float,
+    *,
+    check: Callable[[], None] = still_wanted,
+) -> Link:
     """A connected link to the first address that answers; its strand is `strand`.
 
-    `deadline` is in seconds of the lane's clock. Raises `ConnectFailed` when every address refused or the deadline
-    passed, `Overloaded` when this process is out of descriptors. Leaves nothing open behind an error.
+    `deadline` is in seconds of the lane's clock. `check` is called before each wait, and raises if nobody wants the
+    connection any more; what it looks at must wake `strand`. Raises what it raises, `ConnectFailed` when every address
+    refused or the deadline passed, `Overloaded` when this process is out of descriptors. Leaves nothing open behind an
+    error.
     """
     race: list[Link] = []
     untried = list(addresses)
@@ -42,7 +55,7 @@ async def connect(lane: Lane, strand: Strand, addresses: Sequence[Address], dead
                 race.append(link)
             winner = _winner(race)
             if winner is None and race:
-                winner, timed_out = await _wait(lane, strand, race, untried, deadline)
+                winner, timed_out = await _wait(lane, strand, race, untried, deadline, check=check)
                 if timed_out:
                     raise ConnectFailed("no answer within the connect timeout")
             if winner is not None:
@@ -57,11 +70,18 @@ async def connect(lane: Lane, strand: Strand, addresses: Sequence[Address], dead
 
 
 async def _wait(
-    lane: Lane, strand: Strand, race: list[Link], untried: list[Address], deadline: float
+    lane: Lane,
+    strand: Strand,
+    race: list[Link],
+    untried: list[Address],
+    deadline: float,
+    *,
+    check: Callable[[], None],
 ) -> tuple[Link | None, bool]:
     """(the winner, False), (None, False) when it is time for the next address, (None, True) at the deadline."""
     stagger = lane.now + _STAGGER_S if untried else deadline
     while race:
+        check()
         for link in race:
             link.interest = WRITE | HANGUP
         try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ambassador.errors import Overloaded
 from ambassador.proxy.lane import HANGUP, READ, TimedOut, Timer
-from ambassador.proxy.upstream.connect import connect
+from ambassador.proxy.upstream.connect import connect, still_wanted
 from ambassador.proxy.upstream.h1 import Http1Connection
 
 if TYPE_CHECKING:
@@ -92,31 +92,44 @@ class Pool(Timer):
         return None
 
     async def acquire(
-        self, strand: Strand, connect_timeout_s: float, deadline: float, *, fresh: bool = False
+        self,
+        strand: Strand,
+        connect_timeout_s: float,
+        deadline: float,
+        *,
+        fresh: bool = False,
+        check: Callable[[], None] = still_wanted,
     ) -> Http1Connection:
         """A new connection, or one that came free while this request queued.
 
         `deadline` (seconds of the lane's clock) bounds queueing and connecting together. `fresh`: make room for a new
-        one if need be. Raises `ConnectFailed`, `Overloaded`, `QueueTimeout`.
+        one if need be. `check` is called before each wait, and raises if nobody wants the connection any more; what
+        it looks at must wake `strand`. Raises `ConnectFailed`, `Overloaded`, `QueueTimeout`, and what `check` raises.
         """
         while fresh and self._idle and self.open >= self._max_open:
             self._idle.pop(0).close()
         if self.open >= self._max_open:
-            queued = await self._queue(strand, deadline)
+            queued = await self._queue(strand, deadline, check)
             if queued is not None:
                 return queued
         else:
             self.open += 1
         try:
             link = await connect(
-                self._lane, strand, self._addresses(), min(self._lane.now + connect_timeout_s, deadline)
+                self._lane,
+                strand,
+                self._addresses(),
+                min(self._lane.now + connect_timeout_s, deadline),
+                check=check,
             )
         except BaseException:
             self.forget()
             raise
         return Http1Connection(link, self)
 
-    async def _queue(self, strand: Strand, deadline: float) -> Http1Connection | None:
+    async def _queue(
+        self, strand: Strand, deadline: float, check: Callable[[], None]
+    ) -> Http1Connection | None:
         """Wait for a connection, or for the right to open one (None; `open` then counts it)."""
         if len(self._waiting) >= self._max_pending:
             raise Overloaded("too many requests wait for a connection to the upstream")
@@ -124,6 +137,7 @@ class Pool(Timer):
         self._waiting.append(ticket)
         try:
             while ticket.connection is None and not ticket.may_open:
+                check()
                 await strand.wait(deadline)
         except TimedOut:
             self._leave_queue(ticket)
