@@ -12,6 +12,7 @@ from tests.e2e.origins import free_port
 from tests.e2e.programs import Ambassador, ambassador, wait_until
 from tests.e2e.raw import OK, Client, Message, Origin, answer, fetch, upstream
 
+HEALTH = "/.well-known/ambassador/health"
 LISTEN = """
   - {{address: "127.0.0.1:{}"}}
   - {{address: "127.0.0.1:{}", trusted: [127.0.0.0/8, 10.0.0.0/8]}}
@@ -393,15 +394,44 @@ def test_no_route_keeps_the_connection(proxy: Ambassador) -> None:
         "GET {} HTTP/1.0\r\n\r\n",
         "HEAD {} HTTP/1.1\r\n\r\n",
         "GET {}? HTTP/1.1\r\nhost: x\r\n\r\n",
+        "GET {}? HTTP/1.1\r\n\r\n",
     ],
 )
 def test_health_needs_no_host(proxy: Ambassador, request_head: str) -> None:
     method = request_head.partition(" ")[0]
     with Client(proxy.url) as client:
-        client.send(request_head.format("/.well-known/ambassador/health"))
+        client.send(request_head.format(HEALTH))
         got = client.answer(method=method)
         assert got.status == 200
         assert got.body.strip() == (b"" if method == "HEAD" else b"ok")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+def test_health_refuses_other_methods_and_reads_their_body(proxy: Ambassador, method: str) -> None:
+    with Client(proxy.url) as client:
+        client.ask(HEALTH, method=method, body=b"x" * 1000)
+        refused = client.answer()
+        assert (refused.status, refused.get("allow"), refused.get("connection")) == (405, "GET, HEAD", None)
+        client.ask(HEALTH, body=b"GET / HTTP/1.1\r\n\r\n")
+        assert client.answer().body == b"ok\n"
+        client.ask(HEALTH, "transfer-encoding: chunked", method=method)
+        client.send("3\r\nabc\r\n0\r\n\r\n")
+        assert client.answer().status == 405
+        client.ask(HEALTH, method="HEAD")
+        head = client.answer(method="HEAD")
+        assert (head.status, head.get("content-length")) == (200, "3")
+        client.ask(HEALTH, "connection: close", method="HEAD")
+        assert client.answer(method="HEAD").get("connection") == "close"
+        assert client.is_ended()
+
+
+@pytest.mark.parametrize("line", ["content-length: 10000000", "expect: 100-continue\r\ncontent-length: 10"])
+def test_health_closes_where_a_body_is_too_much_to_read(proxy: Ambassador, line: str) -> None:
+    with Client(proxy.url) as client:
+        client.ask(HEALTH, *line.split("\r\n"), method="POST")
+        refused = client.answer()
+        assert (refused.status, refused.get("connection")) == (405, "close")
+        assert client.is_ended()
 
 
 def test_admin_health(proxy: Ambassador) -> None:

@@ -45,9 +45,15 @@ async def test_date_follows_the_lane(
 
 
 async def test_health_says_when_it_drains(service: Service) -> None:
-    assert (service.health_reply().status, service.health_reply().body) == (200, b"ok\n")
+    assert (service.health_reply("GET").status, service.health_reply("HEAD").body) == (200, b"ok\n")
     service.draining = True
-    assert (service.health_reply().status, service.health_reply().body) == (503, b"draining\n")
+    assert (service.health_reply("GET").status, service.health_reply("HEAD").body) == (503, b"draining\n")
+
+
+async def test_health_is_asked_for_with_get_or_head(service: Service) -> None:
+    for method in ("POST", "PUT", "OPTIONS", "TRACE"):
+        reply = service.health_reply(method)
+        assert (reply.status, dict(reply.headers)[b"allow"]) == (405, b"GET, HEAD")
 
 
 async def test_addresses_reach_every_endpoint_of_the_name(service: Service) -> None:

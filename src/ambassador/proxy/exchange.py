@@ -173,7 +173,7 @@ class Exchange:
         """Who asks for what, which route takes it, and what its ADMIT policies say."""
         request = self.request
         if request.target in HEALTH_TARGETS:
-            return self.service.health_reply()
+            return self.service.health_reply(request.method)
         self._identify(request)
         plan = self._table.locate(request)
         if b"max-forwards" in request.special:

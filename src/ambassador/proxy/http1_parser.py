@@ -72,7 +72,7 @@ _LINE_AROUND_TARGET: Final = 48
 _END: Final = b"\r\n\r\n"
 """Of a head, and of a chunked body: httptools takes no other line ends."""
 HEALTH_TARGET: Final = b"/.well-known/ambassador/health"
-"""What load balancers ask; the one target that needs no Host."""
+"""What load balancers ask; it needs no Host."""
 HEALTH_TARGETS: Final = frozenset({HEALTH_TARGET, HEALTH_TARGET + b"?"})
 """Answered here, before any route is looked at (contract 7.12)."""
 
@@ -332,7 +332,7 @@ class RequestReader:
             if b"," in authority:
                 raise BadRequest("more than one Host field")
             request.authority = authority
-        elif request.minor and self._url != HEALTH_TARGET:
+        elif request.minor and self._url not in HEALTH_TARGETS:
             raise BadRequest("HTTP/1.1 requests need one Host field")
         if b"content-length" in special:
             request.content_length = self._length(special)

@@ -157,9 +157,11 @@ class Service:
         self._date = formatdate(wall, usegmt=True).encode()
         self._date_at = self.lane.now + 1.0 - wall % 1.0
 
-    def health_reply(self) -> Reply:
-        """The answer to load balancers (contract 7.12)."""
+    def health_reply(self, method: str) -> Reply:
+        """The answer to load balancers (contract 7.12), who ask with GET or HEAD."""
         plain = [(b"content-type", b"text/plain"), (b"cache-control", b"no-store")]
+        if method not in ("GET", "HEAD"):
+            return Reply(405, [*plain, (b"allow", b"GET, HEAD")], b"method not allowed\n")
         if self.draining:
             return Reply(503, plain, b"draining\n")
         return Reply(200, plain, b"ok\n")
