@@ -382,6 +382,27 @@ def test_no_route_keeps_the_connection(proxy: Ambassador) -> None:
             assert (got.status, b'"no_route"' in got.body, b'"route":"-"' in got.body) == (404, True, True)
 
 
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("POST /x HTTP/1.1\r\nhost: nobody\r\n", "12"),
+        ("POST /.. HTTP/1.1\r\nhost: test\r\n", "3"),
+        ("POST /x HTTP/1.1\r\nhost: test\r\nx-request-deadline: 1\r\n", "4"),
+        ("POST /x HTTP/1.1\r\nhost: test\r\nvia: 1.1 tester\r\n", "13"),
+        ("POST /x HTTP/1.1\r\nhost: test\r\nhost: other\r\n", "3"),
+        ("POST /x HTTP/1.1\r\nhost: test\r\ntransfer-encoding: gzip\r\n", "12"),
+        ("POST /x HTTP/1.1\r\nhost: test\r\nexpect: nothing\r\n", "3"),
+    ],
+)
+def test_grpc_callers_are_told_by_grpc_status(proxy: Ambassador, head: str, status: str) -> None:
+    with Client(proxy.url) as client:
+        client.send(f"{head}content-type: application/grpc+proto\r\n\r\n")
+        got = client.answer()
+    assert (got.status, got.get("content-type"), got.body) == (200, "application/grpc", b"")
+    assert got.get("grpc-status") == status
+    assert (got.get("proxy-status") or "").startswith("tester; error=")
+
+
 # Health
 
 

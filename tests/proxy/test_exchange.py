@@ -12,6 +12,8 @@ import pytest
 import trio
 import trio.testing
 
+from ambassador.proxy.http1_parser import Limits
+from ambassador.proxy.listener import ListenerLimits
 from tests.proxy.harness import (
     GET,
     OK,
@@ -358,6 +360,40 @@ async def test_body_that_came_whole_while_its_request_queued_is_sent(origin: Ori
         await finished(plane)
         client.close()
         talk.close()
+
+
+GRPC = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-type: application/grpc\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (GRPC + b"content-length: 10\r\n\r\n", b"8"),
+        (GRPC + b"transfer-encoding: chunked\r\n\r\na\r\n", b"8"),
+        (GRPC + b"x: " + b"a" * 3000 + b"\r\n\r\n", b"3"),
+        (GRPC + b"a: b\r\nx\r\n\r\n", b"3"),
+        (GRPC + b"a: b\r\nx", b"4"),
+        (GRPC + b"content-length: 4\r\n\r\n", b"4"),
+    ],
+)
+async def test_grpc_callers_get_no_documents(
+    request_: bytes, status: bytes, mock_clock: trio.testing.MockClock, origin: Origin
+) -> None:
+    """What is too large, malformed, or too slow."""
+    limits = ListenerLimits(header_timeout=1.0, body_timeout=1.0, min_rate=None)
+    async with a_plane(config(origin.url), limits) as plane:
+        plane.listener.head_limits = Limits(body=4, header_bytes=2000)
+        client = await plane.connect()
+        await client.send(request_)
+        if request_.endswith(b"\r\na\r\n"):
+            await client.send(b"0123456789")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        mock_clock.jump(1.1)
+        head = await client.head()
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert b"\r\ngrpc-status: %b\r\n" % status in head
+        assert b"application/problem+json" not in head
+        client.close()
 
 
 async def test_upstream_without_endpoints_counts_an_attempt_of_no_time(origin: Origin) -> None:

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from ambassador.errors import BadRequest, NoRoute, Overloaded, ProxyError, UpstreamReset, UpstreamTimeout
+from ambassador.errors import NoRoute, Overloaded, ProxyError, UpstreamReset, UpstreamTimeout
 from ambassador.messages import Reply
-from ambassador.proxy.problem import error_reply, forbids_retry, proxy_status
+from ambassador.proxy.problem import error_reply, forbids_retry, proxy_status, speaks_grpc
 
 
 def reply(error: ProxyError, *, attempts: int = 1, grpc: bool = False) -> Reply:
@@ -59,4 +59,29 @@ def test_grpc_callers_get_a_grpc_status() -> None:
     made = reply(UpstreamTimeout(), grpc=True)
     assert (made.status, made.body) == (200, b"")
     assert dict(made.headers)[b"grpc-status"] == b"4"
-    assert reply(BadRequest(), grpc=True).status == 400
+
+
+@pytest.mark.parametrize("kind", kinds(ProxyError))
+def test_every_error_has_a_grpc_status(kind: type[ProxyError]) -> None:
+    made = reply(kind(retry_after_s=3.0), grpc=True)
+    told = dict(made.headers)
+    assert (made.status, made.body) == (200, b"")
+    assert told[b"content-type"] == b"application/grpc"
+    assert (int(told[b"grpc-status"]), told[b"grpc-message"]) == (kind.grpc_status, kind.code.encode())
+    assert 0 < kind.grpc_status <= 16
+    assert told[b"retry-after"] == b"3"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (b"application/grpc", True),
+        (b"application/grpc+proto", True),
+        (b" Application/GRPC-Web; x=y", True),
+        (b"application/json", False),
+        (b"text/application/grpc", False),
+    ],
+)
+def test_grpc_callers_are_known_by_their_content_type(value: bytes, expected: bool) -> None:
+    assert speaks_grpc([(b"a", b"b"), (b"Content-Type", value)]) is expected
+    assert not speaks_grpc([(b"accept", value)])

@@ -21,7 +21,7 @@ from ambassador.proxy.forwarding import caller_deadline_s, max_forwards
 from ambassador.proxy.http1_parser import HEALTH_TARGETS
 from ambassador.proxy.lane import TimedOut
 from ambassador.proxy.policies.breaker import guards_of
-from ambassador.proxy.problem import error_reply, forbids_retry
+from ambassador.proxy.problem import error_reply, forbids_retry, speaks_grpc
 from ambassador.proxy.transfer import ClientGone, Transfer
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Exchange:
     @classmethod
     async def refuse(cls, client: ClientConnection, error: ProxyError) -> None:
         """Answer input that is no request at all."""
-        request = Request("-", b"-", [], 1)
+        request = Request("-", b"-", client.reader.head_fields, 1)
         request.complete = True
         exchange = cls(client, request)
         request.client_ip = client.peer.ip
@@ -471,10 +471,7 @@ class Exchange:
             request_id=request.request_id.decode("ascii"),
             route=request.route,
             attempts=self.attempts,
-            grpc=any(
-                name.lower() == b"content-type" and value.startswith(b"application/grpc")
-                for name, value in request.headers
-            ),
+            grpc=speaks_grpc(request.headers),
         )
         await self._answer(reply)
 

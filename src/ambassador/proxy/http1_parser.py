@@ -171,6 +171,11 @@ class RequestReader:
         return self._in_head
 
     @property
+    def head_fields(self) -> Fields:
+        """The fields of a head that was refused, but for the last before the fault, which the parser may keep."""
+        return self._headers if self._current is None else []
+
+    @property
     def has_input(self) -> bool:
         """Bytes of a message that is not complete have been fed (an empty line before a request counts)."""
         return self._fed > 0

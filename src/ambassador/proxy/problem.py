@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ambassador.errors import Fault
 from ambassador.messages import Reply
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def error_reply(
     headers: Fields = [(b"proxy-status", proxy_status(error, pseudonym=pseudonym, attempts=attempts))]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
-    if grpc and error.fault is not Fault.CLIENT:
+    if grpc:
         headers += [
             (b"content-type", b"application/grpc"),
             (b"grpc-status", b"%d" % error.grpc_status),
@@ -37,6 +36,14 @@ def error_reply(
         return Reply(200, headers)
     headers.append((b"content-type", b"application/problem+json"))
     return Reply(error.status, headers, _document(error, request_id=request_id, route=route))
+
+
+def speaks_grpc(headers: Fields) -> bool:
+    """Whether a request with these fields comes from gRPC, or from gRPC-Web."""
+    return any(
+        name.lower() == b"content-type" and value.lstrip().lower().startswith(b"application/grpc")
+        for name, value in headers
+    )
 
 
 def proxy_status(error: ProxyError, *, pseudonym: str, attempts: int) -> bytes:
