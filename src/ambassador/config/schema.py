@@ -453,7 +453,9 @@ class Telemetry(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     later: ClassVar[Mapping[str, tuple[str, ...]]] = {"otlp": ("off", "false"), "trace_sample": ()}
 
     access_log: Annotated[str | None, Meta(extra={"form": "log_target"})] = "stdout"
-    """`stdout`, a file, or `off`: one JSON line per request."""
+    """`stdout`, a file, or `off`: one JSON line per request. Its `duration_ms` and `upstream_ms` are by a clock that is
+    read once per batch of events, about a millisecond at most: what is answered within one, as most answers made here
+    are, took 0."""
 
     sample: Fraction = 1.0
     """The share of successful requests that is logged; others always are."""

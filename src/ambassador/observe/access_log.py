@@ -75,9 +75,10 @@ class AccessRecord(msgspec.Struct, kw_only=True, gc=False):
     bytes_out: int
     """Of the answer's body."""
     duration_ms: float
-    """From the request's first byte to the answer's last."""
+    """From the request's first byte to the answer's last, by the clock that the worker reads once per batch of events:
+    0 for what is answered within one, as most answers made here are."""
     upstream_ms: float | None = None
-    """Of the last attempt; None without one."""
+    """Of the last attempt, by the same clock; None without one."""
     route: str = "-"
     upstream: str | None = None
     endpoint: str | None = None

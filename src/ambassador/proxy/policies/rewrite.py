@@ -31,7 +31,9 @@ _ABSOLUTE = re.compile(rb"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 
 
 class Rewrite(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the request's target changes on its way. `prefix` and `regex` exclude each other."""
+    """How the request's target changes on its way. `prefix` and `regex` exclude each other. A `Location` of the
+    upstream's own address becomes the client's view of it; without a `rewrite` it passes as it is.
+    """
 
     prefix: Path | None = None
     """What takes the place of the matched prefix: with `path: /old/**` and `prefix: /new`, `/old/a` becomes `/new/a`.
