@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from loadtest import compare, fleet, hotspots, idle, machine, origin, processes, report, wrk
+from loadtest import compare, fleet, hotspots, idle, losses, machine, origin, processes, report, wrk
 from loadtest.job import Job, Proxy
 from loadtest.peers import PROXIES, ambassador
 from loadtest.scenarios import SCENARIOS, Scenario
@@ -76,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     simulation.add_argument("--json", metavar="FILE", help="write everything as JSON; - for standard output")
     simulation.add_argument("--check", action="store_true", help="exit 1 when more than the limit passes")
     simulation.set_defaults(run=_fleet)
+
+    dying = commands.add_parser("losses", help="kill endpoints under load, and let them return")
+    dying.add_argument(
+        "--check", action="store_true", help="exit 1 when a request fails, or one second is over"
+    )
+    dying.set_defaults(run=_losses)
 
     shared_commands.add(commands)
 
@@ -233,6 +239,19 @@ def _fleet(options: argparse.Namespace) -> int:
     if options.json is not None:
         _write_json(options.json, fleet.document(outcomes))
     return SAID_NO if options.check and not fleet.never_over(outcomes) else OK
+
+
+def _losses(options: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory(prefix="loadtest-") as name:
+        first, second = Path(name, "death"), Path(name, "outage")
+        first.mkdir()
+        second.mkdir()
+        death = losses.death(first)
+        print(death.text(), flush=True)
+        outage = losses.outage(second)
+        print(outage.text())
+    held = not death.failed and max(outage.back_s, 0.0) <= losses.BACK_WITHIN_S
+    return SAID_NO if options.check and not held else OK
 
 
 def _profile(options: argparse.Namespace) -> int:

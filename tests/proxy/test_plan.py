@@ -91,6 +91,9 @@ def test_only_endpoint_is_picked_even_if_it_was_tried() -> None:
 
 def test_only_upstreams_with_a_choice_or_an_outlier_watch_are_measured() -> None:
     class Watch:
+        def recovered(self) -> None:
+            raise NotImplementedError
+
         def settled(self, seconds: float, now: float, *, failed: bool) -> None: ...
 
     one = upstream(endpoint(1))

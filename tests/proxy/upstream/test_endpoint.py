@@ -135,6 +135,9 @@ def test_outlier_watch_hears_of_every_outcome() -> None:
     class Watch:
         heard: list[tuple[float, float, bool]] = []  # noqa: RUF012 - one test's
 
+        def recovered(self) -> None:
+            raise NotImplementedError
+
         def settled(self, seconds: float, now: float, *, failed: bool) -> None:
             self.heard.append((seconds, now, failed))
 

@@ -84,11 +84,23 @@ def test_pause_is_longer_with_many_endpoints() -> None:
     assert pause_s(Config(), standing, bleak=True, least_s=3.0, chance=0.5) == pytest.approx(3.0)
 
 
+class FakeOutlier:
+    def __init__(self) -> None:
+        self.recoveries = 0
+
+    def settled(self, seconds: float, now: float, *, failed: bool) -> None:
+        raise NotImplementedError
+
+    def recovered(self) -> None:
+        self.recoveries += 1
+
+
 class FakeEndpoint:
     def __init__(self, url: str) -> None:
         self.url = url
         self.healthy = True
         self.why = ""
+        self.outlier: FakeOutlier | None = None
 
 
 class FakeUpstream:
@@ -149,3 +161,15 @@ def test_marks_outlive_tables_and_know_endpoints_that_come_later() -> None:
     marks.learn({"a": {}})
     assert second.healthy() == [True, True]
     assert first.healthy() == [True, False]
+
+
+def test_marks_tell_who_ejects_of_a_recovery() -> None:
+    marks = Marks()
+    upstream = FakeUpstream("x")
+    outlier = upstream.endpoints[0].outlier = FakeOutlier()
+    marks.install([upstream])
+    marks.learn({"a": {"x": "down"}})
+    assert outlier.recoveries == 0
+    marks.learn({"a": {}})
+    marks.learn({"a": {}})
+    assert outlier.recoveries == 1

@@ -348,6 +348,25 @@ def test_ejection_holds_for_one_worker_while_the_store_is_away() -> None:
     assert second.ejected == [2]
 
 
+def test_recovery_that_checks_have_seen_ends_an_ejection_for_every_worker() -> None:
+    first, second = two()
+    first.fails(1)
+    first.fails(2)
+    for worker in (first, second):  # both are told
+        watch = worker.endpoints[1].outlier
+        assert watch is not None
+        watch.recovered()
+    first.shared.deliver()
+    assert first.ejected == second.ejected == [2]
+    first.fails(1)  # the second time within little
+    assert second.endpoints[1].ejected_until - first.shared.time.now == pytest.approx(60.0, abs=0.01)
+    first.settle(3, failed=False)
+    third = first.endpoints[3].outlier
+    assert third is not None
+    third.recovered()  # was not ejected: nothing to end
+    assert not first.scope.pending
+
+
 def test_endpoints_that_come_later_are_watched_and_known() -> None:
     first, second = two()
     first.fails(1)

@@ -38,6 +38,9 @@ class Outlier(Protocol):
     def settled(self, seconds: float, now: float, *, failed: bool) -> None:
         """An attempt came to its end; as `Endpoint.settled`."""
 
+    def recovered(self) -> None:
+        """Active checks say that it is well, after they said that it is not."""
+
 
 class Endpoint:
     """`url` as configured; `host` and `port`, or `path` of a unix socket. `weight` is at least 1.

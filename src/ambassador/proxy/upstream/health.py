@@ -9,10 +9,13 @@ Rise, fall and the shorter pause while something changes are HAProxy's (`rise`, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from ambassador.proxy.statuses import spelt_out
 from ambassador.settings import Count, Path, Seconds, Section, StatusRange
+
+if TYPE_CHECKING:
+    from ambassador.proxy.upstream.endpoint import Outlier
 
 HURRY_S: Final = 0.25
 """From one check to the next while an endpoint is changing, and while nothing of its upstream is healthy."""
@@ -115,6 +118,10 @@ class Endpoint(Protocol):
     def url(self) -> str:
         """Its name."""
 
+    @property
+    def outlier(self) -> Outlier | None:
+        """Who may have ejected it."""
+
     healthy: bool
     why: str
 
@@ -171,5 +178,7 @@ class Marks:
             if why is not None or not endpoint.healthy:
                 changed |= endpoint.healthy != (why is None)
                 endpoint.healthy, endpoint.why = why is None, why or ""
+                if why is None and endpoint.outlier is not None:
+                    endpoint.outlier.recovered()
         if changed:
             upstream.refresh()

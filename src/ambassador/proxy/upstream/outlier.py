@@ -177,6 +177,13 @@ class Ejections(msgspec.Struct, frozen=True, array_like=True):
         kept[url] = Ejection(now_us + int(seconds * 1e6), times, why)
         return Ejections(kept, self.total + 1)
 
+    def pardon(self, url: str, now_us: int) -> Ejections | None:
+        """With the ejection of `url` over now, though remembered; None if it is not ejected."""
+        known = self.by_url.get(url)
+        if known is None or known.until_us <= now_us:
+            return None
+        return Ejections({**self.by_url, url: msgspec.structs.replace(known, until_us=now_us)}, self.total)
+
 
 def most_ejected(endpoints: int, share: float) -> int:
     """How many of so many may be ejected at the same time: one always, all never."""
@@ -259,6 +266,10 @@ class Watch:
         row.in_row += 1
         if row.in_row >= self._consecutive:
             detector.eject(self, f"{row.in_row} failures in a row")
+
+    def recovered(self) -> None:
+        """Active checks say that it is well, after they said that it is not."""
+        self._detector.pardon(self.url)
 
 
 class Detector:
@@ -367,11 +378,20 @@ class Detector:
         wanted = self.ejections.eject(watch.url, urls, self._time.there(now), self.config, why)
         if wanted is None:
             return
+        self._put(wanted, partial(self._tell, wanted, watch.url))
+
+    def pardon(self, url: str) -> None:
+        """End an ejection for all workers: the endpoint was away as a whole, and has come back."""
+        wanted = self.ejections.pardon(url, self._time.there(self._clock.now))
+        if wanted is not None and not self._asking:
+            self._put(wanted, None)
+
+    def _put(self, wanted: Ejections, done: Callable[[], None] | None) -> None:
         self._asking = True
         put = Put(self._name, _encode(wanted), _REMEMBERED_MS, expect=self.version, publish=True)
-        self.store.ask(put, partial(self._ejected, wanted, watch.url))
+        self.store.ask(put, partial(self._answered, wanted, done))
 
-    def _ejected(self, wanted: Ejections, url: str, answer: Answer | None) -> None:
+    def _answered(self, wanted: Ejections, done: Callable[[], None] | None, answer: Answer | None) -> None:
         self._asking = False
         if isinstance(answer, Named):
             self.learn(answer)
@@ -379,6 +399,10 @@ class Detector:
                 return  # somebody was quicker: what still fails, fails again
         else:
             self._take(wanted)  # the store is away: for this worker alone
+        if done is not None:
+            done()
+
+    def _tell(self, wanted: Ejections, url: str) -> None:
         ejection = wanted.by_url[url]
         seconds = ejection.until_us / 1e6 - self._time.there(self._clock.now) / 1e6
         self._log.warning(
