@@ -220,6 +220,35 @@ async def test_replacements_go_one_at_a_time(
     assert trio.current_time() - begun == pytest.approx(0.9)
 
 
+async def test_a_worker_that_loses_its_store_before_it_is_ready_never_serves(
+    crew: Crew, nursery: trio.Nursery, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    nursery.start_soon(crew.run, 2)
+    await trio.sleep(0.1)
+    worker, other = crew.live
+    worker.on_leaving(worker)
+    await trio.sleep(2)
+    assert worker.ended
+    assert len(crew.current) == 2
+    assert worker not in crew.current
+    assert other in crew.current
+    assert "lost its store, before it was ready" in caplog.text
+
+
+async def test_a_replacement_that_loses_its_store_leaves_the_old_worker(
+    crew: Crew, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await nursery.start(crew.run, 1)
+    before = crew.current
+    nursery.start_soon(crew.replace, 0)
+    await trio.sleep(0.1)
+    (successor,) = [worker for worker in crew.live if worker not in before]
+    successor.on_leaving(successor)
+    await trio.sleep(2)
+    assert successor.ended
+    assert crew.current == before
+
+
 async def test_a_stalled_worker_is_replaced(
     crew: Crew, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:

@@ -201,6 +201,7 @@ class Crew:
         assert self._nursery is not None
         worker = Incarnation(slot.index, self._module)
         self.live.append(worker)
+        worker.on_leaving = self._replace_leaving
         self._provision.equip(worker, self._nursery)
         self._nursery.start_soon(self._attend, worker)
         if await self._get_ready(worker):
@@ -247,7 +248,6 @@ class Crew:
 
     async def _attend(self, worker: Incarnation) -> None:
         """Be with a worker to its end, and see to what it leaves."""
-        worker.on_leaving = self._replace_leaving
         await worker.attend()
         self.live.remove(worker)
         self._provision.settle(worker)
@@ -327,6 +327,10 @@ class Crew:
         assert self._nursery is not None
         if self._slots[worker.slot].current is worker and not self.ending:
             self._nursery.start_soon(self.replace, worker.slot)
+        elif not worker.retiring and not worker.ended:
+            # It serves nobody yet, and shall not: `_start` sees its end.
+            worker.error = worker.error or "it was told to end, or lost its store, before it was ready"
+            worker.kill()
 
     async def _watch(self) -> None:
         """Replace workers whose loops have stalled."""
