@@ -37,5 +37,17 @@ def test_endpoints_are_listed(service: FakeService, capsys: pytest.CaptureFixtur
     assert json.loads(capsys.readouterr().out) == UPSTREAMS
 
 
+def test_upstream_without_endpoints_says_where_they_are_looked_for(
+    service: FakeService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = "a.yaml:1:1: error: is empty"
+    told = [{"name": "billing", "endpoints": [], "source": "file a.yaml", "problem": problem}]
+    service.answers["GET", "/api/upstreams"] = (200, told)
+    assert main(["upstreams"]) == 0
+    _, row, last = capsys.readouterr().out.splitlines()
+    assert row.split()[:5] == ["billing", "file", "a.yaml", "no", "endpoint"]
+    assert last == f"billing: file a.yaml says nothing new: {problem}"
+
+
 def test_without_a_service() -> None:
     assert main(["upstreams", "--control", "unix:/none"]) == 3

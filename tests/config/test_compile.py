@@ -12,8 +12,9 @@ from weakref import ref
 import pytest
 
 from ambassador.config.compile import compile_steps, compile_table
+from ambassador.config.discover import Discover, Found, Server
 from ambassador.config.load import load_text
-from ambassador.errors import Limited
+from ambassador.errors import Limited, NoEndpoint
 from ambassador.messages import Reply, Request
 from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.lane import Lane
@@ -346,3 +347,88 @@ async def test_cooldown_and_shared_budget_are_made(lane: Lane) -> None:
     retry = plan(made).retry
     assert retry is not None
     assert isinstance(retry.budget, SharedRetryBudget)
+
+
+# Endpoints that are found while the service runs
+
+FOUND = """\
+upstreams: {u: {discover: {dns: "api.test:8080"}, connections: {max: 7}}, other: {endpoints: ["http://e:1"]}}
+routes: [{name: r, to: u}, {name: s, to: other}]
+"""
+SOURCE = Discover(dns="api.test:8080")
+
+
+def found(*urls: str, **addresses: tuple[str, ...]) -> Found:
+    return Found(SOURCE, tuple(Server(url) for url in urls), addresses)
+
+
+def take(table: Table, told: Found) -> list[str]:
+    table.take_found(told.source, told.servers, told.addresses)
+    return [endpoint.url for endpoint in table.upstreams["u"].endpoints]
+
+
+async def test_table_begins_with_what_was_found(lane: Lane) -> None:
+    config = load_text(HEAD + FOUND)
+    told = [found("http://10.0.0.1:8080"), Found(Discover(file="/x"), (Server("http://f:1"),), {})]
+    made = compile_table(config, lane, Counts(), {}, no_scopes(), found=told)
+    assert [each.url for each in made.upstreams["u"].endpoints] == ["http://10.0.0.1:8080"]
+    assert [each.url for each in made.upstreams["other"].endpoints] == ["http://e:1"]
+
+
+async def test_table_without_anything_found_has_no_endpoint(lane: Lane) -> None:
+    upstream = table(lane, FOUND).upstreams["u"]
+    assert list(upstream.endpoints) == []
+    assert upstream.pick_or_none() is None
+    with pytest.raises(NoEndpoint):
+        upstream.pick(())
+
+
+async def test_endpoint_that_stays_keeps_its_connections_and_counts(lane: Lane) -> None:
+    made = table(lane, FOUND)
+    take(made, found("http://10.0.0.1:8080", "http://10.0.0.2:8080"))
+    first, second = made.upstreams["u"].endpoints
+    second.inflight = 3
+    assert take(made, found("http://10.0.0.2:8080", "http://10.0.0.3:8080")) == [
+        "http://10.0.0.2:8080",
+        "http://10.0.0.3:8080",
+    ]
+    assert made.upstreams["u"].endpoints[0] is second
+    assert second.inflight == 3
+    assert first.pool._retired
+    assert not second.pool._retired
+    assert take(made, found()) == []
+    assert second.pool._retired
+
+
+async def test_endpoint_that_was_found_sends_the_name_as_host(lane: Lane) -> None:
+    made = table(lane, FOUND)
+    take(made, found("http://10.0.0.1:8080"))
+    (endpoint,) = made.upstreams["u"].endpoints
+    assert endpoint.authority == b"api.test:8080"
+    assert endpoint.addresses == ((socket.AF_INET, ("10.0.0.1", 8080)),)
+    assert endpoint.pool._max_open == 7
+
+
+async def test_endpoint_that_was_found_takes_weight_zone_and_priority(lane: Lane) -> None:
+    made = table(lane, FOUND)
+    take(made, found("http://10.0.0.1:8080"))
+    changed = Found(SOURCE, (Server("http://10.0.0.1:8080", 5, "z", 2),), {})
+    before = made.upstreams["u"].endpoints[0]
+    take(made, changed)
+    assert made.upstreams["u"].endpoints[0] is before
+    assert (before.weight, before.zone, before.priority) == (5, "z", 2)
+
+
+async def test_name_that_was_found_has_its_addresses(lane: Lane) -> None:
+    made = table(lane, FOUND)
+    take(made, Found(SOURCE, (Server("http://a.test:80"),), {"a.test": ("10.0.0.5",)}))
+    (endpoint,) = made.upstreams["u"].endpoints
+    assert endpoint.addresses == ((socket.AF_INET, ("10.0.0.5", 80)),)
+    made.set_addresses("a.test", ["10.0.0.6"])
+    assert endpoint.addresses == ((socket.AF_INET, ("10.0.0.6", 80)),)
+
+
+async def test_source_that_nobody_has_changes_nothing(lane: Lane) -> None:
+    made = table(lane, FOUND)
+    made.take_found(Discover(file="/x"), (Server("http://f:1"),), {})
+    assert list(made.upstreams["u"].endpoints) == []

@@ -331,3 +331,25 @@ def test_breakers_are_told_outermost_first_with_their_names() -> None:
     )
     (cooling,) = [line for line in explain(config, "GET", "/").lines if line.what == "cooldown"]
     assert cooling.text == "a 429 or 503 with Retry-After pauses the endpoint, for 5m at most"
+
+
+def test_upstream_whose_endpoints_are_found_says_where() -> None:
+    text = """\
+version: 1
+listen: 127.0.0.1:1
+upstreams:
+  d: {discover: {dns: "api.test:8080"}}
+  f: {discover: {file: /etc/a.yaml}}
+routes:
+  - {name: d, match: {path: /d}, to: d}
+  - {name: f, match: {path: /f}, to: f}
+"""
+    named, from_file = (explain(load_text(text), "GET", path) for path in ("/d", "/f"))
+    assert (
+        lines(named)["upstream"]
+        == "d: of two at random the one with less in flight times latency, of those found by dns api.test:8080"
+    )
+    assert lines(named)["host"] == "api.test:8080"
+    assert lines(from_file)["upstream"].endswith("of those found by file /etc/a.yaml")
+    assert lines(from_file)["host"] == "the endpoint's own"
+    assert named.endpoints == ()

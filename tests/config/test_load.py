@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ambassador.config.load import Loaded, load, load_file, load_string, load_text
+from ambassador.config.load import Loaded, load, load_endpoints, load_file, load_string, load_text
 from ambassador.config.problem import ConfigError
 from ambassador.config.schema import Config, Endpoint, PathRegex, Redirect, Respond, State, ValueMatch
 from ambassador.proxy.policies import headers, retry
@@ -688,3 +689,49 @@ def test_two_breakers_of_one_name_are_told_beside_other_errors() -> None:
         """
     )
     assert [problem.line for problem in result.errors] == [3, 6]
+
+
+def test_endpoints_of_a_file_are_a_list_as_in_a_config(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("- http://A.test\n- {url: 'http://b.test:1', weight: 2, zone: z, priority: 1}\n")
+    first, second = load_endpoints(str(path))
+    assert first == Endpoint(url="http://a.test:80")
+    assert second == Endpoint(url="http://b.test:1", weight=2, zone="z", priority=1)
+    path.write_text("[]")
+    assert load_endpoints(str(path)) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ("", ["1:1: error: is empty; a list of endpoints belongs here; '[]' is an empty one"]),
+        ("endpoints: []", ["1:1: error: must be a list of endpoints; '[]' is an empty one"]),
+        ("[http://a", [""]),
+        (
+            "- http://a\n- {url: http://a}\n- {weight: 0}\n",
+            [
+                "2:3: error: [1]: 'http://a:80' is there already (line 1)",
+                "3:3: error: [2]: missing required key 'url'",
+                "3:12: error: [2].weight: must be 1 to 1000, got 0",
+            ],
+        ),
+    ],
+)
+def test_endpoints_of_a_file_with_mistakes_are_all_told(
+    tmp_path: Path, text: str, problems: list[str]
+) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_endpoints(str(path))
+    told = [str(problem) for problem in caught.value.problems]
+    assert len(told) == len(problems)
+    for one, part in zip(told, problems, strict=True):
+        assert one.startswith(f"{path}:")
+        assert part in one
+
+
+def test_endpoints_of_what_is_no_file_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="is not a file"):
+        load_endpoints(str(tmp_path / "pipe"))

@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from ambassador.config.discover import Found
 from ambassador.config.schema import Config
 from ambassador.control.duties import obey
 from ambassador.control.orders import Brief, Start
@@ -56,6 +57,9 @@ class StubPlane:
         self._accepting.pop(sock.fileno()).cancel()
 
     def set_addresses(self, host: str, addresses: tuple[str, ...]) -> None:
+        pass
+
+    def take_found(self, found: Found) -> None:
         pass
 
     def set_unhealthy(self, unhealthy: Mapping[str, Mapping[str, str]]) -> None:

@@ -8,6 +8,7 @@ import pytest
 from ambassador.config.load import load_text
 from ambassador.config.schema import Config
 from ambassador.control.deployment import Deployment, random_name
+from ambassador.control.discovery.directory import Directory
 from ambassador.control.discovery.dns import Resolver
 from ambassador.control.pages import Pages
 from ambassador.control.slots import BindError
@@ -15,7 +16,7 @@ from ambassador.control.slots import BindError
 
 def deployment(*listen: str) -> Deployment:
     text = f"version: 1\nlisten: [{', '.join(listen)}]\nroutes:\n  - {{name: a, respond: 200}}\n"
-    return Deployment(load_text(text), "me", Pages(), Resolver(lambda _: None))
+    return Deployment(load_text(text), "me", Pages(), Directory(Resolver, print, print))
 
 
 def test_a_brief_holds_the_whole_config() -> None:

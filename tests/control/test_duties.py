@@ -13,6 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from ambassador.config.discover import Discover, Found, Server
 from ambassador.config.load import load_text
 from ambassador.config.schema import Config
 from ambassador.control.channel import Channel
@@ -27,6 +28,7 @@ from ambassador.control.orders import (
     Brief,
     Commit,
     Committed,
+    Discovered,
     Drain,
     Health,
     Leaving,
@@ -80,6 +82,9 @@ class FakePlane:
 
     def remove(self, address: str, sock: socket.socket) -> None:
         self.accepting.remove((address, os.fstat(sock.fileno()).st_ino))
+
+    def take_found(self, found: Found) -> None:
+        self.done.append(f"found {len(found.servers)}")
 
     def set_addresses(self, host: str, addresses: tuple[str, ...]) -> None:
         self.done.append(f"{host} is {addresses}")
@@ -224,9 +229,15 @@ async def test_questions_and_news(boss: Boss, autojump_clock: MockClock) -> None
     await boss.order(Ask(id=7, what="tasks"))
     assert await boss.report() == Answer(id=7, data=b"tasks")
     await boss.order(Addresses(addresses={"h": ("10.0.0.1",)}))
+    await boss.order(Discovered(found=Found(Discover(file="/a"), (Server("http://h:80"),), {})))
     await boss.order(Health(unhealthy={"a": {"http://h:80": "down"}}))
     await boss.order(Reopen())
-    assert boss.plane.done == ["h is ('10.0.0.1',)", "unhealthy: {'a': {'http://h:80': 'down'}}", "reopen"]
+    assert boss.plane.done == [
+        "h is ('10.0.0.1',)",
+        "found 1",
+        "unhealthy: {'a': {'http://h:80': 'down'}}",
+        "reopen",
+    ]
 
 
 async def test_what_takes_a_moment_is_answered_when_it_is_done(boss: Boss, autojump_clock: MockClock) -> None:

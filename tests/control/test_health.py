@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from ambassador.config import schema
+from ambassador.config.discover import Discover
 from ambassador.control.health import (
     RATE,
     Calls,
@@ -232,6 +233,13 @@ def test_watched_upstreams_are_those_with_a_check() -> None:
         "b": schema.Upstream(endpoints=(endpoint,)),
     }
     assert watched_upstreams(upstreams) == {"a": Watched(CHECK, (A,))}
+
+
+def test_watched_upstreams_have_what_their_source_has_found() -> None:
+    source = Discover(dns="api.test:8080")
+    upstreams = {"a": schema.Upstream(discover=source, health=CHECK)}
+    assert watched_upstreams(upstreams) == {"a": Watched(CHECK, (), "api.test:8080")}
+    assert watched_upstreams(upstreams, {source: [A]}) == {"a": Watched(CHECK, (A,), "api.test:8080")}
 
 
 # Over real sockets

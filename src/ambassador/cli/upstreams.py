@@ -36,11 +36,16 @@ def run(args: argparse.Namespace) -> int:
         return OK
     head = ("UPSTREAM", "ENDPOINT", "STATE", "ADDRESS", "WEIGHT", "INFLIGHT", "ACTIVE", "IDLE", "EWMA ms")
     print(table(head, _rows(upstreams)))
+    for upstream in upstreams:
+        if upstream.get("problem"):
+            print(f"{upstream['name']}: {upstream['source']} says nothing new: {upstream['problem']}")
     return OK
 
 
 def _rows(upstreams: list[dict[str, Any]]) -> Iterator[tuple[object, ...]]:
     for upstream in upstreams:
+        if not upstream["endpoints"]:
+            yield upstream["name"], upstream.get("source"), "no endpoint", None, None, None, None, None, None
         for each in upstream["endpoints"]:
             yield (
                 upstream["name"],

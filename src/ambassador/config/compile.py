@@ -16,6 +16,7 @@ from msgspec import structs
 
 from ambassador.config import schema
 from ambassador.config.breakers import breakers_of
+from ambassador.config.discover import own_host
 from ambassador.config.schema import PathRegex
 from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.plan import RoutePlan, Timeouts, Upstream
@@ -38,11 +39,13 @@ from ambassador.proxy.upstream.ring import key_reader
 from ambassador.state.holding import Load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 
+    from ambassador.config.discover import Found
     from ambassador.proxy.lane import Lane
     from ambassador.proxy.plan import AdmitHook, RouteMetrics, ShapeHook
     from ambassador.proxy.policies.breaker import Breaker
+    from ambassador.proxy.service import Server, Taker
     from ambassador.proxy.upstream.connect import Address
     from ambassador.state.scope import Scopes
 
@@ -66,6 +69,7 @@ def compile_table(
     addresses: Mapping[str, Sequence[str]],
     scopes: Scopes,
     *,
+    found: Sequence[Found] = (),
     breakers: Breakers | None = None,
     cooldowns: Cooldowns | None = None,
     marks: Marks | None = None,
@@ -73,7 +77,8 @@ def compile_table(
 ) -> Table:
     """The table for a worker.
 
-    `addresses`: what the names of upstreams resolve to, as far as it is known; `scopes`: where policies share.
+    `addresses`: what the names of upstreams resolve to, as far as it is known; `found`: what the sources of others
+    have said; `scopes`: where policies share.
     `breakers`, `cooldowns`, `marks` and `outliers` are the worker's, which outlive its tables; None: this table has its
     own. Nothing of them is changed before the table is served (`Table.begin`).
     """
@@ -83,6 +88,7 @@ def compile_table(
         counters,
         addresses,
         scopes,
+        found=found,
         breakers=breakers,
         cooldowns=cooldowns,
         marks=marks,
@@ -103,6 +109,7 @@ def compile_steps(
     addresses: Mapping[str, Sequence[str]],
     scopes: Scopes,
     *,
+    found: Sequence[Found] = (),
     breakers: Breakers | None = None,
     cooldowns: Cooldowns | None = None,
     marks: Marks | None = None,
@@ -118,6 +125,11 @@ def compile_steps(
     zone = own_zone(config, os.environ)
     for name, upstream in config.upstreams.items():
         upstreams[name] = _upstream(name, upstream, lane, addresses, limits=limits, zone=zone)
+        yield
+    takers = _takers(config, upstreams, lane)
+    for each in found:
+        for take in takers.get(each.source, ()):
+            take(each.servers, each.addresses)
         yield
     gates: dict[str, Breaker] = {}
     for made in breakers_of(config):
@@ -142,6 +154,7 @@ def compile_steps(
         upstreams,
         unrouted=counters.route("-", "-"),
         limits=limits.made,
+        takers=takers,
         debug_headers=config.telemetry.debug_headers,
         begins=(
             partial(breakers.install, tuple(gates.values()), max_wait_s=config.state.max_wait),
@@ -254,6 +267,41 @@ def endpoint_maker(
         return _endpoint(schema.Endpoint(url=url), connections, lane, addresses)
 
     return make
+
+
+def _takers(
+    config: schema.Config, upstreams: Mapping[str, Upstream], lane: Lane
+) -> dict[Hashable, list[Taker]]:
+    """By source, what gives its upstreams the endpoints that it has found."""
+    takers: dict[Hashable, list[Taker]] = {}
+    for name, upstream in upstreams.items():
+        settings = config.upstreams[name]
+        if settings.discover is not None:
+            taker = partial(_take, upstream, lane, settings)
+            takers.setdefault(settings.discover, []).append(taker)
+    return takers
+
+
+def _take(
+    upstream: Upstream,
+    lane: Lane,
+    config: schema.Upstream,
+    servers: Sequence[Server],
+    addresses: Mapping[str, Sequence[str]],
+) -> None:
+    """Have these endpoints. Only new ones are made: of thousands, a few change at a time."""
+    known = {endpoint.url: endpoint for endpoint in upstream.endpoints}
+    host = None if config.discover is None else own_host(config.discover)
+    endpoints = []
+    for server in servers:
+        endpoint = known.get(server.url)
+        if endpoint is None:
+            endpoint = _endpoint(schema.Endpoint(url=server.url), config.connections, lane, addresses)
+            if host is not None:
+                endpoint.authority = host.encode("ascii")
+        endpoint.weight, endpoint.zone, endpoint.priority = server.weight, server.zone, server.priority
+        endpoints.append(endpoint)
+    upstream.set_endpoints(endpoints)
 
 
 class _Endpoint(Endpoint):

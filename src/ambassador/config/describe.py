@@ -38,6 +38,12 @@ _STRINGS: dict[str, dict[str, Any]] = {
     "listen_address": {"type": "string", "pattern": r"^(unix:/.+|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5}|[^:\[\]]+:[0-9]{1,5})$", "examples": ["127.0.0.1:8080"]},
     "control": {"type": "string", "pattern": r"^unix:/.+$"},
     "endpoint_url": {"type": "string", "pattern": r"^([Hh][Tt][Tt][Pp]://[^/?#@]+/?|unix:/.+)$", "examples": ["http://127.0.0.1:9000"]},
+    "host_port": {"type": "string", "pattern": r"^(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):[0-9]{1,5}$", "examples": ["api.internal:8080"]},
+    "srv_name": {"type": "string", "examples": ["_http._tcp.api.internal"]},
+    "file_path": {"type": "string", "pattern": "^/"},
+    "kubernetes_name": {"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"},
+    "kubernetes_port": {"type": ["string", "integer"], "minimum": 1, "maximum": 65535, "examples": ["http"]},
+    "api_server": {"type": "string", "pattern": "^https?://[^/?#@]+/?$", "examples": ["https://10.0.0.1:6443"]},
     "path": {"type": "string", "pattern": "^/"},
     "path_pattern": {"type": "string", "pattern": "^/", "examples": ["/v1/**", "/v1/accounts/{id}"]},
     "method": {"type": "string", "pattern": "^[A-Z]+$"},
@@ -161,6 +167,9 @@ def _type(info: inspect.Type, form: str | None, definitions: dict[str, Any]) -> 
         return _type(info.type, (info.extra or {}).get("form", form), definitions)
     if form == "target":
         return {"anyOf": [{"type": "string"}, {"type": "array", "items": _reference(Endpoint, definitions)}]}
+    if form == "endpoints":
+        item = _reference(Endpoint, definitions)
+        return {"anyOf": [item, {"type": "array", "items": item, "minItems": 1}]}
     if form == "workers":
         return _STRINGS["workers"]
     if isinstance(info, inspect.UnionType):

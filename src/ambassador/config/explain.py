@@ -13,6 +13,7 @@ from urllib.parse import quote
 from msgspec import Struct
 
 from ambassador.config.breakers import upstream_breakers
+from ambassador.config.discover import own_host, source_name
 from ambassador.config.schema import Config, Endpoint, Match, PathRegex, Route, Timeout, Upstream, ValueMatch
 from ambassador.config.units import (
     format_duration,
@@ -278,13 +279,13 @@ def _rewrite_lines(route: Route, request: Request, upstream: Upstream) -> Iterab
     elif host is not None:
         yield Line(what="host", text=host, key="rewrite.host")
     else:
-        yield Line(
-            what="host", text="the endpoint's own" if len(upstream.endpoints) > 1 else _authority(upstream)
-        )
+        yield Line(what="host", text=_authority(upstream))
 
 
 def _authority(upstream: Upstream) -> str:
-    url = upstream.endpoints[0].url
+    if upstream.discover is not None:
+        return own_host(upstream.discover) or "the endpoint's own"
+    url = upstream.endpoints[0].url if len(upstream.endpoints) == 1 else ""
     return url.partition("://")[2] or "the endpoint's own"
 
 
@@ -298,6 +299,8 @@ _BALANCE = {
 
 def _upstream_line(name: str, upstream: Upstream, zone: str | None) -> Line:
     endpoints = ", ".join(_endpoint_text(endpoint, upstream) for endpoint in upstream.endpoints)
+    if upstream.discover is not None:
+        endpoints = f"those found by {source_name(upstream.discover)}"
     if len(upstream.endpoints) == 1:
         return Line(what="upstream", text=f"{name}: {endpoints}", key=f"upstreams.{name}")
     text = f"{_BALANCE[upstream.balance].format(hash=upstream.hash)}, of {endpoints}"

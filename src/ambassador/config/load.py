@@ -27,10 +27,10 @@ from ambassador.config.breakers import check_breakers
 from ambassador.config.node import LINE_BREAK, Node, Source
 from ambassador.config.problem import ConfigError, Problem, in_order
 from ambassador.config.read import BAD, Items, Part, build, merge, read
-from ambassador.config.schema import Config, Document, Fragment, Route, Upstream
+from ambassador.config.schema import Config, Document, Endpoint, Fragment, Route, Upstream
 from ambassador.proxy.policies import headers
 
-__all__ = ["Loaded", "load", "load_file", "load_string", "load_text"]
+__all__ = ["Loaded", "load", "load_endpoints", "load_file", "load_string", "load_text"]
 
 TEXT = "-"
 """What a text is called that comes from no file."""
@@ -97,6 +97,40 @@ def load_file(path: str | os.PathLike[str]) -> Config:
 def load_text(text: str) -> Config:
     """The config of a text. Raises ConfigError with every mistake."""
     return load_string(text).require()
+
+
+def load_endpoints(path: str) -> tuple[Endpoint, ...]:
+    """The endpoints of a file that is a list of them, as `endpoints` has it; none are allowed.
+
+    Raises ConfigError with every mistake.
+    """
+    problems: list[Problem] = []
+    source, text = _read_endpoints_file(path, problems)
+    root = None if text is None else compose(source, text)
+    if root is not None and root.kind != "sequence":
+        root.report("", "must be a list of endpoints", "'[]' is an empty one")
+    elif root is None and not problems:
+        source.report(1, 1, "", "is empty; a list of endpoints belongs here", "'[]' is an empty one")
+    built: list[Any] = []
+    seen: dict[str, Node] = {}
+    for at, node in enumerate(root.items if root is not None else ()):
+        part = read(Endpoint, node, f"[{at}]")
+        built.append(build(part))
+        url = part.values.get("url") if isinstance(part, Part) else None
+        if isinstance(url, str) and seen.setdefault(url, node) is not node:
+            node.report(f"[{at}]", f"'{url}' is there already (line {seen[url].line})")
+    if problems:
+        raise ConfigError(in_order(problems))
+    return tuple(built)
+
+
+def _read_endpoints_file(path: str, problems: list[Problem]) -> tuple[Source, str | None]:
+    # A pipe would keep its reader waiting for ever.
+    if os.path.exists(path) and not os.path.isfile(path):
+        source = Source(path, "", problems)
+        source.report(0, 0, "", "is not a file")
+        return source, None
+    return _read_file(path, problems)
 
 
 # Files to nodes

@@ -609,6 +609,11 @@ def _target(node: Node, path: str) -> Any:
     )
 
 
+def _endpoints(node: Node, path: str) -> Any:
+    """At least one endpoint: none is what a file that is read while the service runs may say, not a config."""
+    return _list(inspect.VarTupleType(item_type=inspect.type_info(schema.Endpoint), min_length=1))(node, path)
+
+
 def _workers(node: Node, path: str) -> Any:
     if node.text == "auto":
         return None
@@ -623,7 +628,12 @@ def _failure(node: Node, path: str) -> Any:
     return _formed(words.failure_condition, inspect.StrType())(node, path)
 
 
-_SPECIAL: dict[str | None, Reader] = {"target": _target, "workers": _workers, "failure_condition": _failure}
+_SPECIAL: dict[str | None, Reader] = {
+    "target": _target,
+    "endpoints": _endpoints,
+    "workers": _workers,
+    "failure_condition": _failure,
+}
 
 _FORMS: dict[str | None, Callable[[str], Any]] = {
     "duration": units.parse_duration,
@@ -637,6 +647,12 @@ _FORMS: dict[str | None, Callable[[str], Any]] = {
     "listen_address": words.listen_address,
     "control": words.control,
     "endpoint_url": words.endpoint_url,
+    "host_port": words.host_port,
+    "srv_name": words.srv_name,
+    "file_path": words.file_path,
+    "kubernetes_name": words.kubernetes_name,
+    "kubernetes_port": words.kubernetes_port,
+    "api_server": words.api_server,
     "cidr": words.cidr,
     "host_pattern": words.host_pattern,
     "host": words.host,

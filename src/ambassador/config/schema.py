@@ -14,7 +14,9 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from msgspec import Meta, field
 
+from ambassador.config.discover import Discover, Kubernetes
 from ambassador.config.units import format_duration
+from ambassador.config.words import NOT_SUPPORTED
 from ambassador.proxy.policies import breaker, cooldown, fault, headers, limit, retry
 from ambassador.proxy.policies.redirect import Redirect
 from ambassador.proxy.policies.respond import Respond
@@ -51,10 +53,12 @@ __all__ = [
     "Config",
     "Connections",
     "Defaults",
+    "Discover",
     "Document",
     "Drain",
     "Endpoint",
     "Fragment",
+    "Kubernetes",
     "Listener",
     "ListenerLimits",
     "Match",
@@ -241,14 +245,16 @@ class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A service: one or more endpoints that do the same."""
 
     later: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "discover": (),
         "protocol": ("auto", "http1"),
         "tls": (),
         "auth": (),
     }
 
-    endpoints: Annotated[tuple[Endpoint, ...], Meta(min_length=1)]
+    endpoints: Annotated[tuple[Endpoint, ...], Meta(extra={"form": "endpoints"})] = ()
     """The servers. A name's addresses are all tried within `connect` before an attempt has failed."""
+
+    discover: Discover | None = None
+    """Where the servers are found while the service runs, instead of `endpoints`."""
 
     balance: Literal["p2c", "round_robin", "least_request", "ring_hash"] = "p2c"
     """How an endpoint is chosen. `p2c`: of two at random the one with less in flight times latency, where failures and
@@ -287,8 +293,16 @@ class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Whether a 429 or 503 with `Retry-After` keeps every replica away for so long. Unset: no."""
 
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
-        """Limits that share a name; a scope that an upstream has not; a `hash` that is missing, or too much."""
+        """Endpoints in two ways, or in none; limits that share a name; a scope that an upstream has not; a `hash` that
+        is missing, or too much.
+        """
+        if not self.endpoints and self.discover is None:
+            yield None, "needs one of 'endpoints' and 'discover'"
+        if self.endpoints and self.discover is not None:
+            yield "discover", "is in place of 'endpoints', and both are there"
         yield from _shared_names(self.limit)
+        if self.discover is not None and self.breaker is not None and self.breaker.scope == "endpoint":
+            yield "breaker", f"'scope: endpoint' with 'discover' is {NOT_SUPPORTED}"
         if self.breaker is not None and self.breaker.scope == "route":
             yield "breaker", "'scope: route' belongs to the breaker of a route"
         if self.balance == "ring_hash" and self.hash is None:

@@ -215,6 +215,59 @@ def endpoint_url(text: str) -> str:
     return f"http://{_join(host, port)}"
 
 
+def host_port(text: str) -> str:
+    """`host:port`, in lower case; port 0 cannot be connected to."""
+    if re.fullmatch(r"\[[^\[\]]*\]|[^:]*", text):
+        raise Wrong(f"{text!r} has no port", f"write it like '{text}:8080'")
+    host, port = split_address(text)
+    if port == 0:
+        raise Wrong(f"{text!r}: port 0 cannot be connected to")
+    return _join(host, port)
+
+
+def srv_name(text: str) -> str:
+    """The name of SRV records (RFC 2782), in lower case."""
+    if ":" in text:
+        raise Wrong(f"{text!r} has a port", "SRV records tell the ports themselves")
+    if re.fullmatch(r"[0-9.]+", text, re.ASCII):
+        raise Wrong(f"{text!r} is an address", "write a name, like '_http._tcp.api.internal'")
+    return _host_name(text)
+
+
+def file_path(text: str) -> str:
+    """An absolute path of a file."""
+    if not text.startswith("/") or "\0" in text or text.endswith("/"):
+        raise Wrong(f"{text!r} is not the absolute path of a file")
+    return text
+
+
+def kubernetes_name(text: str) -> str:
+    """The name of a Service or a namespace (RFC 1123 label)."""
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text, re.ASCII):
+        raise Wrong(f"{text!r} is not a name of Kubernetes", "lower case letters, digits and '-', at most 63")
+    return text
+
+
+def kubernetes_port(text: str) -> str:
+    """The name of a port of a Service (RFC 1123 label), or a number."""
+    if re.fullmatch(r"[0-9]+", text, re.ASCII):
+        if not 0 < int(text) <= 65535:
+            raise Wrong(f"{text!r} is not a port")
+        return text
+    return kubernetes_name(text)
+
+
+def api_server(text: str) -> str:
+    """`https://host:port`, or `http://`; the port may be left out."""
+    match = re.fullmatch(r"(https?)://([^/?#@]+)/?", text, re.ASCII)
+    if match is None:
+        raise Wrong(f"{text!r} is not the address of a server", "write it like 'https://10.0.0.1:6443'")
+    scheme, authority = match.groups()
+    if re.fullmatch(r"\[[^\[\]]*\]|[^:]*", authority):
+        authority += ":443" if scheme == "https" else ":80"
+    return f"{scheme}://{_join(*split_address(authority))}"
+
+
 def cidr(text: str) -> str:
     """A network; one address is a network of one."""
     try:

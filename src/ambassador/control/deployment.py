@@ -1,4 +1,4 @@
-"""What is served now: the committed config, its generation, its sockets, its upstreams' addresses.
+"""What is served now: the committed config, its generation, its sockets, what its upstreams have found.
 
 This is what a worker is given when it starts; `reload.py` is what changes it.
 """
@@ -12,7 +12,7 @@ from types import MappingProxyType
 import msgspec
 
 from ambassador.config.schema import Config
-from ambassador.control.discovery.dns import Resolver
+from ambassador.control.discovery.directory import Directory
 from ambassador.control.listeners import keyed
 from ambassador.control.orders import Brief, SocketRef
 from ambassador.control.pages import Pages
@@ -37,7 +37,7 @@ class Deployment:
         config: Config,
         instance: str,
         pages: Pages,
-        names: Resolver,
+        directory: Directory,
         unhealthy: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     ) -> None:
         self.config = config
@@ -47,7 +47,7 @@ class Deployment:
         self.generation = 1
         self.bindings: dict[str, Binding] = {}
         self.pages = pages
-        self.names = names
+        self.directory = directory
         self._unhealthy = unhealthy
         self._encoded = encode_config(config)
         self._blocks = pages.place(config)
@@ -73,7 +73,8 @@ class Deployment:
             config=config,
             blocks=blocks,
             page_size=self.pages.size,
-            addresses=self.names.known,
+            addresses=self.directory.addresses,
+            found=self.directory.found(),
             unhealthy=self._unhealthy,
         )
 

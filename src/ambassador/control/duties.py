@@ -21,6 +21,7 @@ from typing import Final, Protocol, TypeAlias
 import msgspec
 import trio
 
+from ambassador.config.discover import Found
 from ambassador.config.schema import Config
 from ambassador.control.channel import Channel, Closed
 from ambassador.control.child import ignore_signals
@@ -36,6 +37,7 @@ from ambassador.control.orders import (
     Brief,
     Commit,
     Committed,
+    Discovered,
     Drain,
     Drained,
     Failed,
@@ -89,6 +91,9 @@ class Plane(Protocol):
 
     def set_unhealthy(self, unhealthy: Mapping[str, Mapping[str, str]]) -> None:
         """Of these upstreams other endpoints are unhealthy now (`orders.Health`)."""
+
+    def take_found(self, found: Found) -> None:
+        """A source has other endpoints now."""
 
     def drain(self, *, last: bool) -> None:
         """From now on answers say `Connection: close`. `last`: no other worker takes this one's place."""
@@ -231,10 +236,11 @@ class Duties:
                 self._slots = order.slots
                 self._serve_wanted()
             case Addresses():
-                for host, addresses in order.addresses.items():
-                    self._plane.set_addresses(host, addresses)
+                self._set_addresses(order.addresses)
             case Health():
                 self._plane.set_unhealthy(order.unhealthy)
+            case Discovered():
+                self._plane.take_found(order.found)
             case Drain():
                 self._begin_drain(order.delay_s, order.timeout_s, last=order.last)
             case Reopen():
@@ -243,6 +249,10 @@ class Duties:
                 self._plane.answer(order.what, partial(self._post_answer, order.id))
             case Act():
                 self._plane.act(order.data, partial(self._post_answer, order.id))
+
+    def _set_addresses(self, addresses: Mapping[str, tuple[str, ...]]) -> None:
+        for host, each in addresses.items():
+            self._plane.set_addresses(host, each)
 
     def _post_answer(self, number: int, data: bytes) -> None:
         self._channel.post(Answer(id=number, data=data))

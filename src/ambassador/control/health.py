@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, TypeAlias
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ import msgspec
 import trio
 
 from ambassador import __version__
+from ambassador.config.discover import Discover, own_host
 from ambassador.config.schema import Upstream
 from ambassador.control.http_client import CallFailed, Place, can_connect, get_status
 from ambassador.observe.families import HealthFigures
@@ -48,10 +50,11 @@ class CheckFailed(Exception):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """What is asked, and how."""
+    """What is asked, and how. `host` is sent as Host; None: the url's."""
 
     url: str
     check: Config
+    host: str | None = None
 
     def __hash__(self) -> int:
         return hash(self.url)
@@ -62,19 +65,24 @@ Check: TypeAlias = Callable[[Target, Sequence[str]], Awaitable[None]]
 
 
 class Watched(msgspec.Struct, frozen=True):
-    """An upstream's check, and the urls of its endpoints."""
+    """An upstream's check, and the urls of its endpoints. `host`: see `Target`."""
 
     check: Config
     urls: tuple[str, ...]
+    host: str | None = None
 
 
-def watched_upstreams(upstreams: Mapping[str, Upstream]) -> dict[str, Watched]:
-    """Those of a config that have checks."""
-    return {
-        name: Watched(upstream.health, tuple(endpoint.url for endpoint in upstream.endpoints))
-        for name, upstream in upstreams.items()
-        if upstream.health is not None
-    }
+def watched_upstreams(
+    upstreams: Mapping[str, Upstream], found: Mapping[Discover, Sequence[str]] = MappingProxyType({})
+) -> dict[str, Watched]:
+    """Those of a config that have checks. `found`: the urls that their sources have found."""
+    watched = {}
+    for name, upstream in upstreams.items():
+        if upstream.health is not None:
+            source = upstream.discover
+            urls = found.get(source, ()) if source else [endpoint.url for endpoint in upstream.endpoints]
+            watched[name] = Watched(upstream.health, tuple(urls), own_host(source) if source else None)
+    return watched
 
 
 class _Kept:
@@ -131,7 +139,8 @@ class HealthChecks:
             kept.users.clear()
         self._upstreams = {
             name: [
-                self._keep(Target(url, watched.check), name, before) for url in dict.fromkeys(watched.urls)
+                self._keep(Target(url, watched.check, watched.host), name, before)
+                for url in dict.fromkeys(watched.urls)
             ]
             for name, watched in upstreams.items()
         }
@@ -267,7 +276,7 @@ class Calls:
             raise CheckFailed("the name has no address")
         where = urlsplit(target.url)
         port = where.port or 80
-        host = where.netloc if port != 80 else where.netloc.removesuffix(":80")
+        host = target.host or (where.netloc if port != 80 else where.netloc.removesuffix(":80"))
         await self._any(target.check, host.encode("ascii"), [Place(address, port) for address in addresses])
 
     async def _any(self, check: Config, authority: bytes, places: Iterable[Place]) -> None:

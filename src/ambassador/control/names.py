@@ -1,9 +1,10 @@
-"""Which names the upstreams of a config have. Pure; who looks them up is `discovery.dns`."""
+"""Which names and sources the upstreams of a config have. Pure; who looks there is `discovery.directory`."""
 
 from __future__ import annotations
 
 from urllib.parse import urlsplit
 
+from ambassador.config.discover import Discover
 from ambassador.config.schema import Config
 
 
@@ -12,3 +13,8 @@ def host_names(config: Config) -> set[str]:
     urls = (endpoint.url for upstream in config.upstreams.values() for endpoint in upstream.endpoints)
     hosts = {urlsplit(url).hostname for url in urls if not url.startswith("unix:")}
     return {host for host in hosts if host is not None}
+
+
+def sources(config: Config) -> set[Discover]:
+    """Where endpoints are found; upstreams may share a source."""
+    return {each.discover for each in config.upstreams.values() if each.discover is not None}

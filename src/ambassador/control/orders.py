@@ -11,6 +11,8 @@ from typing import TypeAlias
 
 import msgspec
 
+from ambassador.config.discover import Found
+
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """One message; its tag is its class's name."""
@@ -30,8 +32,8 @@ class Brief(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker needs in order to serve one generation of the config.
 
     `config` is the msgpack of a `Config`; `blocks` tells where in the worker's page each block of counters lies, as
-    the registry made it; `page_size` is the page's size in bytes; `addresses` are those that upstreams' names have;
-    `unhealthy` are endpoints, see `Health`.
+    the registry made it; `page_size` is the page's size in bytes; `addresses` are those that upstreams' names have,
+    `found` what their sources have said; `unhealthy` are endpoints, see `Health`.
     """
 
     generation: int
@@ -40,6 +42,7 @@ class Brief(msgspec.Struct, frozen=True, kw_only=True):
     page_size: int
     addresses: Mapping[str, tuple[str, ...]]
     unhealthy: Mapping[str, Mapping[str, str]] = {}
+    found: tuple[Found, ...] = ()
 
 
 class Start(Message, frozen=True):
@@ -101,6 +104,12 @@ class Health(Message, frozen=True):
     unhealthy: Mapping[str, Mapping[str, str]]
 
 
+class Discovered(Message, frozen=True):
+    """A source has other endpoints now."""
+
+    found: Found
+
+
 class Drain(Message, frozen=True):
     """Finish and exit. Sent again, it can only bring the end nearer.
 
@@ -132,7 +141,19 @@ class Act(Message, frozen=True):
 
 
 Order: TypeAlias = (
-    Start | Sockets | Prepare | Commit | Abort | Serve | Addresses | Health | Drain | Reopen | Ask | Act
+    Start
+    | Sockets
+    | Prepare
+    | Commit
+    | Abort
+    | Serve
+    | Addresses
+    | Discovered
+    | Health
+    | Drain
+    | Reopen
+    | Ask
+    | Act
 )
 
 

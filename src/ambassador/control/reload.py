@@ -19,12 +19,13 @@ from ambassador.control.crew import Crew
 from ambassador.control.deployment import Deployment, encode_config, pair
 from ambassador.control.incarnation import Incarnation
 from ambassador.control.listeners import keyed
-from ambassador.control.names import host_names
+from ambassador.control.names import host_names, sources
 from ambassador.control.orders import Abort, Brief, Commit, Prepare, Refused, Sockets
 from ambassador.control.slots import BindError, Binding
 
 PREPARE_TIMEOUT_S = 10.0
 COMMIT_TIMEOUT_S = 5.0
+_FIRST_ANSWER_S = 0.5  # what a reload waits for new sources: it is to take effect within a second
 
 
 class LastReload(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +59,8 @@ class Reload:
         try:
             await self._apply(checked)
         except (_Impossible, BindError) as error:
+            config = self._deployment.config
+            await self._deployment.directory.watch(host_names(config), sources(config))
             errors = tuple(str(argument) for argument in error.args)
             for line in errors:
                 self._log.error("reload: %s", line)
@@ -73,7 +76,10 @@ class Reload:
         await _give_way()
         if config.control != deployment.config.control:
             raise _Impossible("control: the control socket can only change with a restart")
-        await deployment.names.watch(host_names(config) | host_names(deployment.config))
+        old = deployment.config
+        await deployment.directory.watch(
+            host_names(config) | host_names(old), sources(config) | sources(old), within_s=_FIRST_ANSWER_S
+        )
         bindings, added = self._bind(config)
         try:
             await _give_way()
@@ -95,7 +101,7 @@ class Reload:
         await self._commit(deployment.generation, prepared)
         for binding in removed:
             binding.close()
-        await deployment.names.watch(host_names(config))
+        await deployment.directory.watch(host_names(config), sources(config))
 
     def _bind(self, config: Config) -> tuple[dict[str, Binding], dict[str, Binding]]:
         """(all listeners' sockets, those that are new)."""
@@ -122,7 +128,9 @@ class Reload:
         async def prepare_one(worker: Incarnation) -> None:
             if refs:
                 worker.post(Sockets(sockets=refs), descriptors)
-            reply = await worker.prepare(Prepare(brief=brief), PREPARE_TIMEOUT_S)
+            # What was found since the brief was made has been told to the table before alone.
+            fresh = msgspec.structs.replace(brief, found=self._deployment.directory.found())
+            reply = await worker.prepare(Prepare(brief=fresh), PREPARE_TIMEOUT_S)
             if isinstance(reply, Refused):
                 refusals.append(reply.error)
             elif reply is not None:

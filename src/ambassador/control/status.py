@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from ambassador.config.schema import Config, Match, PathRegex, Route, ValueMatch
+from ambassador.control.discovery.directory import SourceStatus
 from ambassador.control.host import resident_bytes
 from ambassador.control.incarnation import Incarnation
 from ambassador.control.reload import LastReload
@@ -65,6 +66,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     config_file: str | None
     worker_restarts: int
     last_reload: LastReload | None
+    discovery: list[SourceStatus] = []
+    """Where upstreams' endpoints are found."""
 
 
 def worker_status(worker: Incarnation) -> WorkerStatus:

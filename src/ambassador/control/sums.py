@@ -32,11 +32,17 @@ class EndpointStatus(msgspec.Struct, kw_only=True, gc=False):
     why: str | None
 
 
-class UpstreamStatus(msgspec.Struct, kw_only=True, gc=False):
-    """`/api/upstreams`: one upstream."""
+class UpstreamStatus(msgspec.Struct, kw_only=True, gc=False, omit_defaults=True):
+    """`/api/upstreams`: one upstream.
+
+    `source`: where its endpoints are found, left out where they are configured; `problem`: why it says nothing new,
+    left out while it does.
+    """
 
     name: str
     endpoints: list[EndpointStatus]
+    source: str | None = None
+    problem: str | None = None
 
 
 _ENCODER: Final = msgspec.json.Encoder()

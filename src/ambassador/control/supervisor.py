@@ -12,14 +12,16 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 
 import msgspec
 import trio
 
 from ambassador import __version__
-from ambassador.config.schema import Config
+from ambassador.config.discover import Discover, Found
+from ambassador.config.schema import Config, Upstream
 from ambassador.control import socket_path
 from ambassador.control.admin.api import Api
 from ambassador.control.admin.doors import AdminDoor, ControlDoor, serve_door
@@ -28,13 +30,14 @@ from ambassador.control.checker import Checker
 from ambassador.control.checking import CHECKING_MODULE, Checked
 from ambassador.control.crew import Crew
 from ambassador.control.deployment import Deployment, random_name
+from ambassador.control.discovery.directory import Directory, SourceStatus
 from ambassador.control.discovery.dns import Resolver
 from ambassador.control.health import HealthChecks, watched_upstreams
 from ambassador.control.host import raise_descriptor_limit, usable_cpus
 from ambassador.control.incarnation import WORKER_MODULE
 from ambassador.control.limits import LimitView, LimitViews
-from ambassador.control.names import host_names
-from ambassador.control.orders import Addresses, Health, Reopen
+from ambassador.control.names import host_names, sources
+from ambassador.control.orders import Addresses, Discovered, Health, Reopen
 from ambassador.control.output import Output
 from ambassador.control.pages import Pages
 from ambassador.control.provision import Equipment
@@ -97,10 +100,10 @@ class Supervisor:
         self._checker = Checker(checking)
         self._asked_workers = workers
         self._pages = Pages()
-        names = Resolver(self._push_addresses, log=log)
-        self._health = HealthChecks(names.known, self._push_health, log=log)
+        directory = Directory(partial(Resolver, log=log), self._push_addresses, self._push_found, log=log)
+        self._health = HealthChecks(directory.addresses, self._push_health, log=log)
         self._deployment = Deployment(
-            config, config.name or random_name(), self._pages, names, self._health.unhealthy
+            config, config.name or random_name(), self._pages, directory, self._health.unhealthy
         )
         self._output = Output(1, waits=True)
         self._store = StoreServer(log)
@@ -136,9 +139,9 @@ class Supervisor:
             self._deployment.bind(range(size))
             self._open_doors(stack)
             async with trio.open_nursery() as self._nursery:
-                await self._deployment.names.watch(host_names(config))
-                self._nursery.start_soon(self._deployment.names.run)
-                self._health.watch(watched_upstreams(config.upstreams))
+                await self._nursery.start(self._deployment.directory.run)
+                await self._deployment.directory.watch(host_names(config), sources(config))
+                self._watch_health()
                 self._nursery.start_soon(self._health.run)
                 assert self._control is not None
                 self._nursery.start_soon(serve_door, self._control, self._api, self._log)
@@ -242,7 +245,7 @@ class Supervisor:
                 admin.close()
             return done
         config = self._deployment.config
-        self._health.watch(watched_upstreams(config.upstreams))
+        self._watch_health()
         self._move_admin(admin)
         if admin is not None and config.admin is not None:
             admin.admin = config.admin
@@ -325,6 +328,15 @@ class Supervisor:
     def _push_health(self, unhealthy: dict[str, dict[str, str]]) -> None:
         self._crew.post(Health(unhealthy=unhealthy))
 
+    def _push_found(self, found: Found) -> None:
+        self._crew.post(Discovered(found=found))
+        self._watch_health()
+
+    def _watch_health(self) -> None:
+        """Have the endpoints checked that there are now."""
+        found = self._deployment.directory.urls()
+        self._health.watch(watched_upstreams(self._deployment.config.upstreams, found))
+
     # What is told; see Service of admin/api.py.
 
     @property
@@ -361,6 +373,7 @@ class Supervisor:
             config_file=self._file,
             worker_restarts=self._crew.restarts,
             last_reload=self._last_reload,
+            discovery=[status for _, status in self._deployment.directory.status()],
         )
 
     def _state_status(self) -> StateStatus:
@@ -416,10 +429,12 @@ class Supervisor:
         return self._pages.render(figures, accept)
 
     async def upstreams(self) -> Iterator[UpstreamStatus]:
-        """All workers' upstreams, summed."""
+        """All workers' upstreams, summed, with the sources that their endpoints come from."""
         sums = UpstreamSums()
         await self._turns.take(sums.add(await self._crew.ask("upstreams")))
-        return sums.upstreams()
+        sources = dict(self._deployment.directory.status())
+        upstreams = self._deployment.config.upstreams
+        return (_with_source(each, upstreams.get(each.name), sources) for each in sums.upstreams())
 
     async def breakers(self) -> Iterator[BreakerView]:
         """Every breaker, as the worker knows it that heard of it last."""
@@ -456,6 +471,15 @@ class Supervisor:
     async def tasks(self) -> Iterator[msgspec.Raw]:
         """What each worker's tasks are, counted by name."""
         return map(msgspec.Raw, await self._crew.ask("tasks"))
+
+
+def _with_source(
+    told: UpstreamStatus, config: Upstream | None, sources: Mapping[Discover, SourceStatus]
+) -> UpstreamStatus:
+    source = None if config is None or config.discover is None else sources.get(config.discover)
+    if source is not None:
+        told.source, told.problem = source.source, source.problem
+    return told
 
 
 __all__ = ["Announcement", "BindError", "Supervisor"]

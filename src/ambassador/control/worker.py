@@ -23,6 +23,7 @@ import trio
 
 from ambassador.config import schema
 from ambassador.config.compile import compile_steps, compile_table
+from ambassador.config.discover import Found
 from ambassador.control import breakers, limits
 from ambassador.control.duties import obey
 from ambassador.control.listeners import keyed
@@ -119,6 +120,7 @@ class WorkerPlane:
             self._counters(start.brief),
             start.brief.addresses,
             scopes.scopes,
+            found=start.brief.found,
             breakers=self._breakers,
             cooldowns=self._cooldowns,
             marks=self._marks,
@@ -152,6 +154,7 @@ class WorkerPlane:
             counters,
             brief.addresses,
             scopes,
+            found=brief.found,
             breakers=self._breakers,
             cooldowns=self._cooldowns,
             marks=self._marks,
@@ -230,6 +233,13 @@ class WorkerPlane:
         """Of these upstreams other endpoints are unhealthy now. What is prepared learns of it when it is served."""
         self._lane.tick()
         self._marks.learn(unhealthy)
+
+    def take_found(self, found: Found) -> None:
+        """A source has other endpoints now, for what is prepared as well."""
+        self._lane.tick()
+        self._service.table.take_found(found.source, found.servers, found.addresses)
+        if self._prepared is not None:
+            self._prepared.table.take_found(found.source, found.servers, found.addresses)
 
     def drain(self, *, last: bool) -> None:
         """From now on answers say `Connection: close`. `last`: no other worker takes this one's place."""

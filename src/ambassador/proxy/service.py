@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from email.utils import formatdate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ambassador.errors import BadRequest, NoRoute
 from ambassador.messages import Reply
@@ -15,7 +15,7 @@ from ambassador.proxy.path import authority_host, normalise, split_target
 from ambassador.proxy.splice import SplicePool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from ambassador.messages import Request
     from ambassador.observe.access_log import AccessLog
@@ -25,11 +25,33 @@ if TYPE_CHECKING:
     from ambassador.proxy.policies.limit import LimitPolicy
     from ambassador.proxy.routing import Router
 
+    Taker = Callable[[Sequence["Server"], Mapping[str, Sequence[str]]], None]
+
+
+class Server(Protocol):
+    """An endpoint that was found while the service runs; as `upstream.endpoint.Endpoint` has these."""
+
+    @property
+    def url(self) -> str:
+        """`http://host:port`, or `unix:/path`."""
+
+    @property
+    def weight(self) -> int:
+        """At least 1."""
+
+    @property
+    def zone(self) -> str:
+        """Empty where it has none."""
+
+    @property
+    def priority(self) -> int:
+        """0 is used first."""
+
 
 class Table:
     """One generation of the config, compiled. Requests keep the table they began with."""
 
-    __slots__ = ("_begins", "debug_headers", "limits", "router", "unrouted", "upstreams")
+    __slots__ = ("_begins", "_takers", "debug_headers", "limits", "router", "unrouted", "upstreams")
 
     def __init__(
         self,
@@ -38,10 +60,12 @@ class Table:
         *,
         unrouted: RouteMetrics,
         limits: Sequence[LimitPolicy] = (),
+        takers: Mapping[Hashable, Sequence[Taker]] | None = None,
         debug_headers: bool = False,
         begins: Sequence[Callable[[], None]] = (),
     ) -> None:
         self._begins = begins
+        self._takers = takers or {}
         self.router = router
         self.upstreams = upstreams
         self.unrouted = unrouted
@@ -87,6 +111,13 @@ class Table:
         for name, upstream in self.upstreams.items():
             if name in other.upstreams:
                 upstream.inherit(other.upstreams[name])
+
+    def take_found(
+        self, source: Hashable, servers: Sequence[Server], addresses: Mapping[str, Sequence[str]]
+    ) -> None:
+        """A source has found these servers (`config.discover`), whose names have these addresses."""
+        for take in self._takers.get(source, ()):
+            take(servers, addresses)
 
     def begin(self) -> None:
         """It is served from now on: what policies share with the table before and with other workers is taken up."""

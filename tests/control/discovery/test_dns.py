@@ -25,7 +25,6 @@ from ambassador.control.discovery.dns import (
     NameServers,
     Resolver,
     parse_hosts,
-    retry_s,
 )
 
 # What is on the wire
@@ -519,8 +518,3 @@ def test_hosts_are_parsed_as_the_system_does() -> None:
         "ip6-localhost": ("::1",),
         "a.b": ("10.0.0.1",),
     }
-
-
-def test_retry_backs_off_to_half_a_minute() -> None:
-    assert [retry_s(failures, 0.5) for failures in (1, 2, 3, 4, 5, 6, 10**6)] == [1, 2, 4, 8, 16, 30, 30]
-    assert retry_s(1, 0.0) == 0.75

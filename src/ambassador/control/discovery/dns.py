@@ -28,6 +28,8 @@ import dns.resolver
 import msgspec
 import trio
 
+from ambassador.control.backoff import retry_s
+
 FIRST_LOOK_UP_S: Final = 1.0
 """How long `Resolver.watch` waits for names; what comes later is told."""
 
@@ -44,20 +46,35 @@ _POLL_FILES_S = 1.0
 _COALESCE_S = 0.02
 _CONCURRENT = 16
 _JITTER = (0.80, 0.95)
-_LONGEST_RETRY_S = 30.0
 
 Kind: TypeAlias = str
 _KINDS: Final[tuple[Kind, ...]] = ("A", "AAAA")
 
 
 class LookUpFailed(Exception):
-    """Nobody could say which addresses a name has."""
+    """Nobody could say which addresses, or which services, a name has."""
 
 
 class Answer(msgspec.Struct, frozen=True):
     """Addresses, none if the name has none, and for how many seconds that holds."""
 
     addresses: tuple[str, ...]
+    ttl_s: float
+
+
+class Service(msgspec.Struct, frozen=True):
+    """An SRV record (RFC 2782): lower priorities first, then by weight, which may be 0."""
+
+    host: str
+    port: int
+    weight: int
+    priority: int
+
+
+class Services(msgspec.Struct, frozen=True):
+    """SRV records, none if the name has none or says that there is no such service, and for how many seconds."""
+
+    records: tuple[Service, ...]
     ttl_s: float
 
 
@@ -76,9 +93,10 @@ def is_address(host: str) -> bool:
     return True
 
 
-def retry_s(failures: int, chance: float) -> float:
-    """Seconds until a look-up that failed `failures` times in a row is tried again: about 1, 2, 4 … 30, ±25 %."""
-    return float(min(_LONGEST_RETRY_S, SHORTEST_S * 2 ** min(failures - 1, 30))) * (0.75 + 0.5 * chance)
+def again_s(ttl_s: float, chance: float) -> float:
+    """Seconds until an answer that holds for `ttl_s` is asked for again: a little before, and within the bounds."""
+    low, high = _JITTER
+    return max(SHORTEST_S, min(LONGEST_S, ttl_s) * (low + (high - low) * chance))
 
 
 class _File:
@@ -156,8 +174,34 @@ class NameServers:
         """See `Ask`. Over TCP where the answer was truncated."""
         if self._resolver is None:
             return None
+        answer = await self._resolve(self._resolver, name, kind)
+        if answer is None:
+            return Answer((), SHORTEST_S)
+        addresses = () if answer.rrset is None else tuple(str(item.address) for item in answer.rrset)
+        return Answer(addresses, float(answer.chaining_result.minimum_ttl))
+
+    async def services(self, name: str) -> Services:
+        """The name's SRV records; their hosts are in lower case, without the last dot. Raises `LookUpFailed`."""
+        if self._resolver is None:
+            raise LookUpFailed(f"SRV: {self._path} names no server")
+        answer = await self._resolve(self._resolver, name, "SRV")
+        if answer is None:
+            return Services((), _ABSENT_S)
+        found = (
+            Service(_key(item.target.to_text(omit_final_dot=True)), item.port, item.weight, item.priority)
+            for item in answer.rrset or ()
+        )
+        # A target "." says that there is decidedly no such service.
+        records = tuple(record for record in found if record.host and record.port)
+        ttl_s = float(answer.chaining_result.minimum_ttl)
+        return Services(records, ttl_s if records else max(_ABSENT_S, ttl_s))
+
+    async def _resolve(
+        self, resolver: dns.asyncresolver.Resolver, name: str, kind: Kind
+    ) -> dns.resolver.Answer | None:
+        """None: there is no such name."""
         try:
-            answer = await self._resolver.resolve(
+            return await resolver.resolve(
                 name,
                 kind,
                 raise_on_no_answer=False,
@@ -166,11 +210,9 @@ class NameServers:
                 backend=self._backend,
             )
         except dns.resolver.NXDOMAIN:
-            return Answer((), SHORTEST_S)
+            return None
         except (dns.exception.DNSException, OSError, UnicodeError) as error:
             raise LookUpFailed(f"{kind}: {error}") from error
-        addresses = () if answer.rrset is None else tuple(str(item.address) for item in answer.rrset)
-        return Answer(addresses, float(answer.chaining_result.minimum_ttl))
 
 
 async def ask_system(name: str) -> Answer:
@@ -219,6 +261,8 @@ class Resolver:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.known: dict[str, tuple[str, ...]] = {}
+        self.troubles: dict[str, str] = {}
+        """Names that cannot be resolved now, each with the reason."""
         self._on_change = on_change
         self._log = log or logging.getLogger(__name__)
         self._hosts_file = _File(hosts_file)
@@ -244,6 +288,7 @@ class Resolver:
             self._watched.pop(host).scope.cancel()
         for host in self.known.keys() - wanted:
             self.known.pop(host)
+            self.troubles.pop(host, None)
             self._untold.pop(host, None)
         new = {}
         for host in sorted(wanted - self._watched.keys()):
@@ -259,14 +304,20 @@ class Resolver:
             for host, watched in new.items():
                 self._nursery.start_soon(self._keep, host, watched)
 
-    async def run(self) -> None:
-        """Keep all watched names up to date, for ever."""
+    async def services(self, name: str) -> Services:
+        """The SRV records of a name, looked up now. Raises `LookUpFailed`."""
+        async with self._limit:
+            return await self._servers.services(name)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep all watched names up to date, for ever. Started while no `watch` is under way."""
         try:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self._tell)
                 self._nursery.start_soon(self._poll_files)
                 for host, watched in self._watched.items():
                     self._nursery.start_soon(self._keep, host, watched)
+                task_status.started()
         finally:
             self._nursery = None
 
@@ -284,6 +335,7 @@ class Resolver:
             async with self._limit:
                 answer = await self._look_up(host)
         except LookUpFailed as error:
+            self.troubles[host] = str(error)
             if not watched.failures:
                 self._log.warning("cannot resolve %s, what was known stands: %s", host, error)
             watched.failures += 1
@@ -294,7 +346,8 @@ class Resolver:
         if watched.failures:
             self._log.info("%s resolves again", host)
         watched.failures = 0
-        watched.due = trio.current_time() + self._wait_s(answer.ttl_s)
+        self.troubles.pop(host, None)
+        watched.due = trio.current_time() + again_s(answer.ttl_s, self._chance())
         if answer.addresses or not self.known.get(host) or watched.missing:
             self._learn(host, tuple(sorted(set(answer.addresses))))
             watched.missing = False
@@ -302,11 +355,8 @@ class Resolver:
             watched.missing = True
             watched.due = trio.current_time() + SHORTEST_S
 
-    def _wait_s(self, ttl_s: float) -> float:
-        low, high = _JITTER
-        return max(SHORTEST_S, min(LONGEST_S, ttl_s) * (low + (high - low) * self._chance()))
-
     def _learn(self, host: str, addresses: tuple[str, ...]) -> None:
+        """Every address that a worker may connect to comes in here, whoever told it: names', and those in URLs."""
         if self.known.get(host) != addresses:
             self.known[host] = self._untold[host] = addresses
             self._news.set()
