@@ -47,6 +47,8 @@ Around it
   are decided from what the worker has in hand; none waits for a store longer than `state.max_wait`. For limits that is
   `state/holding.py` (tokens leased from a `state/bucket.py`) and `state/account.py` (what decides while the store is
   late or away). While replicas have different configs the lower limit holds: `state/rollout.py`, by `state/accord.py`.
+- Which endpoints are well: the supervisor checks them (`control/health.py`, rules in `proxy/upstream/health.py`), the
+  workers leave out those that are worse than the others (`proxy/upstream/outlier.py`).
 - `config/` turns files into a `schema.Config` (`load.py`), warns (`check.py`), explains (`explain.py`), and
   compiles it to the table of step 5 (`compile.py`). A policy's own settings are a Struct in the policy's file;
   `settings.py` has the vocabulary.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ UPSTREAMS = [
                 "url": "http://a:1",
                 "address": address,
                 "healthy": address is not None,
+                "ejected_until": None,
                 "weight": 1,
                 "inflight": 2,
                 "ewma_ms": ewma_ms,
@@ -47,6 +49,29 @@ def test_upstream_without_endpoints_says_where_they_are_looked_for(
     _, row, last = capsys.readouterr().out.splitlines()
     assert row.split()[:5] == ["billing", "file", "a.yaml", "no", "endpoint"]
     assert last == f"billing: file a.yaml says nothing new: {problem}"
+
+
+@pytest.mark.parametrize(
+    ("known", "state"),
+    [
+        ((True, None, None), "up"),
+        ((False, None, "unhealthy: status 503"), "unhealthy: status 503"),
+        ((True, 1.7e9, "ejected: 5 failures in a row"), "ejected: 5 failures in a row"),
+        ((True, 1.7e9, None), "ejected"),
+        ((False, None, None), "down"),
+    ],
+)
+def test_state_says_why_an_endpoint_gets_nothing(
+    service: FakeService,
+    capsys: pytest.CaptureFixture[str],
+    known: tuple[bool, float | None, str | None],
+    state: str,
+) -> None:
+    first: dict[str, Any] = UPSTREAMS[0]["endpoints"][0]  # type: ignore[assignment]
+    endpoint = {**first, **dict(zip(("healthy", "ejected_until", "why"), known, strict=True))}
+    service.answers["GET", "/api/upstreams"] = (200, [{"name": "billing", "endpoints": [endpoint]}])
+    assert main(["upstreams"]) == 0
+    assert f"  {state}  " in capsys.readouterr().out
 
 
 def test_without_a_service() -> None:

@@ -161,3 +161,19 @@ def test_limit_of_an_upstream_is_looked_at_too() -> None:
     text = "upstreams: {u: {endpoints: ['http://e'], limit: {rate: 1000/s, burst: 20}}}\nroutes: [{name: a, to: u}]"
     (warning,) = warnings(text)
     assert "upstreams.u.limit" in warning
+
+
+def test_ejection_of_a_lone_endpoint_and_slow_checks_are_told() -> None:
+    text = """\
+        upstreams:
+          one: {endpoints: ['http://a'], outlier: {}, health: {every: 1s, timeout: 2s}}
+          two: {endpoints: ['http://a', 'http://b'], outlier: {}, health: /up}
+        routes:
+        - {name: a, match: {path: /a}, to: one}
+        - {name: b, to: two}
+        """
+    alone, slow = warnings(text)
+    assert alone.startswith(
+        "4:43: warning: upstreams.one.outlier: ejects nothing here: an endpoint that is alone"
+    )
+    assert slow.startswith("4:76: warning: upstreams.one.health.timeout: is longer than 'every' (1s)")

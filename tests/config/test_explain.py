@@ -353,3 +353,39 @@ routes:
     assert lines(from_file)["upstream"].endswith("of those found by file /etc/a.yaml")
     assert lines(from_file)["host"] == "the endpoint's own"
     assert named.endpoints == ()
+
+
+def test_checks_and_ejection_are_told() -> None:
+    config = load_text(
+        "version: 1\nlisten: 127.0.0.1:80\n"
+        "upstreams: {u: {endpoints: ['http://a:1', 'http://b:1'], health: /up, outlier: {}}, "
+        "t: {endpoints: ['http://a:1', 'http://b:1'], health: {tcp: true}, outlier: {success_rate: off}}}\n"
+        "routes: [{name: r, match: {path: /u}, to: u}, {name: s, to: t}]"
+    )
+    told = [
+        (line.key, line.text)
+        for path in ("/u", "/t")
+        for line in explain(config, "GET", path).lines
+        if line.what in {"health", "outlier"}
+    ]
+    assert told == [
+        (
+            "upstreams.u.health",
+            "GET /up (200-399) within 1s, every 5s; unhealthy after 3 that fail, healthy again after 2",
+        ),
+        (
+            "upstreams.u.outlier",
+            (
+                "an endpoint is left out at 5 failures in a row or successes below 85% of the others' in 10s "
+                "(100 requests); for 30s..5m, at most 50% of them"
+            ),
+        ),
+        (
+            "upstreams.t.health",
+            "a connection within 1s, every 5s; unhealthy after 3 that fail, healthy again after 2",
+        ),
+        (
+            "upstreams.t.outlier",
+            "an endpoint is left out at 5 failures in a row; for 30s..5m, at most 50% of them",
+        ),
+    ]

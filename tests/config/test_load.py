@@ -376,6 +376,8 @@ def test_mistake_in_a_route_has_its_place(text: str, error: str) -> None:
          "2:57: error: upstreams.u.health.expect: 'ok' is not a status (204), a range (200-399) or a class (2xx)"),
         ("listen: a:1\nupstreams: {u: {endpoints: [http://a], health: {expect: 1xx}}}",
          "2:57: error: upstreams.u.health.expect: '1xx' is not a range of final statuses, 200 to 599"),
+        ("listen: a:1\nupstreams: {u: {endpoints: [http://a], outlier: {consecutive: 0, success_rate: off}}}",
+         "2:49: error: upstreams.u.outlier: ejects nothing without 'consecutive' and 'success_rate'; leave it out, or say 'off'"),
         ("listen: a:1\nupstreams: {u: {endpoints: [http://a], health: {tcp: true, path: /up}}}",
          "2:66: error: upstreams.u.health.path: says nothing with 'tcp: true', which only connects"),
         ("listen: a:1\nupstreams: {u: {endpoints: [{url: http://a, weight: 0}]}}",

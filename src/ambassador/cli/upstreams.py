@@ -50,7 +50,7 @@ def _rows(upstreams: list[dict[str, Any]]) -> Iterator[tuple[object, ...]]:
             yield (
                 upstream["name"],
                 each["url"],
-                "up" if each["healthy"] else each["why"] or "down",
+                _state(each),
                 each["address"],
                 each["weight"],
                 each["inflight"],
@@ -58,3 +58,9 @@ def _rows(upstreams: list[dict[str, Any]]) -> Iterator[tuple[object, ...]]:
                 each["connections"]["idle"],
                 each["ewma_ms"],
             )
+
+
+def _state(endpoint: dict[str, Any]) -> str:
+    if endpoint["healthy"] and not endpoint["ejected_until"]:
+        return "up"
+    return endpoint["why"] or ("down" if not endpoint["healthy"] else "ejected")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 
 from ambassador.config.read import Part
-from ambassador.config.schema import Config, Match, Route
+from ambassador.config.schema import Config, Match, Route, Upstream
 from ambassador.config.units import format_duration, format_rate
 from ambassador.proxy.policies import breaker, limit
 
@@ -36,6 +36,7 @@ def warn(
     for name, part in upstreams.items():
         _warn_of_limits(config, config.upstreams[name].limit, part)
         _warn_of_breaker(config.upstreams[name].breaker, part)
+        _warn_of_checks(config.upstreams[name], part)
     _warn_of_shadows(config.routes, routes)
     _warn_of_secrets(document)
     if not whole:
@@ -115,6 +116,24 @@ def _warn_of_breaker(written: breaker.Config | None, part: Part) -> None:
             path,
             "0% does not let one replica (or worker) open all: where two live, at least two must see it",
             level="warning",
+        )
+
+
+def _warn_of_checks(upstream: Upstream, part: Part) -> None:
+    if upstream.outlier is not None and len(upstream.endpoints) == 1:
+        node, path = part.place("outlier")
+        node.report(
+            path,
+            "ejects nothing here: an endpoint that is alone is never left out",
+            "a 'breaker' stops sending to a service that fails",
+            level="warning",
+        )
+    check, written = upstream.health, part.values.get("health")
+    if check is not None and check.timeout > check.every:
+        node, path = written.place("timeout") if isinstance(written, Part) else part.place("health")
+        every = format_duration(check.every)
+        node.report(
+            path, f"is longer than 'every' ({every}): a check that hangs delays the next", level="warning"
         )
 
 

@@ -29,6 +29,7 @@ from ambassador.proxy.path import authority_host, normalise, split_target
 from ambassador.proxy.policies import breaker, cooldown, fault, limit, redirect, respond, retry, rewrite
 from ambassador.proxy.policies import headers as headers_policy
 from ambassador.proxy.routing import Router, spec, why_not
+from ambassador.proxy.upstream import health, outlier
 
 __all__ = ["BadUrl", "Considered", "Explanation", "Line", "explain", "render"]
 
@@ -211,6 +212,10 @@ def _lines(config: Config, route: Route, request: Request) -> Iterable[Line]:
         yield from _breaker_lines(config, route)
         if upstream.cooldown is not None:
             yield _cooldown_line(route.to, upstream.cooldown)
+        if upstream.health is not None:
+            yield _health_line(route.to, upstream.health)
+        if upstream.outlier is not None:
+            yield _outlier_line(route.to, upstream.outlier)
 
 
 def _limit_lines(limits: Sequence[limit.Config] | None, key: str) -> Iterable[Line]:
@@ -405,6 +410,31 @@ def _cooldown_line(upstream: str, config: cooldown.Config) -> Line:
         f"a 429 or 503 with Retry-After pauses the {config.scope}, for {format_duration(config.max)} at most"
     )
     return Line(what="cooldown", text=text, key=f"upstreams.{upstream}.cooldown")
+
+
+def _health_line(upstream: str, config: health.Config) -> Line:
+    asked = "a connection" if config.tcp else f"GET {config.path} ({', '.join(config.expect)})"
+    text = (
+        f"{asked} within {format_duration(config.timeout)}, every {format_duration(config.every)}; unhealthy after "
+        f"{config.fall} that fail, healthy again after {config.rise}"
+    )
+    return Line(what="health", text=text, key=f"upstreams.{upstream}.health")
+
+
+def _outlier_line(upstream: str, config: outlier.Config) -> Line:
+    when = []
+    if config.consecutive:
+        when.append(f"{config.consecutive} failures in a row")
+    if config.success_rate is not None:
+        rate = config.success_rate
+        when.append(
+            f"successes below {format_percent(rate.below)} of the others' in 10s ({rate.min_requests} requests)"
+        )
+    text = (
+        f"an endpoint is left out at {' or '.join(when)}; for {format_duration_range(config.eject_for)}, at most "
+        f"{format_percent(config.max_ejected)} of them"
+    )
+    return Line(what="outlier", text=text, key=f"upstreams.{upstream}.outlier")
 
 
 def _retried(config: retry.Config, condition: str, request: Request) -> bool:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from math import floor, inf
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
@@ -73,6 +73,11 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     max_ejected: Fraction = 0.5
     """The part of the endpoints that may be ejected at the same time; one always may, all never."""
+
+    def conflicts(self) -> Iterator[tuple[str | None, str]]:
+        """Nothing that would eject anything."""
+        if not self.consecutive and self.success_rate is None:
+            yield None, "ejects nothing without 'consecutive' and 'success_rate'; leave it out, or say 'off'"
 
 
 # ----- what was seen --------------------------------------------------------------------------------------------------
