@@ -313,6 +313,20 @@ def test_faults_are_told() -> None:
     assert (line.key, line.text) == ("fault", "on purpose, 10% wait 3s, 100% are answered 418")
 
 
+def test_fallbacks_are_told_in_their_order() -> None:
+    config = load_text(
+        "version: 1\nlisten: 127.0.0.1:80\n"
+        "routes: [{name: r, to: http://a, fallback: {to: http://b, respond: {status: 203}}}]"
+    )
+    found = [line for line in explain(config, "POST", "/").lines if line.what == "fallback"]
+    assert [(line.key, line.text) for line in found] == [
+        ("fallback.to", "one attempt at r.fallback: http://b:80; if POST cannot have reached the first, since it is not idempotent"),
+        ("fallback.respond", "the fixed answer, 203"),
+    ]  # fmt: skip
+    first = next(line for line in explain(config, "GET", "/").lines if line.what == "fallback")
+    assert first.text == "one attempt at r.fallback: http://b:80"
+
+
 def test_breakers_are_told_outermost_first_with_their_names() -> None:
     config = load_text(
         "version: 1\nlisten: 127.0.0.1:80\n"

@@ -139,6 +139,7 @@ def _warn_of_checks(upstream: Upstream, part: Part) -> None:
 
 def _warn_of_unused(config: Config, upstreams: dict[str, Part]) -> None:
     used = {route.to for route in config.routes}
+    used |= {route.fallback.to for route in config.routes if route.fallback is not None}
     for name, part in upstreams.items():
         if name not in used:
             part.node.report(

@@ -23,6 +23,7 @@ from ambassador.proxy.plan import RoutePlan, Timeouts, Upstream
 from ambassador.proxy.policies import fault, headers, limit, retry
 from ambassador.proxy.policies.breaker import endpoint_name, route_name
 from ambassador.proxy.policies.cooldown import Cooldowns
+from ambassador.proxy.policies.fallback import Fallback
 from ambassador.proxy.policies.limit import LimitPolicy, compile_limits, owner_of_upstream
 from ambassador.proxy.policies.redirect import redirector
 from ambassador.proxy.policies.respond import responder
@@ -377,29 +378,55 @@ def _plan(
         admit.append(redirector(route.redirect))
     if route.respond is not None:
         admit.append(responder(route.respond))
-    upstream = upstreams[route.to] if route.to is not None else None
-    urls = [endpoint.url for endpoint in config.upstreams[route.to].endpoints] if route.to is not None else []
     pattern = None if isinstance(route.match.path, PathRegex) else route.match.path
     changes = route.headers
     rewrite = route.rewrite
     rewrite_host = rewrite.host if rewrite is not None else None
-    return RoutePlan(
-        route.name,
-        upstream=upstream,
-        timeouts=_timeouts(route.timeout),
-        retry=_retry(route.retry, scopes, f"retry:{route.name}"),
-        metrics=counters.route(route.name, route.to or "-"),
-        admit=tuple(admit),
-        limit=limited,
-        rewrite=path_rewriter(rewrite, pattern),
-        host=rewrite_host.encode("ascii") if rewrite_host is not None and rewrite_host != KEEP else None,
-        keep_host=rewrite_host == KEEP,
-        shape_request=_hooks(headers.shaper(changes.request) if changes is not None else None),
-        shape_response=_hooks(headers.shaper(changes.response) if changes is not None else None),
-        map_location=location_rewriter(rewrite, pattern, urls) if urls else None,
-        gates=tuple(
-            gates[name] for name in (route_name(route.name), route.to) if name is not None and name in gates
-        ),
+    own_gate = gates.get(route_name(route.name))
+
+    def towards(
+        name: str | None,
+        gates: tuple[Breaker | None, ...],
+        *,
+        retry: RetryPolicy | None = None,
+        admit: Sequence[AdmitHook] = (),
+        fallback: Fallback | None = None,
+    ) -> RoutePlan:
+        urls = [endpoint.url for endpoint in config.upstreams[name].endpoints] if name is not None else []
+        return RoutePlan(
+            route.name,
+            upstream=upstreams[name] if name is not None else None,
+            timeouts=_timeouts(route.timeout),
+            retry=retry,
+            metrics=counters.route(route.name, name or "-"),
+            admit=tuple(admit),
+            limit=limited,
+            rewrite=path_rewriter(rewrite, pattern),
+            host=rewrite_host.encode("ascii") if rewrite_host is not None and rewrite_host != KEEP else None,
+            keep_host=rewrite_host == KEEP,
+            shape_request=_hooks(headers.shaper(changes.request) if changes is not None else None),
+            shape_response=_hooks(headers.shaper(changes.response) if changes is not None else None),
+            map_location=location_rewriter(rewrite, pattern, urls) if urls else None,
+            gates=tuple(gate for gate in gates if gate is not None),
+            fallback=fallback,
+        )
+
+    retried = _retry(route.retry, scopes, f"retry:{route.name}")
+    written = route.fallback
+    fallback = None
+    if written is not None:
+        fallback = Fallback(
+            elsewhere=None if written.to is None else towards(written.to, (gates.get(written.to),)),
+            respond=None if written.respond is None else responder(written.respond),
+            all_methods=written.methods == "all",
+            retried=frozenset() if retried is None else retried.statuses,
+        )
+    return towards(
+        route.to,
+        (own_gate, gates.get(route.to) if route.to is not None else None),
+        retry=retried,
+        admit=admit,
+        fallback=fallback,
     )
 
 

@@ -14,7 +14,17 @@ from msgspec import Struct
 
 from ambassador.config.breakers import upstream_breakers
 from ambassador.config.discover import own_host, source_name
-from ambassador.config.schema import Config, Endpoint, Match, PathRegex, Route, Timeout, Upstream, ValueMatch
+from ambassador.config.schema import (
+    Config,
+    Endpoint,
+    Fallback,
+    Match,
+    PathRegex,
+    Route,
+    Timeout,
+    Upstream,
+    ValueMatch,
+)
 from ambassador.config.units import (
     format_duration,
     format_duration_range,
@@ -216,6 +226,8 @@ def _lines(config: Config, route: Route, request: Request) -> Iterable[Line]:
             yield _health_line(route.to, upstream.health)
         if upstream.outlier is not None:
             yield _outlier_line(route.to, upstream.outlier)
+        if route.fallback is not None:
+            yield from _fallback_lines(config, route.fallback, request)
 
 
 def _limit_lines(limits: Sequence[limit.Config] | None, key: str) -> Iterable[Line]:
@@ -435,6 +447,22 @@ def _outlier_line(upstream: str, config: outlier.Config) -> Line:
         f"{format_percent(config.max_ejected)} of them"
     )
     return Line(what="outlier", text=text, key=f"upstreams.{upstream}.outlier")
+
+
+def _fallback_lines(config: Config, fallback: Fallback, request: Request) -> Iterable[Line]:
+    """In the order in which they are tried."""
+    if fallback.to is not None:
+        keyed = any(name.lower() == b"idempotency-key" for name, _ in request.headers)
+        always = fallback.methods == "all" or keyed or request.method in retry.IDEMPOTENT
+        text = (
+            f"one attempt at {_upstream_line(fallback.to, config.upstreams[fallback.to], config.zone).text}"
+        )
+        if not always:
+            text += f"; if {request.method} cannot have reached the first, since it is not idempotent"
+        yield Line(what="fallback", text=text, key="fallback.to")
+    if fallback.respond is not None:
+        reply = respond.responder(fallback.respond)(request)
+        yield Line(what="fallback", text=f"the fixed answer, {reply.status}", key="fallback.respond")
 
 
 def _retried(config: retry.Config, condition: str, request: Request) -> bool:

@@ -527,31 +527,39 @@ class _Assembly:
         ):
             route.node.report(route.path, "missing one of 'to', 'redirect' and 'respond'")
         if targets and targets[0] != "to":
-            for key in ("rewrite", "timeout", "retry", "breaker"):
+            for key in ("rewrite", "timeout", "retry", "breaker", "fallback"):
                 if key in route.keys and route.values.get(key) is not None:
                     node, path = route.place(key)
                     node.report(path, f"'{key}' has no effect with '{targets[0]}'")
-        target = route.values.get("to")
+        self._refer(route, route.values.get("name"))
+        fallback = route.values.get("fallback")
+        if isinstance(fallback, Part):
+            name = route.values.get("name")
+            self._refer(fallback, f"{name}.fallback" if isinstance(name, str) else None)
+
+    def _refer(self, part: Part, own_name: Any) -> None:
+        """Have `to` of a route, or of what is inside it, name an upstream; URLs become one with `own_name`."""
+        target = part.values.get("to")
         if isinstance(target, Items):
-            self._inline_upstream(route, target)
+            self._inline_upstream(part, target, own_name)
         elif isinstance(target, str) and not self._partial and target not in {*self.upstreams, *self._unread}:
-            node, path = route.place("to")
+            node, path = part.place("to")
             hint = words.did_you_mean(target, list(self.upstreams)) or "a URL begins with 'http://'"
             node.report(path, f"there is no upstream '{target}'", hint)
 
-    def _inline_upstream(self, route: Part, endpoints: Items) -> None:
-        name = route.values.get("name")
+    def _inline_upstream(self, part: Part, endpoints: Items, name: Any) -> None:
         if not isinstance(name, str):
-            route.values["to"] = BAD
+            part.values["to"] = BAD
             return
-        node, path = route.place("to")
-        if name in self.upstreams and self._names[name] is route.nodes["name"]:
-            node.report(path, f"the upstream '{name}' is there already ({_where(self.upstreams[name].node)})",
-                        "URLs here make an upstream with the route's name; rename one of them")  # fmt: skip
+        node, path = part.place("to")
+        known = self.upstreams.get(name)
+        if known is not None and (part.section is not Route or self._names[name] is part.nodes["name"]):
+            node.report(path, f"the upstream '{name}' is there already ({_where(known.node)})",
+                        "URLs here make an upstream with that name; rename one of them")  # fmt: skip
         upstream = Part(Upstream, node, path)
         upstream.put("endpoints", endpoints, node, node)
         self.upstreams.setdefault(name, upstream)
-        route.values["to"] = name
+        part.values["to"] = name
 
     def _check_placeholders(self, route: Part) -> None:
         match = route.values.get("match")
@@ -559,7 +567,7 @@ class _Assembly:
         if path is BAD or match is BAD:
             return
         known = _parameters(path)
-        for key in ("headers", "redirect", "respond"):
+        for key in ("headers", "redirect", "respond", "fallback"):
             for template, node, place in _templates(route.values.get(key)):
                 for name in words.placeholders(template):
                     parameter = name.removeprefix("param.")

@@ -57,6 +57,7 @@ __all__ = [
     "Document",
     "Drain",
     "Endpoint",
+    "Fallback",
     "Fragment",
     "Kubernetes",
     "Listener",
@@ -394,6 +395,27 @@ class Timeout(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 )
 
 
+class Fallback(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is answered when all attempts failed, or the breaker is open; not for a client's own errors. Of several the
+    first that can: another upstream, the fixed answer. `proxy-status` tells of it.
+    """
+
+    to: Annotated[str | None, Meta(extra={"form": "target"})] = None
+    """The name of another upstream, a URL or a list of URLs, which has one attempt in what is left of `timeout`."""
+
+    methods: Literal["idempotent", "all"] = "idempotent"
+    """Methods for which `to` is asked: those that are `idempotent` (and any request with an `idempotency-key`), or
+    `all`. Where the first upstream cannot have seen the request, every method is."""
+
+    respond: Respond | None = None
+    """A fixed answer."""
+
+    def conflicts(self) -> Iterator[tuple[str | None, str]]:
+        """Nothing to fall back on."""
+        if self.to is None and self.respond is None:
+            yield None, "needs 'to' or 'respond'"
+
+
 class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which requests go where, and how. Exactly one of `to`, `redirect` and `respond` is set."""
 
@@ -407,7 +429,6 @@ class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "access",
             "translate",
             "mirror",
-            "fallback",
             "cache",
         ),
         ("off", "false"),
@@ -444,6 +465,9 @@ class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When no attempts are made any more: by default for the whole upstream, whichever route they come from (`scope`).
     Unset: no breaker."""
 
+    fallback: Fallback | None = None
+    """What is answered when all attempts failed, or the breaker is open. Unset: the failure."""
+
     headers: headers.Config | None = None
     """Headers to set, add and remove."""
 
@@ -457,8 +481,10 @@ class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The file it is written in; empty when it comes from the command line."""
 
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
-        """Limits that share a name."""
+        """Limits that share a name; a fallback to what has failed."""
         yield from _shared_names(self.limit)
+        if self.fallback is not None and self.fallback.to is not None and self.fallback.to == self.to:
+            yield "fallback", f"is '{self.to}', where the requests go already"
 
 
 class Telemetry(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

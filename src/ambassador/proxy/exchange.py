@@ -21,13 +21,14 @@ from ambassador.proxy.forwarding import caller_deadline_s, max_forwards
 from ambassador.proxy.http1_parser import HEALTH_TARGETS
 from ambassador.proxy.lane import TimedOut
 from ambassador.proxy.policies.breaker import guards_of
-from ambassador.proxy.problem import error_reply, forbids_retry, speaks_grpc
+from ambassador.proxy.policies.fallback import FAILURES, FAILURES_ELSEWHERE
+from ambassador.proxy.problem import error_reply, fallback_status, forbids_retry, speaks_grpc
 from ambassador.proxy.transfer import ClientGone, Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from ambassador.messages import Fields, ResponseHead
+    from ambassador.messages import Field, Fields, ResponseHead
     from ambassador.observe.trace import Trace
     from ambassador.proxy.http1 import ClientConnection
     from ambassador.proxy.plan import RoutePlan
@@ -41,6 +42,8 @@ _CLIENT_GONE_STATUS: Final = 499  # nginx's number for a client that left before
 
 Charge: TypeAlias = "ProxyError | Awaitable[None] | None"
 """What an upstream's own limits say to an attempt: None to go on."""
+Fallen: TypeAlias = "tuple[ProxyError | None, int, str]"
+"""What a fallback is in place of: a failure, or an answer (None), with its status; and which fallback it is."""
 Verdict: TypeAlias = "Reply | ProxyError | Awaitable[Reply | None] | None"
 """What policies say before the first attempt: None to go on."""
 
@@ -52,13 +55,14 @@ class Exchange:
     _plan: RoutePlan | None = None
     _verdict: Verdict = None
     transfer: Transfer
-    """Made for the first attempt."""
+    """Made before the first attempt."""
     paid = False
     """The upstream's quota was charged for what is sent next."""
     max_forwards: int | None = None
     trace: Trace | None = None
     attempts = 0
     """Those that were begun and not refused by a breaker."""
+    _prepared = False
     _charged: Charge = None
     _attempt: Attempt | None = None
     """The present one."""
@@ -69,6 +73,7 @@ class Exchange:
     _code: str | None = None
     _client_left = False
     _upstream_s = 0.0
+    _fallen: Fallen | None = None
 
     def __init__(self, client: ClientConnection, request: Request) -> None:
         service = client.listener.service
@@ -88,7 +93,7 @@ class Exchange:
             verdict = self._verdict if self._plan is not None else self._route()
             if verdict is None:
                 assert self._plan is not None
-                await self._attempts(self._plan)
+                await self._forward(self._plan)
             elif isinstance(verdict, Reply):
                 await self._answer(verdict)
             elif isinstance(verdict, ProxyError):
@@ -162,6 +167,7 @@ class Exchange:
         if plan.upstream.only is None:
             self._tried = (endpoint,)
         self._started = sent_at
+        self._prepared = True
         self.transfer = Transfer(self.client, self.request, plan, sent_at)
         self.transfer.resume_attempt(sent_at)
 
@@ -197,7 +203,7 @@ class Exchange:
         if reply is not None:
             return await self._answer(reply)
         assert self._plan is not None
-        await self._attempts(self._plan)
+        await self._forward(self._plan)
 
     def _identify(self, request: Request) -> None:
         """Client, request id, trace, deadline; the loop check."""
@@ -218,13 +224,32 @@ class Exchange:
 
     # Attempts
 
+    def _forward(self, plan: RoutePlan) -> Awaitable[None]:
+        """Have the upstream answer, or what the route has in its place."""
+        return self._attempts(plan) if plan.fallback is None else self._attempts_or_else(plan)
+
+    async def _attempts_or_else(self, plan: RoutePlan) -> None:
+        try:
+            return await self._attempts(plan)
+        except FAILURES as error:
+            if self.client.answered or self._fallen is not None:
+                raise
+            failure = error
+        if not await self._fall_back(plan, failure, failure.status):
+            raise failure
+
+    def _prepare(self, plan: RoutePlan) -> None:
+        """Before the first attempt: the clock of the whole starts."""
+        self._prepared = True
+        if self.request.expects_continue:
+            self.client.send_continue(self.request)
+        self.transfer = Transfer(self.client, self.request, plan, self._started)
+        self.transfer.caller_at = self._caller_at
+
     async def _attempts(self, plan: RoutePlan) -> None:
         retry = plan.retry
-        if self._attempt is None or self._attempt.connection is None:
-            if self.request.expects_continue:
-                self.client.send_continue(self.request)
-            self.transfer = Transfer(self.client, self.request, plan, self._started)
-            self.transfer.caller_at = self._caller_at
+        if not self._prepared:
+            self._prepare(plan)
             if retry is not None:
                 retry.budget.deposit(self._started)
         transfer = self.transfer
@@ -245,7 +270,7 @@ class Exchange:
                 assert head is not None
                 self._upstream_s = self.lane.now - transfer.sent_at
                 attempt.hear(head)
-                if retry is None or head.status not in retry.statuses:
+                if head.status not in plan.failing:
                     return await self._relay(plan, connection)
                 reason = STATUS_TEXT[head.status]
             delay = self._retry_delay(plan, reason)
@@ -254,7 +279,9 @@ class Exchange:
                     self._count(plan, reason)
                     raise failure
                 assert connection is not None
-                return await self._relay(plan, connection)
+                if not await self._fall_back(plan, None, int(reason)):
+                    await self._relay(plan, connection)
+                return None
             self._count(plan, reason)
             plan.metrics.retry(reason)
             self._leave(kept=transfer.upload_done)
@@ -365,6 +392,72 @@ class Exchange:
         """Raises `ClientGone` if the client has left, and what is wrong with a request that it left unfinished."""
         self.client.check_presence(self.request)
 
+    # When all have failed
+
+    async def _fall_back(self, plan: RoutePlan, failure: ProxyError | None, status: int) -> bool:
+        """Answer otherwise than by `failure`, or by an answer with `status` that is at hand. False: there is no other.
+
+        Raises what becomes of the attempt at the other upstream, if that was made and nothing else is left.
+        """
+        fallback, transfer = plan.fallback, self.transfer
+        if fallback is None or (failure is None and status not in fallback.statuses):
+            return False
+        other, respond = fallback.elsewhere, fallback.respond
+        if (
+            other is not None
+            and transfer.replayable
+            and self.lane.now < transfer.deadline
+            and fallback.may_send(self.request, failure)
+        ):
+            self._give_up(failure, status)
+            self._fallen = (failure, status, "to")
+            try:
+                connection = await self._attempt_elsewhere(other)
+            except FAILURES_ELSEWHERE as error:
+                if respond is None:
+                    raise
+                self._give_up(error, error.status)
+            else:
+                head = connection.reader.head
+                assert head is not None
+                if respond is None or head.status not in fallback.statuses:
+                    await self._relay(other, connection)
+                    return True
+                self._give_up(None, head.status)
+        if respond is None:
+            return False
+        self._give_up(failure, status)
+        self._plan = plan
+        self._fallen = (failure, status, "respond")
+        await self._answer(respond(self.request))
+        return True
+
+    def _give_up(self, failure: ProxyError | None, status: int) -> None:
+        """The present attempt, if there is one, is not what is answered. A failed one was counted before."""
+        if self._attempt is not None:
+            if failure is None:
+                assert self._plan is not None
+                self._count(self._plan, STATUS_TEXT[status])
+            self._leave(kept=self.transfer.upload_done)
+
+    async def _attempt_elsewhere(self, plan: RoutePlan) -> Http1Connection:
+        """One attempt at another upstream than the route's own, up to the head of its answer."""
+        self._plan, self._tried, self._charged, self.paid = plan, (), None, False
+        try:
+            attempt = self._begin_attempt(plan)
+            connection = await attempt.until_head()
+        except UpstreamError as error:
+            reason = reason_of(error)
+            if self._attempt is not None:
+                self._attempt.settle(reason)
+            self._count(plan, reason)
+            raise
+        head = connection.reader.head
+        assert head is not None
+        self._upstream_s = self.lane.now - self.transfer.sent_at
+        attempt.hear(head)
+        return connection
+
     # The answer
 
     async def _relay(self, plan: RoutePlan, connection: Http1Connection) -> None:
@@ -410,12 +503,21 @@ class Exchange:
         fields.append((b"x-request-id", self.request.request_id))
         if plan.limit is not None:
             fields += plan.limit.answer_fields(self.request)
-        if self.attempts > 1 and head.status >= 500:
+        if self._fallen is not None:
+            fields.append(self._fallen_field(self._fallen))
+        elif self.attempts > 1 and head.status >= 500:
             fields.append((b"proxy-status", self.service.retried_status(head.status, self.attempts)))
         if self._table.debug_headers:
             fields.append((b"x-ambassador-upstream-ms", b"%d" % (self._upstream_s * 1000)))
             fields.append((b"x-ambassador-attempts", b"%d" % self.attempts))
         return fields
+
+    def _fallen_field(self, fallen: Fallen) -> Field:
+        failure, status, how = fallen
+        text = fallback_status(
+            failure, status, pseudonym=self.service.name, attempts=self.attempts, fallback=how
+        )
+        return (b"proxy-status", text)
 
     # Ends
 
@@ -446,6 +548,8 @@ class Exchange:
         if reply.status not in (204, 304):
             fields.append((b"content-length", b"%d" % len(reply.body)))
         fields.append((b"date", self.service.http_date()))
+        if self._fallen is not None:
+            fields.append(self._fallen_field(self._fallen))
         if request.request_id:
             fields.append((b"x-request-id", request.request_id))
         if self._plan is not None and self._plan.limit is not None:
@@ -457,6 +561,7 @@ class Exchange:
     async def _fail(self, error: ProxyError) -> None:
         """Answer with the error's problem document, or cut what has begun."""
         self._code = error.code
+        self._fallen = None
         if self.client.answered:
             self.client.abort()
             raise ClientGone from error
@@ -516,6 +621,8 @@ class Exchange:
     def _flags(self) -> tuple[str, ...]:
         if self.attempts and self.transfer.client_slow:
             return ("client_slow",)
+        if self._fallen is not None:
+            return ("fallback", "client_gone") if self._client_left else ("fallback",)
         return ("client_gone",) if self._client_left else ()
 
 

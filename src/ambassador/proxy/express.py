@@ -212,7 +212,7 @@ async def ride(client: ClientConnection) -> Exchange | None:
             answer is None
             or answer.start is None
             or answer.content_length != count - end
-            or answer.status in plan.retried
+            or answer.status in plan.failing
             or service.draining
         ):
             failure = _parse(connection, count) or failure
@@ -435,7 +435,7 @@ def _plain_answer(connection: Http1Connection, plan: RoutePlan) -> ResponseHead 
         or not reader.complete
         or not reader.reusable
         or reader.interim
-        or head.status in plan.retried
+        or head.status in plan.failing
         or b"date" not in head.special
         or b"location" in head.special
     ):

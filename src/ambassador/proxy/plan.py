@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ambassador.messages import Fields, Reply, Request
     from ambassador.proxy.policies.breaker import Breaker
     from ambassador.proxy.policies.cooldown import Cooldown
+    from ambassador.proxy.policies.fallback import Fallback
     from ambassador.proxy.policies.limit import LimitPolicy
     from ambassador.proxy.policies.retry import RetryPolicy
     from ambassador.proxy.upstream.balance import Choice
@@ -297,8 +298,8 @@ class RoutePlan:
     """One route. `upstream` is None where `admit` always answers (redirect, respond)."""
 
     __slots__ = (
-        "admit", "answer_within_s", "deadline", "deadline_at", "gates", "host", "keep_host", "limit", "map_location",
-        "metrics", "name", "retried", "retry", "rewrite", "shape_request", "shape_response", "timeouts", "upstream",
+        "admit", "answer_within_s", "deadline", "deadline_at", "failing", "fallback", "gates", "host", "keep_host", "limit", "map_location",
+        "metrics", "name", "retry", "rewrite", "shape_request", "shape_response", "timeouts", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -318,6 +319,7 @@ class RoutePlan:
         shape_response: Sequence[ShapeHook] = (),
         map_location: ShapeHook | None = None,
         gates: tuple[Breaker, ...] = (),
+        fallback: Fallback | None = None,
     ) -> None:
         self.name = name
         self.upstream = upstream
@@ -328,7 +330,12 @@ class RoutePlan:
         self.deadline = b""
         """What ends the head of a plain request that began at `deadline_at`."""
         self.retry = retry
-        self.retried = frozenset[int]() if retry is None else retry.statuses
+        self.fallback = fallback
+        """What to do when all attempts failed."""
+        self.failing = frozenset[int]() if retry is None else retry.statuses
+        """Statuses with which an answer is perhaps not the one to give."""
+        if fallback is not None:
+            self.failing |= fallback.statuses
         self.metrics = metrics
         self.admit = admit
         self.limit = limit

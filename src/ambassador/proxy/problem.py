@@ -52,6 +52,21 @@ def proxy_status(error: ProxyError, *, pseudonym: str, attempts: int) -> bytes:
     return (f"{text}; attempts={attempts}" if attempts > 1 else text).encode()
 
 
+def fallback_status(
+    failure: ProxyError | None, status: int, *, pseudonym: str, attempts: int, fallback: str
+) -> bytes:
+    """The `proxy-status` member of an answer in place of `failure`, or of an answer with `status` (None): the failure,
+    as it would have been told, and which fallback this is (`to`, `stale`, `respond`).
+    """
+    if failure is not None:
+        text = proxy_status(failure, pseudonym=pseudonym, attempts=attempts)
+    else:
+        text = f"{pseudonym}; received-status={status}".encode()
+        if attempts > 1:
+            text += b"; attempts=%d" % attempts
+    return b"%b; fallback=%b" % (text, fallback.encode())
+
+
 def forbids_retry(status: bytes) -> bool:
     """Whether a `proxy-status` field says that its maker retried, limited, or had its breaker open."""
     return any(mark in status for mark in (b"; attempts=", b'details="limited"', b'details="breaker_open"'))
