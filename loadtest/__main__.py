@@ -10,11 +10,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from loadtest import compare, fleet, hotspots, idle, losses, machine, origin, processes, report, wrk
+from loadtest import balance, compare, fleet, hotspots, idle, losses, machine, origin, processes, report, wrk
 from loadtest.job import Job, Proxy
 from loadtest.peers import PROXIES, ambassador
 from loadtest.scenarios import SCENARIOS, Scenario
 from loadtest.shared import commands as shared_commands
+from loadtest.shared import findings
 from loadtest.shared.apart import ApartError
 
 OK, SAID_NO, USAGE, CANNOT = 0, 1, 2, 3
@@ -82,6 +83,11 @@ def _parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="exit 1 when a request fails, or one second is over"
     )
     dying.set_defaults(run=_losses)
+    balancing = commands.add_parser("balance", help="one of four endpoints is slow, or fails")
+    balancing.add_argument("--only", default="", metavar="TEXT", help="only cases with this in their names")
+    balancing.add_argument("--json", metavar="FILE", help="write everything as JSON; - for standard output")
+    balancing.add_argument("--check", action="store_true", help="exit 1 when something did not hold")
+    balancing.set_defaults(run=_balance)
 
     shared_commands.add(commands)
 
@@ -252,6 +258,21 @@ def _losses(options: argparse.Namespace) -> int:
         print(outage.text())
     held = not death.failed and max(outage.back_s, 0.0) <= losses.BACK_WITHIN_S
     return SAID_NO if options.check and not held else OK
+
+
+def _balance(options: argparse.Namespace) -> int:
+    troubles = [trouble for trouble in balance.TROUBLES if options.only in trouble.name]
+    if not troubles:
+        raise UsageError(f"no such case: {options.only!r}")
+    with tempfile.TemporaryDirectory(prefix="loadtest-") as name:
+        found = balance.run(
+            Path(name), troubles, lambda text: print(f"loadtest: {text}", file=sys.stderr, flush=True)
+        )
+    print(findings.text(found), file=sys.stderr if options.json == "-" else sys.stdout)
+    if options.json is not None:
+        described = machine.describe([], now=dt.datetime.now(dt.UTC))
+        _write_json(options.json, findings.document([found], described))
+    return SAID_NO if options.check and not findings.all_held([found]) else OK
 
 
 def _profile(options: argparse.Namespace) -> int:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
@@ -18,6 +17,8 @@ UPSTREAMS = [
                 "healthy": address is not None,
                 "ejected_until": None,
                 "weight": 1,
+                "zone": "eu-1a",
+                "priority": 0,
                 "inflight": 2,
                 "ewma_ms": ewma_ms,
                 "connections": {"idle": 3, "active": 4},
@@ -33,7 +34,19 @@ def test_endpoints_are_listed(service: FakeService, capsys: pytest.CaptureFixtur
     service.answers["GET", "/api/upstreams"] = (200, UPSTREAMS)
     assert main(["upstreams"]) == 0
     _, first, second = capsys.readouterr().out.splitlines()
-    assert first.split() == ["billing", "http://a:1", "up", "10.0.0.1", "1", "2", "4", "3", "1.2"]
+    assert first.split() == [
+        "billing",
+        "http://a:1",
+        "up",
+        "10.0.0.1",
+        "1",
+        "eu-1a",
+        "0",
+        "2",
+        "4",
+        "3",
+        "1.2",
+    ]
     assert "the name has no address" in second
     assert main(["upstreams", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == UPSTREAMS
@@ -51,28 +64,31 @@ def test_upstream_without_endpoints_says_where_they_are_looked_for(
     assert last == f"billing: file a.yaml says nothing new: {problem}"
 
 
-@pytest.mark.parametrize(
-    ("known", "state"),
-    [
-        ((True, None, None), "up"),
-        ((False, None, "unhealthy: status 503"), "unhealthy: status 503"),
-        ((True, 1.7e9, "ejected: 5 failures in a row"), "ejected: 5 failures in a row"),
-        ((True, 1.7e9, None), "ejected"),
-        ((False, None, None), "down"),
-    ],
-)
-def test_state_says_why_an_endpoint_gets_nothing(
-    service: FakeService,
-    capsys: pytest.CaptureFixture[str],
-    known: tuple[bool, float | None, str | None],
-    state: str,
-) -> None:
-    first: dict[str, Any] = UPSTREAMS[0]["endpoints"][0]  # type: ignore[assignment]
-    endpoint = {**first, **dict(zip(("healthy", "ejected_until", "why"), known, strict=True))}
-    service.answers["GET", "/api/upstreams"] = (200, [{"name": "billing", "endpoints": [endpoint]}])
-    assert main(["upstreams"]) == 0
-    assert f"  {state}  " in capsys.readouterr().out
-
-
 def test_without_a_service() -> None:
     assert main(["upstreams", "--control", "unix:/none"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("healthy", "ejected_until", "why", "state"),
+    [
+        (True, None, None, "up"),
+        (False, None, "503", "down"),
+        (True, 1e9, "5 failures in a row", "ejected"),
+        (True, None, "its breaker is open", "unused"),
+    ],
+)
+def test_state_is_a_word_and_the_reason_is_behind_it(
+    service: FakeService,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    healthy: bool,
+    ejected_until: float | None,
+    why: str | None,
+    state: str,
+) -> None:
+    told = UPSTREAMS[0]["endpoints"][0] | {"healthy": healthy, "ejected_until": ejected_until, "why": why}  # type: ignore[operator]
+    service.answers["GET", "/api/upstreams"] = (200, [{"name": "billing", "endpoints": [told]}])
+    assert main(["upstreams"]) == 0
+    _, line = capsys.readouterr().out.splitlines()
+    assert line.split()[2] == state
+    assert line.endswith(why or "1.2")

@@ -150,19 +150,6 @@ async def test_balance_is_what_is_written(lane: Lane) -> None:
     assert len({hashed.pick((), key) for _ in range(50)}) == 1
 
 
-async def test_endpoints_can_be_made_at_run_time(lane: Lane) -> None:
-    some = upstream(lane, "connections: {max: 3}")
-    assert some.make_endpoint is not None
-    first = some.endpoints[0]
-    fresh = some.make_endpoint("http://10.0.0.9:80")
-    fresh.zone, fresh.priority = "z", 0
-    some.set_endpoints([some.make_endpoint(first.url), fresh])
-    assert some.endpoints == (first, fresh)
-    assert fresh.addresses
-    some.set_endpoints([])
-    assert some.pick_or_none() is None
-
-
 async def test_next_table_knows_the_latencies_of_the_one_before(lane: Lane) -> None:
     text = UPSTREAM.format(keys="", zone="b")
     before, after = table(lane, text), table(lane, text)

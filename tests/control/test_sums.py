@@ -58,6 +58,15 @@ def test_what_only_some_workers_know_yet_is_told_too() -> None:
     ]
 
 
+def test_what_one_worker_has_against_an_endpoint_holds() -> None:
+    well, ill, ejected = (endpoint("http://a:1", 0, 0, None) for _ in range(3))
+    ill.healthy, ill.why = False, "503"
+    ejected.ejected_until, ejected.why = 50.0, "5 failures in a row"
+    (told,) = summed(*(answer([upstream("a", each)]) for each in (well, ill, ejected)))
+    (end,) = told.endpoints
+    assert (end.healthy, end.ejected_until, end.why) == (False, 50.0, "503")
+
+
 def test_no_answers_are_no_upstreams() -> None:
     assert summed() == []
     assert summed(answer([])) == []

@@ -192,5 +192,5 @@ async def test_client_that_gives_up_tells_that_it_took_longer(
             mock_clock.jump(waits_s)
             client.reset()
             await finished(plane)
-            assert max(endpoint.ewma_s for endpoint in plane.endpoints) == pytest.approx(expected, abs=0.1)
+            assert max(endpoint.peak_s for endpoint in plane.endpoints) == pytest.approx(expected, abs=0.1)
             talk.close()

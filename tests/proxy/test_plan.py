@@ -41,6 +41,10 @@ class Gate:
     def __init__(self) -> None:
         self.welcoming = True
 
+    @property
+    def is_open(self) -> bool:
+        return not self.welcoming
+
     def welcomes(self, now: float) -> bool:
         return self.welcoming
 
@@ -258,6 +262,46 @@ def test_next_table_goes_on_with_what_is_known() -> None:
     new.inherit(old)
     assert (first.ewma_s, second.ewma_s) == (0.1, 0.0)
     assert (first.share, second.share, third.share) == (1.0, 1.0, 0.1)
+
+
+def test_reason_why_an_endpoint_gets_nothing() -> None:
+    clock = Clock()
+    pool = [endpoint(number) for number in range(7)]
+    gate = Gate()
+    pool[3].gate = cast("Breaker", gate)
+    of = upstream(*pool, endpoint(9, priority=1), clock=clock)
+    assert [of.why_not(each) for each in of.endpoints] == [*[""] * 7, "priority 1 is not needed"]
+    pool[0].healthy, pool[0].why = False, "answered 503"
+    pool[1].ejected_until, pool[1].why = clock.now + 10, "5 failures in a row"
+    of.refresh()
+    assert [of.why_not(each) for each in of.endpoints] == [
+        "answered 503",
+        "5 failures in a row",
+        *[""] * 5,
+        "priority 1 is not needed",
+    ]
+    gate.welcoming = False
+    pool[2].paused_until = clock.now + 5
+    of.shut = 2
+    of.pick(())
+    assert of.why_not(pool[2]) == "it has asked for a pause"
+    assert of.why_not(pool[3]) == "its breaker is open"
+    pool[4].resolve([])
+    of.refresh()
+    assert of.why_not(pool[4]) == "the name has no address"
+
+
+def test_reason_is_told_in_panic_and_of_other_zones_too() -> None:
+    first, second = endpoint(1), endpoint(2)
+    both = upstream(first, second)
+    first.healthy = second.healthy = False
+    first.why = "answered 503"
+    both.refresh()
+    assert both.why_not(first) == "answered 503; used all the same, since most are not well"
+    assert both.why_not(second) == "unhealthy; used all the same, since most are not well"
+    here, there = endpoint(1, zone="a"), endpoint(2, zone="b")
+    zoned = Upstream("u", [there, here], Random(1).random, Clock(), zone="a")
+    assert (zoned.why_not(here), zoned.why_not(there)) == ("", "its zone is not needed")
 
 
 def test_key_keeps_requests_together_over_tiers_too() -> None:

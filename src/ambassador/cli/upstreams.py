@@ -17,7 +17,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "upstreams",
         help="list the endpoints of the service's upstreams",
         description="List every endpoint of every upstream: its state, the requests in flight to it and its "
-        "connections, over all workers.",
+        "connections, over all workers, its latency as they see it on average, and why it gets no requests if it gets "
+        "none.",
     )
     add_live(parser)
 
@@ -34,7 +35,10 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(upstreams))
         return OK
-    head = ("UPSTREAM", "ENDPOINT", "STATE", "ADDRESS", "WEIGHT", "INFLIGHT", "ACTIVE", "IDLE", "EWMA ms")
+    head = (
+        "UPSTREAM", "ENDPOINT", "STATE", "ADDRESS", "WEIGHT", "ZONE", "PRIORITY", "INFLIGHT", "ACTIVE", "IDLE", "EWMA ms",
+        "WHY",
+    )  # fmt: skip
     print(table(head, _rows(upstreams)))
     for upstream in upstreams:
         if upstream.get("problem"):
@@ -45,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 def _rows(upstreams: list[dict[str, Any]]) -> Iterator[tuple[object, ...]]:
     for upstream in upstreams:
         if not upstream["endpoints"]:
-            yield upstream["name"], upstream.get("source"), "no endpoint", None, None, None, None, None, None
+            yield upstream["name"], upstream.get("source"), "no endpoint", *[None] * 8, ""
         for each in upstream["endpoints"]:
             yield (
                 upstream["name"],
@@ -53,14 +57,20 @@ def _rows(upstreams: list[dict[str, Any]]) -> Iterator[tuple[object, ...]]:
                 _state(each),
                 each["address"],
                 each["weight"],
+                each["zone"] or "",
+                each["priority"],
                 each["inflight"],
                 each["connections"]["active"],
                 each["connections"]["idle"],
                 each["ewma_ms"],
+                each["why"] or "",
             )
 
 
 def _state(endpoint: dict[str, Any]) -> str:
-    if endpoint["healthy"] and not endpoint["ejected_until"]:
-        return "up"
-    return endpoint["why"] or ("down" if not endpoint["healthy"] else "ejected")
+    """In a word."""
+    if not endpoint["healthy"]:
+        return "down"
+    if endpoint["ejected_until"] is not None:
+        return "ejected"
+    return "unused" if endpoint["why"] else "up"

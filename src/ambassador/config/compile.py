@@ -245,7 +245,6 @@ def _upstream(
         random.random,
         lane,
         charge=None if quota is None else quota.hook(),
-        make_endpoint=endpoint_maker(config.connections, lane, addresses),
         balance=CHOICES[config.balance](),
         key=None if config.hash is None else key_reader(config.hash),
         zone=zone if config.zone_aware else "",
@@ -257,17 +256,6 @@ def own_zone(config: schema.Config, environment: Mapping[str, str]) -> str:
     """The zone that this instance is in; empty if it is not known."""
     zone = config.zone or ""
     return environment.get(zone.removeprefix("env:"), "") if zone.startswith("env:") else zone
-
-
-def endpoint_maker(
-    connections: schema.Connections, lane: Lane, addresses: Mapping[str, Sequence[str]]
-) -> Callable[[str], Endpoint]:
-    """What makes an endpoint of an upstream at run time, for a URL as `schema.Endpoint.url` has it."""
-
-    def make(url: str) -> Endpoint:
-        return _endpoint(schema.Endpoint(url=url), connections, lane, addresses)
-
-    return make
 
 
 def _takers(

@@ -17,7 +17,7 @@ class ConnectionCounts(msgspec.Struct, kw_only=True, gc=False):
 
 
 class EndpointStatus(msgspec.Struct, kw_only=True, gc=False):
-    """One endpoint. `ejected_until` is in unix seconds; `ewma_ms` None: not measured; `why` it is not healthy."""
+    """One endpoint. `ejected_until` is in unix seconds; `ewma_ms` None: not measured; `why` it gets no requests."""
 
     url: str
     address: str | None
@@ -55,7 +55,8 @@ def answer(upstreams: list[UpstreamStatus]) -> bytes:
 
 
 class UpstreamSums:
-    """Adds up what workers answer: counts are added, latencies averaged, the rest is the first one's.
+    """Adds up what workers answer: counts are added, latencies averaged, what one has against an endpoint holds, the
+    rest is the first one's.
 
     Nothing but the sums is kept: to let go of 4,000 records at once would take milliseconds.
     """
@@ -86,5 +87,9 @@ class UpstreamSums:
                 total.inflight += endpoint.inflight
                 total.connections.idle += endpoint.connections.idle
                 total.connections.active += endpoint.connections.active
+                total.healthy = total.healthy and endpoint.healthy
+                total.why = total.why or endpoint.why
+                until = max(total.ejected_until or 0.0, endpoint.ejected_until or 0.0)
+                total.ejected_until = until or None
             if endpoint.ewma_ms:
                 self._latencies.setdefault((upstream.name, endpoint.url), []).append(endpoint.ewma_ms)

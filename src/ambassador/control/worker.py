@@ -354,7 +354,7 @@ class WorkerPlane:
         return [
             UpstreamStatus(
                 name=upstream.name,
-                endpoints=[_endpoint_status(each, now, wall_s) for each in upstream.endpoints],
+                endpoints=[_endpoint_status(upstream, each, now, wall_s) for each in upstream.endpoints],
             )
             for upstream in self._service.table.upstreams.values()
         ]
@@ -415,7 +415,7 @@ def _listener_settings(config: schema.Listener) -> _Settings:
     }
 
 
-def _endpoint_status(endpoint: Endpoint, now: float, wall_s: float) -> EndpointStatus:
+def _endpoint_status(upstream: Upstream, endpoint: Endpoint, now: float, wall_s: float) -> EndpointStatus:
     idle = endpoint.pool.idle_count
     addresses = endpoint.addresses
     first = addresses[0][1] if addresses else None
@@ -431,7 +431,7 @@ def _endpoint_status(endpoint: Endpoint, now: float, wall_s: float) -> EndpointS
         inflight=endpoint.inflight,
         ewma_ms=None if latency_s is None else latency_s * 1000,
         connections=ConnectionCounts(idle=idle, active=endpoint.pool.open - idle),
-        why=(endpoint.why or None) if first is not None else "the name has no address",
+        why=upstream.why_not(endpoint) or None,
     )
 
 

@@ -54,7 +54,7 @@ class Upstream:
 
     __slots__ = (
         "__weakref__", "_choice", "_clock", "_due", "_followers", "_pair", "_random", "_slow_start_s", "_standing",
-        "_tiers", "_unwell", "_well", "_zone", "charge", "cooldown", "endpoints", "key", "make_endpoint", "measured",
+        "_tiers", "_unwell", "_well", "_zone", "charge", "cooldown", "endpoints", "key", "measured",
         "name", "only", "shut",
     )  # fmt: skip
 
@@ -66,7 +66,6 @@ class Upstream:
         clock: Clock | None = None,
         *,
         charge: Callable[[Request], Awaitable[None] | None] | None = None,
-        make_endpoint: Callable[[str], Endpoint] | None = None,
         balance: Choice | None = None,
         key: Callable[[Request, str], int | None] | None = None,
         zone: str = "",
@@ -76,8 +75,6 @@ class Upstream:
         self.charge = charge
         """Charges an attempt to the upstream's own limits, directly before its first byte: as an ADMIT hook. None: it
         has none."""
-        self.make_endpoint = make_endpoint
-        """Makes an endpoint for a URL as `schema.Endpoint.url` has it, for `set_endpoints`. None: they never change."""
         self.key = key
         """What gives the hash of what should stay together, of a request and its client's address (`ring_hash`)."""
         self._followers: list[Callable[[Upstream], None]] = []
@@ -138,7 +135,7 @@ class Upstream:
         self._followers.append(told)
 
     def set_endpoints(self, endpoints: Sequence[Endpoint]) -> None:
-        """These are the endpoints from now on, made by `make_endpoint`; none are allowed.
+        """These are the endpoints from now on; none are allowed.
 
         One whose URL is known stays the same object, with its connections, counts and latency, and takes weight, zone
         and priority of the new one. What is gone takes no new requests; those in flight on it end undisturbed.
@@ -158,6 +155,31 @@ class Upstream:
             tell(self)
         for gone in known.values():
             gone.pool.retire()
+
+    def why_not(self, endpoint: Endpoint) -> str:
+        """Why one of its endpoints gets no requests, or gets them though it is not well, for people; else empty.
+
+        Breakers are not asked whether they would welcome a request, since that may make them ask for a probe.
+        """
+        now = self._now()
+        if now >= self._due:
+            self._work_out(now, self._standing)
+        used = any(endpoint in tier.endpoints for tier in self._tiers)
+        if not endpoint.addresses:
+            why = "the name has no address"
+        elif not endpoint.healthy or endpoint.ejected_until > now:
+            why = endpoint.why or "unhealthy"
+        elif endpoint.paused_until > now:
+            why = "it has asked for a pause"
+        elif endpoint.gate is not None and endpoint.gate.is_open and (endpoint.panic or not used):
+            why = "its breaker is open"
+        elif used:
+            return ""
+        elif any(endpoint.priority > each.priority for tier in self._tiers for each in tier.endpoints):
+            return f"priority {endpoint.priority} is not needed"
+        else:
+            return "its zone is not needed"
+        return f"{why}; used all the same, since most are not well" if used else why
 
     def inherit(self, other: Upstream) -> None:
         """Go on with what is known of the endpoints of the same upstream in the table before."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from math import exp, isnan, log
+from math import exp, isnan, log, sqrt
 
 import pytest
 from hypothesis import given
@@ -59,19 +59,32 @@ def test_latency_is_unknown_before_the_first_answer() -> None:
     assert endpoint.latency_s(5.0) == pytest.approx(0.02)
 
 
-def test_slower_answer_replaces_the_estimate_at_once() -> None:
+def test_slower_answer_replaces_the_peak_at_once() -> None:
     endpoint = fresh()
     endpoint.settled(0.01, 0.0, failed=False)
     endpoint.settled(0.5, 0.001, failed=False)
-    assert endpoint.ewma_s == 0.5
+    assert endpoint.peak_s == 0.5
+    assert endpoint.ewma_s == pytest.approx(sqrt(0.5 * 0.0105), rel=0.01)
 
 
-def test_faster_answers_bring_it_down_with_the_time_constant() -> None:
+def test_faster_answers_bring_it_down_with_the_time_constants() -> None:
     endpoint = fresh()
     endpoint.settled(1.0, 0.0, failed=False)
     for step in range(1, 1001):
         endpoint.settled(0.1, step / 100, failed=False)
-    assert endpoint.ewma_s == pytest.approx(0.1 + 0.9 * exp(-10 / DECAY_S), rel=0.01)
+    assert endpoint.peak_s == pytest.approx(0.1 + 0.9 * exp(-10 / DECAY_S), rel=0.01)
+    assert endpoint.mean_s == pytest.approx(0.1, rel=0.01)
+
+
+def test_pause_of_the_whole_host_does_not_make_a_slow_endpoint_look_like_the_others() -> None:
+    good, slow = fresh(), fresh()
+    for step in range(300):
+        now = step / 100
+        pause = 0.06 if step % 60 < 3 else 0.0  # three answers in a row are late, each 0.6 s
+        good.settled(0.005 + pause, now, failed=False)
+        slow.settled(0.05 + pause, now, failed=False)
+    assert slow.peak_s < 2 * good.peak_s
+    assert slow.ewma_s > 2.5 * good.ewma_s
 
 
 def test_time_without_an_answer_brings_it_down_too() -> None:
@@ -79,7 +92,7 @@ def test_time_without_an_answer_brings_it_down_too() -> None:
     endpoint.settled(1.0, 0.0, failed=False)
     assert endpoint.latency_s(DECAY_S) == pytest.approx(exp(-1))
     endpoint.settled(0.1, 10 * DECAY_S, failed=False)
-    assert endpoint.ewma_s == pytest.approx(0.1, rel=0.01)
+    assert endpoint.ewma_s == pytest.approx(0.1, rel=0.05)
 
 
 @pytest.mark.parametrize(("failures", "expected"), [(1, 0.01), (2, 0.08), (3, 0.64), (4, 5.0), (9, 5.0)])
@@ -89,6 +102,23 @@ def test_failure_is_a_slow_answer_and_several_are_a_slower_one(failures: int, ex
     for _ in range(failures):
         endpoint.settled(0.0001, 0.0, failed=True)
     assert endpoint.ewma_s == pytest.approx(expected)
+
+
+def test_first_good_answer_after_failures_shows_that_it_is_back() -> None:
+    back, failing = fresh(), fresh()
+    for _ in range(9):
+        back.settled(0.001, 0.0, failed=True)
+        failing.settled(0.001, 0.0, failed=True)
+    assert back.ewma_s == failing.ewma_s == pytest.approx(5.0)
+    back.settled(0.002, 0.1, failed=False)
+    assert back.ewma_s < failing.ewma_s / 10
+    assert back.ewma_s > 10 * 0.002  # it may fail again
+
+
+def test_refusal_is_a_slow_answer_too() -> None:
+    endpoint = fresh()
+    endpoint.settled(0.0005, 0.0, failed=False, limited=True)
+    assert endpoint.ewma_s == pytest.approx(0.01)
 
 
 def test_failure_that_took_long_counts_as_long_as_it_took() -> None:
@@ -122,13 +152,15 @@ def test_level_orders_as_the_decayed_estimate_does(samples: list[tuple[float, fl
 
 
 @given(samples=st.lists(st.tuples(st.floats(1e-5, 60), st.floats(0, 100)), min_size=1, max_size=20))
-def test_estimate_is_never_above_the_slowest_answer(samples: list[tuple[float, float]]) -> None:
+def test_estimate_is_between_the_fastest_and_the_slowest_answer(samples: list[tuple[float, float]]) -> None:
     endpoint, now = fresh(), 0.0
     for seconds, since in samples:
         now += since
-        before = endpoint.ewma_s or seconds
         endpoint.settled(seconds, now, failed=False)
-        assert seconds * 0.999 <= endpoint.ewma_s <= max(before, seconds) * 1.001
+        assert endpoint.peak_s >= seconds * 0.999
+    all_s = [seconds for seconds, _ in samples]
+    assert min(all_s) * 0.999 <= endpoint.mean_s <= max(all_s) * 1.001
+    assert min(all_s) * 0.999 <= endpoint.ewma_s <= max(all_s) * 1.001
 
 
 def test_outlier_watch_hears_of_every_outcome() -> None:
@@ -153,6 +185,6 @@ def test_endpoint_goes_on_from_that_of_the_table_before() -> None:
     old.settled(0.1, 1.0, failed=False)
     old.healthy, old.added_at, old.inflight = False, 3.0, 4
     new.go_on_from(old)
-    assert (new.ewma_s, new.level) == (old.ewma_s, old.level)
+    assert (new.peak_s, new.mean_s, new.level) == (old.peak_s, old.mean_s, old.level)
     assert (new.healthy, new.added_at) == (True, 3.0)
     assert new.inflight == 0  # those end on the old one

@@ -1,16 +1,20 @@
 """An endpoint: one server of an upstream, its addresses, its connections, what is in flight to it, how it answers.
 
-Latency is a peak-sensitive moving average (Finagle, `PeakEwma`): an answer that is slower than the estimate replaces
-it at once, a faster one brings it down with a time constant of 10 s, and so does every moment without an answer, so
-that one which is shunned is tried again. A failure counts as a slow answer: else a server that fails at once would be
-the fastest of all (Linkerd's load biaser, which takes 5 s for a 429).
+The estimate of latency is the geometric mean of two moving averages. One is peak-sensitive (Finagle, `PeakEwma`): an
+answer that is slower replaces it at once, faster ones bring it down with a time constant of 10 s. It alone compares the
+slowest answers of late: where a moment's pause of the worker or its host slows all endpoints alike, ten times slower is
+soon the same as the others (`loadtest balance` on a busy host: up to 10 % of the requests went there). So the other is
+a plain one, over 1 s. Every moment without an answer lowers the estimate, so that one which is shunned is tried again.
+
+A failure counts as a slow answer: else a server that fails at once would be the fastest of all (Linkerd's load biaser,
+which takes 5 s for a 429).
 """
 
 from __future__ import annotations
 
 import ipaddress
 import socket
-from math import exp, inf, log, nan
+from math import exp, inf, log, nan, sqrt
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
@@ -21,7 +25,10 @@ if TYPE_CHECKING:
     from ambassador.proxy.upstream.pool import Pool
 
 DECAY_S: Final = 10.0
-"""Time constant of the estimate of latency. Finagle and Linkerd: 10 s."""
+"""Time constant of the estimate of latency: of its peaks, and while there is no answer. Finagle and Linkerd: 10 s."""
+_MEAN_S: Final = 1.0
+"""Time constant of the plain average."""
+_HALF: Final = DECAY_S / 2
 _FASTEST_S: Final = 1e-5
 """Answers of one turn of the lane take no time at all; their logarithm must exist."""
 _WORSE: Final = 8.0
@@ -49,9 +56,9 @@ class Endpoint:
     """
 
     __slots__ = (
-        "added_at", "addresses", "authority", "ejected_until", "ewma_s", "gate", "healthy", "host", "inflight",
-        "level", "outlier", "panic", "path", "paused_until", "pool", "port", "priority", "sampled_at", "share",
-        "url", "weight", "why", "zone",
+        "added_at", "addresses", "authority", "ejected_until", "failing", "gate", "healthy", "host", "inflight",
+        "level", "mean_s", "outlier", "panic", "path", "paused_until", "peak_s", "pool", "port", "priority",
+        "sampled_at", "share", "url", "weight", "why", "zone",
     )  # fmt: skip
 
     def __init__(
@@ -86,11 +93,15 @@ class Endpoint:
         """Why it is not healthy, or ejected, for people."""
         self.outlier: Outlier | None = None
         """Who hears of every outcome (`outlier`)."""
-        self.ewma_s = 0.0
-        """The estimate of its latency, to the answer's head, as of `sampled_at`. 0: there is none yet."""
+        self.peak_s = 0.0
+        """The peak-sensitive average of its latency, to the answer's head, as of `sampled_at`. 0: there is none yet."""
+        self.mean_s = 0.0
+        """The plain one."""
+        self.failing = False
+        """The last attempt failed."""
         self.sampled_at = 0.0
         self.level = nan
-        """`DECAY_S * ln(ewma_s) + sampled_at`: when the estimate will have decayed to 1 s. So that of two endpoints
+        """`DECAY_S * ln(estimate) + sampled_at`: when the estimate will have decayed to 1 s. So that of two endpoints
         the lower one is the faster one, at any time, without a look at the clock. NaN: no estimate yet."""
         self.inflight = 0
         """Attempts of this worker that have not ended."""
@@ -118,33 +129,49 @@ class Endpoint:
         `Upstream.measured`.
         """
         since = now - self.sampled_at
-        kept = exp(-since / DECAY_S) if since > 0 else 1.0
-        estimate = self.ewma_s
-        sample = seconds
-        if failed or limited:
-            sample = max(seconds, min(_WORST_S, max(_LEAST_PENALTY_S, _WORSE * estimate * kept)))
-        if sample >= estimate:
-            estimate = sample
+        peak, mean = self.peak_s, self.mean_s
+        if since > 0:
+            kept = exp(-since / DECAY_S)
+            kept_of_mean = _MEAN_S / (_MEAN_S + since)  # as good as exp, and no call
         else:
-            estimate = estimate * kept + sample * (1.0 - kept)
-        if estimate < _FASTEST_S:  # noqa: PLR1730 - `max` takes 0.05 µs
-            estimate = _FASTEST_S
-        self.ewma_s = estimate
-        self.sampled_at = now
-        self.level = now + DECAY_S * log(estimate)
+            kept = kept_of_mean = 1.0
+        if failed or limited:
+            sample = max(seconds, min(_WORST_S, max(_LEAST_PENALTY_S, _WORSE * peak * kept)))
+            mean = max(sample, mean)
+            self.failing = True
+        else:
+            sample = seconds
+            if self.failing:
+                mean = sample  # it is back
+                self.failing = False
+            else:
+                mean = sample + (mean - sample) * kept_of_mean if mean else sample
+        peak = sample if sample >= peak else sample + (peak - sample) * kept
+        if mean < _FASTEST_S:  # noqa: PLR1730 - `max` takes 0.05 µs
+            mean = _FASTEST_S
+        if peak < _FASTEST_S:  # noqa: PLR1730
+            peak = _FASTEST_S
+        self.peak_s, self.mean_s, self.sampled_at = peak, mean, now
+        self.level = now + _HALF * log(peak * mean)
         if self.outlier is not None:
             self.outlier.settled(seconds, now, failed=failed)
 
+    @property
+    def ewma_s(self) -> float:
+        """The estimate of its latency as of the last answer; 0: there is none yet."""
+        return sqrt(self.peak_s * self.mean_s)
+
     def latency_s(self, now: float) -> float | None:
         """The estimate as of `now`; None where there is none."""
-        return self.ewma_s * exp(-max(0.0, now - self.sampled_at) / DECAY_S) if self.ewma_s else None
+        return self.ewma_s * exp(-max(0.0, now - self.sampled_at) / DECAY_S) or None
 
     def go_on_from(self, other: Endpoint) -> None:
         """Take over latency and age from the same server's endpoint of the table before.
 
         Whoever says that it is unhealthy or ejected says so again, if it still does.
         """
-        self.ewma_s, self.sampled_at, self.level = other.ewma_s, other.sampled_at, other.level
+        self.peak_s, self.mean_s, self.failing = other.peak_s, other.mean_s, other.failing
+        self.sampled_at, self.level = other.sampled_at, other.level
         self.added_at = other.added_at
 
     def resolve(self, addresses: Sequence[str]) -> None:
