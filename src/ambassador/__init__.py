@@ -17,7 +17,8 @@ The life of a request
     `redirect.py`, `respond.py`. One that must wait gives a coroutine, which rests by the request's `waiter`
     (`messages.py`).
  7. REPEAT: an attempt (`proxy/attempt.py`), and more while `proxy/policies/retry.py` allows. Everything in 8 to 10 is
-    done for each.
+    done for each. Where `proxy/policies/hedge.py` says that one takes long, a second runs beside
+    it (`proxy/race.py`).
  8. An endpoint is picked (`proxy/upstream/balance.py`) and a connection taken from its pool
     (`proxy/upstream/pool.py`, `endpoint.py`), or opened (`connect.py`). Breakers and cool-downs may refuse the attempt
     (`proxy/policies/breaker.py`, `cooldown.py`). All replicas share a circuit (`state/circuit.py`); a worker's view of

@@ -94,6 +94,8 @@ RetryCondition = Annotated[str, Meta(extra={"form": "retry_condition"})]
 """`connect`, `reset`, `refused_stream`, `timeout`, a status (`429`), a range (`502-504`) or a class (`5xx`)."""
 StatusRange = Annotated[str, Meta(extra={"form": "status_range"})]
 """A status (`204`), a range (`200-399`) or a class (`2xx`)."""
+HedgeAfter = Annotated[tuple[float, float], Meta(extra={"form": "hedge_after"})]
+"""A percentile, `p95`, or a duration, `50ms`. After loading: the share of the percentile and the seconds; one is 0."""
 LimitPer = Annotated[str, Meta(extra={"form": "limit_per"})]
 """`route`, `client_ip`, `header:NAME` or `upstream`."""
 LimitCost = Annotated[str, Meta(extra={"form": "limit_cost"})]

@@ -302,7 +302,7 @@ def test_five_mistakes_are_five_errors() -> None:
         ("- {name: a, redirect: {host: b, status: 200}}",
          "4:41: error: routes[0].redirect.status: must be one of 301, 302, 303, 307, 308; got '200'"),
         ("- {name: a, respond: 99}", "4:22: error: routes[0].respond: must be 200 to 599, got 99"),
-        ("- {name: a, to: http://a, hedge: {after: 50ms}}", "4:27: error: routes[0].hedge: 'hedge' is not supported by this version"),
+        ("- {name: a, to: http://a, mirror: {to: b}}", "4:27: error: routes[0].mirror: 'mirror' is not supported by this version"),
         ("- {name: a, to: http://a, limit: 100}",
          "4:34: error: routes[0].limit: '100' is not a rate; a rate needs a period: '100/s' or '100/m'"),
         ("- {name: a, to: http://a, limit: {rate: 5/second}}",

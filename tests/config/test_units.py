@@ -103,6 +103,21 @@ def test_duration_range_round_trip(microseconds: tuple[int, int]) -> None:
     assert units.parse_duration_range(units.format_duration_range((low, high))) == (low, high)
 
 
+@pytest.mark.parametrize(
+    ("text", "after"),
+    [("p95", (0.95, 0.0)), ("p99.9", (0.999, 0.0)), ("p50", (0.5, 0.0)), ("50ms", (0.0, 0.05))],
+)
+def test_hedge_after_round_trip(text: str, after: tuple[float, float]) -> None:
+    assert units.parse_hedge_after(text) == after
+    assert units.format_hedge_after(after) == text
+
+
+@pytest.mark.parametrize("text", ["", "95", "p", "p100", "p49", "0s", "p95%", "95%"])
+def test_parse_hedge_after_refuses_what_is_neither(text: str) -> None:
+    with pytest.raises(units.Wrong):
+        units.parse_hedge_after(text)
+
+
 def test_parse_duration_range_refuses_the_wrong_order() -> None:
     with pytest.raises(Wrong) as caught:
         units.parse_duration_range("250ms..25ms")

@@ -24,6 +24,7 @@ from ambassador.proxy.policies import fault, headers, limit, retry
 from ambassador.proxy.policies.breaker import endpoint_name, route_name
 from ambassador.proxy.policies.cooldown import Cooldowns
 from ambassador.proxy.policies.fallback import Fallback
+from ambassador.proxy.policies.hedge import Hedge
 from ambassador.proxy.policies.limit import LimitPolicy, compile_limits, owner_of_upstream
 from ambassador.proxy.policies.redirect import redirector
 from ambassador.proxy.policies.respond import responder
@@ -379,6 +380,7 @@ def _plan(
         retry: RetryPolicy | None = None,
         admit: Sequence[AdmitHook] = (),
         fallback: Fallback | None = None,
+        hedge: Hedge | None = None,
     ) -> RoutePlan:
         urls = [endpoint.url for endpoint in config.upstreams[name].endpoints] if name is not None else []
         return RoutePlan(
@@ -397,6 +399,7 @@ def _plan(
             map_location=location_rewriter(rewrite, pattern, urls) if urls else None,
             gates=tuple(gate for gate in gates if gate is not None),
             fallback=fallback,
+            hedge=hedge,
         )
 
     retried = _retry(route.retry, scopes, f"retry:{route.name}")
@@ -415,6 +418,7 @@ def _plan(
         retry=retried,
         admit=admit,
         fallback=fallback,
+        hedge=None if route.hedge is None else Hedge(route.hedge),
     )
 
 

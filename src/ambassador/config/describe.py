@@ -23,6 +23,7 @@ from ambassador.settings import Section
 _DURATION = r"^(0|([0-9]+(\.[0-9]+)?(us|ms|s|m|h|d))+)$"
 _STRINGS: dict[str, dict[str, Any]] = {
     "duration": {"type": ["string", "integer"], "pattern": _DURATION, "maximum": 0, "minimum": 0, "examples": ["250ms", "2s", "5m"]},
+    "hedge_after": {"type": "string", "examples": ["p95", "50ms"]},
     "duration_range": {"type": "string", "examples": ["25ms..250ms"]},
     "size": {"type": ["string", "integer"], "pattern": r"^(0|[0-9]+(\.[0-9]+)? ?[KkMmGgTt]?[Ii]?[Bb])$", "maximum": 0, "minimum": 0, "examples": ["64KiB"]},
     "byte_rate": {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?[KkMmGgTt]?[Ii]?[Bb]/s$", "examples": ["256B/s"]},

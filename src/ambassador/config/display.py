@@ -16,6 +16,7 @@ MASK = "***"
 _FORMATS: dict[str, Callable[[Any], str]] = {
     "duration": units.format_duration,
     "duration_range": units.format_duration_range,
+    "hedge_after": units.format_hedge_after,
     "size": units.format_size,
     "byte_rate": units.format_byte_rate,
     "percent": units.format_percent,

@@ -28,6 +28,7 @@ from ambassador.config.schema import (
 from ambassador.config.units import (
     format_duration,
     format_duration_range,
+    format_hedge_after,
     format_percent,
     format_rate,
     format_size,
@@ -36,7 +37,17 @@ from ambassador.errors import BadRequest, NoRoute
 from ambassador.messages import Fields, Request
 from ambassador.printable import printable
 from ambassador.proxy.path import authority_host, normalise, split_target
-from ambassador.proxy.policies import breaker, cooldown, fault, limit, redirect, respond, retry, rewrite
+from ambassador.proxy.policies import (
+    breaker,
+    cooldown,
+    fault,
+    hedge,
+    limit,
+    redirect,
+    respond,
+    retry,
+    rewrite,
+)
 from ambassador.proxy.policies import headers as headers_policy
 from ambassador.proxy.routing import Router, spec, why_not
 from ambassador.proxy.upstream import health, outlier
@@ -219,6 +230,8 @@ def _lines(config: Config, route: Route, request: Request) -> Iterable[Line]:
         yield from _limit_lines(upstream.limit, f"upstreams.{route.to}.limit")
         yield _timeout_line(route.timeout, request)
         yield _retry_line(route.retry, request)
+        if route.hedge is not None:
+            yield _hedge_line(route.hedge, request)
         yield from _breaker_lines(config, route)
         if upstream.cooldown is not None:
             yield _cooldown_line(route.to, upstream.cooldown)
@@ -378,6 +391,21 @@ def _retry_line(config: retry.Config | None, request: Request) -> Line:
         if skipped:
             text += f"; not on {', '.join(skipped)}, since {request.method} is not idempotent"
     return Line(what="retries", text=text, key="retry")
+
+
+def _hedge_line(config: hedge.Config, request: Request) -> Line:
+    if not _is_idempotent(request):
+        return Line(what="hedge", text=f"none: {request.method} is not idempotent", key="hedge")
+    text = (
+        f"a second attempt after {format_hedge_after(config.after)}; "
+        f"at most {format_percent(config.max)} of requests"
+    )
+    return Line(what="hedge", text=text, key="hedge")
+
+
+def _is_idempotent(request: Request) -> bool:
+    names = {_text(name).lower() for name, _ in request.headers}
+    return request.method in retry.IDEMPOTENT or "idempotency-key" in names
 
 
 def _breaker_lines(config: Config, route: Route) -> Iterable[Line]:

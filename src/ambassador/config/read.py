@@ -638,6 +638,7 @@ _SPECIAL: dict[str | None, Reader] = {
 _FORMS: dict[str | None, Callable[[str], Any]] = {
     "duration": units.parse_duration,
     "duration_range": units.parse_duration_range,
+    "hedge_after": units.parse_hedge_after,
     "size": units.parse_size,
     "byte_rate": units.parse_byte_rate,
     "percent": units.parse_percent,

@@ -17,7 +17,7 @@ from msgspec import Meta, field
 from ambassador.config.discover import Discover, Kubernetes
 from ambassador.config.units import format_duration
 from ambassador.config.words import NOT_SUPPORTED
-from ambassador.proxy.policies import breaker, cooldown, fault, headers, limit, retry
+from ambassador.proxy.policies import breaker, cooldown, fault, headers, hedge, limit, retry
 from ambassador.proxy.policies.redirect import Redirect
 from ambassador.proxy.policies.respond import Respond
 from ambassador.proxy.policies.rewrite import Rewrite
@@ -423,7 +423,6 @@ class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         (
             "split",
             "migrate",
-            "hedge",
             "idempotency",
             "concurrency",
             "access",
@@ -457,6 +456,9 @@ class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     retry: retry.Config | None = retry.UNSET
     """Further attempts. Unset: one, on `connect` and `refused_stream`. `off`: none."""
+
+    hedge: hedge.Config | None = None
+    """A second attempt beside a slow one. Unset: none."""
 
     limit: Limits | None = None
     """How many requests may pass; one limit, or a list of which all must allow a request."""

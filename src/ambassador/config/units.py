@@ -15,12 +15,14 @@ __all__ = [
     "format_byte_rate",
     "format_duration",
     "format_duration_range",
+    "format_hedge_after",
     "format_percent",
     "format_rate",
     "format_size",
     "parse_byte_rate",
     "parse_duration",
     "parse_duration_range",
+    "parse_hedge_after",
     "parse_percent",
     "parse_rate",
     "parse_size",
@@ -117,6 +119,34 @@ def format_duration_range(ends: tuple[float, float]) -> str:
     """`25ms..250ms`, or one duration if both ends are the same."""
     low, high = ends
     return format_duration(low) if low == high else f"{format_duration(low)}..{format_duration(high)}"
+
+
+_PERCENTILE = re.compile(r"p([0-9]{1,2}(?:\.[0-9]{1,3})?)", re.ASCII)
+
+
+def parse_hedge_after(text: str) -> tuple[float, float]:
+    """A share and seconds, one of which is 0: `p95` is (0.95, 0), `50ms` is (0, 0.05)."""
+    match = _PERCENTILE.fullmatch(text)
+    if match is not None:
+        share = float(Decimal(match[1]) / 100)
+        if share < 0.5:
+            raise Wrong(f"{text!r} is below the median", "write it like 'p95'")
+        return share, 0.0
+    try:
+        seconds = parse_duration(text)
+    except Wrong:
+        raise Wrong(
+            f"{text!r} is neither a percentile nor a duration", "write it like 'p95' or '50ms'"
+        ) from None
+    if not seconds:
+        raise Wrong(f"{text!r} must be more than nothing")
+    return 0.0, seconds
+
+
+def format_hedge_after(after: tuple[float, float]) -> str:
+    """`p95`, or a duration."""
+    share, seconds = after
+    return f"p{(Decimal(repr(share)) * 100).normalize():f}" if share else format_duration(seconds)
 
 
 def parse_size(text: str) -> int:

@@ -48,8 +48,10 @@ RESULTS: Final = (
 )  # fmt: skip
 """How an attempt can end."""
 
-REASONS: Final = ("connect", "reset", "refused_stream", "timeout", "3xx", "4xx", "5xx", "other")
-"""Why an attempt can follow another."""
+REASONS: Final = (
+    "connect", "reset", "refused_stream", "timeout", "3xx", "4xx", "5xx", "hedge", "other",
+)  # fmt: skip
+"""Why an attempt can follow another; `hedge`: that took long."""
 
 
 def _by_word(words: Sequence[str]) -> dict[str, int]:

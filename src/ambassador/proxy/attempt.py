@@ -18,18 +18,22 @@ from ambassador.errors import ConnectFailed, UpstreamError, UpstreamReset, Upstr
 from ambassador.messages import RequestHead
 from ambassador.proxy.fields import tokens
 from ambassador.proxy.forwarding import deadline_fields
-from ambassador.proxy.lane import HANGUP, READ
+from ambassador.proxy.lane import BROKEN, HANGUP, READ, WRITE
 from ambassador.proxy.policies.breaker import Refusal, Ticket, closed, enter, guards_of, settle
 from ambassador.proxy.policies.retry import IDEMPOTENT
 from ambassador.proxy.transfer import ClientGone
+from ambassador.proxy.upstream.connect import is_connected
+from ambassador.proxy.upstream.h1 import Http1Connection
 from ambassador.proxy.upstream.pool import QueueTimeout
 
 if TYPE_CHECKING:
-    from ambassador.messages import Fields, ResponseHead
+    from collections.abc import Awaitable, Callable
+
+    from ambassador.messages import Fields, Request, ResponseHead
     from ambassador.proxy.exchange import Exchange
+    from ambassador.proxy.lane import Link
     from ambassador.proxy.plan import RoutePlan
     from ambassador.proxy.upstream.endpoint import Endpoint
-    from ambassador.proxy.upstream.h1 import Http1Connection
 
 _FAILED: Final = frozenset({"connect", "reset", "timeout"})
 """Ends of an attempt that speak of its endpoint. Others say that the client left, or that it was not made at all."""
@@ -39,7 +43,10 @@ STATUS_TEXT: Final = {status: str(status) for status in range(1000)}
 class Attempt:
     """One attempt of `exchange` at `endpoint`, which counts it as in flight until `leave`."""
 
-    __slots__ = ("_exchange", "_failure", "_head_s", "_plan", "_untold", "connection", "endpoint", "ticket")
+    __slots__ = (
+        "_exchange", "_failure", "_head_s", "_opening", "_plan", "_untold", "connection", "endpoint", "sent_at",
+        "ticket", "until",
+    )  # fmt: skip
 
     def __init__(self, exchange: Exchange, plan: RoutePlan, endpoint: Endpoint) -> None:
         self._exchange = exchange
@@ -52,6 +59,11 @@ class Attempt:
         self.connection: Http1Connection | None = None
         self.ticket: Ticket | None = None
         """What the breakers want to have told."""
+        self.until = inf
+        """In a race: when the head of its answer must be there."""
+        self.sent_at: float | None = None
+        """When it began, if that is not when the present attempt of the exchange did."""
+        self._opening: Link | None = None
         endpoint.inflight += 1
 
     def sent(self, connection: Http1Connection, ticket: Ticket | None, failure: UpstreamError | None) -> None:
@@ -179,6 +191,89 @@ class Attempt:
             return False  # some of the body is gone
         return connection.untouched or request.method in IDEMPOTENT or b"idempotency-key" in request.special
 
+    # Beside another
+
+    def begin_beside(self) -> bool:
+        """Begin while another attempt is under way. False if that takes a wait. Raises what forbids it (`ProxyError`).
+
+        Afterwards `look` goes on with it.
+        """
+        exchange, plan, endpoint = self._exchange, self._plan, self.endpoint
+        upstream = plan.upstream
+        assert upstream is not None
+        if upstream.cooldown is not None and upstream.cooldown.left(exchange.request.passing, endpoint) > 0:
+            return False
+        if plan.gates or endpoint.gate is not None:
+            self.ticket = closed(guards_of(plan.gates, endpoint))
+            if self.ticket is None:
+                return False
+        self.connection = endpoint.pool.take()
+        if self.connection is None:
+            self._opening = endpoint.pool.open_nowait(exchange.client.strand)
+            if self._opening is None:
+                return False
+        if upstream.charge is not None and not self._is_charged(upstream.charge):
+            return False
+        now = exchange.lane.now
+        timeouts, transfer = plan.timeouts, exchange.transfer
+        self.sent_at = now
+        self.until = min(now + timeouts.per_try, now + timeouts.first_byte, transfer.deadline)
+        exchange.attempts += 1
+        if self.connection is not None:
+            self._start(self.connection)
+        return True
+
+    def _is_charged(self, charge: Callable[[Request], Awaitable[None] | None]) -> bool:
+        """Whether the upstream's quota lets it through at once; an idle connection goes back if not."""
+        connection, self.connection = self.connection, None
+        try:
+            charged = charge(self._exchange.request)
+        except BaseException:
+            if connection is not None:
+                connection.pool.put(connection)
+            raise
+        if charged is None:
+            self.connection = connection
+            return True
+        charged.close()  # type: ignore[attr-defined]  # a coroutine that was never begun
+        if connection is not None:
+            connection.pool.put(connection)
+        return False
+
+    def look(self) -> bool:
+        """Go on as far as that is possible now; whether the head of the answer is there. Raises `UpstreamError`."""
+        link = self._opening
+        if link is not None:
+            if link.ready & (WRITE | BROKEN):
+                if not is_connected(link):
+                    raise ConnectFailed("refused")
+                self._opening = None
+                self.connection = Http1Connection(link, self.endpoint.pool)
+                self._start(self.connection)
+        elif self.connection is not None:
+            connection = self.connection
+            if connection.blocked is not None and connection.link.ready & (WRITE | BROKEN):
+                connection.flush()
+            while connection.reader.head is None and connection.link.ready & (READ | HANGUP):
+                if not connection.receive():
+                    break
+            connection.reader.interim = []  # of two answers on their way the client hears nothing
+            if connection.reader.head is not None:
+                return True
+        if self._exchange.lane.now >= self.until:
+            raise self._exchange.transfer.missed()
+        return False
+
+    def interest(self) -> Link:
+        """Say what `look` waits for; its link, whose interest the caller takes back."""
+        if self._opening is not None:
+            self._opening.interest = WRITE | BROKEN
+            return self._opening
+        connection = self.connection
+        assert connection is not None
+        connection.link.interest = READ | HANGUP | (WRITE if connection.blocked is not None else 0)
+        return connection.link
+
     # What is sent
 
     def _start(self, connection: Http1Connection) -> None:
@@ -241,7 +336,7 @@ class Attempt:
         if cooldown is not None:
             after = head.special.get(b"retry-after")
             cooldown.heard(self._exchange.request.passing, self.endpoint, head.status, after)
-        self._head_s = self._exchange.lane.now - self._exchange.transfer.sent_at
+        self._head_s = self._exchange.lane.now - self._began
         if (self._untold or self.ticket is not None) and _is_stream(head):
             self._tell(STATUS_TEXT[head.status])
             self.settle(STATUS_TEXT[head.status])
@@ -249,7 +344,7 @@ class Attempt:
     def count(self, outcome: str) -> None:
         """The attempt has come to its end: a status as text, or a word of `observe.metrics.RESULTS`."""
         now = self._exchange.lane.now
-        seconds = now - self._exchange.transfer.sent_at
+        seconds = now - self._began
         self._plan.metrics.attempt(outcome, seconds)
         self._tell(outcome)
         self.settle(outcome)
@@ -265,7 +360,7 @@ class Attempt:
             return
         self._untold = False
         now = self._exchange.lane.now
-        seconds = now - self._exchange.transfer.sent_at if self._head_s is None else self._head_s
+        seconds = now - self._began if self._head_s is None else self._head_s
         if outcome == "cancelled":
             if self._head_s is not None or (self.connection is not None and seconds > self.endpoint.ewma_s):
                 self.endpoint.settled(seconds, now, failed=False)
@@ -278,7 +373,11 @@ class Attempt:
         ticket, self.ticket = self.ticket, None
         if ticket is not None:
             now = self._exchange.lane.now
-            settle(ticket, outcome, now - self._exchange.transfer.sent_at, now)
+            settle(ticket, outcome, now - self._began, now)
+
+    @property
+    def _began(self) -> float:
+        return self._exchange.transfer.sent_at if self.sent_at is None else self.sent_at
 
     def leave(self, *, kept: bool) -> None:
         """The attempt has ended. `kept`: so is the connection, if its exchange happens to be complete."""
@@ -286,6 +385,10 @@ class Attempt:
         if self.ticket is not None:
             self.settle("cancelled")
         self.endpoint.inflight -= 1
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            opening.close()
+            self.endpoint.pool.forget()
         connection, self.connection = self.connection, None
         if connection is not None:
             if kept:

@@ -22,8 +22,10 @@ from ambassador.proxy.http1_parser import HEALTH_TARGETS
 from ambassador.proxy.lane import TimedOut
 from ambassador.proxy.policies.breaker import guards_of
 from ambassador.proxy.policies.fallback import FAILURES, FAILURES_ELSEWHERE
+from ambassador.proxy.policies.retry import IDEMPOTENT
 from ambassador.proxy.problem import error_reply, fallback_status, forbids_retry, speaks_grpc
-from ambassador.proxy.transfer import ClientGone, Transfer
+from ambassador.proxy.race import race, rival_of
+from ambassador.proxy.transfer import ClientGone, Impatient, Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -31,8 +33,9 @@ if TYPE_CHECKING:
     from ambassador.messages import Field, Fields, ResponseHead
     from ambassador.observe.trace import Trace
     from ambassador.proxy.http1 import ClientConnection
-    from ambassador.proxy.plan import RoutePlan
+    from ambassador.proxy.plan import RoutePlan, Upstream
     from ambassador.proxy.policies.breaker import Ticket
+    from ambassador.proxy.policies.hedge import Hedge
     from ambassador.proxy.service import Table
     from ambassador.proxy.upstream.endpoint import Endpoint
     from ambassador.proxy.upstream.h1 import Http1Connection
@@ -64,7 +67,7 @@ class Exchange:
     """Those that were begun and not refused by a breaker."""
     _prepared = False
     _charged: Charge = None
-    _attempt: Attempt | None = None
+    attempt: Attempt | None = None
     """The present one."""
     _last_endpoint: Endpoint | None = None
     _tried: tuple[Endpoint, ...] = ()
@@ -72,6 +75,7 @@ class Exchange:
     _status = 0
     _code: str | None = None
     _client_left = False
+    _hedged = False
     _upstream_s = 0.0
     _fallen: Fallen | None = None
 
@@ -109,7 +113,7 @@ class Exchange:
             raise
         finally:
             service.inflight -= 1
-            if self._attempt is not None:
+            if self.attempt is not None:
                 self._leave(kept=False)
             self._settle()
 
@@ -142,7 +146,7 @@ class Exchange:
     def take_endpoint(self, endpoint: Endpoint) -> None:
         """Begin with `endpoint`, which was picked for the first attempt, after `take_over`."""
         assert self._plan is not None
-        self._attempt = Attempt(self, self._plan, endpoint)
+        self.attempt = Attempt(self, self._plan, endpoint)
 
     def take_attempt(
         self,
@@ -162,8 +166,8 @@ class Exchange:
         assert plan.upstream is not None
         self.attempts = 1
         endpoint.inflight -= 1
-        self._attempt = Attempt(self, plan, endpoint)
-        self._attempt.sent(connection, ticket, failure)
+        self.attempt = Attempt(self, plan, endpoint)
+        self.attempt.sent(connection, ticket, failure)
         if plan.upstream.only is None:
             self._tried = (endpoint,)
         self._started = sent_at
@@ -257,19 +261,22 @@ class Exchange:
             connection: Http1Connection | None = None
             failure: UpstreamError | None = None
             try:
-                attempt = self._attempt
+                attempt = self.attempt
                 if attempt is None or attempt.connection is None:
                     attempt = self._begin_attempt(plan)
-                connection = await attempt.until_head()
+                connection = await (
+                    attempt.until_head() if plan.hedge is None else self._until_head(plan, plan.hedge)
+                )
             except UpstreamError as error:
                 failure, reason = error, reason_of(error)
-                if self._attempt is not None:
-                    self._attempt.settle(reason)  # before it is asked whether the breaker is open
+                if self.attempt is not None:
+                    self.attempt.settle(reason)  # before it is asked whether the breaker is open
             else:
                 head = connection.reader.head
                 assert head is not None
                 self._upstream_s = self.lane.now - transfer.sent_at
-                attempt.hear(head)
+                assert self.attempt is not None
+                self.attempt.hear(head)
                 if head.status not in plan.failing:
                     return await self._relay(plan, connection)
                 reason = STATUS_TEXT[head.status]
@@ -287,15 +294,69 @@ class Exchange:
             self._leave(kept=transfer.upload_done)
             await self._sleep(delay)
 
+    async def _until_head(self, plan: RoutePlan, hedge: Hedge) -> Http1Connection:
+        """The present attempt until the head of its answer, with a second one beside it if it takes long: the present
+        one is then the one that was answered. Raises as `Attempt.until_head`.
+        """
+        attempt = self.attempt
+        assert attempt is not None
+        first = self.attempts <= 1
+        repeatable = first and self._may_repeat()
+        if repeatable:
+            self.transfer.patience_s = hedge.delay_s
+        try:
+            connection = await attempt.until_head()
+        except Impatient:
+            rival = None
+            if repeatable and hedge.withdraw():
+                rival = rival_of(self, plan)
+            if rival is None:
+                connection = await attempt.until_head()
+            else:
+                self._tried = (*self._tried, rival.endpoint)
+                self._hedged = True
+                plan.metrics.retry("hedge")
+                began = self.transfer.sent_at
+                await race(self, plan, rival)
+                winner = self.attempt
+                assert winner is not None
+                assert winner.connection is not None
+                hedge.observe(self.lane.now - began, self.lane.now)
+                return winner.connection
+        if first:
+            hedge.observe(self.lane.now - self.transfer.sent_at, self.lane.now)
+        return connection
+
+    def _may_repeat(self) -> bool:
+        """The request may be at two endpoints at once, and all of it is here."""
+        request, special = self.request, self.request.special
+        return (
+            (request.method in IDEMPOTENT or b"idempotency-key" in special)
+            and request.complete
+            and self.transfer.replayable
+            and b"x-ambassador-attempt" not in special
+        )
+
+    def pick(self, upstream: Upstream) -> Endpoint:
+        """An endpoint for the next attempt, not one that was tried if there is another. Raises `NoEndpoint`."""
+        key = None if upstream.key is None else upstream.key(self.request, self.request.client_ip)
+        return upstream.only or upstream.pick(self._tried, key)
+
+    def follow(self, attempt: Attempt) -> None:
+        """Of two attempts, this one is the present one from now on."""
+        if attempt is not self.attempt:
+            self.attempt = attempt
+            if attempt.sent_at is not None:
+                self.transfer.follow(attempt.sent_at, attempt.until)
+
     def _begin_attempt(self, plan: RoutePlan) -> Attempt:
         """The next attempt, at an endpoint that is picked for it unless that was done. Raises `NoEndpoint`."""
-        upstream, attempt = plan.upstream, self._attempt
+        upstream, attempt = plan.upstream, self.attempt
         assert upstream is not None
         self.attempts += 1
         self.transfer.begin_attempt()
         if attempt is None:
-            key = None if upstream.key is None else upstream.key(self.request, self.request.client_ip)
-            attempt = self._attempt = Attempt(self, plan, upstream.only or upstream.pick(self._tried, key))
+            attempt = self.attempt = Attempt(self, plan, self.pick(upstream))
         if upstream.only is None:
             self._tried = (*self._tried, attempt.endpoint)
         return attempt
@@ -309,7 +370,7 @@ class Exchange:
             reason, request.method, keyed=b"idempotency-key" in special
         ):
             return None
-        attempt = self._attempt
+        attempt = self.attempt
         head = None
         if attempt is not None and attempt.connection is not None:
             head = attempt.connection.reader.head
@@ -434,7 +495,7 @@ class Exchange:
 
     def _give_up(self, failure: ProxyError | None, status: int) -> None:
         """The present attempt, if there is one, is not what is answered. A failed one was counted before."""
-        if self._attempt is not None:
+        if self.attempt is not None:
             if failure is None:
                 assert self._plan is not None
                 self._count(self._plan, STATUS_TEXT[status])
@@ -448,8 +509,8 @@ class Exchange:
             connection = await attempt.until_head()
         except UpstreamError as error:
             reason = reason_of(error)
-            if self._attempt is not None:
-                self._attempt.settle(reason)
+            if self.attempt is not None:
+                self.attempt.settle(reason)
             self._count(plan, reason)
             raise
         head = connection.reader.head
@@ -528,14 +589,14 @@ class Exchange:
 
     def _count(self, plan: RoutePlan, outcome: str) -> None:
         """The present attempt has come to its end; there is none where no endpoint was."""
-        if self._attempt is not None:
-            self._attempt.count(outcome)
+        if self.attempt is not None:
+            self.attempt.count(outcome)
         else:
             plan.metrics.attempt(outcome, 0.0)
 
     def _leave(self, *, kept: bool) -> None:
         """The present attempt is over. `kept`: so is the connection, if its exchange happens to be complete."""
-        attempt, self._attempt = self._attempt, None
+        attempt, self.attempt = self.attempt, None
         assert attempt is not None
         self._last_endpoint = attempt.endpoint
         attempt.leave(kept=kept)
@@ -619,11 +680,12 @@ class Exchange:
         )
 
     def _flags(self) -> tuple[str, ...]:
+        flags = ("hedged",) if self._hedged else ()
         if self.attempts and self.transfer.client_slow:
-            return ("client_slow",)
+            return (*flags, "client_slow")
         if self._fallen is not None:
-            return ("fallback", "client_gone") if self._client_left else ("fallback",)
-        return ("client_gone",) if self._client_left else ()
+            flags = (*flags, "fallback")
+        return (*flags, "client_gone") if self._client_left else flags
 
 
 def admit(plan: RoutePlan, request: Request) -> Verdict:

@@ -196,7 +196,11 @@ async def ride(client: ClientConnection) -> Exchange | None:
         if connection.blocked is None:
             up.interest = READ | HANGUP
             link.interest = listener.gone
-            await strand.park(now + plan.answer_within_s)
+            hedge = plan.hedge
+            patience_s = plan.answer_within_s
+            if hedge is not None and hedge.delay_s < patience_s:
+                patience_s = hedge.delay_s
+            await strand.park(now + patience_s)
             up.interest = link.interest = 0
             if up.ready & (READ | HANGUP) and not strand.interrupted:
                 try:
@@ -231,6 +235,8 @@ async def ride(client: ClientConnection) -> Exchange | None:
         else:
             endpoint.pool.put(connection)
         answered, written = lane.now, client.bytes_written
+        if plan.hedge is not None:
+            plan.hedge.observe(answered - now, answered)
         if upstream.measured:
             status = answer.status
             endpoint.settled(answered - now, answered, failed=status >= 500, limited=status == 429)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ambassador.proxy.policies.breaker import Breaker
     from ambassador.proxy.policies.cooldown import Cooldown
     from ambassador.proxy.policies.fallback import Fallback
+    from ambassador.proxy.policies.hedge import Hedge
     from ambassador.proxy.policies.limit import LimitPolicy
     from ambassador.proxy.policies.retry import RetryPolicy
     from ambassador.proxy.upstream.balance import Choice
@@ -320,7 +321,7 @@ class RoutePlan:
     """One route. `upstream` is None where `admit` always answers (redirect, respond)."""
 
     __slots__ = (
-        "admit", "answer_within_s", "deadline", "deadline_at", "failing", "fallback", "gates", "host", "keep_host", "limit", "map_location",
+        "admit", "answer_within_s", "deadline", "deadline_at", "failing", "fallback", "gates", "hedge", "host", "keep_host", "limit", "map_location",
         "metrics", "name", "retry", "rewrite", "shape_request", "shape_response", "timeouts", "upstream",
     )  # fmt: skip
 
@@ -342,6 +343,7 @@ class RoutePlan:
         map_location: ShapeHook | None = None,
         gates: tuple[Breaker, ...] = (),
         fallback: Fallback | None = None,
+        hedge: Hedge | None = None,
     ) -> None:
         self.name = name
         self.upstream = upstream
@@ -374,6 +376,7 @@ class RoutePlan:
         """Called for answers with a `Location`, before the other response hooks."""
         self.gates = gates
         """Breakers of the route and of its upstream, outermost first; those of endpoints are `Endpoint.gate`."""
+        self.hedge = hedge
 
     def set_deadline(self, now: float, wall_s: float) -> None:
         """Work out `deadline` for requests that begin now: one line for all of a batch of the lane."""

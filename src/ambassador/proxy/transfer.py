@@ -42,6 +42,10 @@ class ClientGone(Exception):
     """The client left, or was too slow and was cut: nobody is there to answer."""
 
 
+class Impatient(Exception):
+    """The first attempt has taken so long that a second is worth making beside it (`Transfer.patience_s`)."""
+
+
 class Transfer:
     """Both bodies of one exchange, over all its attempts, and the deadlines that hold meanwhile.
 
@@ -54,6 +58,8 @@ class Transfer:
     total_at = inf
     """The end of `timeouts.total`, once it is known: it begins when the request has arrived."""
     try_at = inf
+    patience_s = inf
+    """How long an attempt is waited for before `Impatient` says that it takes long, once."""
     sent_at = 0.0
     """When the present attempt began, or when the last of a body that streamed was written."""
     upload_done = False
@@ -103,6 +109,10 @@ class Transfer:
         self._take_body()
         self.upload_done = True
 
+    def follow(self, sent_at: float, until: float) -> None:
+        """The attempt that was sent at `sent_at`, whose head must be there at `until`, is the present one now."""
+        self.sent_at, self.try_at = sent_at, until
+
     @property
     def deadline(self) -> float:
         """For all attempts together."""
@@ -150,9 +160,7 @@ class Transfer:
             return await self._until_head_streaming(connection)
         client_link, link = client.link, connection.link
         client_interest = client.listener.gone
-        deadline = min(
-            self.total_at, self.caller_at, self.try_at, self.sent_at + self._plan.timeouts.first_byte
-        )
+        deadline = min(self.head_at, self.sent_at + self.patience_s)
         while reader.head is None:
             if link.ready & (READ | HANGUP) and connection.receive():
                 if reader.interim:
@@ -165,15 +173,26 @@ class Transfer:
             try:
                 await strand.wait(deadline)
             except TimedOut:
-                raise self.missed() from None
+                raise self._late() from None
             finally:
                 client_link.interest = link.interest = 0
+
+    @property
+    def head_at(self) -> float:
+        """When the head of an answer to the present attempt must be there, once the request is sent."""
+        return min(self.total_at, self.caller_at, self.try_at, self.sent_at + self._plan.timeouts.first_byte)
+
+    def _late(self) -> Exception:
+        if self._lane.now < self.head_at:
+            self.patience_s = inf
+            return Impatient()
+        return self.missed()
 
     async def _interrupt(self) -> None:
         try:
             await self._client.strand.interrupt()
         except TimedOut:
-            raise self.missed() from None
+            raise self._late() from None
 
     async def _until_head_streaming(self, connection: Http1Connection) -> None:
         """The same while the body is still on its way, here or upstream. Answers may come early."""

@@ -48,7 +48,7 @@ async def connect(
     try:
         while untried or race:
             if untried:
-                link = _start(lane, strand, untried.pop(0))
+                link = begin_connect(lane, strand, untried.pop(0))
                 if link is None:
                     failure = "refused"
                     continue
@@ -94,7 +94,8 @@ async def _wait(
     return None, False
 
 
-def _start(lane: Lane, strand: Strand, address: Address) -> Link | None:
+def begin_connect(lane: Lane, strand: Strand, address: Address) -> Link | None:
+    """A link that is being connected, or None if that was refused at once. Raises `Overloaded`."""
     family, where = address
     try:
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
@@ -123,8 +124,13 @@ def _winner(race: list[Link]) -> Link | None:
     for link in list(race):
         link.interest = 0
         if link.ready & (WRITE | BROKEN):
-            if link.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0 and not link.ready & BROKEN:
+            if is_connected(link):
                 return link
             race.remove(link)
             link.close()
     return None
+
+
+def is_connected(link: Link) -> bool:
+    """Whether what `begin_connect` began has come to a connection; ask once it is writable or broken."""
+    return link.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0 and not link.ready & BROKEN

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from ambassador.errors import Overloaded
 from ambassador.proxy.lane import HANGUP, READ, TimedOut, Timer
-from ambassador.proxy.upstream.connect import connect, still_wanted
+from ambassador.proxy.upstream.connect import begin_connect, connect, still_wanted
 from ambassador.proxy.upstream.h1 import Http1Connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ambassador.proxy.lane import Lane, Strand
+    from ambassador.proxy.lane import Lane, Link, Strand
     from ambassador.proxy.upstream.connect import Address
 
 
@@ -126,6 +126,19 @@ class Pool(Timer):
             self.forget()
             raise
         return Http1Connection(link, self)
+
+    def open_nowait(self, strand: Strand) -> Link | None:
+        """Begin to open a connection to the first of the addresses; its events are for `strand`. None: there is no
+        room, or it was refused at once. Whoever called makes an `Http1Connection` of it once it `is_connected`, or
+        closes it and calls `forget`. Raises `Overloaded` when this process is out of descriptors.
+        """
+        addresses = self._addresses()
+        if self.open >= self._max_open or not addresses:
+            return None
+        link = begin_connect(self._lane, strand, addresses[0])
+        if link is not None:
+            self.open += 1
+        return link
 
     async def _queue(
         self, strand: Strand, deadline: float, check: Callable[[], None]
