@@ -146,6 +146,10 @@ class Scene:
         """How many endpoints are healthy."""
         return sum(bool(each["healthy"]) for each in self.upstream())
 
+    def in_use(self) -> int:
+        """How many are healthy, and not ejected."""
+        return sum(bool(each["healthy"]) and not each["ejected_until"] for each in self.upstream())
+
 
 @contextlib.contextmanager
 def scene(directory: Path) -> Iterator[Scene]:
@@ -224,7 +228,7 @@ def death(directory: Path, *, before_s: float = 2.0, after_s: float = 3.0) -> De
 @dataclass(frozen=True, slots=True)
 class Outage:
     """How long after the first endpoint answered again until a client was answered (`back_s`), until the last refusal
-    (`clean_s`; below 0: there was none), and until every endpoint was healthy (`healthy_s`).
+    (`clean_s`; 0: there was none), and until every endpoint was healthy and not ejected (`healthy_s`).
     """
 
     back_s: float
@@ -236,7 +240,7 @@ class Outage:
         clean = f"the last refusal {self.clean_s * 1000:.0f} ms after" if self.clean_s > 0 else "none refused"
         return (
             f"outage: all {ENDPOINTS} endpoints killed and started again: the first client is answered "
-            f"{self.back_s * 1000:.0f} ms after the first endpoint is, {clean}, all are healthy after "
+            f"{self.back_s * 1000:.0f} ms after the first endpoint is, {clean}, all are in use after "
             f"{self.healthy_s * 1000:.0f} ms"
         )
 
@@ -263,7 +267,9 @@ def outage(directory: Path, *, dead_s: float = 3.0) -> Outage:
         made.start(made.ports)
         wait_until(lambda: any(_accepts(port) for port in made.ports), "the first endpoint")
         answered_at = time.monotonic()
-        wait_until(lambda: made.healthy() == ENDPOINTS, "every endpoint's health")
+        wait_until(
+            lambda: made.in_use() == ENDPOINTS, "every endpoint's health, and the end of every ejection"
+        )
         healthy_at = time.monotonic()
         time.sleep(1.0)
         return measure_return(load.stop(), answered_at, healthy_at)

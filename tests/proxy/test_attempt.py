@@ -194,3 +194,51 @@ async def test_client_that_gives_up_tells_that_it_took_longer(
             await finished(plane)
             assert max(endpoint.peak_s for endpoint in plane.endpoints) == pytest.approx(expected, abs=0.1)
             talk.close()
+
+
+class Watch:
+    """An outlier detector that only listens."""
+
+    def __init__(self) -> None:
+        self.heard: list[bool] = []
+
+    def settled(self, seconds: float, now: float, *, failed: bool) -> None:
+        self.heard.append(failed)
+
+    def recovered(self) -> None:
+        raise NotImplementedError
+
+
+async def test_outlier_detection_hears_of_outcomes_that_speak_of_the_endpoint(
+    mock_clock: trio.testing.MockClock, origin: Origin
+) -> None:
+    """A 5xx and silence are failures, other answers are not; a client that left says nothing."""
+    async with a_plane(several(origin.url, origin.url, ", retry: off, timeout: 2s")) as plane:
+        watch = Watch()
+        for endpoint in plane.endpoints:
+            endpoint.outlier = watch
+        client = await plane.connect()
+        talks = []
+        for status in (b"200 OK", b"503 No", b"429 Slow down", b"404 None"):
+            await client.send(GET)
+            talks.append(
+                await origin.takes(b"HTTP/1.1 %b\r\nconnection: close\r\ncontent-length: 0\r\n\r\n" % status)
+            )
+            await client.answer()
+        assert watch.heard == [False, True, False, False]
+        await client.send(GET)
+        talks.append(await origin.accept())
+        await talks[-1].head()
+        mock_clock.jump(2.1)
+        assert (await client.answer())[0] == 504
+        assert watch.heard[4:] == [True]
+        leaving = await plane.connect()
+        await leaving.send(GET)
+        talks.append(await origin.accept())
+        await talks[-1].head()
+        mock_clock.jump(1.9)  # longer than any answer took
+        leaving.reset()
+        await finished(plane)
+        assert watch.heard[5:] == []
+        for end in (*talks, client):
+            end.close()

@@ -363,7 +363,7 @@ class Attempt:
         seconds = now - self._began if self._head_s is None else self._head_s
         if outcome == "cancelled":
             if self._head_s is not None or (self.connection is not None and seconds > self.endpoint.ewma_s):
-                self.endpoint.settled(seconds, now, failed=False)
+                self.endpoint.settled(seconds, now, failed=False, abandoned=True)
         elif outcome.isdigit() or outcome in _FAILED:
             failed = outcome >= "500" or not outcome.isdigit()
             self.endpoint.settled(seconds, now, failed=failed, limited=outcome == "429")

@@ -121,12 +121,14 @@ class Endpoint:
             self.resolve([host])
         self.pool: Pool
 
-    def settled(self, seconds: float, now: float, *, failed: bool, limited: bool = False) -> None:
+    def settled(
+        self, seconds: float, now: float, *, failed: bool, limited: bool = False, abandoned: bool = False
+    ) -> None:
         """An attempt came to its end, or to its answer's head: after so many seconds, at `now` (the lane's clock).
 
         `failed`: no answer, or one that says that the server cannot (5xx). `limited`: it says that it would not just
-        now (429), which counts as a slow answer but speaks of the caller, not of the server. Call it only where
-        `Upstream.measured`.
+        now (429), which counts as a slow answer but speaks of the caller, not of the server. `abandoned`: nobody waited
+        for the end, so that all that is known is how long it took. Call it only where `Upstream.measured`.
         """
         since = now - self.sampled_at
         peak, mean = self.peak_s, self.mean_s
@@ -153,7 +155,7 @@ class Endpoint:
             peak = _FASTEST_S
         self.peak_s, self.mean_s, self.sampled_at = peak, mean, now
         self.level = now + _HALF * log(peak * mean)
-        if self.outlier is not None:
+        if self.outlier is not None and not abandoned:
             self.outlier.settled(seconds, now, failed=failed)
 
     @property
