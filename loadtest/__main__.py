@@ -10,7 +10,20 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from loadtest import balance, compare, fleet, hotspots, idle, losses, machine, origin, processes, report, wrk
+from loadtest import (
+    balance,
+    compare,
+    fleet,
+    hedge,
+    hotspots,
+    idle,
+    losses,
+    machine,
+    origin,
+    processes,
+    report,
+    wrk,
+)
 from loadtest.job import Job, Proxy
 from loadtest.peers import PROXIES, ambassador
 from loadtest.scenarios import SCENARIOS, Scenario
@@ -88,6 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     balancing.add_argument("--json", metavar="FILE", help="write everything as JSON; - for standard output")
     balancing.add_argument("--check", action="store_true", help="exit 1 when something did not hold")
     balancing.set_defaults(run=_balance)
+
+    hedging = commands.add_parser("hedge", help="some answers are slow: with and without a second attempt")
+    hedging.add_argument("--json", metavar="FILE", help="write everything as JSON; - for standard output")
+    hedging.add_argument("--check", action="store_true", help="exit 1 when something did not hold")
+    hedging.set_defaults(run=_hedge)
 
     shared_commands.add(commands)
 
@@ -265,13 +283,27 @@ def _balance(options: argparse.Namespace) -> int:
     if not troubles:
         raise UsageError(f"no such case: {options.only!r}")
     with tempfile.TemporaryDirectory(prefix="loadtest-") as name:
-        found = balance.run(
-            Path(name), troubles, lambda text: print(f"loadtest: {text}", file=sys.stderr, flush=True)
-        )
+        found = balance.run(Path(name), troubles, _say)
+    return _told(options, found)
+
+
+def _hedge(options: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory(prefix="loadtest-") as name:
+        found = hedge.run(Path(name), _say)
+    return _told(options, found)
+
+
+def _say(text: str) -> None:
+    print(f"loadtest: {text}", file=sys.stderr, flush=True)
+
+
+def _told(options: argparse.Namespace, found: findings.Findings) -> int:
+    """Print findings, and write them as JSON where that was asked for; the exit status."""
     print(findings.text(found), file=sys.stderr if options.json == "-" else sys.stdout)
     if options.json is not None:
-        described = machine.describe([], now=dt.datetime.now(dt.UTC))
-        _write_json(options.json, findings.document([found], described))
+        _write_json(
+            options.json, findings.document([found], machine.describe([], now=dt.datetime.now(dt.UTC)))
+        )
     return SAID_NO if options.check and not findings.all_held([found]) else OK
 
 

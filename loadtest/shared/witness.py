@@ -6,6 +6,7 @@ the monotonic clock that all processes of a host share.
 """
 
 import heapq
+import random
 import select
 import socket
 import threading
@@ -59,7 +60,8 @@ class Witness:
         self._poll = select.epoll()
         self._poll.register(listener, select.EPOLLIN)
         self._connections: dict[int, _Connection] = {}
-        self._behaviour: dict[int, tuple[int, float]] = {}
+        self._behaviour: dict[int, tuple[int, float, float, float]] = {}
+        self._random = random.Random(1)
         self._later: list[tuple[int, int, int, int]] = []
         """(when, descriptor, number of the request, status)"""
         self._seen = array("q")
@@ -71,9 +73,11 @@ class Witness:
         port: int = self._listener.getsockname()[1]
         return port
 
-    def behave(self, case: int, status: int, delay_s: float = 0.0) -> int:
-        """Answer a case so from now on; returns when that began."""
-        self._behaviour[case] = (status, delay_s)
+    def behave(
+        self, case: int, status: int, delay_s: float = 0.0, slow_share: float = 0.0, slow_s: float = 0.0
+    ) -> int:
+        """Answer a case so from now on, `slow_share` of its requests after `slow_s`; returns when that began."""
+        self._behaviour[case] = (status, delay_s, slow_share, slow_s)
         return time.monotonic_ns()
 
     def take(self) -> bytes:
@@ -138,7 +142,9 @@ class Witness:
         connection.data = b""
         connection.request = (now, int(case), int(key))
         connection.number += 1
-        status, delay_s = self._behaviour.get(int(case), (200, 0.0))
+        status, delay_s, slow_share, slow_s = self._behaviour.get(int(case), (200, 0.0, 0.0, 0.0))
+        if slow_share and self._random.random() < slow_share:
+            delay_s = slow_s
         if not delay_s:
             self._answer(connection, status)
         elif delay_s != HANG:
