@@ -44,7 +44,9 @@ class FakeApi:
 
     # What happens in the cluster
 
-    def put(self, name: str, *addresses: str, service: str = "web", ready: bool = True) -> None:
+    def put(
+        self, name: str, *addresses: str, service: str = "web", port: int = 8080, ready: bool = True
+    ) -> None:
         """Add a slice, or change it."""
         kind = "MODIFIED" if name in self._slices else "ADDED"
         self._slices[name] = {
@@ -54,7 +56,7 @@ class FakeApi:
                 {"addresses": [address], "conditions": {"ready": ready}, "nodeName": "n", "zone": "z"}
                 for address in addresses
             ],
-            "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+            "ports": [{"name": "http", "port": port, "protocol": "TCP"}],
         }
         self._note(kind, name)
 
