@@ -415,6 +415,26 @@ async def test_name_that_was_found_has_its_addresses(lane: Lane) -> None:
     assert endpoint.addresses == ((socket.AF_INET, ("10.0.0.6", 80)),)
 
 
+async def test_location_of_what_was_found_is_the_clients_view(lane: Lane) -> None:
+    made = table(lane, FOUND.replace("to: u}", "to: u, rewrite: {host: keep, prefix: /}}"))
+    hook = plan(made).map_location
+    assert hook is not None
+
+    def seen(location: bytes) -> bytes:
+        request = a_request()
+        request.authority, request.scheme = b"client.test", "http"
+        fields = [(b"location", location)]
+        hook(request, fields)
+        return fields[0][1]
+
+    assert seen(b"http://api.test:8080/x") == b"http://client.test/x"
+    assert seen(b"http://10.0.0.1:8080/x") == b"http://10.0.0.1:8080/x"
+    take(made, found("http://10.0.0.1:8080"))
+    assert seen(b"http://10.0.0.1:8080/x") == b"http://client.test/x"
+    take(made, found("http://10.0.0.2:8080"))
+    assert seen(b"http://10.0.0.1:8080/x") == b"http://10.0.0.1:8080/x"
+
+
 async def test_source_that_nobody_has_changes_nothing(lane: Lane) -> None:
     made = table(lane, FOUND)
     made.take_found(Discover(file="/x"), (Server("http://f:1"),), {})

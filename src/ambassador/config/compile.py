@@ -29,7 +29,7 @@ from ambassador.proxy.policies.limit import LimitPolicy, compile_limits, owner_o
 from ambassador.proxy.policies.redirect import redirector
 from ambassador.proxy.policies.respond import responder
 from ambassador.proxy.policies.retry import RetryPolicy
-from ambassador.proxy.policies.rewrite import KEEP, location_rewriter, path_rewriter
+from ambassador.proxy.policies.rewrite import KEEP, Rewrite, location_rewriter, path_rewriter
 from ambassador.proxy.routing import MatchSpec, Router, spec
 from ambassador.proxy.service import Table
 from ambassador.proxy.upstream.balance import CHOICES
@@ -382,7 +382,6 @@ def _plan(
         fallback: Fallback | None = None,
         hedge: Hedge | None = None,
     ) -> RoutePlan:
-        urls = [endpoint.url for endpoint in config.upstreams[name].endpoints] if name is not None else []
         return RoutePlan(
             route.name,
             upstream=upstreams[name] if name is not None else None,
@@ -396,7 +395,7 @@ def _plan(
             keep_host=rewrite_host == KEEP,
             shape_request=_hooks(headers.shaper(changes.request) if changes is not None else None),
             shape_response=_hooks(headers.shaper(changes.response) if changes is not None else None),
-            map_location=location_rewriter(rewrite, pattern, urls) if urls else None,
+            map_location=None if name is None else _map_location(rewrite, pattern, config, upstreams[name]),
             gates=tuple(gate for gate in gates if gate is not None),
             fallback=fallback,
             hedge=hedge,
@@ -420,6 +419,17 @@ def _plan(
         fallback=fallback,
         hedge=None if route.hedge is None else Hedge(route.hedge),
     )
+
+
+def _map_location(
+    rewrite: Rewrite | None, pattern: str | None, config: schema.Config, upstream: Upstream
+) -> ShapeHook | None:
+    settings = config.upstreams[upstream.name]
+    if settings.discover is None:
+        return location_rewriter(rewrite, pattern, [endpoint.url for endpoint in settings.endpoints])
+    host = own_host(settings.discover)
+    own = [] if host is None else [f"http://{host}"]
+    return location_rewriter(rewrite, pattern, own, lambda: upstream.endpoints)
 
 
 def _hooks(*hooks: Callable[..., None] | None) -> tuple[ShapeHook, ...]:

@@ -24,6 +24,7 @@ from ambassador.control.discovery.dns import (
     LookUpFailed,
     NameServers,
     Resolver,
+    Service,
     parse_hosts,
 )
 
@@ -167,6 +168,34 @@ async def test_truncated_answer_is_fetched_over_tcp(tmp_path: Path) -> None:
     assert answer is not None
     assert len(answer.addresses) == 100
     assert [transport for *_, transport in zone.asked] == ["udp", "tcp"]
+
+
+async def test_srv_records_have_target_port_weight_and_priority(tmp_path: Path) -> None:
+    zone = Zone()
+    zone.records["_http._tcp.test.", "SRV"] = (30, ["10 5 8000 A.test.", "20 0 9000 b.test."])
+    async with asking(tmp_path, zone) as servers:
+        found = await servers.services("_http._tcp.test")
+    assert set(found.records) == {Service("a.test", 8000, 5, 10), Service("b.test", 9000, 0, 20)}
+    assert found.ttl_s == 30.0
+
+
+async def test_srv_record_that_says_there_is_no_such_service_is_none(tmp_path: Path) -> None:
+    zone = Zone()
+    zone.records["_none._tcp.test.", "SRV"] = (30, ["0 0 0 ."])
+    zone.records["_other._tcp.test.", "A"] = (30, ["10.0.0.1"])
+    async with asking(tmp_path, zone) as servers:
+        for name in ("_none._tcp.test", "_missing._tcp.test", "_other._tcp.test"):
+            assert (await servers.services(name)).records == ()
+
+
+async def test_srv_without_a_name_server_or_its_answer_fails(tmp_path: Path) -> None:
+    zone = Zone()
+    zone.rcode = dns.rcode.SERVFAIL
+    async with asking(tmp_path, zone) as servers:
+        with pytest.raises(LookUpFailed, match="SRV: .*SERVFAIL"):
+            await servers.services("_http._tcp.test")
+    with pytest.raises(LookUpFailed, match="names no server"):
+        await NameServers(resolv_conf(tmp_path, "nameserver nonsense\n")).services("_http._tcp.test")
 
 
 async def test_server_that_says_nothing_or_fails_is_no_answer(tmp_path: Path) -> None:

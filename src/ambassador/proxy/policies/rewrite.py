@@ -10,8 +10,8 @@ a dot segment is refused, since it would lead out of where the config sends it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from ambassador.errors import BadRequest
@@ -109,34 +109,68 @@ def _regex_rewriter(pattern: str, substitution: str) -> Callable[[Request], byte
 
 
 def location_rewriter(
-    config: Rewrite | None, pattern: str | None, endpoints: Sequence[str]
+    config: Rewrite | None,
+    pattern: str | None,
+    endpoints: Sequence[str],
+    found: Callable[[], Sequence[HasUrl]] | None = None,
 ) -> Callable[[Request, Fields], None] | None:
     """The hook that turns `Location` of the upstream's own address into the client's view of it; None for a route
     without `rewrite`, and where it leaves host and path as they are or the path cannot be put back (`host: keep`
     without a prefix). It is of use in answers with a 3xx status and 201.
 
-    `endpoints`: the upstream's URLs. Own addresses are these and the `Host` that is sent. Their scheme and authority
-    become the request's; a path under `prefix` gets the matched prefix back, also in a `Location` that is only a
-    path. Another path keeps its spelling.
+    `endpoints`: the upstream's URLs; `found` gives further ones, always the same object until they change. Own
+    addresses are these and the `Host` that is sent. Their scheme and authority become the request's; a path under
+    `prefix` gets the matched prefix back, also in a `Location` that is only a path. Another path keeps its spelling.
     """
     if config is None or (config.host == KEEP and config.prefix is None):
         return None
     prefix = config.prefix
     own = _own_addresses(config, endpoints)
+    others = _Found(found) if found is not None else own
     back = _way_back(literal_prefix(pattern), prefix.rstrip("/")) if prefix is not None else _unchanged
 
     def rewrite(request: Request, fields: Fields) -> None:
         for index, (name, value) in enumerate(fields):
             if len(name) == 8 and name.lower() == b"location":
-                fields[index] = (name, _client_view(value, request, own, back))
+                fields[index] = (name, _client_view(value, request, (own, others), back))
 
     return rewrite
 
 
+class HasUrl(Protocol):
+    """An endpoint."""
+
+    @property
+    def url(self) -> str:
+        """As `settings.EndpointUrl`."""
+
+
+class _Found:
+    """The addresses of endpoints that come and go, read again when they have."""
+
+    __slots__ = ("_addresses", "_endpoints", "_seen")
+
+    def __init__(self, endpoints: Callable[[], Sequence[HasUrl]]) -> None:
+        self._endpoints = endpoints
+        self._seen: Sequence[HasUrl] | None = None
+        self._addresses: frozenset[tuple[str, int] | None] = frozenset()
+
+    def __contains__(self, address: object) -> bool:
+        now = self._endpoints()
+        if now is not self._seen:
+            self._seen = now
+            self._addresses = _addresses(each.url for each in now)
+        return address is not None and address in self._addresses
+
+
+def _addresses(urls: Iterable[str]) -> frozenset[tuple[str, int] | None]:
+    return frozenset(
+        _address(urlsplit(url).scheme, urlsplit(url).netloc.encode()) for url in urls if "://" in url
+    )
+
+
 def _own_addresses(config: Rewrite, endpoints: Sequence[str]) -> frozenset[tuple[str, int]]:
-    addresses = {
-        _address(urlsplit(url).scheme, urlsplit(url).netloc.encode()) for url in endpoints if "://" in url
-    }
+    addresses = set(_addresses(endpoints))
     if config.host not in (None, KEEP):
         addresses.add(_address("http", str(config.host).encode()))
     return frozenset(address for address in addresses if address is not None)
@@ -151,12 +185,16 @@ def _address(scheme: str, authority: bytes) -> tuple[str, int] | None:
 
 
 def _client_view(
-    location: bytes, request: Request, own: frozenset[tuple[str, int]], back: Callable[[bytes], bytes]
+    location: bytes,
+    request: Request,
+    own: Iterable[Container[tuple[str, int] | None]],
+    back: Callable[[bytes], bytes],
 ) -> bytes:
     absolute = _ABSOLUTE.fullmatch(location)
     if absolute is not None:
         scheme, authority, rest = absolute.groups()
-        if _address(scheme.decode("ascii").lower(), authority) not in own:
+        address = _address(scheme.decode("ascii").lower(), authority)
+        if not any(address in each for each in own):
             return location
         origin = request.scheme.encode() + b"://" + request.authority if request.authority else b""
         return origin + back(rest or b"/")
