@@ -48,6 +48,8 @@ Around it
   are decided from what the worker has in hand; none waits for a store longer than `state.max_wait`. For limits that is
   `state/holding.py` (tokens leased from a `state/bucket.py`) and `state/account.py` (what decides while the store is
   late or away). While replicas have different configs the lower limit holds: `state/rollout.py`, by `state/accord.py`.
+- Which endpoints there are, where the config does not say: the supervisor finds them (`control/discovery/directory.py`,
+  with a module for each kind of source) and tells the workers (`Table.take_found`). Names' addresses go the same way.
 - Which endpoints are well: the supervisor checks them (`control/health.py`, rules in `proxy/upstream/health.py`), the
   workers leave out those that are worse than the others (`proxy/upstream/outlier.py`).
 - `config/` turns files into a `schema.Config` (`load.py`), warns (`check.py`), explains (`explain.py`), and

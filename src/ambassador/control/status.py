@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from ambassador.config.discover import Discover
 from ambassador.config.schema import Config, Match, PathRegex, Route, ValueMatch
 from ambassador.control.discovery.directory import SourceStatus
 from ambassador.control.host import resident_bytes
@@ -99,8 +100,17 @@ def masked(config: Config) -> dict[str, object]:
     told = msgspec.structs.asdict(config)
     if config.admin is not None and config.admin.token is not None:
         told["admin"] = msgspec.structs.replace(config.admin, token=_MASK)
+    told["upstreams"] = {name: _masked_upstream(upstream) for name, upstream in config.upstreams.items()}
     told["routes"] = map(_masked_route, config.routes)
     return told
+
+
+def _masked_upstream(upstream: Upstream) -> Upstream:
+    source = None if upstream.discover is None else upstream.discover.kubernetes
+    if source is None or source.token is None:
+        return upstream
+    discover = Discover(kubernetes=msgspec.structs.replace(source, token=_MASK))
+    return msgspec.structs.replace(upstream, discover=discover)
 
 
 def _masked_route(route: Route) -> dict[str, Any]:

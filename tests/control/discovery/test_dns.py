@@ -192,7 +192,7 @@ async def test_srv_without_a_name_server_or_its_answer_fails(tmp_path: Path) -> 
     zone = Zone()
     zone.rcode = dns.rcode.SERVFAIL
     async with asking(tmp_path, zone) as servers:
-        with pytest.raises(LookUpFailed, match="SRV: .*SERVFAIL"):
+        with pytest.raises(LookUpFailed, match=r"SRV: .*SERVFAIL"):
             await servers.services("_http._tcp.test")
     with pytest.raises(LookUpFailed, match="names no server"):
         await NameServers(resolv_conf(tmp_path, "nameserver nonsense\n")).services("_http._tcp.test")
