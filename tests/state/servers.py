@@ -267,25 +267,19 @@ class Sentinels:
         self._stack.close()
 
 
+_CLUSTER = (
+    *("--cluster-enabled", "yes", "--cluster-node-timeout", "2000"),
+    *("--cluster-require-full-coverage", "no", "--repl-diskless-sync-delay", "0"),
+)
+
+
 class ClusterServers:
     """Three masters with a third of the slots each."""
 
     def __init__(self, path: str) -> None:
         self._stack = contextlib.ExitStack()
-        self.servers = [
-            self._stack.enter_context(
-                Server(
-                    path,
-                    "--cluster-enabled",
-                    "yes",
-                    "--cluster-node-timeout",
-                    "2000",
-                    "--cluster-require-full-coverage",
-                    "no",
-                )
-            )
-            for _ in range(3)
-        ]
+        self._path = path
+        self.servers = [self._stack.enter_context(Server(path, *_CLUSTER)) for _ in range(3)]
         for index, server in enumerate(self.servers):
             client = server.client()
             first, last = index * 16384 // 3, (index + 1) * 16384 // 3 - 1
@@ -318,6 +312,31 @@ class ClusterServers:
     def _owner(self, ranges: list[Any], slot: int) -> Server:
         port = next(port for first, last, (_, port, *_), *_ in ranges if first <= slot <= last)
         return next(server for server in self.servers if server.port == port)
+
+    def add_replica(self, of: Server) -> Server:
+        """One more server, which follows a master and takes its place when that is gone."""
+        follower = self._stack.enter_context(Server(self._path, *_CLUSTER))
+        follower.client().execute_command("CLUSTER", "MEET", "127.0.0.1", of.port)
+        master = self.node_id(of)
+        # Refused until it has heard of its master.
+        wait_until(
+            lambda: follower.client().execute_command("CLUSTER", "REPLICATE", master), "it knows its master"
+        )
+        wait_until(
+            lambda: follower.client().info("replication").get("master_link_status") == "up", "it replicates"
+        )
+        others = [server for server in self.servers if server is not of]
+        wait_until(
+            lambda: all(self._knows_replica(server, follower.port) for server in others),
+            "the others know of it, who are to elect it",
+        )
+        return follower
+
+    def _knows_replica(self, server: Server, port: int) -> bool:
+        nodes = server.client().cluster("nodes")
+        return any(
+            address.endswith(f":{port}") and "slave" in node["flags"] for address, node in nodes.items()
+        )
 
     def node_id(self, server: Server) -> str:
         return str(server.client().execute_command("CLUSTER", "MYID"), "ascii")
