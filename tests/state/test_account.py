@@ -274,6 +274,35 @@ def test_nothing_but_debts_is_told_until_all_are_back() -> None:
     assert bench.account.debt == 0
 
 
+def test_new_key_is_decided_by_the_share_just_after_the_store_is_back() -> None:
+    bench = Bench(terms(10, 10))
+    bench.fleet.go_down()
+    bench.go_on(5.0)
+    bench.fleet.come_up()  # it may have lost everything, and have empty buckets
+    bench.account = Account("new", bench.source, bench.clock.now)
+    bench.pump()
+    assert bench.fleet.asked == []
+    bench.replica.deliver()
+    bench.spend()
+    bench.go_on(0.6)
+    bench.account = Account("newer", bench.source, bench.clock.now)
+    bench.pump()
+    assert len(bench.fleet.asked) == 1
+
+
+def test_tokens_that_expired_on_their_way_leave_the_decision_to_the_fallback() -> None:
+    bench = Bench(terms(1000, 50))
+    bench.pump()
+    bench.go_on(0.1)  # a worker that stood still; tokens live 10 ms
+    bench.fleet.deliver()
+    assert not bench.ready()
+    bench.spend_late()
+    assert bench.account.debt == 1
+    bench.pump()
+    bench.fleet.deliver()
+    assert not bench.ready(50, late=True)
+
+
 def test_debt_is_no_more_than_the_share_lacks() -> None:
     bench = Bench()
     in_an_outage(bench, 30)

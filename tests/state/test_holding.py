@@ -187,6 +187,7 @@ def test_load_counts_keys_of_this_and_the_last_epoch() -> None:
 
 def test_scarcity_is_not_asked_about_for_a_while() -> None:
     bench = Bench()
+    bench.demand(900)
     bench.lease(10, granted=3, left=0.5)
     assert bench.ask(5) is None
     bench.now += 0.049
@@ -197,6 +198,7 @@ def test_scarcity_is_not_asked_about_for_a_while() -> None:
 
 def test_short_lived_tokens_are_asked_for_again_before_the_bucket_is_full() -> None:
     bench = Bench(1000.0, 50)  # it holds what comes in 40 ms
+    bench.demand(900)
     bench.lease(1, 0, left=0.0)
     bench.now += 0.0045
     assert bench.ask(1) is None
@@ -303,6 +305,56 @@ def test_lots_ahead_are_larger_while_tokens_are_scarce() -> None:
     bench.demand(275.0)
     bench.lease(1, 4)
     assert bench.holding.reserve > 0
+
+
+def test_quiet_client_asks_again_as_soon_as_a_token_can_be_there() -> None:
+    bench = Bench()
+    bench.demand(10)
+    bench.lease(1, 0, left=0.2)
+    assert bench.holding.held_until - bench.now == pytest.approx(0.0008)
+    assert not bench.holding.in_vain
+
+
+def test_busy_keys_lease_what_lasts_while_the_bucket_is_ample() -> None:
+    bench = Bench()
+    for _ in range(60):
+        bench.load.count(int(bench.now / 0.5))
+    bench.demand(20)
+    bench.lease(1, 1, left=790)
+    for _ in range(60):
+        bench.load.count(int(bench.now / 0.5))
+    lease = bench.ask(1)
+    assert lease is not None
+    assert lease.want == pytest.approx(4 + 3 * 4**0.5, abs=1.5)
+    bench.answer(lease, lease.want, 780)
+    bench.holding.take(1, bench.now)
+    assert bench.ask() is None
+    bench.now = lease_until = bench.holding.sent_at + 0.15
+    assert not bench.spends()  # in the last part of its life it is renewed
+    assert bench.holding.take(1, bench.now)
+    assert bench.ask() is not None
+    assert lease_until < bench.holding.sent_at + 0.2
+
+
+def test_busy_keys_lease_no_more_than_comes_in() -> None:
+    bench = Bench(100.0, 100)
+    bench.holding.sharers = 4
+    bench.demand(24)
+    bench.lease(1, 1, left=79)
+    for _ in range(60):
+        bench.load.count(int(bench.now / 0.5))
+    bench.holding.sharers = 4
+    lease = bench.ask(1)
+    assert lease is not None
+    assert lease.want <= 24 * 0.12 + 2
+
+
+def test_tokens_that_expired_on_their_way_are_known() -> None:
+    bench = Bench()
+    bench.lease(2, granted=2, rtt=0.25)
+    assert bench.holding.in_vain
+    bench.lease(2, granted=2)
+    assert not bench.holding.in_vain
 
 
 def test_scarcity_of_slow_rates_lasts_until_a_token_is_there() -> None:

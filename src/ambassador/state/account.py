@@ -7,7 +7,8 @@ Tokens are spent in this order:
    admits, `closed` does not, `share` spends what is held of the *replica's* bucket, leased by all its workers as usual:
    rate R / replicas, burst B / replicas. It begins with this replica's part of what the fleet's bucket had left when it
    was last heard of; for a key that was never heard of, with what the share gained since the loss, and one token at
-   least: a new or quiet client is not refused because the store is away or slow.
+   least: a new or quiet client is not refused because the store is away or slow. It goes on for half a second after the
+   store is back, which may have lost its data: then its buckets are empty at first.
 4. While even the replica's store does not answer: a bucket of the worker's own, R / workers, which begins empty; with
    one token where the fleet's bucket was known to hold one for each worker. The share is told it as a debt.
 
@@ -92,6 +93,10 @@ class Source:
         self._changed: weakref.WeakMethod[Callable[[Account], None]] | None = None
         self._expected_replicas = expected_replicas
         self._down_at: float | None = None
+        self._lost_at: float | None = None
+        self._has_been_up = fleet.up
+        self.settled_at = -inf
+        """Until then keys that were not used before are decided by the share: the store has just come back."""
         self._parts = 0
         self._share_terms = terms
         self.owing: set[Account] = set()
@@ -112,11 +117,12 @@ class Source:
             method(account)
 
     def down_since(self, now: float) -> float | None:
-        """When the fleet's store was first seen to be away, or None while it answers."""
+        """When the fleet's store was first seen to be away; None if it answers, and has for a while."""
         if self.fleet.up:
             self._down_at = None
-        elif self._down_at is None:
-            self._down_at = now
+            return self._lost_at if now < self.settled_at else None
+        if self._down_at is None:
+            self._down_at = self._lost_at = now
         return self._down_at
 
     @property
@@ -142,6 +148,9 @@ class Source:
     def _is_back(self) -> None:
         owing, self.owing = self.owing, set()
         now = self.clock.now
+        if self._has_been_up:
+            self.settled_at = now + _SETTLING_S
+        self._has_been_up = True
         for account in owing:
             account.settle(now)
         self.counting = {account for account in self.counting if now < account.window_ends}
@@ -173,7 +182,8 @@ class Account(Holding):
         self._share: Holding | None = None
         self._own: OwnShare | None = None
         self._refused_until = -inf
-        self._settled_at = -inf
+        self._settled_at = source.settled_at
+        self.held_until = max(self.held_until, self._settled_at)
         self._told_expired = 0.0
         self._born_us = 0
         """When the data of the store began that counted the present calendar window."""
@@ -204,7 +214,7 @@ class Account(Holding):
         """Whether `spend` would do it. `late`: the answer can be waited for no longer, so the fallback decides."""
         if self.tokens(now) >= cost or self._has_credit(cost, now):
             return True
-        if not (late and self.asking) and not self.is_degraded(now):
+        if not (late and (self.asking or self.in_vain)) and not self.is_degraded(now):
             return False
         on_loss = self.source.on_loss
         if on_loss != "share":
@@ -368,7 +378,7 @@ class Account(Holding):
             return self.left / self.source.parts + rate * (now - self.seen_at)
         down_at = self.source.down_since(now)
         if down_at is None:
-            return max(1.0, rate * (now - self.sent_at + _UNHEARD_S))
+            return max(1.0, rate * (max(0.0, now - max(self.sent_at, self._settled_at)) + _UNHEARD_S))
         return max(1.0, rate * (now - down_at))
 
     def _is_answered(self, lease: Lease, answer: Answer | None) -> None:

@@ -94,12 +94,14 @@ WORTH_SCARCE: Final = 6.0
 1,054 a second in place of 548 with a burst of 70 ms at 150 % of the rate."""
 SCARCE_S: Final = 1.0
 """For so long after the bucket gave too little tokens count as scarce."""
+QUIET_PART: Final = 2
+"""Who asks for less than this part of the rate is far under the limit."""
 LONG_LIFE_S: Final = 1.0
 """Tokens that live longer are leased ahead only while more of them are left than are worth it."""
 DEMAND_TAU_S: Final = 0.5
 RUSH_TAU_S: Final = 0.05
-"""Of the quick estimate that sizes lots where tokens are ample: demand that has just begun is not leased for a second
-in lots that are too small. With 30 ms to the store that left 10 % of the requests of the first seconds waiting."""
+"""Of the quick estimate that sizes lots of a far store where tokens are ample: demand that has just begun is not leased
+for a second in lots that are too small. With 30 ms to the store 10 % of the requests of its first seconds waited."""
 WINDOW_SPAN_S: Final = 0.25
 """A lease of a calendar window holds what is wanted in this time: what a worker that dies has in hand is gone."""
 WINDOW_GUARD_S: Final = 0.05
@@ -199,7 +201,7 @@ class Holding:
 
     __slots__ = (
         "_arrived", "_base", "_epoch", "_expires", "_first", "_folded_at", "_later", "_out",
-        "_plan", "asking", "balance", "blocked", "debt", "demand", "expired", "extra", "held_until", "key", "leased",
+        "_plan", "asking", "balance", "blocked", "debt", "demand", "expired", "extra", "held_until", "in_vain", "key", "leased",
         "left", "most", "reserve", "rtt_s", "rush", "seen_at", "sent_at", "sharers", "start", "terms", "until", "window",
         "window_ends",
     )  # fmt: skip
@@ -219,8 +221,7 @@ class Holding:
         """Somebody waits for tokens, so that nobody else may take any. See `block`."""
         self._expires = -inf
         self._later: list[tuple[float, float]] = []
-        self._base = 0.0
-        self._arrived = 0.0
+        self._base = self._arrived = 0.0
         self._folded_at = now
         self.demand = 0.0
         """Tokens a second that are asked for, refused ones too, as of the last lease."""
@@ -239,6 +240,8 @@ class Holding:
         """Tokens in the bucket after the last answer."""
         self.seen_at = -inf
         """When that came; -inf: never."""
+        self.in_vain = False
+        """What the last answer brought had expired on its way: the worker stood still, or the store did."""
         self.sharers = 1
         self.window = 0
         """The calendar window that the tokens belong to."""
@@ -399,6 +402,11 @@ class Holding:
         """
         return len(self._out) < MOST_OUT and self._is_far and not self._is_scarce(now)
 
+    @property
+    def is_quiet(self) -> bool:
+        """It asks for little of the limit, if all workers ask for as much: who is refused then, is so by accident."""
+        return not self.terms.window_s and self.demand * self.sharers * QUIET_PART <= self.terms.rate
+
     def span_s(self, keys: int) -> float:
         """How much time's demand a lease holds at least, and how seldom an empty bucket is asked, with `keys` active
         keys.
@@ -453,10 +461,10 @@ class Holding:
             return plan
         early_s = life_s + 1 / max(self.demand, 1e-3) - keys / (OPS_USED * KEY_OPS)
         early_s = min(max(0.0, early_s), life_s / 2)
-        mean = max(self.demand, self.rush) * life_s
+        mean = self.demand * life_s
         # If all lease as much as this worker, no more than what comes in: so the bucket stays ample.
         gain = self.terms.rate * (life_s - early_s) / self.sharers
-        spared = min(self._there(now) / (SPARED_PART * self.sharers), gain - mean)
+        spared = min(self._spared(now), gain - mean)
         if spared < WORTH_SPARED:
             return plan
         return plan._replace(lasting=math.ceil(mean + min(SIGMAS * math.sqrt(mean), spared)), early_s=early_s)
@@ -469,29 +477,38 @@ class Holding:
         far = self._is_far and not self._is_scarce(now)
         if not due and not far:
             return 0.0
-        ample = self._is_ample(now)
-        demand = max(self.demand, self.rush) if ample else self.demand
         if self._plan.lasting:
             lot = float(self._plan.lasting)
         elif far:
             # What is there when the one after this one comes, but no more than can be spent before it expires.
-            mean = demand * (self._plan.spacing_s + SLOW_RTT * self.rtt_s)
-            most = (FAR_AMPLE if ample else FAR_FULL) * demand * self.terms.life_s
-            lot = min(mean + 2 * math.sqrt(mean) + 1, most) - self._lasts(now, demand) - coming + waiting
+            level = self._far_level(self.demand, FAR_FULL)
+            if self._is_ample(now):
+                level = min(
+                    self._far_level(max(self.demand, self.rush), FAR_AMPLE), level + self._spared(now)
+                )
+            lot = level - self._lasts(now) - coming + waiting
             if lot < 1.0:
                 return 0.0
         else:
-            lot = demand * self._lot_s(load.keys)
+            lot = self.demand * self._lot_s(load.keys)
         lot = math.floor(lot) if self._is_scarce(now) else math.ceil(lot)
         return max(1.0, min(lot, self._largest()))
 
-    def _lasts(self, now: float, demand: float) -> float:
+    def _far_level(self, demand: float, full: float) -> float:
+        mean = demand * (self._plan.spacing_s + SLOW_RTT * self.rtt_s)
+        return min(mean + 2 * math.sqrt(mean) + 1, full * demand * self.terms.life_s)
+
+    def _spared(self, now: float) -> float:
+        """What may be leased beyond the expected, of an ample bucket."""
+        return self._there(now) / (SPARED_PART * self.sharers)
+
+    def _lasts(self, now: float) -> float:
         """What is held and will be spent: not what expires before the next lease is here and nobody comes for."""
         here = now + self.rtt_s
         if here < self._expires:
             return self.balance + self.extra
         lasts = sum(count for expires, count in self._later if expires > here)
-        return lasts + min(self.balance + self.extra - lasts, demand * self.rtt_s)
+        return lasts + min(self.balance + self.extra - lasts, self.demand * self.rtt_s)
 
     @property
     def _untold(self) -> float:
@@ -566,6 +583,7 @@ class Holding:
         self.debt -= paid
         granted -= paid
         self.leased += granted
+        self.in_vain = granted > 0.0 and expires <= now
         if granted > 0.0:
             self._store(granted, expires, now)
         if answer.granted < asked.want and not (
@@ -594,7 +612,8 @@ class Holding:
             self.extra += granted
 
     def _hold(self, answer: Leased, now: float, random: float, load: Load) -> None:
-        pace = self.span_s(load.keys) * (0.75 + random / 2)
+        # Who is far under the limit finds an empty bucket by accident (the store lost its data): its leases are few.
+        pace = 0.0 if self.is_quiet else self.span_s(load.keys) * (0.75 + random / 2)
         if self.terms.window_s:
             next_token = self.window_ends - now if answer.left < 1 else 0.0
         else:

@@ -673,6 +673,28 @@ def test_request_that_waits_for_tokens_is_not_decided_by_the_fallback() -> None:
     assert made.account(a_request()).otherwise == 0
 
 
+def test_quiet_client_waits_for_what_a_wiped_store_will_soon_have() -> None:
+    world, store, worker = one_worker(Config(rate=(1000, 1), burst=1000, per="client_ip"))
+    worker.request("a")
+    world.run(1.0)
+    store.wipe()
+    worker.request("a")
+    worker.request("a")
+    world.run(1.0)
+    assert counts(worker) == (3, 0)
+    assert 0.001 < max(worker.waited) <= 0.02
+
+
+def test_quiet_client_does_not_wait_for_what_comes_later() -> None:
+    world, store, worker = one_worker(Config(rate=(10, 1), burst=10, per="client_ip"))
+    worker.request("a")
+    world.run(1.0)
+    store.wipe()
+    worker.request("a")
+    world.run(0.002)
+    assert counts(worker) == (1, 1)
+
+
 def test_worker_without_any_store_has_a_share_of_its_own() -> None:
     world = World()
     store = Store(world)

@@ -242,19 +242,27 @@ class _Entry:
     )
 
     def __init__(
-        self, number: int, needs: _Needs, waiter: Waiter, *, now: float, lease_s: float, wait_s: float
+        self,
+        number: int,
+        needs: _Needs,
+        waiter: Waiter,
+        *,
+        now: float,
+        lease_until: float,
+        tokens_until: float,
+        last: float,
     ) -> None:
         self.number = number
         self.needs = needs
         self.costs = dict(needs)
         self.waiter = waiter
-        self.lease_until = now + lease_s
+        self.lease_until = lease_until
         """An answer that has not come by then is decided by the fallback."""
-        self.share_from = now + lease_s / 2
+        self.share_from = (now + lease_until) / 2
         """From then on the share is asked as well."""
-        self.tokens_until = now + wait_s
+        self.tokens_until = tokens_until
         """Tokens that come later are not waited for."""
-        self.last = now + lease_s + wait_s
+        self.last = last
         self.admitted = False
         self.hopeless = False
         """What it needs cannot come in time: it is refused when it looks."""
@@ -263,8 +271,10 @@ class _Entry:
         self.queued: set[_Key] = set()
 
     def is_late(self, key: _Key, now: float) -> bool:
-        """The answer to the account's lease can be waited for no longer. Leases sent afterwards are for tokens."""
-        return now >= self.lease_until >= key.sent_at
+        """The answer to the account's lease can be waited for no longer. Leases sent afterwards are for tokens, unless
+        what the answer brought had expired on its way.
+        """
+        return now >= self.lease_until and (self.lease_until >= key.sent_at or key.in_vain)
 
     def is_soon_late(self, now: float) -> bool:
         """Half of the time is left at most that it may wait for an answer: as much as a share may need for its own."""
@@ -549,21 +559,32 @@ class LimitPolicy:
             return None
         lease_s = ended_by(max(0.0, self._max_wait_s - request.held_s)) if self._strict else 0.0
         last = now + lease_s + self._wait_s
+        # Who is far under the limit and finds too little waits for that as for an answer: it is soon there.
+        quiet = all(key.is_quiet for key, _ in short)
+        wait_s = max(self._wait_s, lease_s) if quiet else self._wait_s
         comes = now
         for key, cost in short:
             key.arrive(cost)
             comes = max(comes, _comes(key, key.ahead + cost, now))
-        if comes > now + self._wait_s:
+        if comes > now + wait_s:
             if len(needs) == 1:
                 key, cost = needs[0]
-                key.dry_until = comes - self._wait_s
+                key.dry_until = comes - wait_s
                 key.dry_from = now + key.retry_after_s(cost, now)
             raise self._refuse(short, now)
         asked = [key for key, cost in short if not key.queue and _asks(key, cost, now)]
         waiter = request.waiter
         if waiter is None or last <= now or self.waiting >= MOST_WAITING:
             raise self._refuse(short, now)
-        entry = _Entry(next(self._numbers), needs, waiter, now=now, lease_s=lease_s, wait_s=self._wait_s)
+        entry = _Entry(
+            next(self._numbers),
+            needs,
+            waiter,
+            now=now,
+            lease_until=now + lease_s,
+            tokens_until=now + wait_s,
+            last=last,
+        )
         entry.asked.update(asked)
         return self._wait(request, entry, short)
 
