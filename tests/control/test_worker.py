@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import trio
@@ -54,7 +55,12 @@ class Running:
             return b"".join([data async for data in stream])
 
 
-def brief(registry: Registry, generation: int, config: Config) -> Brief:
+def brief(
+    registry: Registry,
+    generation: int,
+    config: Config,
+    unhealthy: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> Brief:
     blocks = registry.place(block_keys(config))
     return Brief(
         generation=generation,
@@ -62,13 +68,19 @@ def brief(registry: Registry, generation: int, config: Config) -> Brief:
         blocks=encode_blocks(blocks),
         page_size=registry.size,
         addresses={},
+        unhealthy=unhealthy,
     )
 
 
 @asynccontextmanager
-async def running(first: Config, log_fd: int | None = None) -> AsyncIterator[Running]:
+async def running(
+    first: Config,
+    log_fd: int | None = None,
+    unhealthy: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> AsyncIterator[Running]:
     registry = Registry()
-    start = Start(slot=0, instance="me", replica="me-1", brief=brief(registry, 1, first), sockets=())
+    given = brief(registry, 1, first, unhealthy)
+    start = Start(slot=0, instance="me", replica="me-1", brief=given, sockets=())
     page = Page.create(registry.size)
     log = os.open(os.devnull, os.O_WRONLY) if log_fd is None else log_fd
     supervisors, store = socket.socketpair()
@@ -171,3 +183,39 @@ async def test_questions(worker: Running) -> None:
     assert (told.name, told.endpoints[0].address) == ("named", "10.0.0.1")
     names = {task["name"] for task in json.loads(answered(worker, "tasks"))}
     assert "ambassador.proxy.lane.Lane.run" in names
+
+
+def checked(extra: str = "", health: str = "/up") -> Config:
+    return load_text(
+        f"""\
+version: 1
+listen: {ADDRESS}
+telemetry: {{access_log: off}}
+upstreams:
+  u: {{endpoints: [http://10.0.0.1:80, http://10.0.0.2:80], health: {health}{extra}}}
+routes: [{{name: r, to: u}}]
+"""
+    )
+
+
+def health_of(worker: Running) -> list[tuple[bool, str | None]]:
+    return [(each.healthy, each.why) for each in upstream_of(worker).endpoints]
+
+
+async def test_worker_knows_from_its_start_what_is_unhealthy_and_keeps_it_through_a_reload() -> None:
+    down = {"http://10.0.0.2:80": "unhealthy: down"}
+    async with running(checked(), unhealthy={"u": down, "other": down}) as worker:
+        assert health_of(worker) == [(True, None), (False, "unhealthy: down")]
+        second = checked(", slow_start: 1s")
+        prepare(worker, 2, second)
+        worker.plane.set_unhealthy({"u": {"http://10.0.0.1:80": "unhealthy: up and down"}})
+        worker.plane.commit()
+        assert health_of(worker) == [(False, "unhealthy: up and down"), (True, None)]
+        prepare(worker, 3, checked(health="off"))
+        worker.plane.commit()
+        assert health_of(worker) == [(True, None), (True, None)]
+
+
+async def test_beat_tells_of_ejections_once_there_were_any() -> None:
+    async with running(checked(", outlier: {}")) as worker:
+        assert worker.plane.ejections == {}

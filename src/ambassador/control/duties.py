@@ -116,7 +116,7 @@ class Plane(Protocol):
 
     @property
     def ejections(self) -> Mapping[str, tuple[int, int]]:
-        """Of each upstream with outlier detection: endpoints that are ejected, and ejections so far."""
+        """Of each upstream that has had ejections: endpoints that are ejected, and ejections so far."""
 
     def beat(self) -> float:
         """Write down the gauges; returns the loop's longest turn since the last call, in milliseconds."""

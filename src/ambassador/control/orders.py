@@ -198,7 +198,7 @@ class Beat(Message, frozen=True):
     open_breakers: Mapping[str, tuple[int, int]] = {}
     """Breakers that are not closed: epoch and `state.protocol.State`."""
     ejections: Mapping[str, tuple[int, int]] = {}
-    """Of each upstream with outlier detection: endpoints that are ejected, and ejections so far."""
+    """Of each upstream that has had ejections: endpoints that are ejected, and ejections so far."""
 
 
 class Answer(Message, frozen=True):

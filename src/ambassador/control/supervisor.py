@@ -462,10 +462,12 @@ class Supervisor:
 
     def _ejections(self) -> list[tuple[str, int, int]]:
         """As of the workers' last beats; they share them, so the last to hear knows most."""
-        known: dict[str, tuple[int, int]] = {}
+        upstreams = self._deployment.config.upstreams.items()
+        known = {name: (0, 0) for name, upstream in upstreams if upstream.outlier is not None}
         for worker in self._crew.current:
             for name, (ejected, total) in worker.beat.ejections.items():
-                known[name] = max(known.get(name, (0, 0)), (total, ejected))
+                if name in known:
+                    known[name] = max(known[name], (total, ejected))
         return [(name, ejected, total) for name, (total, ejected) in sorted(known.items())]
 
     async def tasks(self) -> Iterator[msgspec.Raw]:

@@ -339,7 +339,7 @@ class WorkerPlane:
 
     @property
     def ejections(self) -> Mapping[str, tuple[int, int]]:
-        """Of each upstream with outlier detection: endpoints that are ejected, and ejections so far."""
+        """Of each upstream that has had ejections: endpoints that are ejected, and ejections so far."""
         return self._outliers.figures()
 
     def _tasks(self) -> list[dict[str, object]]:

@@ -394,11 +394,14 @@ class Detector:
     def _put(self, wanted: Ejections, done: Callable[[], None] | None) -> None:
         self._asking = True
         put = Put(self._name, _encode(wanted), _REMEMBERED_MS, expect=self.version, publish=True)
-        self.store.ask(put, partial(self._answered, wanted, done))
+        self.store.ask(put, partial(self._answered, wanted, done, self._clock.now))
 
-    def _answered(self, wanted: Ejections, done: Callable[[], None] | None, answer: Answer | None) -> None:
+    def _answered(
+        self, wanted: Ejections, done: Callable[[], None] | None, asked_at: float, answer: Answer | None
+    ) -> None:
         self._asking = False
         if isinstance(answer, Named):
+            self._time.heard(answer.now_us, asked_at, self._clock.now)
             self.learn(answer)
             if not answer.done:
                 return  # somebody was quicker: what still fails, fails again
@@ -516,8 +519,10 @@ class Outliers(Timer):
             detector.retire()
 
     def figures(self) -> dict[str, tuple[int, int]]:
-        """(endpoints that are ejected, ejections so far) of each upstream that has a detector."""
-        return {name: detector.figures() for name, detector in self._detectors.items()}
+        """(endpoints that are ejected, ejections so far) of each upstream that has had any."""
+        return {
+            name: detector.figures() for name, detector in self._detectors.items() if detector.ejections.total
+        }
 
     def _heard(self, store: Scope, event: Event) -> None:
         kind, _, name = event.name.partition(":")
