@@ -31,6 +31,15 @@ def test_secrets_are_masked() -> None:
     assert headers == {"authorization": "***", "x-a": "b"}
 
 
+def test_token_of_an_api_server_is_masked() -> None:
+    where = "{service: web, namespace: shop, server: 'https://api:6443', token: 'file:/run/secret'}"
+    text = f"upstreams: {{web: {{discover: {{kubernetes: {where}}}}}, other: {{endpoints: [http://a]}}}}\n"
+    tree: Any = json.loads(b"".join(pieces(masked(load_text(CONFIG + text)))))
+    assert tree["upstreams"]["web"]["discover"]["kubernetes"]["token"] == "***"
+    assert tree["upstreams"]["web"]["discover"]["kubernetes"]["service"] == "web"
+    assert tree["upstreams"]["other"]["endpoints"][0]["url"] == "http://a:80"
+
+
 def test_what_is_told_is_a_config_again() -> None:
     text = CONFIG.replace(', token: "env:TOKEN"', "").replace("Authorization: Bearer abc, ", "")
     config = load_text(text)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from ambassador.config.discover import Discover
-from ambassador.config.schema import Config, Match, PathRegex, Route, ValueMatch
+from ambassador.config.schema import Config, Match, PathRegex, Route, Upstream, ValueMatch
 from ambassador.control.discovery.directory import SourceStatus
 from ambassador.control.host import resident_bytes
 from ambassador.control.incarnation import Incarnation
