@@ -17,13 +17,13 @@ The life of a request
     `redirect.py`, `respond.py`. One that must wait gives a coroutine, which rests by the request's `waiter`
     (`messages.py`).
  7. REPEAT: an attempt (`proxy/attempt.py`), and more while `proxy/policies/retry.py` allows. Everything in 8 to 10 is
-    done for each. Where `proxy/policies/hedge.py` says that one takes long, a second runs beside
-    it (`proxy/race.py`).
- 8. An endpoint is picked (`proxy/upstream/balance.py`) and a connection taken from its pool
-    (`proxy/upstream/pool.py`, `endpoint.py`), or opened (`connect.py`). Breakers and cool-downs may refuse the attempt
-    (`proxy/policies/breaker.py`, `cooldown.py`). All replicas share a circuit (`state/circuit.py`); a worker's view of
-    it, and what it decides by itself, is `state/gate.py`; `proxy/breakers.py` connects the two. Directly before the
-    first byte the upstream's own quota is charged (`proxy/policies/limit.py` again).
+    done for each. Where `proxy/policies/hedge.py` says that one takes long, a second runs beside it (`proxy/race.py`).
+ 8. An endpoint is picked: one of those in use (`proxy/upstream/tiers.py`), as `balance` says (`balance.py`, `ring.py`).
+    A connection is taken from its pool (`pool.py`, `endpoint.py`), or opened (`connect.py`). Breakers and cool-downs
+    may refuse the attempt (`proxy/policies/breaker.py`, `cooldown.py`). All replicas share a circuit
+    (`state/circuit.py`); a worker's view of it, and what it decides by itself, is `state/gate.py`; `proxy/breakers.py`
+    connects the two. Directly before the first byte the upstream's own quota is charged (`proxy/policies/limit.py`
+    again).
  9. SHAPE: the outgoing head is made: what passes, what the proxy adds, what the route changes
     (`proxy/policies/headers.py`, `rewrite.py`, with values from `proxy/template.py`; `proxy/framing.py` says what
     they may not touch).

@@ -163,6 +163,20 @@ def test_limit_of_an_upstream_is_looked_at_too() -> None:
     assert "upstreams.u.limit" in warning
 
 
+def test_zone_that_cannot_be_preferred_is_told() -> None:
+    text = """\
+        upstreams:
+          u: {endpoints: [{url: 'http://a', zone: x}, 'http://b'], zone_aware: true}
+        routes:
+        - {name: a, to: u}
+        """
+    (warning,) = warnings(text)
+    assert "upstreams.u.zone_aware: prefers no zone: 'zone', at the top, does not say" in warning
+    assert warnings("zone: x\n" + textwrap.dedent(text)) == []
+    (warning,) = warnings("zone: x\n" + textwrap.dedent(text).replace(", zone: x", ""))
+    assert "upstreams.u.zone_aware: prefers no zone: no endpoint has a 'zone'" in warning
+
+
 def test_ejection_of_a_lone_endpoint_and_slow_checks_are_told() -> None:
     text = """\
         upstreams:

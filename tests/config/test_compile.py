@@ -439,3 +439,30 @@ async def test_source_that_nobody_has_changes_nothing(lane: Lane) -> None:
     made = table(lane, FOUND)
     made.take_found(Discover(file="/x"), (Server("http://f:1"),), {})
     assert list(made.upstreams["u"].endpoints) == []
+
+
+async def test_endpoints_that_were_found_have_breakers_of_their_own(lane: Lane) -> None:
+    text = HEAD + FOUND.replace("connections: {max: 7}", "breaker: {scope: endpoint, consecutive: 2}")
+    breakers, scopes = Breakers(lane), no_scopes()
+    told = found("http://10.0.0.1:8080")
+    made = compile_table(load_text(text), lane, Counts(), {}, scopes, found=[told], breakers=breakers)
+    made.begin()
+    take(made, found("http://10.0.0.1:8080", "http://10.0.0.2:8080"))
+    first, second = made.upstreams["u"].endpoints
+    assert set(breakers.breakers) == {"u/10.0.0.1:8080", "u/10.0.0.2:8080"}
+    assert first.gate is breakers.breakers["u/10.0.0.1:8080"]
+    assert second.gate is breakers.breakers["u/10.0.0.2:8080"]
+    again = compile_table(
+        load_text(text),
+        lane,
+        Counts(),
+        {},
+        scopes,
+        found=[found("http://10.0.0.2:8080")],
+        breakers=breakers,
+    )
+    again.begin()
+    (kept,) = again.upstreams["u"].endpoints
+    assert kept.gate is second.gate
+    take(again, found())
+    assert not breakers.breakers

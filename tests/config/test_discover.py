@@ -77,10 +77,6 @@ def test_source_is_read(written: str, read: Discover) -> None:
             "discover: {kubernetes: {service: w, server: 'ftp://a'}}",
             "'ftp://a' is not the address of a server",
         ),
-        (
-            "discover: {dns: 'a:1'}, breaker: {scope: endpoint}",
-            "upstreams.u.breaker: 'scope: endpoint' with 'discover' is not supported by this version",
-        ),
     ],
 )
 def test_source_that_cannot_be_is_refused(settings: str, problem: str) -> None:

@@ -133,3 +133,23 @@ async def test_nobody_obeys(workers: list[FakeWorker]) -> None:
 async def test_unknown_name_is_refused_with_the_one_that_may_be_meant() -> None:
     with pytest.raises(NoBreaker, match=r"there is no breaker 'biling'; did you mean 'billing'\?"):
         await override(an_order("biling"), CONFIG, [FakeWorker(True)], LOG)
+
+
+@pytest.mark.parametrize(("name", "known"), [("u/10.0.0.1:80", True), ("v/10.0.0.1:80", False), ("u", False)])
+async def test_breaker_of_an_endpoint_that_was_found_is_known_to_workers_only(
+    name: str, *, known: bool
+) -> None:
+    config = load_text(
+        "version: 1\nlisten: 127.0.0.1:80\n"
+        "upstreams:\n"
+        "  u: {discover: {dns: 'a.test:80'}, breaker: {scope: endpoint}}\n"
+        "  v: {discover: {dns: 'b.test:80'}}\n"
+        "routes: [{name: r, match: {path: /r}, to: u}, {name: s, to: v}]"
+    )
+    worker = FakeWorker(True)
+    if known:
+        assert (await override(an_order(name), config, [worker], LOG)).fleet
+    else:
+        with pytest.raises(NoBreaker):
+            await override(an_order(name), config, [worker], LOG)
+    assert len(worker.orders) == known

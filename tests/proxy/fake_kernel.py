@@ -12,7 +12,7 @@ import errno
 import os
 import select
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -271,9 +271,16 @@ class Kernel:
         return near, far
 
     async def _connect(
-        self, lane: Lane, strand: Strand, addresses: Sequence[Address], deadline: float
+        self,
+        lane: Lane,
+        strand: Strand,
+        addresses: Sequence[Address],
+        deadline: float,
+        *,
+        check: Callable[[], None] = lambda: None,
     ) -> Link:
         """In place of `upstream.connect.connect`."""
+        check()
         await strand.pause()
         ((_, where),) = addresses
         if where[0] in self.refused:

@@ -52,6 +52,29 @@ def test_reload_with_other_settings_keeps_the_state() -> None:
     assert isinstance(new.gate.enter(worker.now, 0.5, 1.0), Refused)
 
 
+def test_breaker_can_come_and_go_while_a_table_is_served() -> None:
+    class Counted:
+        shut = 0
+
+    first, second = workers(2)
+    counted = Counted()
+    upstreams_own = first.breaker()
+    trip(second, second.breaker("u/a"), "connect")
+    late = first.breakers.get("u/a", Config(), first.shared.scopes_of(0))
+    late.guard(counted)
+    first.breakers.add(late)
+    first.breakers.force("u/a", "open", for_ms=0, by="ann", reason="x", done=lambda _: None)
+    first.shared.deliver()
+    assert counted.shut == 1
+    assert late.is_open
+    first.breakers.remove("u/a")
+    first.breakers.remove("u/none")
+    assert counted.shut == 0
+    assert list(first.breakers.breakers.values()) == [upstreams_own]
+    attempt(first, late)  # one that was under way
+    assert counted.shut == 0
+
+
 def test_new_worker_knows_a_circuit_that_is_open() -> None:
     first, second = workers(2)
     breaker = first.breaker()

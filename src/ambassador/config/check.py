@@ -37,6 +37,7 @@ def warn(
         _warn_of_limits(config, config.upstreams[name].limit, part)
         _warn_of_breaker(config.upstreams[name].breaker, part)
         _warn_of_checks(config.upstreams[name], part)
+        _warn_of_zone(config, config.upstreams[name], part)
     _warn_of_shadows(config.routes, routes)
     _warn_of_secrets(document)
     if not whole:
@@ -135,6 +136,21 @@ def _warn_of_checks(upstream: Upstream, part: Part) -> None:
         node.report(
             path, f"is longer than 'every' ({every}): a check that hangs delays the next", level="warning"
         )
+
+
+def _warn_of_zone(config: Config, upstream: Upstream, part: Part) -> None:
+    if not upstream.zone_aware:
+        return
+    node, path = part.place("zone_aware")
+    if config.zone is None:
+        node.report(
+            path,
+            "prefers no zone: 'zone', at the top, does not say where this instance is",
+            "write 'zone: NAME' or 'zone: env:NAME'",
+            level="warning",
+        )
+    elif upstream.discover is None and not any(endpoint.zone for endpoint in upstream.endpoints):
+        node.report(path, "prefers no zone: no endpoint has a 'zone'", level="warning")
 
 
 def _warn_of_unused(config: Config, upstreams: dict[str, Part]) -> None:

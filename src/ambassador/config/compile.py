@@ -15,7 +15,7 @@ from weakref import ref
 from msgspec import structs
 
 from ambassador.config import schema
-from ambassador.config.breakers import breakers_of
+from ambassador.config.breakers import breakers_of, upstream_breakers
 from ambassador.config.discover import own_host
 from ambassador.config.schema import PathRegex
 from ambassador.proxy.breakers import Breakers
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ambassador.config.discover import Found
     from ambassador.proxy.lane import Lane
     from ambassador.proxy.plan import AdmitHook, RouteMetrics, ShapeHook
+    from ambassador.proxy.policies import breaker
     from ambassador.proxy.policies.breaker import Breaker
     from ambassador.proxy.service import Server, Taker
     from ambassador.proxy.upstream.connect import Address
@@ -137,6 +138,13 @@ def compile_steps(
     for made in breakers_of(config):
         gates[made.name] = breakers.get(made.name, made.config, scopes)
         yield
+    guards = [
+        (upstreams[name], _EndpointGuard(scopes_of["endpoint"], breakers, scopes))
+        for name, each in config.upstreams.items()
+        if each.discover is not None and "endpoint" in (scopes_of := upstream_breakers(config, name))
+    ]
+    for guarded, guard in guards:
+        gates.update((made.name, made) for made in guard.prepare(guarded))
     plans: list[tuple[MatchSpec, RoutePlan]] = []
     for route in config.routes:
         plan = _plan(route, config, upstreams, counters, lane, limits=limits, gates=gates, scopes=scopes)
@@ -161,6 +169,7 @@ def compile_steps(
         begins=(
             partial(breakers.install, tuple(gates.values()), max_wait_s=config.state.max_wait),
             partial(_guard_endpoints, tuple(upstreams.values()), gates),
+            *(partial(guard.begin, guarded) for guarded, guard in guards),
             partial(cooldowns.install, [each.cooldown for each in upstreams.values() if each.cooldown]),
             partial(outliers.install, detectors),
             partial(
@@ -177,6 +186,40 @@ def _guard_endpoints(upstreams: Sequence[Upstream], gates: Mapping[str, Breaker]
             if gate is not None:
                 endpoint.gate = gate
                 gate.guard(upstream)
+
+
+class _EndpointGuard:
+    """Gives the endpoints that are found for one upstream their own breakers, and takes them when they go."""
+
+    def __init__(self, config: breaker.Config, breakers: Breakers, scopes: Scopes) -> None:
+        self._config = config
+        self._breakers = breakers
+        self._scopes = scopes
+        self._names: set[str] = set()
+
+    def prepare(self, upstream: Upstream) -> list[Breaker]:
+        """The breakers of those that are known by now, for a table that is being made."""
+        names = [endpoint_name(upstream.name, endpoint.url) for endpoint in upstream.endpoints]
+        self._names.update(names)
+        return [self._breakers.get(name, self._config, self._scopes) for name in names]
+
+    def begin(self, upstream: Upstream) -> None:
+        """The table is served from now on."""
+        self._guard(upstream)
+        upstream.follow(self._guard)
+
+    def _guard(self, upstream: Upstream) -> None:
+        names = set()
+        for endpoint in upstream.endpoints:
+            name = endpoint_name(upstream.name, endpoint.url)
+            names.add(name)
+            if endpoint.gate is None:
+                endpoint.gate = self._breakers.get(name, self._config, self._scopes)
+                endpoint.gate.guard(upstream)
+                self._breakers.add(endpoint.gate)
+        for gone in self._names - names:
+            self._breakers.remove(gone)
+        self._names = names
 
 
 class _Limits:

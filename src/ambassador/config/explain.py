@@ -418,8 +418,9 @@ def _breaker_lines(config: Config, route: Route) -> Iterable[Line]:
     if "upstream" in scopes:
         yield _breaker_line(route.to, scopes["upstream"], _key(route.to, own, "upstream"))
     if "endpoint" in scopes:
-        name = breaker.endpoint_name(route.to, config.upstreams[route.to].endpoints[0].url)
-        each = name if len(config.upstreams[route.to].endpoints) == 1 else f"{route.to}/ENDPOINT"
+        endpoints = config.upstreams[route.to].endpoints
+        one = breaker.endpoint_name(route.to, endpoints[0].url) if len(endpoints) == 1 else None
+        each = one or f"{route.to}/ENDPOINT"
         yield _breaker_line(each, scopes["endpoint"], _key(route.to, own, "endpoint"))
 
 

@@ -16,7 +16,6 @@ from msgspec import Meta, field
 
 from ambassador.config.discover import Discover, Kubernetes
 from ambassador.config.units import format_duration
-from ambassador.config.words import NOT_SUPPORTED
 from ambassador.proxy.policies import breaker, cooldown, fault, headers, hedge, limit, retry
 from ambassador.proxy.policies.redirect import Redirect
 from ambassador.proxy.policies.respond import Respond
@@ -302,8 +301,6 @@ class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.endpoints and self.discover is not None:
             yield "discover", "is in place of 'endpoints', and both are there"
         yield from _shared_names(self.limit)
-        if self.discover is not None and self.breaker is not None and self.breaker.scope == "endpoint":
-            yield "breaker", f"'scope: endpoint' with 'discover' is {NOT_SUPPORTED}"
         if self.breaker is not None and self.breaker.scope == "route":
             yield "breaker", "'scope: route' belongs to the breaker of a route"
         if self.balance == "ring_hash" and self.hash is None:

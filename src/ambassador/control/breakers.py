@@ -16,7 +16,7 @@ from typing import Final, Literal, Protocol
 import msgspec
 import trio
 
-from ambassador.config.breakers import breakers_of
+from ambassador.config.breakers import breakers_of, upstream_breakers
 from ambassador.config.schema import Config
 from ambassador.config.units import format_duration
 from ambassador.printable import printable
@@ -133,6 +133,15 @@ def breaker_names(config: Config) -> list[str]:
     return [made.name for made in breakers_of(config)]
 
 
+def _may_be_found(name: str, config: Config) -> bool:
+    """It would be that of an endpoint which only the workers know."""
+    upstream, slash, _ = name.partition("/")
+    known = config.upstreams.get(upstream)
+    return bool(
+        slash and known and known.discover is not None and "endpoint" in upstream_breakers(config, upstream)
+    )
+
+
 async def override(
     order: Override, config: Config, workers: Sequence[Worker], log: logging.Logger
 ) -> Outcome:
@@ -141,7 +150,7 @@ async def override(
     Raises `NoBreaker`, and `NobodyObeyed` when not even one worker of this replica does.
     """
     names = breaker_names(config)
-    if order.name not in names:
+    if order.name not in names and not _may_be_found(order.name, config):
         close = get_close_matches(order.name, names, 1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise NoBreaker(f"there is no breaker '{order.name}'{hint}")

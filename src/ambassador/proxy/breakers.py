@@ -129,13 +129,26 @@ class Breakers(Timer):
         self.max_wait_s = max_wait_s
         before, self._breakers = self._breakers, {breaker.name: breaker for breaker in breakers}
         for name, breaker in self._breakers.items():
-            old = before.get(name)
-            if old is breaker:
-                continue
-            if old is not None and old.store is breaker.store:
-                breaker.gate.inherit(old.gate, self.now)
-            breaker.gate.read(self.now)
-            self.attend(breaker)
+            self._begin(breaker, before.get(name))
+
+    def add(self, breaker: Breaker) -> None:
+        """One more for the table that is served: of an endpoint that was found meanwhile."""
+        old, self._breakers[breaker.name] = self._breakers.get(breaker.name), breaker
+        self._begin(breaker, old)
+
+    def remove(self, name: str) -> None:
+        """One fewer: its endpoint has gone. Attempts that are under way still tell it how they went."""
+        gone = self._breakers.pop(name, None)
+        if gone is not None:
+            gone.unguard()
+
+    def _begin(self, breaker: Breaker, old: Breaker | None) -> None:
+        if old is breaker:
+            return
+        if old is not None and old.store is breaker.store:
+            breaker.gate.inherit(old.gate, self.now)
+        breaker.gate.read(self.now)
+        self.attend(breaker)
 
     # ----- between a gate and its store -----
 

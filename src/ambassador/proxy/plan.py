@@ -1,6 +1,7 @@
 """What a route is at run time: bound functions and numbers, made once when a config is loaded.
 
-`config.compile` makes these; an exchange reads them. Nothing changes after that but counters of the upstream.
+`config.compile` makes these; an exchange reads them. Nothing changes after that but an upstream: its counters, and its
+endpoints and which of them are in use.
 """
 
 from __future__ import annotations

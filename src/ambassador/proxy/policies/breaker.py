@@ -274,6 +274,13 @@ class Breaker:
         self._was_open = False
         self.note_shut()
 
+    def unguard(self) -> None:
+        """Its endpoint has gone: it is counted no more."""
+        shut = None if self._shut is None else self._shut()
+        if shut is not None and self._was_open:
+            shut.shut -= 1
+        self._shut, self._was_open = None, False
+
     def welcomes(self, now: float) -> bool:
         """Whether its endpoint is worth picking where there are others."""
         if not self.gate.is_open:
