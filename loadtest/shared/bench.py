@@ -1,104 +1,23 @@
 """What every scenario needs, put together: Redis behind a fault proxy, replicas, their origin and their clients."""
 
 import contextlib
-import os
-import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import redis
-
-from loadtest import processes, procfs, store
+from loadtest import procfs
 from loadtest.shared import driver, replicas, witness
 from loadtest.shared.apart import Apart
 from loadtest.shared.driver import Answered, Driver, Gate, Stream
 from loadtest.shared.fault_proxy import FaultProxy
+from loadtest.shared.redis_server import Redis
 from loadtest.shared.replicas import Replica
+from loadtest.shared.sentinels import Sentinels
 from loadtest.shared.witness import Seen, Witness
 
-_POLL_S = 0.01
 SETTLE_S = 0.3
 """Before a load: what the last one left is over."""
-
-
-class Redis:
-    """A server whose place stays when it is killed. In memory only."""
-
-    def __init__(self, directory: Path) -> None:
-        binary = store.find()
-        if binary is None:
-            raise processes.StartError(f"shared state needs Redis or Valkey: {store.INSTALL}")
-        [self.port] = processes.free_ports(1)
-        self._log = directory / "redis.log"
-        self._command = [
-            binary, "--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--appendonly", "no",
-            "--dir", str(directory),
-        ]  # fmt: skip
-        self._process: subprocess.Popen[bytes] | None = None
-        self.client = redis.Redis(port=self.port, socket_timeout=5.0)
-
-    def start(self) -> float:
-        """Returns when it answers: then."""
-        first = processes.prioritised() if processes.may_prioritise() else contextlib.nullcontext()
-        with self._log.open("ab") as log, first:
-            self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        deadline = time.monotonic() + 10.0
-        while True:
-            with contextlib.suppress(redis.RedisError):
-                self.client.ping()
-                return time.monotonic()
-            if time.monotonic() > deadline:
-                raise processes.StartError(f"Redis did not start:\n{self._log.read_text()}")
-            time.sleep(_POLL_S)
-
-    def kill(self) -> None:
-        """As a crash would."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def hang(self) -> None:
-        """It stops, and its connections stay."""
-        self._signal(signal.SIGSTOP)
-
-    def go_on(self) -> float:
-        self._signal(signal.SIGCONT)
-        return time.monotonic()
-
-    def _signal(self, number: int) -> None:
-        assert self._process is not None
-        os.kill(self._process.pid, number)
-
-    def calls(self, *names: str) -> int:
-        """How often these commands were carried out so far, inside of scripts too."""
-        stats: dict[str, Any] = self.client.info("commandstats")
-        return sum(int(stats.get(f"cmdstat_{name}", {}).get("calls", 0)) for name in names)
-
-    @property
-    def scripts(self) -> int:
-        """Scripts that were called: each for one batch of operations of one kind and shard."""
-        return self.calls("evalsha", "eval")
-
-    @property
-    def leases(self) -> int:
-        """Key operations of limits: each writes its bucket, with SET. (So do births of data, 64 in all.)"""
-        return self.calls("set")
-
-    def last_client(self) -> int:
-        """The number of the connection that was made last: this one."""
-        return int(self.client.client_id())
-
-    def speakers(self, after: int) -> int:
-        """Connections made after that one that have called a script last."""
-        clients: list[dict[str, str]] = self.client.client_list()
-        return sum(int(each["id"]) > after and each["cmd"].startswith("eval") for each in clients)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +46,7 @@ class Run:
 
 @dataclass(slots=True)
 class Bench:
-    """All that runs. `redis` and `faults` are None with the memory store."""
+    """All that runs. `redis` and `faults` are None with the memory store; `redis` is the master behind `sentinels`."""
 
     replicas: list[Replica]
     origin: Apart
@@ -135,6 +54,7 @@ class Bench:
     redis: Redis | None
     faults: Apart | None
     gates: list[Gate]
+    sentinels: Sentinels | None = None
 
     def connect(self) -> None:
         """Connect the clients to the workers there are, each its own."""
@@ -190,17 +110,22 @@ def running(
     shared: bool,
     make: Callable[[int], tuple[Mapping[str, object], Sequence[Mapping[str, object]]]],
     state: Mapping[str, object] | None = None,
+    watched: bool = False,
 ) -> Iterator[Bench]:
-    """Start everything. `shared`: two replicas of two workers and Redis behind the proxy; else one replica of two, and
-    its own store. `make` gives upstreams and routes for the port of the origin; `state` is added to the config's.
-    Raises StartError.
+    """Start everything. `shared`: two replicas of two workers and Redis behind the proxy (or, `watched`, with a replica
+    of its own and a Sentinel, and no proxy); else one replica of two, and its own store. `make` gives upstreams and
+    routes for the port of the origin; `state` is added to the config's. Raises StartError.
     """
     directory.mkdir()
     with contextlib.ExitStack() as stack:
         origin = stack.enter_context(Apart(Witness))
         upstreams, routes = make(origin.call("port"))
-        server, faults, config = None, None, dict(state or {})
-        if shared:
+        server, faults, sentinels, config = None, None, None, dict(state or {})
+        if watched:
+            sentinels = Sentinels(directory, stack)
+            server = sentinels.master
+            config["url"] = sentinels.url
+        elif shared:
             server = Redis(directory)
             stack.callback(server.kill)
             server.start()
@@ -216,7 +141,7 @@ def running(
                 routes=routes,
             )
         )
-        bench = Bench(fleet, origin, stack.enter_context(Apart(Driver)), server, faults, [])
+        bench = Bench(fleet, origin, stack.enter_context(Apart(Driver)), server, faults, [], sentinels)
         bench.connect()
         try:
             yield bench

@@ -94,8 +94,17 @@ def _breaker_trip(directory: Path, options: argparse.Namespace, tell: Tell) -> l
 
 def _redis_loss(directory: Path, options: argparse.Namespace, tell: Tell) -> list[Findings]:
     faults = [fault for fault in redis_loss.FAULTS if options.only in fault.name]
-    with bench.running(directory / "a", shared=True, make=redis_loss.make) as each:
-        return [redis_loss.run(each, faults, tell)]
+    found = redis_loss.new_findings()
+    fleets = [[fault for fault in faults if not fault.fails_over]]
+    fleets += [[fault] for fault in faults if fault.fails_over]
+    for number, together in enumerate(fleets):
+        if together:
+            watched = together[0].fails_over
+            with bench.running(
+                directory / str(number), shared=True, make=redis_loss.make, watched=watched
+            ) as each:
+                redis_loss.run(each, together, tell, found)
+    return [found]
 
 
 def _redis_slow(directory: Path, options: argparse.Namespace, tell: Tell) -> list[Findings]:

@@ -1,7 +1,8 @@
 """What clients see of a Redis that is lost, and what the limits still promise then.
 
-Each fault lasts FAULT_S under load: a client that asks for more than its limit, one that asks for little of the same,
-a steady one and new ones of a small limit, and requests without any limit. Then Redis is well again.
+Each fault lasts FAULT_S under load, or until a Sentinel has another master: a client that asks for more than its limit,
+one that asks for little of the same, a steady one and new ones of a small limit, and requests without any limit. Then
+Redis is well again.
 """
 
 import time
@@ -38,11 +39,15 @@ class Marks(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`begin` does it; `end` undoes it, and returns when that was, with the number of the last connection before."""
+    """`begin` does it; `end` undoes it, and returns when that was, with the number of the last connection before.
+
+    `fails_over`: Sentinels undo it, and `end` waits for them; it needs a fleet of its own.
+    """
 
     name: str
     begin: Callable[[Bench], None]
     end: Callable[[Bench], tuple[float, int]]
+    fails_over: bool = False
 
 
 def _kill(bench: Bench) -> None:
@@ -92,11 +97,25 @@ def _heal(bench: Bench) -> tuple[float, int]:
     return time.monotonic(), last
 
 
+def _ask_for_failover(bench: Bench) -> None:
+    assert bench.sentinels is not None
+    bench.sentinels.ask_for_failover()
+
+
+def _find_heir(bench: Bench) -> tuple[float, int]:
+    assert bench.sentinels is not None
+    bench.redis = bench.sentinels.heir
+    last = bench.redis.last_client()
+    return bench.sentinels.wait_for_heir(), last
+
+
 FAULTS: tuple[Fault, ...] = (
     Fault("killed", _kill, _start),
     Fault("refused", _refuse, _accept),
     Fault("hung", _hang, _go_on),
     Fault("replies swallowed", _swallow, _heal),
+    Fault("failover, asked for", _ask_for_failover, _find_heir, fails_over=True),
+    Fault("failover, master killed", _kill, _find_heir, fails_over=True),
 )
 
 
@@ -122,15 +141,19 @@ def streams(first_key: int) -> list[Stream]:
     ]
 
 
-def run(bench: Bench, faults: Sequence[Fault], tell: Callable[[str], None]) -> Findings:
-    """One fault after the other."""
-    findings = Findings(
+def new_findings() -> Findings:
+    """What `run` adds to."""
+    return Findings(
         "redis-loss",
         (
             "Redis", "own 5xx", "errors", "longest ms before", "since", "p99 ms before", "during", "from the 2nd s on",
             "use of the rate", "worst window beyond 1.1 rate × D", "of the burst", "quiet refused", "shared again s",
         ),
     )  # fmt: skip
+
+
+def run(bench: Bench, faults: Sequence[Fault], tell: Callable[[str], None], findings: Findings) -> None:
+    """One fault after the other."""
     for number, fault in enumerate(faults):
         tell(fault.name)
         first_key = number * 100_000
@@ -141,14 +164,14 @@ def run(bench: Bench, faults: Sequence[Fault], tell: Callable[[str], None]) -> F
             lost = time.monotonic()
             last = 0 if bench.redis is None else bench.redis.last_client()
             fault.begin(bench)
-            wait_until(began, BEFORE_S + FAULT_S)
+            if not fault.fails_over:
+                wait_until(began, BEFORE_S + FAULT_S)
             healed, after = fault.end(bench)
             back = _shared_again(bench, healed, last if fault.name == "hung" else after)
             marks.append(Marks(lost, healed, back))
 
         outcome = bench.run(streams(first_key), seed=number + 1, during=during)
         _judge(findings, fault, outcome, first_key, marks[0])
-    return findings
 
 
 def _shared_again(bench: Bench, healed: float, after: int) -> float:
@@ -168,6 +191,9 @@ def _p99_ms(answers: Sequence[Answered], begin: float, end: float) -> float:
 
 def _judge(findings: Findings, fault: Fault, outcome: Run, first_key: int, marks: Marks) -> None:
     began, healed, back = marks
+    if fault.fails_over:
+        # It was over before the figures that tell how one lives with it begin.
+        healed = began + FAULT_S
     answers = outcome.answers
     own = sum(bool(each.made) and each.status >= 500 for each in answers)
     errors = sum(each.status not in (200, 429) for each in answers) - own

@@ -91,6 +91,15 @@ def test_loss_that_nobody_notices_holds() -> None:
     assert found.figures[0]["longest_ms"] == 3
 
 
+def test_failover_is_judged_for_as_long_as_other_losses() -> None:
+    (fault, _) = (each for each in redis_loss.FAULTS if each.fails_over)
+    answers = [answer(at / 10, ms=50 if at == 70 else 1) for at in range(10, 130)]
+    found = redis_loss.new_findings()
+    redis_loss._judge(found, fault, Run(0.0, answers, []), 0, redis_loss.Marks(4.0, 4.2, 0.5))
+    assert not held(found)["p99 from the 2nd second on, beyond before"]
+    assert held(found)["shared counting back"]
+
+
 def test_loss_is_judged_by_what_clients_see() -> None:
     answers = [answer(at / 10) for at in range(10, 130)]
     answers += [
