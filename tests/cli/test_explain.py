@@ -104,7 +104,17 @@ def test_what_is_no_url_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What a running service answers, by path."""
-    answers: dict[str, Any] = {"/api/config": json.loads(msgspec.json.encode(CONFIG))}
+    endpoint = {
+        "url": "http://a:80",
+        "healthy": False,
+        "why": "unhealthy: status 500",
+        "ewma_ms": 1.25,
+        "inflight": 2,
+    }
+    answers: dict[str, Any] = {
+        "/api/config": json.loads(msgspec.json.encode(CONFIG)),
+        "/api/upstreams": [{"name": "billing", "endpoints": [endpoint]}],
+    }
     monkeypatch.setattr(client.Client, "call", lambda _self, _method, path, _body=None: (200, answers[path]))
     return answers
 
@@ -114,6 +124,17 @@ def service(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_live_config_is_the_default(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "GET", "/v1/x", "--control", "unix:/x.sock", *options]) == OK
     assert "route     billing" in capsys.readouterr().out
+
+
+def test_live_endpoints_are_shown_with_their_state(
+    service: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["explain", "GET", "/v1/x", "--control", "unix:/x.sock"]
+    assert main(command) == OK
+    assert "  endpoint  http://a:80   unhealthy: status 500, 1.2 ms, 2 in flight\n" in capsys.readouterr().out
+    service["/api/upstreams"] = [{"name": "billing", "endpoints": []}]
+    assert main(command) == OK
+    assert "none now: the answer is 503 no_endpoint" in capsys.readouterr().out
 
 
 def test_service_of_another_version(service: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -191,3 +192,22 @@ def test_ejection_of_a_lone_endpoint_and_slow_checks_are_told() -> None:
         "4:43: warning: upstreams.one.outlier: ejects nothing here: an endpoint that is alone"
     )
     assert slow.startswith("4:76: warning: upstreams.one.health.timeout: is longer than 'every' (1s)")
+
+
+def test_source_that_needs_what_is_not_here_is_told(tmp_path: Path) -> None:
+    missing, present = tmp_path / "missing.yaml", tmp_path / "present.yaml"
+    present.write_text("[]")
+    where = "{service: s, namespace: n, server: 'https://a', token: 'file:/missing/token'}"
+    text = f"""\
+        upstreams:
+          one: {{discover: {{file: {missing}}}}}
+          two: {{discover: {{file: {present}}}}}
+          pods: {{discover: {{kubernetes: {where}}}}}
+        routes:
+        - {{name: a, match: {{path: /a}}, to: one}}
+        - {{name: b, match: {{path: /b}}, to: two}}
+        - {{name: c, to: pods}}
+        """
+    file, token = warnings(text)
+    assert file == f"4:26: warning: upstreams.one.discover.file: '{missing}' cannot be read here"
+    assert "discover.kubernetes.token: '/missing/token' cannot be read here" in token

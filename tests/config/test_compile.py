@@ -10,6 +10,9 @@ from math import inf
 from weakref import ref
 
 import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ambassador.config.compile import compile_steps, compile_table
 from ambassador.config.discover import Discover, Found, Server
@@ -22,6 +25,7 @@ from ambassador.proxy.plan import RoutePlan, Upstream
 from ambassador.proxy.policies.cooldown import Cooldowns
 from ambassador.proxy.policies.retry import SharedRetryBudget
 from ambassador.proxy.service import Table
+from ambassador.proxy.upstream.endpoint import Endpoint
 from tests.proxy.harness import Counts, a_lane
 from tests.state.fakes import no_scopes
 
@@ -466,3 +470,28 @@ async def test_endpoints_that_were_found_have_breakers_of_their_own(lane: Lane) 
     assert kept.gate is second.gate
     take(again, found())
     assert not breakers.breakers
+
+
+URLS = st.lists(st.sampled_from([f"http://10.0.0.{last}:8080" for last in range(1, 7)]), unique=True)
+
+
+@given(st.lists(URLS, max_size=12))
+@settings(max_examples=30, deadline=None)
+def test_endpoints_are_the_last_ones_told_and_those_that_stayed(lists: list[list[str]]) -> None:
+    async def live() -> None:
+        async with a_lane() as lane:
+            made = table(lane, FOUND)
+            upstream = made.upstreams["u"]
+            ever: set[Endpoint] = set()
+            for urls in lists:
+                before = {endpoint.url: endpoint for endpoint in upstream.endpoints}
+                assert take(made, found(*urls)) == urls
+                for endpoint in upstream.endpoints:
+                    assert before.get(endpoint.url, endpoint) is endpoint
+                ever.update(upstream.endpoints)
+                # Exactly those that are gone let go of their connections.
+                assert {each for each in ever if not each.pool._retired} == set(upstream.endpoints)
+                picked = upstream.pick_or_none()
+                assert picked in upstream.endpoints if urls else picked is None
+
+    trio.run(live)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ambassador.cli import NO
 
@@ -38,3 +38,18 @@ def live_config(args: argparse.Namespace) -> Config:
         return msgspec.convert(service.get("/api/config"), Config)
     except msgspec.ValidationError as error:
         raise Failure(f"the service at {service.where} is of another version: {error}", NO) from None
+
+
+def live_endpoints(args: argparse.Namespace, upstream: str) -> list[tuple[str, str]]:
+    """The endpoints that an upstream of the service has now, each with its state in words. Raises Failure."""
+    from ambassador.cli.client import client
+
+    told = next((each for each in client(args).get("/api/upstreams") if each["name"] == upstream), None)
+    return [] if told is None else [(each["url"], _in_words(each)) for each in told["endpoints"]]
+
+
+def _in_words(endpoint: dict[str, Any]) -> str:
+    words = [endpoint["why"] or ("up" if endpoint["healthy"] else "down")]
+    if endpoint["ewma_ms"] is not None:
+        words.append(f"{endpoint['ewma_ms']:.1f} ms")
+    return ", ".join([*words, f"{endpoint['inflight']} in flight"])

@@ -59,14 +59,16 @@ def _header(text: str) -> tuple[str, str]:
 def run(args: argparse.Namespace) -> int:
     """Explain, and print."""
     from ambassador.cli.client import Failure, complain
-    from ambassador.cli.configs import file_config, live_config
-    from ambassador.config.explain import BadUrl, explain, render
+    from ambassador.cli.configs import file_config, live_config, live_endpoints
+    from ambassador.config.explain import BadUrl, explain, render, with_endpoints
 
     try:
         config = live_config(args) if args.config is None else file_config(args.config, as_json=args.json)
         if config is None:
             return NO
         explanation = explain(config, args.method, args.url, args.header)
+        if args.config is None and explanation.upstream is not None:
+            explanation = with_endpoints(explanation, live_endpoints(args, explanation.upstream))
     except Failure as failure:
         return complain(failure, as_json=args.json)
     except BadUrl as error:

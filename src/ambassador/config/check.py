@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from math import ceil
 
+from ambassador.config.discover import Discover
 from ambassador.config.read import Part
 from ambassador.config.schema import Config, Match, Route, Upstream
 from ambassador.config.units import format_duration, format_rate
@@ -38,6 +39,8 @@ def warn(
         _warn_of_breaker(config.upstreams[name].breaker, part)
         _warn_of_checks(config.upstreams[name], part)
         _warn_of_zone(config, config.upstreams[name], part)
+    for name, part in upstreams.items():
+        _warn_of_source(config.upstreams[name].discover, part)
     _warn_of_shadows(config.routes, routes)
     _warn_of_secrets(document)
     if not whole:
@@ -151,6 +154,19 @@ def _warn_of_zone(config: Config, upstream: Upstream, part: Part) -> None:
         )
     elif upstream.discover is None and not any(endpoint.zone for endpoint in upstream.endpoints):
         node.report(path, "prefers no zone: no endpoint has a 'zone'", level="warning")
+
+
+def _warn_of_source(source: Discover | None, part: Part) -> None:
+    """What a source needs on the machine where it is used may be missing where it is checked."""
+    within = part.values.get("discover")
+    if source is None or not isinstance(within, Part):
+        return
+    if source.file is not None and not os.access(source.file, os.R_OK):
+        node, path = within.place("file")
+        node.report(path, f"'{source.file}' cannot be read here", level="warning")
+    inner = within.values.get("kubernetes")
+    if source.kubernetes is not None and isinstance(inner, Part) and source.kubernetes.token is not None:
+        _warn_of_secret(source.kubernetes.token, inner, "token")
 
 
 def _warn_of_unused(config: Config, upstreams: dict[str, Part]) -> None:

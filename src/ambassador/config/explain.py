@@ -52,7 +52,7 @@ from ambassador.proxy.policies import headers as headers_policy
 from ambassador.proxy.routing import Router, spec, why_not
 from ambassador.proxy.upstream import health, outlier
 
-__all__ = ["BadUrl", "Considered", "Explanation", "Line", "explain", "render"]
+__all__ = ["BadUrl", "Considered", "Explanation", "Line", "explain", "render", "with_endpoints"]
 
 _PLACEHOLDER_ID = b"REQUEST-ID"
 _DEADLINES = ("x-request-deadline", "x-envoy-upstream-rq-timeout-ms", "grpc-timeout")
@@ -123,6 +123,19 @@ def explain(config: Config, method: str, url: str, headers: Sequence[tuple[str, 
         return _explain(config, request, asked)
     except BadRequest as error:
         return _but(asked, code=error.code, status=error.status, problem=error.detail)
+
+
+def with_endpoints(explanation: Explanation, endpoints: Sequence[tuple[str, str]]) -> Explanation:
+    """The same with the endpoints that a running service has, each with its state: behind what says of the upstream."""
+    lines: list[Line] = []
+    for line in explanation.lines:
+        lines.append(line)
+        if line.what == "upstream":
+            lines += [Line(what="endpoint", text=f"{url}   {state}") for url, state in endpoints]
+            if not endpoints:
+                lines.append(Line(what="endpoint", text="none now: the answer is 503 no_endpoint"))
+    urls = tuple(url for url, _ in endpoints)
+    return _but(explanation, lines=tuple(lines), endpoints=urls)
 
 
 def _but(explanation: Explanation, **changes: object) -> Explanation:

@@ -37,7 +37,7 @@ class FakeApi:
         self.tokens: list[str | None] = []
         self.bookmarked = trio.Event()
         self._version = 100
-        self._slices: dict[str, dict[str, Any]] = {}
+        self.slices: dict[str, dict[str, Any]] = {}
         self._history: list[tuple[int, str, dict[str, Any]]] = []
         self._news = trio.Event()
         self._cut = trio.Event()
@@ -48,8 +48,8 @@ class FakeApi:
         self, name: str, *addresses: str, service: str = "web", port: int = 8080, ready: bool = True
     ) -> None:
         """Add a slice, or change it."""
-        kind = "MODIFIED" if name in self._slices else "ADDED"
-        self._slices[name] = {
+        kind = "MODIFIED" if name in self.slices else "ADDED"
+        self.slices[name] = {
             "metadata": {"name": name, "namespace": self.namespace, "labels": {SELECTOR[:-1]: service}},
             "addressType": "IPv4",
             "endpoints": [
@@ -62,12 +62,12 @@ class FakeApi:
 
     def delete(self, name: str) -> None:
         self._note("DELETED", name)
-        del self._slices[name]
+        del self.slices[name]
 
     def _note(self, kind: str, name: str) -> None:
         self._version += 1
-        self._slices[name]["metadata"]["resourceVersion"] = str(self._version)
-        self._add(kind, json.loads(json.dumps(self._slices[name])))
+        self.slices[name]["metadata"]["resourceVersion"] = str(self._version)
+        self._add(kind, json.loads(json.dumps(self.slices[name])))
 
     def _add(self, kind: str, what: dict[str, Any]) -> None:
         self._history.append((self._version, kind, what))
@@ -128,7 +128,7 @@ class FakeApi:
             return
         limit = int(query.get("limit", "1000"))
         items = [
-            each for each in self._slices.values() if each["metadata"]["labels"][SELECTOR[:-1]] == service
+            each for each in self.slices.values() if each["metadata"]["labels"][SELECTOR[:-1]] == service
         ]
         page = items[int(start) : int(start) + limit]
         more = f"{version}/{int(start) + limit}" if len(items) > int(start) + limit else ""
@@ -215,7 +215,7 @@ async def serving(api: FakeApi, tls: ssl.SSLContext | None = None) -> AsyncItera
             stream = trio.SSLStream(raw, tls, server_side=True, https_compatible=True)
         try:
             await api.serve(stream)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
             await trio.aclose_forcefully(stream)

@@ -8,11 +8,14 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.lowlevel
 import trustme
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ambassador.config.discover import Kubernetes
 from ambassador.control.discovery import kubernetes
@@ -302,3 +305,68 @@ def test_access_says_what_is_missing(tmp_path: Path) -> None:
 def test_access_of_a_named_server_needs_no_pod() -> None:
     found = access(Kubernetes(service="web", namespace="n", server="https://api:6443"), "/none", {})
     assert (found.server, found.namespace, found.token, found.tls) == ("https://api:6443", "n", None, None)
+
+
+NAMES = st.sampled_from(["web-a", "web-b", "web-c"])
+PODS = st.lists(st.integers(1, 9), max_size=3, unique=True)
+STEP = st.one_of(
+    st.tuples(st.just("put"), NAMES, PODS),
+    st.tuples(st.just("delete"), NAMES),
+    st.tuples(st.just("advance")),
+    st.tuples(st.just("compact")),
+    st.tuples(st.just("end")),
+    st.tuples(st.just("fail")),
+    st.tuples(st.just("recover")),
+    st.tuples(st.just("garble")),
+    st.tuples(st.just("pause")),
+)
+
+
+async def carry_out(api: FakeApi, step: tuple[Any, ...]) -> None:
+    kind, *rest = step
+    if kind == "put":
+        name, pods = rest
+        api.put(name, *(f"10.0.0.{last}" for last in pods))
+    elif kind == "delete" and rest[0] in api.slices:
+        api.delete(rest[0])
+    elif kind == "advance":
+        api.advance()
+    elif kind == "compact":
+        api.compact()
+    elif kind == "end":
+        api.end_watches()
+    elif kind in ("fail", "recover"):
+        api.status = (500, "etcd is away") if kind == "fail" else None
+        api.end_watches()
+    elif kind == "garble":
+        api.say(b'{"type": "ADDED", "object": []}')
+    elif kind == "pause":
+        for _ in range(30):
+            await trio.lowlevel.checkpoint()
+
+
+@given(
+    st.lists(STEP, max_size=30), st.sampled_from(["status", "event"]), st.integers(1, 3), st.integers(5, 400)
+)
+@settings(max_examples=40, deadline=None)
+def test_watch_ends_up_with_what_the_cluster_has(
+    steps: list[tuple[Any, ...]], gone_as: str, page: int, chunk: int
+) -> None:
+    """Whatever happens between: pods, restarts, forgotten versions, errors and nonsense, at any point of a request."""
+
+    async def live() -> None:
+        async with serving(FakeApi()) as api:
+            api.gone_as, api.chunk = gone_as, chunk
+            async with watching(api) as heard:
+                for step in steps:
+                    await carry_out(api, step)
+                api.status = None
+                api.put("web-last", "10.0.0.0")
+                pods = {each["addresses"][0] for made in api.slices.values() for each in made["endpoints"]}
+                with trio.fail_after(20):
+                    await heard.until(*sorted(pod.removeprefix("10.0.0.") for pod in pods))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kubernetes, "PAGE", page)
+        patch.setattr(kubernetes, "_GATHER_S", 0.0)
+        trio.run(live)
