@@ -16,10 +16,18 @@ from tests.control.service import Service, until
 
 
 class Replica(Service):
-    """Two workers and an admin API."""
+    """Two workers and an admin API. `behind` is what its upstream `failing` is, and `breaker` how that is guarded."""
 
-    def __init__(self, folder: Path, state: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        state: str,
+        behind: str = "http://127.0.0.1:1",
+        breaker: str = "{min_requests: 5}",
+    ) -> None:
         folder.mkdir()
+        self._behind = behind
+        self._breaker = breaker
         self.file = folder / "amb.yaml"
         self.configure(folder / "c.sock", state)
         super().__init__(["ambassador", "run", "-c", str(self.file)], folder / "c.sock")
@@ -36,11 +44,15 @@ drain: {{delay: 0s, timeout: 3s}}
 telemetry: {{access_log: off}}
 routes:
   - {{name: limited, match: {{path: /limited}}, respond: 200, limit: {limit}}}
-  - {{name: failing, match: {{path: /failing}}, to: failing, retry: {{attempts: 0}}}}
+  - name: failing
+    match: {{path: /failing}}
+    to: failing
+    retry: {{attempts: 0}}
+    timeout: {{per_try: 1s}}
   - {{name: held, match: {{path: /held}}, to: held}}
   - {{name: mark, respond: 200}}
 upstreams:
-  failing: {{endpoints: ["http://127.0.0.1:1"], breaker: {{min_requests: 5}}}}
+  failing: {{endpoints: ["{self._behind}"], breaker: {self._breaker}}}
   held: {{endpoints: ["http://127.0.0.1:1"], breaker: {{errors: 50%}}}}
 """
         )
@@ -132,10 +144,15 @@ class Callers:
 
 
 @contextmanager
-def a_pair(folder: Path, state: str) -> Iterator[tuple[Replica, Replica]]:
-    """Two that know of each other."""
+def a_pair(
+    folder: Path, state: str, *behind: str, breaker: str = "{min_requests: 5}"
+) -> Iterator[tuple[Replica, Replica]]:
+    """Two that share a store. `behind`: of each, what its upstream `failing` is."""
     with ExitStack() as stack:
-        one, other = (stack.enter_context(Replica(folder / name, state)) for name in "ab")
+        one, other = (
+            stack.enter_context(Replica(folder / name, state, url, breaker))
+            for name, url in zip("ab", behind or ("http://127.0.0.1:1",) * 2, strict=True)
+        )
         for replica in (one, other):
             replica.wait_until_up()
             replica.wait_for_workers(2)
