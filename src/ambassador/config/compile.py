@@ -154,6 +154,7 @@ def compile_steps(
         cooling = config.upstreams[name].cooldown
         if cooling is not None:
             cooled.cooldown = cooldowns.get(cooling, cooled, scopes.fleet)
+            cooled.follow(cooled.cooldown.follow)
     detectors = [
         outliers.get(each.outlier, upstreams[name], scopes.replica)
         for name, each in config.upstreams.items()

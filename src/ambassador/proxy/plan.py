@@ -156,6 +156,7 @@ class Upstream:
         for tell in self._followers:
             tell(self)
         for gone in known.values():
+            self.shut -= gone.paused_until > 0.0  # breakers see to it themselves
             gone.pool.retire()
 
     def why_not(self, endpoint: Endpoint) -> str:

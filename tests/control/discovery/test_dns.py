@@ -466,6 +466,18 @@ async def test_one_answer_without_addresses_in_between_changes_nothing(
     assert [changes for _, changes in world.told] == [{"api": ("10.0.0.1",)}]
 
 
+async def test_watch_that_is_not_waited_for_goes_on(autojump_clock: MockClock, tmp_path: Path) -> None:
+    world = World()
+    world.has("api", "10.0.0.1")
+    world.delays = {"A": 0.7, "AAAA": 0.7}
+    async with resolving(world, [], tmp_path) as resolver:
+        with trio.move_on_after(0.5):
+            await resolver.watch(["api"])
+        assert resolver.known == {}
+        await trio.sleep(1)
+        assert resolver.known == {"api": ("10.0.0.1",)}
+
+
 async def test_watch_waits_a_second_and_the_rest_is_told(autojump_clock: MockClock, tmp_path: Path) -> None:
     world = World()
     world.has("api", "10.0.0.1")

@@ -8,9 +8,11 @@ from typing import Literal
 import pytest
 
 from ambassador.messages import Fields
+from ambassador.proxy.lane import Lane
 from ambassador.proxy.plan import Upstream
 from ambassador.proxy.policies.cooldown import Config, Cooldown, Cooldowns, retry_after_s
 from ambassador.proxy.upstream.endpoint import Endpoint
+from ambassador.proxy.upstream.pool import Pool
 from ambassador.state.memory import MemoryStore
 from tests.proxy.stores import SharedStore
 
@@ -171,3 +173,37 @@ def test_credentials_are_remembered_within_bounds() -> None:
     for number in range(5000):
         first.left([(b"x-api-key", b"%d" % number)])
     assert len(first.cooldown._until) <= 4096
+
+
+def test_endpoint_that_is_found_again_or_elsewhere_is_still_paused() -> None:
+    first, second = two("endpoint")
+    for worker in (first, second):
+        worker.upstream.follow(worker.cooldown.follow)
+        for endpoint in worker.endpoints:
+            endpoint.pool = Pool(Lane(), list, max_open=1, max_pending=1, idle_timeout_s=1.0)
+    # The second worker hears of the pause while it does not have the endpoint.
+    second.upstream.set_endpoints(second.endpoints[1:])
+    first.heard(b"30")
+    assert (first.upstream.shut, second.upstream.shut) == (1, 0)
+    again = Endpoint("http://e0:80", host="e0", port=80)
+    second.upstream.set_endpoints([again, second.endpoints[1]])
+    assert again.paused_until - second.shared.time.now == pytest.approx(30.0)
+    assert second.upstream.shut == 1
+    # One that goes is counted no more.
+    first.upstream.set_endpoints(first.endpoints[1:])
+    assert first.upstream.shut == 0
+
+
+def test_endpoint_that_is_found_asks_the_store_for_its_pause() -> None:
+    first, second = two("endpoint")
+    third = Endpoint("http://e2:80", host="e2", port=80)
+    first.upstream.set_endpoints([*first.endpoints, third])
+    first.cooldown.heard(NOBODY, third, 429, b"30")
+    first.shared.deliver()
+    fresh = Worker(first.shared, 1, Config(scope="endpoint"))
+    fresh.upstream.follow(fresh.cooldown.follow)
+    found = Endpoint("http://e2:80", host="e2", port=80)
+    fresh.upstream.set_endpoints([*fresh.endpoints, found])
+    fresh.shared.deliver()
+    assert found.paused_until - fresh.shared.time.now == pytest.approx(30.0)
+    assert second.cooldown.left(NOBODY, found) == pytest.approx(30.0)

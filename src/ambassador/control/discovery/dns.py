@@ -232,12 +232,14 @@ async def ask_system(name: str) -> Answer:
 class _Watched:
     """A name that is kept up to date."""
 
-    __slots__ = ("due", "failures", "hurry", "missing", "scope")
+    __slots__ = ("due", "failures", "hurry", "kept", "missing", "scope")
 
     def __init__(self) -> None:
         self.due = float("-inf")
         self.failures = 0
         self.missing = False
+        self.kept = False
+        """Some task keeps it up to date."""
         self.scope = trio.CancelScope()
         self.hurry = trio.Event()
 
@@ -296,13 +298,16 @@ class Resolver:
                 self._learn(host, (host,))
             else:
                 new[host] = self._watched[host] = _Watched()
-        with trio.move_on_after(FIRST_LOOK_UP_S):
-            async with trio.open_nursery() as nursery:
+        try:
+            with trio.move_on_after(FIRST_LOOK_UP_S):
+                async with trio.open_nursery() as nursery:
+                    for host, watched in new.items():
+                        nursery.start_soon(self._refresh, host, watched)
+        finally:
+            # Also for a caller who does not wait so long.
+            if self._nursery is not None:
                 for host, watched in new.items():
-                    nursery.start_soon(self._refresh, host, watched)
-        if self._nursery is not None:
-            for host, watched in new.items():
-                self._nursery.start_soon(self._keep, host, watched)
+                    self._nursery.start_soon(self._keep, host, watched)
 
     async def services(self, name: str) -> Services:
         """The SRV records of a name, looked up now. Raises `LookUpFailed`."""
@@ -310,7 +315,7 @@ class Resolver:
             return await self._servers.services(name)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep all watched names up to date, for ever. Started while no `watch` is under way."""
+        """Keep all watched names up to date, for ever."""
         try:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self._tell)
@@ -322,6 +327,9 @@ class Resolver:
             self._nursery = None
 
     async def _keep(self, host: str, watched: _Watched) -> None:
+        if watched.kept:
+            return
+        watched.kept = True
         with watched.scope:
             while True:
                 with trio.move_on_at(watched.due):

@@ -221,6 +221,20 @@ class Cooldown:
                 endpoint.paused_until = until
         return True
 
+    def follow(self, upstream: Upstream) -> None:
+        """The upstream has other endpoints: new ones may have asked for a pause before they came."""
+        if self._config.scope != "endpoint":
+            return
+        for endpoint in upstream.endpoints:
+            if endpoint.paused_until:
+                continue
+            until = self._until.get(endpoint.url)
+            if until is None:
+                self._read(endpoint.url)
+            elif until > self._clock.now:
+                upstream.shut += 1
+                endpoint.paused_until = until
+
     # With the others
 
     def _tell(self, key: str, pause: float) -> None:
