@@ -174,7 +174,10 @@ def test_endpoint_that_fails_is_passed_over() -> None:
     with wsgi(good) as one, wsgi(bad) as other:
         config = f"""\
             upstreams:
-              u: {{endpoints: ['{one}', '{other}'], breaker: {{min_requests: 5, open_for: 60s, scope: endpoint}}}}
+              u:
+                endpoints: ['{one}', '{other}']
+                balance: round_robin  # p2c would pass over it before the breaker has seen enough
+                breaker: {{min_requests: 5, open_for: 60s, scope: endpoint}}
             routes: [{{name: r, to: u}}]
             """
         with ambassador(config, workers=2) as proxy:

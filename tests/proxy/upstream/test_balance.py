@@ -150,7 +150,7 @@ def test_estimate_decays_until_the_shunned_one_is_tried_again() -> None:
 
 def test_instant_failures_do_not_attract() -> None:
     pool = measured(0.005, 0.005, 0.005, 0.0002)
-    for _ in range(4):
+    for _ in range(8):
         pool[3].settled(0.0002, 0.1, failed=True)
     for endpoint in pool[:3]:
         endpoint.inflight = 100

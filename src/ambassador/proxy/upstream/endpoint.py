@@ -6,8 +6,9 @@ slowest answers of late: where a moment's pause of the worker or its host slows 
 soon the same as the others (`loadtest balance` on a busy host: up to 10 % of the requests went there). So the other is
 a plain one, over 1 s. Every moment without an answer lowers the estimate, so that one which is shunned is tried again.
 
-A failure counts as a slow answer: else a server that fails at once would be the fastest of all (Linkerd's load biaser,
-which takes 5 s for a 429).
+Failures count as slow answers: else a server that fails at once would be the fastest of all (Linkerd's load biaser,
+which takes 5 s for a 429). A few are tolerated, and no answer at all to the estimate: one failure by chance would cost
+an endpoint its traffic for 20 s, and those who count failures, breakers and outlier detection, would never see enough.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ _MEAN_S: Final = 1.0
 _HALF: Final = DECAY_S / 2
 _FASTEST_S: Final = 1e-5
 """Answers of one turn of the lane take no time at all; their logarithm must exist."""
+_TOLERATED: Final = 5
+"""From so many on failures count as slow answers; a good answer makes up for one. Envoy's consecutive errors: 5."""
 _WORSE: Final = 8.0
-"""By so much a failure raises the estimate. Failures in a row reach the worst soon; one by chance is forgotten after
-21 s without another."""
+"""By so much a failure then raises the estimate, and in a row soon to the worst."""
 _LEAST_PENALTY_S: Final = 0.01
+"""As slow as a failure counts at least; a tolerated one that is no slower says nothing."""
 _WORST_S: Final = 5.0
 """As slow as a failure counts at most. Linkerd: 5 s."""
 
@@ -56,8 +59,8 @@ class Endpoint:
     """
 
     __slots__ = (
-        "added_at", "addresses", "authority", "ejected_until", "failing", "gate", "healthy", "host", "inflight",
-        "level", "mean_s", "outlier", "panic", "path", "paused_until", "peak_s", "pool", "port", "priority",
+        "added_at", "addresses", "authority", "ejected_until", "failing", "failures", "gate", "healthy", "host",
+        "inflight", "level", "mean_s", "outlier", "panic", "path", "paused_until", "peak_s", "pool", "port", "priority",
         "sampled_at", "share", "url", "weight", "why", "zone",
     )  # fmt: skip
 
@@ -97,8 +100,10 @@ class Endpoint:
         """The peak-sensitive average of its latency, to the answer's head, as of `sampled_at`. 0: there is none yet."""
         self.mean_s = 0.0
         """The plain one."""
+        self.failures = 0
+        """Those that no good answer has made up for, up to `_TOLERATED`."""
         self.failing = False
-        """The last attempt failed."""
+        """The last attempt failed, and counted as a slow answer."""
         self.sampled_at = 0.0
         self.level = nan
         """`DECAY_S * ln(estimate) + sampled_at`: when the estimate will have decayed to 1 s. So that of two endpoints
@@ -130,6 +135,8 @@ class Endpoint:
         now (429), which counts as a slow answer but speaks of the caller, not of the server. `abandoned`: nobody waited
         for the end, so that all that is known is how long it took. Call it only where `Upstream.measured`.
         """
+        if self.outlier is not None and not abandoned:
+            self.outlier.settled(seconds, now, failed=failed)
         since = now - self.sampled_at
         peak, mean = self.peak_s, self.mean_s
         if since > 0:
@@ -137,17 +144,20 @@ class Endpoint:
             kept_of_mean = _MEAN_S / (_MEAN_S + since)  # as good as exp, and no call
         else:
             kept = kept_of_mean = 1.0
+        sample = seconds
         if failed or limited:
-            sample = max(seconds, min(_WORST_S, max(_LEAST_PENALTY_S, _WORSE * peak * kept)))
-            mean = max(sample, mean)
-            self.failing = True
-        else:
-            sample = seconds
+            self.failures = min(_TOLERATED, self.failures + 1)
+            if self.failures == _TOLERATED:
+                sample = max(seconds, min(_WORST_S, max(_LEAST_PENALTY_S, _WORSE * peak * kept)))
+                self.failing = True
+            elif seconds <= mean or seconds <= _LEAST_PENALTY_S:
+                return
+        elif self.failures and not abandoned:
+            self.failures -= 1
             if self.failing:
                 mean = sample  # it is back
                 self.failing = False
-            else:
-                mean = sample + (mean - sample) * kept_of_mean if mean else sample
+        mean = sample + (mean - sample) * kept_of_mean if mean and not self.failing else max(sample, mean)
         peak = sample if sample >= peak else sample + (peak - sample) * kept
         if mean < _FASTEST_S:  # noqa: PLR1730 - `max` takes 0.05 µs
             mean = _FASTEST_S
@@ -155,8 +165,6 @@ class Endpoint:
             peak = _FASTEST_S
         self.peak_s, self.mean_s, self.sampled_at = peak, mean, now
         self.level = now + _HALF * log(peak * mean)
-        if self.outlier is not None and not abandoned:
-            self.outlier.settled(seconds, now, failed=failed)
 
     @property
     def ewma_s(self) -> float:
@@ -173,7 +181,7 @@ class Endpoint:
         Whoever says that it is unhealthy or ejected says so again, if it still does.
         """
         self.peak_s, self.mean_s, self.failing = other.peak_s, other.mean_s, other.failing
-        self.sampled_at, self.level = other.sampled_at, other.level
+        self.sampled_at, self.level, self.failures = other.sampled_at, other.level, other.failures
         self.added_at = other.added_at
 
     def resolve(self, addresses: Sequence[str]) -> None:
