@@ -23,9 +23,10 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
-from ambassador.state import bucket, circuit
+from ambassador.state import bucket, circuit, permits
 from ambassador.state.bucket import Bucket
 from ambassador.state.circuit import Circuit
+from ambassador.state.permits import Permits
 from ambassador.state.protocol import (
     BEAT_TTL_US,
     MAX_KEY_BYTES,
@@ -41,6 +42,8 @@ from ambassador.state.protocol import (
     Member,
     Named,
     Operation,
+    Permit,
+    Permitted,
     Probe,
     Probed,
     Put,
@@ -159,6 +162,7 @@ class MemoryStore:
         "_max_bytes",
         "_max_keys",
         "_perform",
+        "_permits",
         "_sweep_at",
         "_terms",
         "_tokens",
@@ -184,6 +188,7 @@ class MemoryStore:
         self._circuits: Table[Circuit] = Table(SHARDS // 64)
         self._tokens: Table[_Value] = Table(SHARDS // 16, self._free)
         self._values: Table[_Value] = Table(SHARDS, self._free)
+        self._permits: Table[Permits] = Table(SHARDS // 64)
         self._beats: dict[tuple[str, int], Member] = {}
         self._terms: dict[str, str] = {}
         """By replica."""
@@ -206,6 +211,7 @@ class MemoryStore:
             Roll: self._roll,
             Put: self._put,
             Get: self._get,
+            Permit: self._permit,
         }
 
     def perform(self, operation: Operation, now_us: int) -> Answer:
@@ -228,11 +234,13 @@ class MemoryStore:
         self._circuits.sweep(now_us)
         self._tokens.sweep(now_us)
         self._values.sweep(now_us)
+        self._permits.sweep(now_us)
 
     @property
     def keys(self) -> int:
         """How many keys it holds, those included that are over and not yet swept away."""
-        return self._buckets.count + self._circuits.count + self._tokens.count + self._values.count
+        tables = (self._buckets, self._circuits, self._tokens, self._values, self._permits)
+        return sum(table.count for table in tables)
 
     def _has_room(self, now_us: int) -> bool:
         """For one more key. If there is none, the next ones may find what this one swept away."""
@@ -437,6 +445,25 @@ class MemoryStore:
         if kept is not None:
             self._bytes -= kept.drop_if_over(now_us)
         return _named(kept, now_us, done=True)
+
+    # Permits
+
+    def _permit(self, permit: Permit, now_us: int) -> Permitted | Refused:
+        if not permits.is_sound(permit):
+            return _UNSOUND
+        kept = self._permits.shard(permit.key).get(permit.key)
+        if kept is None:
+            if _is_too_long(permit.key) or _is_too_long(permit.holder):
+                return _TOO_LONG
+            if not self._has_room(now_us):
+                return _FULL
+            kept = Permits(permit, now_us)
+            self._permits.add(permit.key, kept)
+        answer = kept.permit(permit, now_us)
+        told = kept.take_published()
+        if told is not None:
+            self._events.append(Event("permits", permit.key, encode(told)))
+        return answer
 
 
 def _named(kept: _Value | None, now_us: int, *, done: bool) -> Named:

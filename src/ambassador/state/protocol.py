@@ -13,6 +13,7 @@ none may be counted twice: an operation whose answer did not come counts as poss
 - `Token` guards a credential that one worker fetches for all.
 - `Beat` says who is alive, `Roll` lists them.
 - `Put` and `Get` are named values with version and expiry: cool-downs, ramps, stored answers.
+- `Permit` divides what one host may have in progress among its workers: concurrency, also adaptive.
 
 Everything travels as msgpack arrays: the tag, then the fields in order. A field is only ever added at the end, with a
 default. `VERSION` is part of every key of Redis and of the socket's greeting: stores of two layouts never meet.
@@ -411,6 +412,72 @@ class Named(_Message, tag="named", frozen=True):
     """The put was done."""
 
 
+# ----- permits --------------------------------------------------------------------------------------------------------
+
+
+class Permit(_Message, tag="permit", frozen=True):
+    """Say how many of the permits `key` this holder keeps, and how many it would have. Answered by `Permitted`.
+
+    There are `most` permits; with `least` above 0 the number is found between the two by how long requests take
+    (`gradient.Adaptive`). What a holder does not keep is free at once. It is granted up to `need` if that is free, but
+    no more than its fair part where others lack some; and up to `want` where nobody does. What was granted before and
+    is kept is never taken back by an answer, so the sum is never more than there are, unless there have become fewer:
+    holders come down to `share` by themselves.
+
+    Where somebody lacks permits that others may have to spare, or some became free that somebody lacks, or their number
+    changed, a `Share` is published (kind "permits"). A holder that says nothing for PERMIT_TTL_US is forgotten, as is
+    one that keeps and wants none.
+
+    Only the replica's store does this: what it is about is what one host lets through. The fleet's refuses it.
+    """
+
+    key: str
+    holder: str
+    """A worker, in one of its lives."""
+    most: int
+    keep: int
+    """It uses no more than this before the answer is there."""
+    need: int
+    """Requests that run or wait."""
+    want: int = 0
+    least: int = 0
+    samples: list[float] = []
+    """Seconds that requests took which began after the last change of the limit that this holder knows of."""
+    drops: int = 0
+    """Such requests that the upstream refused."""
+
+
+class Permitted(_Message, tag="permitted", frozen=True):
+    """What a holder of permits may use from now on."""
+
+    now_us: int
+    granted: int
+    """At least what it keeps."""
+    share: int
+    """What it should have at most, since others lack some: it gives up more than this as soon as it can. Where nobody
+    lacks any: all there are."""
+    limit: int
+    """How many there are."""
+    holders: int
+    """How many hold or need some."""
+    lacks: int
+    """How many all together lack."""
+
+
+class Share(_Message, frozen=True):
+    """The body of the event "permits", whose name is the key: as in `Permitted`, for every holder."""
+
+    share: int
+    limit: int
+    free: int
+    lacks: int
+
+
+PERMIT_TTL_US: Final = 3_000_000
+MOST_SAMPLES: Final = 256
+"""Of one `Permit`."""
+
+
 # ----- messages -------------------------------------------------------------------------------------------------------
 
 
@@ -420,8 +487,8 @@ class Refused(_Message, tag="refused", frozen=True):
     why: str
 
 
-Operation: TypeAlias = Lease | Report | Probe | Force | Restore | Token | Beat | Roll | Put | Get
-Answer: TypeAlias = Leased | Row | Probed | Tokened | Beaten | Rolled | Named | Refused
+Operation: TypeAlias = Lease | Report | Probe | Force | Restore | Token | Beat | Roll | Put | Get | Permit
+Answer: TypeAlias = Leased | Row | Probed | Tokened | Beaten | Rolled | Named | Permitted | Refused
 
 
 class Event(_Message, frozen=True):
@@ -431,7 +498,8 @@ class Event(_Message, frozen=True):
     """
 
     kind: str
-    """"circuit" (`body` is a `Row`), "value" (a `Named`), "token" (a `Tokened` without its value)."""
+    """"circuit" (`body` is a `Row`), "value" (a `Named`), "token" (a `Tokened` without its value), "permits" (a
+    `Share`)."""
     name: str
     body: bytes
     """msgpack."""
@@ -442,6 +510,7 @@ decode_operations = msgspec.msgpack.Decoder(list[Operation]).decode
 decode_answers = msgspec.msgpack.Decoder(list[Answer]).decode
 decode_row = msgspec.msgpack.Decoder(Row).decode
 decode_event = msgspec.msgpack.Decoder(Event).decode
+decode_share = msgspec.msgpack.Decoder(Share).decode
 decode_named = msgspec.msgpack.Decoder(Named).decode
 
 

@@ -48,6 +48,7 @@ from ambassador.state.protocol import (
     Member,
     Named,
     Operation,
+    Permit,
     Probe,
     Probed,
     Put,
@@ -425,6 +426,10 @@ def _check(name: str, value: bytes = b"", *, sound: bool = True) -> Refused | No
     return None if sound else _UNSOUND
 
 
+def _check_permit(_: Permit) -> Refused:
+    return Refused("permits are the replica's: its own store divides them")
+
+
 _CHECKS: Final[dict[type, Callable[[Any], Refused | None]]] = {
     Lease: _check_lease,
     Report: _check_report,
@@ -434,6 +439,7 @@ _CHECKS: Final[dict[type, Callable[[Any], Refused | None]]] = {
     Token: _check_token,
     Beat: _check_beat,
     Put: _check_put,
+    Permit: _check_permit,
 }
 
 
