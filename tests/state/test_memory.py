@@ -15,6 +15,8 @@ from ambassador.state.protocol import (
     Lease,
     Leased,
     Named,
+    Permit,
+    Permitted,
     Probe,
     Probed,
     Put,
@@ -23,10 +25,12 @@ from ambassador.state.protocol import (
     Restore,
     Row,
     Rules,
+    Share,
     State,
     Token,
     Tokened,
     Verb,
+    decode_share,
 )
 
 NOW_US = 1_800_000_000_000_000
@@ -187,3 +191,28 @@ def test_table_counts_what_it_holds() -> None:
     assert (table.count, len(lost)) == (50, 50)
     assert "50" in table.shard("50")
     assert "49" not in table.shard("49")
+
+
+def test_permits_are_divided_and_what_is_short_is_published() -> None:
+    store = MemoryStore(NOW_US)
+    assert store.perform(Permit("k", "a", 3, 0, 3), NOW_US) == Permitted(NOW_US, 3, 3, 3, 1, 0)
+    assert store.collect() == []
+    assert store.perform(Permit("k", "b", 3, 0, 1), NOW_US) == Permitted(NOW_US, 0, 2, 3, 2, 1)
+    (event,) = store.collect()
+    assert (event.kind, event.name, decode_share(event.body)) == ("permits", "k", Share(2, 3, 0, 1))
+    assert store.keys == 1
+    for step in range(memory.SHARDS):
+        store.sweep(NOW_US + 60_000_000 + step)
+    assert store.keys == 0
+
+
+def test_permits_that_make_no_sense_are_refused() -> None:
+    store = MemoryStore(NOW_US, max_keys=1)
+    for permit in (
+        Permit("k", "a", 0, 0, 0),
+        Permit("k" * 999, "a", 1, 0, 0),
+        Permit("k", "a" * 999, 1, 0, 0),
+    ):
+        assert isinstance(store.perform(permit, NOW_US), Refused)
+    store.perform(Permit("k", "a", 1, 0, 0), NOW_US)
+    assert isinstance(store.perform(Permit("l", "a", 1, 0, 0), NOW_US), Refused)

@@ -18,6 +18,8 @@ from ambassador.state.protocol import (
     Member,
     Named,
     Operation,
+    Permit,
+    Permitted,
     Probe,
     Probed,
     Put,
@@ -54,6 +56,7 @@ OPERATIONS: list[Operation] = [
     Roll(),
     Put("v", b"x", 1000, 2, True, True),
     Get("v"),
+    Permit("k", "h", 10, 3, 5, 6, 4, [0.5, 0.25], 1),
 ]
 ANSWERS: list[Answer] = [
     Leased(1, 2, 3.5, 4, 5, 6, 7, 8),
@@ -63,6 +66,7 @@ ANSWERS: list[Answer] = [
     Beaten(1, 2, 3, 4),
     Rolled(1, [Member("a", 0, 1, b"")]),
     Named(1, 2, b"x", 3, False),
+    Permitted(1, 2, 3, 4, 5, 6),
     Refused("why"),
 ]
 

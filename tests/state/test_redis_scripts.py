@@ -22,6 +22,7 @@ from ambassador.state.protocol import (
     Lease,
     Leased,
     Operation,
+    Permit,
     Probe,
     Probed,
     Put,
@@ -332,3 +333,7 @@ def test_every_key_has_a_time_to_live_but_those_without_an_end(store: RedisBacke
         "val:endless",
         "cb:x",
     }
+
+
+def test_permits_are_refused_for_they_are_the_replicas() -> None:
+    assert isinstance(refusal(Permit("k", "h", 1, 0, 1)), Refused)

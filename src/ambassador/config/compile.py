@@ -20,8 +20,9 @@ from ambassador.config.discover import own_host
 from ambassador.config.schema import PathRegex
 from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.plan import RoutePlan, Timeouts, Upstream
-from ambassador.proxy.policies import fault, headers, limit, retry
+from ambassador.proxy.policies import concurrency, fault, headers, limit, retry
 from ambassador.proxy.policies.breaker import endpoint_name, route_name
+from ambassador.proxy.policies.concurrency import LABEL, Bulkhead, Bulkheads
 from ambassador.proxy.policies.cooldown import Cooldowns
 from ambassador.proxy.policies.fallback import Fallback
 from ambassador.proxy.policies.hedge import Hedge
@@ -77,13 +78,14 @@ def compile_table(
     cooldowns: Cooldowns | None = None,
     marks: Marks | None = None,
     outliers: Outliers | None = None,
+    bulkheads: Bulkheads | None = None,
 ) -> Table:
     """The table for a worker.
 
     `addresses`: what the names of upstreams resolve to, as far as it is known; `found`: what the sources of others
     have said; `scopes`: where policies share.
-    `breakers`, `cooldowns`, `marks` and `outliers` are the worker's, which outlive its tables; None: this table has its
-    own. Nothing of them is changed before the table is served (`Table.begin`).
+    `breakers`, `cooldowns`, `marks`, `outliers` and `bulkheads` are the worker's, which outlive its tables; None: this
+    table has its own. Nothing of them is changed before the table is served (`Table.begin`).
     """
     steps = compile_steps(
         config,
@@ -96,6 +98,7 @@ def compile_table(
         cooldowns=cooldowns,
         marks=marks,
         outliers=outliers,
+        bulkheads=bulkheads,
     )
     while True:
         try:
@@ -117,12 +120,14 @@ def compile_steps(
     cooldowns: Cooldowns | None = None,
     marks: Marks | None = None,
     outliers: Outliers | None = None,
+    bulkheads: Bulkheads | None = None,
 ) -> Generator[None, None, Table]:
     """The same, a step for each upstream and route: 500 routes take 25 ms, and a worker serves clients meanwhile."""
     breakers = breakers or Breakers(lane)
     cooldowns = cooldowns or Cooldowns(lane)
     marks = marks or Marks()
     outliers = outliers or Outliers(lane)
+    bulkheads = bulkheads or Bulkheads(lane)
     limits = _Limits(config.state, lane, scopes, counters)
     upstreams: dict[str, Upstream] = {}
     zone = own_zone(config, os.environ)
@@ -146,8 +151,23 @@ def compile_steps(
     for guarded, guard in guards:
         gates.update((made.name, made) for made in guard.prepare(guarded))
     plans: list[tuple[MatchSpec, RoutePlan]] = []
+    walls: list[tuple[Bulkhead, concurrency.Config, concurrency.Counts]] = []
     for route in config.routes:
-        plan = _plan(route, config, upstreams, counters, lane, limits=limits, gates=gates, scopes=scopes)
+        held = route.concurrency
+        bulkhead = None if held is None else bulkheads.get(route.name, held, scopes.replica)
+        if bulkhead is not None and held is not None:
+            walls.append((bulkhead, held, counters.limit(route.name, LABEL)))
+        plan = _plan(
+            route,
+            config,
+            upstreams,
+            counters,
+            lane,
+            limits=limits,
+            gates=gates,
+            scopes=scopes,
+            bulkhead=bulkhead,
+        )
         plans.append((spec(route.match), plan))
         yield
     for name, cooled in upstreams.items():
@@ -173,6 +193,7 @@ def compile_steps(
             *(partial(guard.begin, guarded) for guarded, guard in guards),
             partial(cooldowns.install, [each.cooldown for each in upstreams.values() if each.cooldown]),
             partial(outliers.install, detectors),
+            partial(bulkheads.install, walls),
             partial(
                 marks.install, [upstreams[name] for name, each in config.upstreams.items() if each.health]
             ),
@@ -400,6 +421,7 @@ def _plan(
     limits: _Limits,
     gates: Mapping[str, Breaker],
     scopes: Scopes,
+    bulkhead: Bulkhead | None,
 ) -> RoutePlan:
     admit: list[AdmitHook] = []
     limited = limits.of_route(route)
@@ -407,6 +429,8 @@ def _plan(
         admit.append(limited.hook())
     if route.fault is not None:
         admit.append(fault.injector(route.fault, lane, random.random))
+    if bulkhead is not None and route.concurrency is not None:
+        admit.append(bulkhead.hook(adaptive=route.concurrency.adaptive))
     if route.redirect is not None:
         admit.append(redirector(route.redirect))
     if route.respond is not None:

@@ -39,6 +39,7 @@ from ambassador.printable import printable
 from ambassador.proxy.path import authority_host, normalise, split_target
 from ambassador.proxy.policies import (
     breaker,
+    concurrency,
     cooldown,
     fault,
     hedge,
@@ -230,6 +231,8 @@ def _lines(config: Config, route: Route, request: Request) -> Iterable[Line]:
     yield from _limit_lines(route.limit, "limit")
     if route.fault is not None:
         yield _fault_line(route.fault)
+    if route.concurrency is not None:
+        yield _concurrency_line(route.concurrency)
     if route.redirect is not None:
         yield _redirect_line(route.redirect, request)
     elif route.respond is not None:
@@ -282,6 +285,15 @@ def _fault_line(config: fault.Config) -> Line:
     if config.abort is not None:
         parts.append(f"{format_percent(config.abort.percent)} are answered {config.abort.status}")
     return Line(what="fault", text=f"on purpose, {', '.join(parts)}", key="fault")
+
+
+def _concurrency_line(config: concurrency.Config) -> Line:
+    text = f"{config.most} requests at once on each replica"
+    if config.adaptive:
+        text = f"{config.least} to {config.most} requests at once on each replica, by how long answers take"
+    if config.places and config.wait:
+        text += f", {config.places} more wait up to {format_duration(config.wait)}"
+    return Line(what="concurrency", text=text, key="concurrency")
 
 
 def _redirect_line(config: redirect.Redirect, request: Request) -> Line:

@@ -16,7 +16,7 @@ from msgspec import Meta, field
 
 from ambassador.config.discover import Discover, Kubernetes
 from ambassador.config.units import format_duration
-from ambassador.proxy.policies import breaker, cooldown, fault, headers, hedge, limit, retry
+from ambassador.proxy.policies import breaker, concurrency, cooldown, fault, headers, hedge, limit, retry
 from ambassador.proxy.policies.redirect import Redirect
 from ambassador.proxy.policies.respond import Respond
 from ambassador.proxy.policies.rewrite import Rewrite
@@ -421,7 +421,6 @@ class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "split",
             "migrate",
             "idempotency",
-            "concurrency",
             "access",
             "translate",
             "mirror",
@@ -469,6 +468,9 @@ class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     headers: headers.Config | None = None
     """Headers to set, add and remove."""
+
+    concurrency: concurrency.Config | None = None
+    """How many requests may be in progress at once, on each replica. Unset: any number."""
 
     fault: fault.Config | None = None
     """Delays and errors on purpose, for testing clients. Unset: none."""
@@ -559,8 +561,6 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Defaults(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What every route has unless it says otherwise. Mappings are merged key by key."""
 
-    later: ClassVar[Mapping[str, tuple[str, ...]]] = {"concurrency": ("off", "false")}
-
     timeout: Timeout = Timeout()
     """How long things may take."""
 
@@ -572,6 +572,9 @@ class Defaults(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     breaker: breaker.Config | None = None
     """When no attempts are made any more."""
+
+    concurrency: concurrency.Config | None = None
+    """How many requests may be in progress at once, for each route by itself."""
 
     headers: headers.Config | None = None
     """Headers to set, add and remove; those of the route win."""

@@ -13,6 +13,7 @@ from ambassador.control.incarnation import Incarnation
 from ambassador.observe import exposition
 from ambassador.observe.families import Figures, Reader, Traffic
 from ambassador.observe.metrics import NO_NAME, BlockKey, Page, Registry, Totals, encode_blocks
+from ambassador.proxy.policies import concurrency
 from ambassador.proxy.policies.limit import owner_of_upstream
 
 
@@ -22,6 +23,8 @@ def block_keys(config: Config) -> Iterator[BlockKey]:
         yield BlockKey(route.name, route.to or NO_NAME)
         for limit in route.limit or ():
             yield BlockKey(route.name, NO_NAME, limit.label)
+        if route.concurrency is not None:
+            yield BlockKey(route.name, NO_NAME, concurrency.LABEL)
     for name, upstream in config.upstreams.items():
         for limit in upstream.limit or ():
             yield BlockKey(owner_of_upstream(name), NO_NAME, limit.label)

@@ -39,6 +39,7 @@ from ambassador.proxy.http1_parser import Limits
 from ambassador.proxy.lane import Lane
 from ambassador.proxy.listener import Listener, ListenerLimits
 from ambassador.proxy.plan import Upstream
+from ambassador.proxy.policies.concurrency import Bulkheads
 from ambassador.proxy.policies.cooldown import Cooldowns
 from ambassador.proxy.policies.limit import Limit
 from ambassador.proxy.service import Service, Table
@@ -104,14 +105,16 @@ class WorkerPlane:
         scopes.prepare(config.state)
         scopes.use(config.state)
         scopes.generation = start.brief.generation
+        me = f"{start.replica}.{start.slot}.{secrets.token_hex(4)}"
         self._breakers = Breakers(
             lane,
             replica=start.replica,
             slot=start.slot,
-            key=f"{start.replica}.{start.slot}.{secrets.token_hex(4)}",
+            key=me,
             log=logging.getLogger("ambassador"),
         )
         self._cooldowns = Cooldowns(lane)
+        self._bulkheads = Bulkheads(lane, holder=me)
         self._marks = Marks(start.brief.unhealthy)
         self._outliers = Outliers(lane, log=logging.getLogger("ambassador"), tells=start.slot == 0)
         table = compile_table(
@@ -125,6 +128,7 @@ class WorkerPlane:
             cooldowns=self._cooldowns,
             marks=self._marks,
             outliers=self._outliers,
+            bulkheads=self._bulkheads,
         )
         table.begin()
         scopes.govern(_shared_limits(table))
@@ -159,6 +163,7 @@ class WorkerPlane:
             cooldowns=self._cooldowns,
             marks=self._marks,
             outliers=self._outliers,
+            bulkheads=self._bulkheads,
         )
         changed = config.telemetry != self._config.telemetry
         log = self._open_log(config.telemetry) if changed else None
@@ -376,6 +381,7 @@ class WorkerPlane:
         """Give the stores what is still to be told, and what was leased of calendar quotas."""
         for policy in self._service.table.limits:
             policy.retire()
+        self._bulkheads.leave()
         if self._last:
             self._scopes.leave()  # else the one in its place beats under the same name
         self._scopes.close()

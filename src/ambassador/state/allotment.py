@@ -10,7 +10,8 @@ Rules that hold here
   told with the next one.
 - While others lack permits the hand keeps no idle one, and of those in use it gives up what is beyond its fair part as
   they end.
-- A store that is away divides nothing: then every worker may use an equal part, and what it has.
+- A store that is away divides nothing: then every worker may use an equal part, and what it has. An answer that is lost
+  while the store is there is asked for again.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Allotment:
     """One key's permits in one worker's hand. `gained` is called when there may be some for requests that wait."""
 
     __slots__ = (
-        "_again", "_asking", "_clock", "_drops", "_gained", "_holder", "_key", "_kept", "_samples", "_sent_at", "_store",
+        "_again", "_alone", "_asking", "_clock", "_drops", "_gained", "_holder", "_kept", "_key", "_samples", "_sent_at", "_store",
         "dry_until", "holders", "lacks", "least", "limit", "may", "most", "over", "share", "since", "used", "waiting",
     )  # fmt: skip
 
@@ -76,7 +77,7 @@ class Allotment:
         """How many all lack, this worker included."""
         self.holders = 1
         self.over = False
-        """More are in use than is fair: `ended` has to be told when one ends."""
+        """What becomes idle is for others: `ended` has to be told when a permit comes back."""
         self.dry_until = -inf
         """Until then nothing more is to be had: this worker has its part, and all others use theirs."""
         self.since = -inf
@@ -85,6 +86,7 @@ class Allotment:
         self._drops = 0
         self._asking = False
         self._again = False
+        self._alone = False
         self._kept = 0
         self._sent_at = -inf
 
@@ -107,7 +109,8 @@ class Allotment:
         if self._asking:
             self._again = True
             return
-        need = self.need
+        # After the store was away, who holds what comes first; what is lacking is asked for when all have told.
+        need = min(self.need, self.may) if self._alone else self.need
         self._asking, self._again = True, False
         self._kept = self.may
         self._sent_at = self._clock.now
@@ -136,11 +139,14 @@ class Allotment:
             self.may += max(0, answer.granted - self._kept)
             self.holders = answer.holders
             self._learn(answer.share, answer.limit, answer.lacks)
-            if self.need > self.may and answer.granted <= self._kept:
+            if self._alone:
+                self._alone, self.dry_until = False, now + _SHORT_S
+            elif self.need > self.may and answer.granted <= self._kept:
                 # Others come down to their part, and then there is more for this one.
                 self.dry_until = now + _SHORT_S if self.may >= self.share else now + _AGAIN_S / 4
-        else:
+        elif answer is not None or not self._store.up:
             sharers = max(1, self._store.workers // max(1, self._store.replicas))
+            self._alone = True
             self.holders = sharers
             self.limit = self.share = self.most
             self.lacks = 0
@@ -155,7 +161,7 @@ class Allotment:
         """Others lack some, some became free, or there are more or fewer."""
         self._learn(told.share, told.limit, told.lacks)
         self._come_down()
-        if told.free > 0 or self.may < self.share:
+        if told.free > 0:
             self.dry_until = -inf
             if self.need > self.may:
                 self.ask()
@@ -174,15 +180,15 @@ class Allotment:
             self.over = False
             return
         most = max(self.used, min(self.need, self.share))
+        self.over = True
         if self.may > most:
             self.may = most
             self.ask()
-        self.over = self.may > self.share
 
     # What ends
 
     def ended(self) -> None:
-        """A permit has come back while `over`."""
+        """A permit has come back while `over`, and who waits here was not served yet."""
         self._come_down()
 
     def sample(self, seconds: float, *, dropped: bool) -> None:
@@ -208,10 +214,9 @@ class Allotment:
         if self._asking:
             return
         passed = now - self._sent_at
-        lacking = self.need > self.may
-        if lacking and now >= self.dry_until and passed >= _AGAIN_S:
-            self.ask()
-        elif (self._samples or self._drops or self.lacks) and passed >= _SHORT_S:
+        lacking = self.need > self.may and now >= self.dry_until
+        news = bool(self._samples or self._drops or self.lacks)
+        if (lacking and passed >= _AGAIN_S) or (news and passed >= _SHORT_S):
             self.ask()
         elif passed >= _RENEW_S and (self.may or self.need):
             # Half of what is not used goes back each second, all of it in the end.

@@ -1,8 +1,8 @@
 """The permits of one key: how many requests may be in progress on one host, divided among its workers.
 
-What `protocol.Permit` means, as pure arithmetic: the store's time comes as an argument. The rule that nothing may break:
-what all holders were granted and have not given back is never more than `limit`, but for a limit that has become lower,
-and for a store that has lost its memory; then nobody is granted anything before they have come down.
+What `protocol.Permit` means, as pure arithmetic: the store's time comes as an argument. The rule that nothing may
+break: what all holders were granted and have not given back is never more than `limit`, but for a limit that has become
+lower, and for a store that has lost its memory; then nobody is granted anything before they have come down.
 
 Where more is needed than there is, parts are max-min fair: nobody has more than `share` while somebody else lacks
 (Bertsekas and Gallager, Data Networks, 6.5.2). A part is rounded up for who asks and down for who should give, so that
@@ -61,7 +61,7 @@ class _Holder:
         self.need = 0
         self.heard_us = 0
         self.turn = 0
-        """When it began to lack permits, as a number that grows; 0: it lacks none. Getting some, it is the last again."""
+        """When it began to lack permits, as a number that grows; 0: it lacks none. Who gets some is the last again."""
 
     @property
     def lacks(self) -> int:
@@ -75,7 +75,7 @@ class _Holder:
 class Permits:
     """All holders of one key."""
 
-    __slots__ = ("_adaptive", "_holders", "_limit", "_published", "_turns", "expires_us")
+    __slots__ = ("_adaptive", "_holders", "_lacked", "_limit", "_published", "_turns", "expires_us")
 
     def __init__(self, first: Permit, now_us: int) -> None:
         self._adaptive = Adaptive(first.least, first.most, now_us) if first.least else None
@@ -83,6 +83,7 @@ class Permits:
         self._holders: dict[str, _Holder] = {}
         self._published: Share | None = None
         self._turns = 0
+        self._lacked = 0
         self.expires_us: float = inf
         """When nobody holds anything any more."""
 
@@ -104,8 +105,12 @@ class Permits:
         share = self._limit if level == inf else floor(level)
         free = self._limit - self._granted()
         wanting = holder.lacks > 0 and holder.granted < level and self._granted() > holder.granted
-        if changed or wanting or (gave and free > 0 and lacks > holder.lacks):
+        if changed or (gave and free > 0 and lacks > holder.lacks):
             self._published = Share(share, self._limit, free, lacks)
+        elif wanting or (lacks and not self._lacked):
+            # Asks others to come down. It offers nothing, or what is kept for who died would be asked for without end.
+            self._published = Share(share, self._limit, 0, lacks)
+        self._lacked = lacks
         return Permitted(now_us, holder.granted, share, self._limit, max(1, len(self._holders)), lacks)
 
     def take_published(self) -> Share | None:
@@ -143,7 +148,7 @@ class Permits:
         holder.granted += got
         if not holder.lacks:
             holder.turn = 0
-        elif got or not holder.turn:
+        elif got or gave or not holder.turn:
             self._turns += 1
             holder.turn = self._turns
 

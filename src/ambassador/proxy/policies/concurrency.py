@@ -136,7 +136,7 @@ class Bulkhead:
         self._clock = clock
         self._counts: Counts | None = None
         self._queue: dict[_Entry, None] = {}
-        self._begun = lambda: None
+        self._begun: Callable[[], object] = bool
         self.hand = Allotment(
             f"{LABEL}:{name}",
             store,
