@@ -19,6 +19,7 @@ from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.http1_parser import Limits
 from ambassador.proxy.lane import Lane
 from ambassador.proxy.listener import Listener, ListenerLimits
+from ambassador.proxy.policies.concurrency import Bulkheads
 from ambassador.proxy.policies.limit import NoCounts
 from ambassador.proxy.service import Service
 from ambassador.proxy.upstream.endpoint import Endpoint
@@ -191,8 +192,15 @@ class Plane:
         self.lane = lane
         self.clients = clients
         self.breakers = Breakers(lane)
+        self.bulkheads = Bulkheads(lane)
         table = compile_table(
-            load_text(config), lane, self.counts, {}, scopes or no_scopes(), breakers=self.breakers
+            load_text(config),
+            lane,
+            self.counts,
+            {},
+            scopes or no_scopes(),
+            breakers=self.breakers,
+            bulkheads=self.bulkheads,
         )
         table.begin()
         self.service = Service(lane, table, name="test", access_log=None)
@@ -238,6 +246,8 @@ class Plane:
                 for limit in policy.limits
                 for account in limit.all_accounts()
             ),
+            "permits": sum(bulkhead.hand.used for bulkhead in self.bulkheads),
+            "waiting for permits": sum(bulkhead.waiting for bulkhead in self.bulkheads),
             "waiting for a probe": sum(
                 breaker.waiter is not None for breaker in self.breakers.breakers.values()
             ),

@@ -177,7 +177,7 @@ class World:
         service.table.retire()
         table = compile_table(
             _load(config), self.plane.lane, self.counts, {}, self.store.scopes_of(0), breakers=self._breakers,
-            cooldowns=self._cooldowns,
+            cooldowns=self._cooldowns, bulkheads=self.plane.bulkheads,
         )  # fmt: skip
         table.begin()
         for upstream in table.upstreams.values():
