@@ -41,7 +41,7 @@ class Allotment:
     """One key's permits in one worker's hand. `gained` is called when there may be some for requests that wait."""
 
     __slots__ = (
-        "_again", "_alone", "_asking", "_clock", "_drops", "_gained", "_holder", "_kept", "_key", "_samples", "_sent_at", "_store",
+        "_again", "_alone", "_asking", "_clock", "_drops", "_gained", "_holder", "_kept", "_key", "_samples", "_sent_at", "_store", "_told",
         "dry_until", "holders", "lacks", "least", "limit", "may", "most", "over", "share", "since", "used", "waiting",
     )  # fmt: skip
 
@@ -88,6 +88,8 @@ class Allotment:
         self._again = False
         self._alone = False
         self._kept = 0
+        self._told = 0
+        """What the store takes for the need: too much of it would be kept from others."""
         self._sent_at = -inf
 
     @property
@@ -111,7 +113,7 @@ class Allotment:
             return
         # After the store was away, who holds what comes first; what is lacking is asked for when all have told.
         need = min(self.need, self.may) if self._alone else self.need
-        self._asking, self._again = True, False
+        self._asking, self._again, self._told = True, False, need
         self._kept = self.may
         self._sent_at = self._clock.now
         samples, self._samples = self._samples, []
@@ -141,9 +143,8 @@ class Allotment:
             self._learn(answer.share, answer.limit, answer.lacks)
             if self._alone:
                 self._alone, self.dry_until = False, now + _SHORT_S
-            elif self.need > self.may and answer.granted <= self._kept:
-                # Others come down to their part, and then there is more for this one.
-                self.dry_until = now + _SHORT_S if self.may >= self.share else now + _AGAIN_S / 4
+            elif self.need > self.may >= max(1, self.share) and answer.granted <= self._kept:
+                self.dry_until = now + _SHORT_S  # with less than its part: others come down to theirs
         elif answer is not None or not self._store.up:
             sharers = max(1, self._store.workers // max(1, self._store.replicas))
             self._alone = True
@@ -207,14 +208,14 @@ class Allotment:
     @property
     def is_idle(self) -> bool:
         """There is nothing to do before the next request."""
-        return not (self.may or self.used or self.waiting or self._asking)
+        return not (self.may or self.used or self.waiting or self._asking or self._told)
 
     def pulse(self, now: float) -> None:
         """Tell the store what it should know by now, and ask again for what is lacking."""
         if self._asking:
             return
         passed = now - self._sent_at
-        lacking = self.need > self.may and now >= self.dry_until
+        lacking = (self.need > self.may and now >= self.dry_until) or self._told > self.need == 0
         news = bool(self._samples or self._drops or self.lacks)
         if (lacking and passed >= _AGAIN_S) or (news and passed >= _SHORT_S):
             self.ask()

@@ -6,9 +6,9 @@ request, and an operation of the store only when the hand is empty. What is beyo
 bounded, timed and in the order of arrival; what is beyond the queue is `overloaded` at once. A client that leaves gives
 up its place.
 
-Each worker has an equal part of the queue (at least one place), for nobody knows the length of all of them. A request
-that finds neither permit nor place may still have to wait for HOLD_S, while permits are on their way from another
-worker that has too many.
+Each worker that has requests has an equal part of the queue (at least one place): none knows how long the others' are.
+A request that finds neither permit nor place may still have to wait for HOLD_S, while permits are on their way from
+another worker that has too many.
 
 With `adaptive` the store finds the limit from how long requests take (`state/gradient.py`): from the permit to the
 answer's end, so without the time in this queue.
@@ -115,11 +115,13 @@ class Clock(Protocol):
 class _Entry:
     """A request that waits."""
 
-    __slots__ = ("admitted", "refused", "request", "waiter")
+    __slots__ = ("admitted", "placed", "refused", "request", "waiter")
 
-    def __init__(self, request: Request, waiter: Waiter) -> None:
+    def __init__(self, request: Request, waiter: Waiter, *, placed: bool) -> None:
         self.request = request
         self.waiter = waiter
+        self.placed = placed
+        """It has a place in the queue; else it waits for a permit on its way, or for a place."""
         self.admitted = False
         self.refused = False
 
@@ -136,6 +138,8 @@ class Bulkhead:
         self._clock = clock
         self._counts: Counts | None = None
         self._queue: dict[_Entry, None] = {}
+        self._held = 0
+        """Those in it that have no place."""
         self._begun: Callable[[], object] = bool
         self.hand = Allotment(
             f"{LABEL}:{name}",
@@ -219,10 +223,21 @@ class Bulkhead:
             entry.admitted = True
             self._take(entry.request)
             entry.waiter.wake()
-        if self._is_dry(self._clock.now):
-            for entry in list(queue)[self._places :]:
+        if self._held and queue:
+            self._see_to_held(list(queue))
+
+    def _see_to_held(self, queue: list[_Entry]) -> None:
+        """Some have no place: they get those that became free, or are told that there is no hope."""
+        places, dry = self._places, self._is_dry(self._clock.now)
+        for position, entry in enumerate(queue):
+            if entry.placed or not (dry or position < places):
+                continue
+            if position < places and self.config.wait:
+                self._held -= 1
+                entry.placed = True
+            else:
                 entry.refused = True
-                entry.waiter.wake()
+            entry.waiter.wake()
 
     # The queue
 
@@ -233,31 +248,35 @@ class Bulkhead:
 
     def _is_dry(self, now: float) -> bool:
         """No permits are on their way to this worker."""
-        return now < self.hand.dry_until
+        hand = self.hand
+        return hand.may >= hand.limit or now < hand.dry_until
 
     def _excess(self, request: Request) -> Awaitable[None] | None:
         """There is no permit in hand."""
         hand, now = self.hand, self._clock.now
         waiter = request.waiter
         placed = len(self._queue) < self._places
-        held = not placed and len(self._queue) - self._places < hand.limit and not self._is_dry(now)
-        if waiter is None or not (held or (placed and self.config.wait)):
+        placed = placed and self.config.wait > 0
+        held = not placed and self._held < hand.limit and not self._is_dry(now)
+        if waiter is None or not (held or placed):
             raise self._refuse()
-        return self._wait(_Entry(request, waiter), self.config.wait if placed else HOLD_S)
+        return self._wait(_Entry(request, waiter, placed=placed))
 
-    async def _wait(self, entry: _Entry, seconds: float) -> None:
+    async def _wait(self, entry: _Entry) -> None:
         """Wait until `_serve` has let it through. Raises `Overloaded`, and what `rest` raises."""
         hand, clock = self.hand, self._clock
         self._queue[entry] = None
+        self._held += not entry.placed
         hand.waiting = len(self._queue)
         if self._counts is not None:
             self._counts.waited()
-        until = clock.now + ended_by(seconds)
+        began = clock.now
         try:
             if not self._is_dry(clock.now):
                 hand.ask()
             self._begun()
             while not entry.admitted:
+                until = began + ended_by(self.config.wait if entry.placed else HOLD_S)
                 if clock.now >= until or entry.refused:
                     raise self._refuse()
                 await entry.waiter.rest(until)
@@ -267,6 +286,7 @@ class Bulkhead:
 
     def _leave(self, entry: _Entry) -> None:
         del self._queue[entry]
+        self._held -= not entry.placed
         self.hand.waiting = len(self._queue)
 
     def _refuse(self) -> Overloaded:
