@@ -14,8 +14,8 @@ The life of a request
  5. The route: `proxy/routing.py` finds the first that matches, in a table made when the config was loaded. What it
     gives is a `RoutePlan` (`proxy/plan.py`): bound functions and numbers, nothing left to look up.
  6. ADMIT: hooks that may answer at once: rate limits (`proxy/policies/limit.py`), faults on purpose (`fault.py`),
-    permits to be in progress (`concurrency.py`, held until the answer has ended), then `redirect.py`, `respond.py`. One that must wait gives a coroutine, which rests by the request's `waiter`
-    (`messages.py`).
+    permits to be in progress (`concurrency.py`, held until the answer has ended), then `redirect.py`, `respond.py`.
+    One that must wait gives a coroutine, which rests by the request's `waiter` (`messages.py`).
  7. REPEAT: an attempt (`proxy/attempt.py`), and more while `proxy/policies/retry.py` allows. Everything in 8 to 10 is
     done for each. Where `proxy/policies/hedge.py` says that one takes long, a second runs beside it (`proxy/race.py`).
  8. An endpoint is picked: one of those in use (`proxy/upstream/tiers.py`), as `balance` says (`balance.py`, `ring.py`).
@@ -48,6 +48,8 @@ Around it
   are decided from what the worker has in hand; none waits for a store longer than `state.max_wait`. For limits that is
   `state/holding.py` (tokens leased from a `state/bucket.py`) and `state/account.py` (what decides while the store is
   late or away). While replicas have different configs the lower limit holds: `state/rollout.py`, by `state/accord.py`.
+  Permits to be in progress are divided by the replica's store (`state/permits.py`, their number found by
+  `state/gradient.py`) and held in `state/allotment.py`.
 - Which endpoints there are, where the config does not say: the supervisor finds them (`control/discovery/directory.py`,
   with a module for each kind of source) and tells the workers (`Table.take_found`). Names' addresses go the same way.
 - Which endpoints are well: the supervisor checks them (`control/health.py`, rules in `proxy/upstream/health.py`), the
