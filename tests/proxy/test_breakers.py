@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from ambassador.proxy.policies.breaker import Breaker, Config
-from ambassador.state.gate import Refused
+from ambassador.state.passes import Refused
 from ambassador.state.protocol import State
 from tests.proxy.policies.test_breaker import Worker, attempt, trip
 from tests.proxy.stores import SharedStore

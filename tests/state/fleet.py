@@ -6,7 +6,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from ambassador.state.circuit import Circuit
-from ambassador.state.gate import Entry, Gate, Pass, ProbePass, Result
+from ambassador.state.gate import Gate
+from ambassador.state.passes import Entry, Pass, ProbePass, Result
 from ambassador.state.protocol import Answer, Force, Operation, Probe, Report, Restore, Row, Rules
 from ambassador.state.store_time import StoreTime
 

@@ -7,7 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ambassador.state.gate import WAITING, Gate, Pass, ProbePass, Refused, Result
+from ambassador.state.gate import Gate
+from ambassador.state.passes import WAITING, Pass, ProbePass, Refused, Result
 from ambassador.state.protocol import Force, Report, Restore, State
 from tests.state.fleet import TIMEOUT_S, Fleet, Worker, rules
 
@@ -635,7 +636,7 @@ def test_gate_with_other_settings_goes_on_from_where_the_old_one_is() -> None:
         rules(min_requests=99),
         consecutive=0,
         peers=fleet.workers[0].peers,
-        time=old._time,
+        time=old._known._time,
         replica="r0",
         slot=0,
         key="new",

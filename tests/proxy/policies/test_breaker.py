@@ -24,7 +24,7 @@ from ambassador.proxy.policies.breaker import (
     settle,
 )
 from ambassador.proxy.upstream.endpoint import Endpoint
-from ambassador.state.gate import ProbePass
+from ambassador.state.passes import ProbePass
 from ambassador.state.protocol import Force, State
 from tests.proxy.stores import SharedStore
 

@@ -34,7 +34,7 @@ from ambassador.settings import (
     SecondsRange,
     Section,
 )
-from ambassador.state.gate import WAITING, Pass, Refused, Result
+from ambassador.state.passes import WAITING, Pass, Refused, Result
 from ambassador.state.protocol import Rules
 
 if TYPE_CHECKING:

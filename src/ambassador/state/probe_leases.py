@@ -1,0 +1,78 @@
+"""The leases of one worker for probes of one circuit: asked for, held, and given back. Pure.
+
+- One is asked for by the first request that finds the circuit due, at most once in ASK_S.
+- A lease that nobody has used in KEEP_S goes back: soon it would count as a failure.
+- Its time began when it was asked for, so it ends here before it does in the store.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ambassador.state.protocol import Probe, Rules, Verb
+
+ASK_S: Final = 0.05
+"""One request for a probe's lease in this time from each worker."""
+KEEP_S: Final = 1.0
+"""How long a lease may be held for the next request."""
+
+
+class ProbeLeases:
+    """`key` makes ids unique in the fleet. Times are monotonic seconds."""
+
+    __slots__ = ("_asked", "_asking", "_breaker", "_held", "_key", "_next_ask", "_rules")
+
+    def __init__(self, breaker: str, rules: Rules, key: str) -> None:
+        self._breaker = breaker
+        self._rules = rules
+        self._key = key
+        self._held: list[tuple[str, float, float]] = []
+        """Id, end, and when it came."""
+        self._asking = False
+        self._asked = 0
+        self._next_ask = float("-inf")
+
+    @property
+    def held(self) -> bool:
+        """A probe may be made at once."""
+        return bool(self._held)
+
+    def ask(self, now: float, timeout_s: float) -> Probe | None:
+        """The question to be asked for a probe that takes so long at most, if it is time for one."""
+        if self._asking or now < self._next_ask:
+            return None
+        self._asking = True
+        self._asked += 1
+        self._next_ask = now + ASK_S
+        name = f"{self._key}.{self._asked}"
+        return Probe(self._breaker, name, Verb.ASK, self._rules, max(1, int(timeout_s * 1000)))
+
+    def answered(self) -> None:
+        """The question has its answer, or will have none."""
+        self._asking = False
+
+    def keep(self, asked: Probe, asked_at: float, now: float) -> None:
+        """It was granted."""
+        self._held.append((asked.id, asked_at + asked.timeout_ms / 1000, now))
+
+    def use(self) -> tuple[str, float] | None:
+        """Take one: its id, and when it ends."""
+        if not self._held:
+            return None
+        name, until, _ = self._held.pop()
+        return name, until
+
+    def drop_stale(self, now: float) -> list[Probe]:
+        """Give back those that wait for nothing: what is to be asked for that."""
+        stale = [lease for lease in self._held if now >= min(lease[2] + KEEP_S, lease[1])]
+        for lease in stale:
+            self._held.remove(lease)
+        return [self.give_back(name) for name, _, _ in stale]
+
+    def give_back(self, name: str) -> Probe:
+        """The probe of this lease says nothing."""
+        return Probe(self._breaker, name, Verb.LOST, self._rules)
+
+    def clear(self) -> None:
+        """The circuit has changed: those that are held are void."""
+        self._held.clear()
