@@ -316,15 +316,37 @@ def test_faults_are_told() -> None:
 def test_fallbacks_are_told_in_their_order() -> None:
     config = load_text(
         "version: 1\nlisten: 127.0.0.1:80\n"
-        "routes: [{name: r, to: http://a, fallback: {to: http://b, respond: {status: 203}}}]"
+        "routes: [{name: r, to: http://a, fallback: {to: http://b, stale: 10m, respond: {status: 203}}}]"
     )
     found = [line for line in explain(config, "POST", "/").lines if line.what == "fallback"]
     assert [(line.key, line.text) for line in found] == [
         ("fallback.to", "one attempt at r.fallback: http://b:80; if POST cannot have reached the first, since it is not idempotent"),
+        ("fallback.stale", "no earlier answer, since POST has none that can be given again"),
         ("fallback.respond", "the fixed answer, 203"),
     ]  # fmt: skip
-    first = next(line for line in explain(config, "GET", "/").lines if line.what == "fallback")
+    first, second, _ = [line for line in explain(config, "GET", "/").lines if line.what == "fallback"]
     assert first.text == "one attempt at r.fallback: http://b:80"
+    assert second.text == "the last good answer to the same request, if it came within 10m"
+
+
+@pytest.mark.parametrize(
+    ("cache", "method", "text"),
+    [
+        ("{coalesce: true}", "GET", "identical requests at the same time go up as one"),
+        ("{ttl: 30s, coalesce: false}", "HEAD",
+         "answers are kept as long as they say that they are fresh, 30s if they say nothing, up to 64MiB in each worker"),
+        ("{}", "GET",
+         ("answers are kept as long as they say that they are fresh, up to 64MiB in each worker; "
+         "identical requests at the same time go up as one")),
+        ("{}", "POST", "not for POST; it ends what is kept of its target"),
+    ],
+)  # fmt: skip
+def test_cache_is_told(cache: str, method: str, text: str) -> None:
+    config = load_text(
+        f"version: 1\nlisten: 127.0.0.1:80\nroutes: [{{name: r, to: http://a, cache: {cache}}}]"
+    )
+    (line,) = [line for line in explain(config, method, "/").lines if line.what == "cache"]
+    assert (line.key, line.text) == ("cache", text)
 
 
 def test_breakers_are_told_outermost_first_with_their_names() -> None:

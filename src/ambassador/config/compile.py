@@ -22,9 +22,10 @@ from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.plan import RoutePlan, Timeouts, Upstream
 from ambassador.proxy.policies import concurrency, fault, headers, limit, retry
 from ambassador.proxy.policies.breaker import endpoint_name, route_name
+from ambassador.proxy.policies.cache import Cache
 from ambassador.proxy.policies.concurrency import LABEL, Bulkhead, Bulkheads
 from ambassador.proxy.policies.cooldown import Cooldowns
-from ambassador.proxy.policies.fallback import Fallback
+from ambassador.proxy.policies.fallback import Fallback, LastGood
 from ambassador.proxy.policies.hedge import Hedge
 from ambassador.proxy.policies.limit import LimitPolicy, compile_limits, owner_of_upstream
 from ambassador.proxy.policies.redirect import redirector
@@ -150,6 +151,7 @@ def compile_steps(
     ]
     for guarded, guard in guards:
         gates.update((made.name, made) for made in guard.prepare(guarded))
+    caches = {route.name: Cache(route.cache, lane) for route in config.routes if route.cache is not None}
     plans: list[tuple[MatchSpec, RoutePlan]] = []
     walls: list[tuple[Bulkhead, concurrency.Config, concurrency.Counts]] = []
     for route in config.routes:
@@ -167,6 +169,7 @@ def compile_steps(
             gates=gates,
             scopes=scopes,
             bulkhead=bulkhead,
+            caches=caches,
         )
         plans.append((spec(route.match), plan))
         yield
@@ -422,6 +425,7 @@ def _plan(
     gates: Mapping[str, Breaker],
     scopes: Scopes,
     bulkhead: Bulkhead | None,
+    caches: Mapping[str, Cache],
 ) -> RoutePlan:
     admit: list[AdmitHook] = []
     limited = limits.of_route(route)
@@ -449,6 +453,8 @@ def _plan(
         admit: Sequence[AdmitHook] = (),
         fallback: Fallback | None = None,
         hedge: Hedge | None = None,
+        cache: Cache | None = None,
+        elsewhere: RoutePlan | None = None,
     ) -> RoutePlan:
         return RoutePlan(
             route.name,
@@ -467,15 +473,20 @@ def _plan(
             gates=tuple(gate for gate in gates if gate is not None),
             fallback=fallback,
             hedge=hedge,
+            cache=cache,
+            spoils=tuple(caches.values()),
+            elsewhere=elsewhere,
         )
 
     retried = _retry(route.retry, scopes, f"retry:{route.name}")
     written = route.fallback
-    fallback = None
+    fallback = elsewhere = None
+    if written is not None and written.to is not None:
+        elsewhere = towards(written.to, (gates.get(written.to),))
     if written is not None:
         fallback = Fallback(
-            elsewhere=None if written.to is None else towards(written.to, (gates.get(written.to),)),
             respond=None if written.respond is None else responder(written.respond),
+            last_good=None if written.stale is None else LastGood(written.stale, written.max),
             all_methods=written.methods == "all",
             retried=frozenset() if retried is None else retried.statuses,
         )
@@ -486,6 +497,8 @@ def _plan(
         admit=admit,
         fallback=fallback,
         hedge=None if route.hedge is None else Hedge(route.hedge),
+        cache=caches.get(route.name),
+        elsewhere=elsewhere,
     )
 
 

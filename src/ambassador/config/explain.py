@@ -39,6 +39,7 @@ from ambassador.printable import printable
 from ambassador.proxy.path import authority_host, normalise, split_target
 from ambassador.proxy.policies import (
     breaker,
+    cache,
     concurrency,
     cooldown,
     fault,
@@ -244,6 +245,8 @@ def _lines(config: Config, route: Route, request: Request) -> Iterable[Line]:
         yield from _rewrite_lines(route, request, upstream)
         yield _upstream_line(route.to, upstream, config.zone)
         yield from _limit_lines(upstream.limit, f"upstreams.{route.to}.limit")
+        if route.cache is not None:
+            yield _cache_line(route.cache, request)
         yield _timeout_line(route.timeout, request)
         yield _retry_line(route.retry, request)
         if route.hedge is not None:
@@ -503,6 +506,22 @@ def _outlier_line(upstream: str, config: outlier.Config) -> Line:
     return Line(what="outlier", text=text, key=f"upstreams.{upstream}.outlier")
 
 
+def _cache_line(config: cache.Config, request: Request) -> Line:
+    if request.method not in ("GET", "HEAD"):
+        return Line(
+            what="cache", text=f"not for {request.method}; it ends what is kept of its target", key="cache"
+        )
+    parts = []
+    if config.stores:
+        fresh = "answers are kept as long as they say that they are fresh"
+        if isinstance(config.ttl, float):
+            fresh += f", {format_duration(config.ttl)} if they say nothing"
+        parts.append(f"{fresh}, up to {format_size(config.max or cache.DEFAULT_MAX)} in each worker")
+    if config.joins:
+        parts.append("identical requests at the same time go up as one")
+    return Line(what="cache", text="; ".join(parts), key="cache")
+
+
 def _fallback_lines(config: Config, fallback: Fallback, request: Request) -> Iterable[Line]:
     """In the order in which they are tried."""
     if fallback.to is not None:
@@ -514,6 +533,13 @@ def _fallback_lines(config: Config, fallback: Fallback, request: Request) -> Ite
         if not always:
             text += f"; if {request.method} cannot have reached the first, since it is not idempotent"
         yield Line(what="fallback", text=text, key="fallback.to")
+    if fallback.stale is not None:
+        text = (
+            f"the last good answer to the same request, if it came within {format_duration(fallback.stale)}"
+        )
+        if request.method not in ("GET", "HEAD"):
+            text = f"no earlier answer, since {request.method} has none that can be given again"
+        yield Line(what="fallback", text=text, key="fallback.stale")
     if fallback.respond is not None:
         reply = respond.responder(fallback.respond)(request)
         yield Line(what="fallback", text=f"the fixed answer, {reply.status}", key="fallback.respond")

@@ -16,7 +16,17 @@ from msgspec import Meta, field
 
 from ambassador.config.discover import Discover, Kubernetes
 from ambassador.config.units import format_duration
-from ambassador.proxy.policies import breaker, concurrency, cooldown, fault, headers, hedge, limit, retry
+from ambassador.proxy.policies import (
+    breaker,
+    cache,
+    concurrency,
+    cooldown,
+    fault,
+    headers,
+    hedge,
+    limit,
+    retry,
+)
 from ambassador.proxy.policies.redirect import Redirect
 from ambassador.proxy.policies.respond import Respond
 from ambassador.proxy.policies.rewrite import Rewrite
@@ -394,7 +404,7 @@ class Timeout(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class Fallback(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is answered when all attempts failed, or the breaker is open; not for a client's own errors. Of several the
-    first that can: another upstream, the fixed answer. `proxy-status` tells of it.
+    first that can: another upstream, the last good answer, the fixed one. `proxy-status` tells of it.
     """
 
     to: Annotated[str | None, Meta(extra={"form": "target"})] = None
@@ -404,13 +414,20 @@ class Fallback(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Methods for which `to` is asked: those that are `idempotent` (and any request with an `idempotency-key`), or
     `all`. Where the first upstream cannot have seen the request, every method is."""
 
+    stale: Seconds | None = None
+    """The last good answer to the same GET, if it came within this time: the same credentials and headers, and nothing
+    that says `no-store`, `private` or `must-revalidate`. Each worker keeps what it has seen."""
+
+    max: Bytes = 64 * 2**20
+    """Bytes of such answers in each worker; one has an eighth of it at most."""
+
     respond: Respond | None = None
     """A fixed answer."""
 
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
         """Nothing to fall back on."""
-        if self.to is None and self.respond is None:
-            yield None, "needs 'to' or 'respond'"
+        if self.to is None and self.respond is None and self.stale is None:
+            yield None, "needs 'to', 'stale' or 'respond'"
 
 
 class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -424,7 +441,6 @@ class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "access",
             "translate",
             "mirror",
-            "cache",
         ),
         ("off", "false"),
     )
@@ -462,6 +478,9 @@ class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     breaker: breaker.Config | None = None
     """When no attempts are made any more: by default for the whole upstream, whichever route they come from (`scope`).
     Unset: no breaker."""
+
+    cache: cache.Config | None = None
+    """Answers that are kept and given again, and identical requests that go up as one. Unset: neither."""
 
     fallback: Fallback | None = None
     """What is answered when all attempts failed, or the breaker is open. Unset: the failure."""

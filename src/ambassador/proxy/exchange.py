@@ -18,13 +18,16 @@ from ambassador.messages import Reply, Request
 from ambassador.observe.access_log import AccessRecord
 from ambassador.proxy.attempt import STATUS_TEXT, Attempt, reason_of
 from ambassador.proxy.forwarding import caller_deadline_s, max_forwards
+from ambassador.proxy.freshness import by_name, initial_age_s, is_unchanged
 from ambassador.proxy.http1_parser import HEALTH_TARGETS
 from ambassador.proxy.lane import TimedOut
 from ambassador.proxy.policies.breaker import guards_of
+from ambassador.proxy.policies.cache import SAFE, Flight
 from ambassador.proxy.policies.fallback import FAILURES, FAILURES_ELSEWHERE
 from ambassador.proxy.policies.retry import IDEMPOTENT
 from ambassador.proxy.problem import error_reply, fallback_status, forbids_retry, speaks_grpc
 from ambassador.proxy.race import race, rival_of
+from ambassador.proxy.shelf import Recording
 from ambassador.proxy.transfer import ClientGone, Impatient, Transfer
 
 if TYPE_CHECKING:
@@ -35,11 +38,18 @@ if TYPE_CHECKING:
     from ambassador.proxy.http1 import ClientConnection
     from ambassador.proxy.plan import RoutePlan, Upstream
     from ambassador.proxy.policies.breaker import Ticket
+    from ambassador.proxy.policies.cache import Cache, Found, Visit
+    from ambassador.proxy.policies.fallback import Fallback
     from ambassador.proxy.policies.hedge import Hedge
     from ambassador.proxy.service import Table
+    from ambassador.proxy.shelf import Kept
     from ambassador.proxy.upstream.endpoint import Endpoint
     from ambassador.proxy.upstream.h1 import Http1Connection
 
+_OF_A_BODY: Final = frozenset({
+    b"content-length", b"content-type", b"content-encoding", b"content-language", b"content-range",
+})  # fmt: skip
+"""Fields that a 304 leaves out (RFC 9110 15.4.5)."""
 _CLIENT_GONE_STATUS: Final = 499  # nginx's number for a client that left before its answer; only in the log
 
 
@@ -78,6 +88,9 @@ class Exchange:
     _hedged = False
     _upstream_s = 0.0
     _fallen: Fallen | None = None
+    _visit: Visit | None = None
+    _cache_note: bytes | None = None
+    _replayed = False
 
     def __init__(self, client: ClientConnection, request: Request) -> None:
         service = client.listener.service
@@ -230,17 +243,54 @@ class Exchange:
 
     def _forward(self, plan: RoutePlan) -> Awaitable[None]:
         """Have the upstream answer, or what the route has in its place."""
-        return self._attempts(plan) if plan.fallback is None else self._attempts_or_else(plan)
+        return self._answered(plan) if plan.fallback is None else self._answered_or_else(plan)
 
-    async def _attempts_or_else(self, plan: RoutePlan) -> None:
+    async def _answered_or_else(self, plan: RoutePlan) -> None:
         try:
-            return await self._attempts(plan)
+            return await self._answered(plan)
         except FAILURES as error:
             if self.client.answered or self._fallen is not None:
                 raise
             failure = error
         if not await self._fall_back(plan, failure, failure.status):
             raise failure
+
+    def _answered(self, plan: RoutePlan) -> Awaitable[None]:
+        return self._attempts(plan) if plan.cache is None else self._through_cache(plan, plan.cache)
+
+    async def _through_cache(self, plan: RoutePlan, cache: Cache) -> None:
+        """Answer with what is kept, or what another request brings; else go up, and leave the answer there."""
+        visit = self._visit = cache.visit(self.request, self.client.peer.fields(self.request))
+        if visit is None:
+            return await self._attempts(plan)
+        try:
+            self._prepare(plan)
+            found = await self._find(visit)
+            if found is not None:
+                await self._replay(plan, found.kept, found.note)
+            elif visit.only_if_cached:
+                await self._answer(Reply(504, [self._cache_status(b"fwd=miss")]))
+            else:
+                await self._attempts(plan)
+        finally:
+            visit.withdraw()
+
+    async def _find(self, visit: Visit) -> Found | None:
+        """What there is at the cache, perhaps after a wait for an identical request; None: this one goes up."""
+        client, transfer = self.client, self.transfer
+        while True:
+            found = visit.look()
+            if not isinstance(found, Flight):
+                return found
+            client.rest_until = transfer.deadline
+            try:
+                answer = await visit.wait(found, client)
+            except TimedOut:
+                raise transfer.missed() from None
+            finally:
+                client.rest_until = inf
+            if answer is not None:
+                return answer
 
     def _prepare(self, plan: RoutePlan) -> None:
         """Before the first attempt: the clock of the whole starts."""
@@ -254,8 +304,8 @@ class Exchange:
         retry = plan.retry
         if not self._prepared:
             self._prepare(plan)
-            if retry is not None:
-                retry.budget.deposit(self._started)
+        if retry is not None and (self.attempt is None or self.attempt.connection is None):
+            retry.budget.deposit(self._started)
         transfer = self.transfer
         while True:
             connection: Http1Connection | None = None
@@ -463,7 +513,8 @@ class Exchange:
         fallback, transfer = plan.fallback, self.transfer
         if fallback is None or (failure is None and status not in fallback.statuses):
             return False
-        other, respond = fallback.elsewhere, fallback.respond
+        other, respond, kept = plan.elsewhere, fallback.respond, self._last_good(plan, fallback)
+        is_last = respond is None and kept is None
         if (
             other is not None
             and transfer.replayable
@@ -475,23 +526,34 @@ class Exchange:
             try:
                 connection = await self._attempt_elsewhere(other)
             except FAILURES_ELSEWHERE as error:
-                if respond is None:
+                if is_last:
                     raise
                 self._give_up(error, error.status)
             else:
                 head = connection.reader.head
                 assert head is not None
-                if respond is None or head.status not in fallback.statuses:
+                if is_last or head.status not in fallback.statuses:
                     await self._relay(other, connection)
                     return True
                 self._give_up(None, head.status)
-        if respond is None:
+        if is_last:
             return False
         self._give_up(failure, status)
         self._plan = plan
-        self._fallen = (failure, status, "respond")
-        await self._answer(respond(self.request))
+        if kept is not None:
+            self._fallen = (failure, status, "stale")
+            await self._replay(plan, kept, None)
+        elif respond is not None:
+            self._fallen = (failure, status, "respond")
+            await self._answer(respond(self.request))
         return True
+
+    def _last_good(self, plan: RoutePlan, fallback: Fallback) -> Kept | None:
+        if fallback.last_good is None:
+            return None
+        request, forwarded = self.request, self.client.peer.fields(self.request)
+        cached = None if plan.cache is None else plan.cache.last(request, forwarded)
+        return fallback.last_good.find(request, forwarded, cached, self.lane.now)
 
     def _give_up(self, failure: ProxyError | None, status: int) -> None:
         """The present attempt, if there is one, is not what is answered. A failed one was counted before."""
@@ -504,6 +566,9 @@ class Exchange:
     async def _attempt_elsewhere(self, plan: RoutePlan) -> Http1Connection:
         """One attempt at another upstream than the route's own, up to the head of its answer."""
         self._plan, self._tried, self._charged, self.paid = plan, (), None, False
+        self.transfer.patience_s = inf
+        if self._visit is not None:
+            self._visit.withdraw()
         try:
             attempt = self._begin_attempt(plan)
             connection = await attempt.until_head()
@@ -527,8 +592,14 @@ class Exchange:
         head = reader.head
         assert head is not None
         status = self._status = head.status
+        if plan.keeps and await self._keep(plan, head):
+            return None
         body = reader.take_body()
         complete = reader.complete and self.transfer.upload_done and not reader.trailers
+        if self.transfer.recorder is not None:
+            self.transfer.record(body)
+            if complete:
+                self.transfer.end_record(whole=True)
         fields = self._response_fields(plan, head)
         sized = head.content_length is not None or status in (204, 304) or request.method == "HEAD"
         if not complete:
@@ -538,6 +609,57 @@ class Exchange:
         client.start_response(request, status, fields, body, sized=sized, complete=True)
         if client.blocked is not None or client.write_failed:
             await client.drained(client.limits.body_timeout)
+
+    async def _keep(self, plan: RoutePlan, head: ResponseHead) -> bool:
+        """See to it that the answer is kept if it may be. True: what is kept already holds still, and was given."""
+        request, visit, now = self.request, self._visit, self.lane.now
+        wall_s, date = self.service.wall_s(), self.service.http_date()
+        takers: list[tuple[int, Callable[[bytes | None], None]]] = []
+        if request.method not in SAFE and head.status < 400:
+            for cache in plan.spoils:
+                cache.invalidate(request, head)
+        if visit is not None and plan.cache is not None:
+            found = visit.hear(head, sent_at=self.transfer.sent_at, wall_s=wall_s, date=date)
+            if found is not None:
+                self._finish(plan, None)
+                await self._replay(plan, found.kept, found.note)
+                return True
+            self._cache_note = visit.note
+            wanted = visit.wanted()
+            if wanted:
+                takers.append((wanted, visit.take))
+        last_good = None if plan.fallback is None else plan.fallback.last_good
+        if last_good is not None:
+            age_s = initial_age_s(by_name(head.passing), wall_s=wall_s, delay_s=now - self.transfer.sent_at)
+            take = last_good.taker(
+                request, self.client.peer.fields(request), head, now=now, age_s=age_s, date=date
+            )
+            if take is not None:
+                takers.append((last_good.shelf.most_each, take))
+        if takers:
+            self.transfer.recorder = Recording(takers)
+        return False
+
+    async def _replay(self, plan: RoutePlan, kept: Kept, note: bytes | None) -> None:
+        """Answer with what is kept; `note` is what `cache-status` says of it."""
+        client, request = self.client, self.request
+        self._cache_note = note
+        self._replayed = True
+        status, body = kept.head.status, kept.body
+        fields = self._response_fields(plan, kept.head)
+        fields.append((b"age", b"%d" % kept.age_s(self.lane.now)))
+        if status == 200 and is_unchanged(kept.fields, by_name(request.headers)):
+            status, body = 304, b""
+            fields = [field for field in fields if field[0].lower() not in _OF_A_BODY]
+        elif request.method == "HEAD":
+            body = b""
+        self._status = status
+        client.start_response(request, status, fields, body, sized=True, complete=True)
+        if client.blocked is not None or client.write_failed:
+            await client.drained(client.limits.body_timeout)
+
+    def _cache_status(self, note: bytes) -> Field:
+        return (b"cache-status", b"%b; %b" % (self.service.name.encode(), note))
 
     async def _relay_rest(self, plan: RoutePlan, connection: Http1Connection) -> None:
         """An answer whose body, or whose request's body, is still on its way."""
@@ -564,6 +686,8 @@ class Exchange:
         fields.append((b"x-request-id", self.request.request_id))
         if plan.limit is not None:
             fields += plan.limit.answer_fields(self.request)
+        if self._cache_note is not None:
+            fields.append(self._cache_status(self._cache_note))
         if self._fallen is not None:
             fields.append(self._fallen_field(self._fallen))
         elif self.attempts > 1 and head.status >= 500:
@@ -680,7 +804,9 @@ class Exchange:
         )
 
     def _flags(self) -> tuple[str, ...]:
-        flags = ("hedged",) if self._hedged else ()
+        flags: tuple[str, ...] = ("hedged",) if self._hedged else ()
+        if self._replayed:
+            flags = (*flags, "kept")
         if self.attempts and self.transfer.client_slow:
             return (*flags, "client_slow")
         if self._fallen is not None:

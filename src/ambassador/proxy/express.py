@@ -304,6 +304,7 @@ def _learn(client: ClientConnection, head: bytes, size: int) -> Known | None:
             or plan.upstream.cooldown is not None
             or plan.shape_request
             or plan.shape_response
+            or (plan.keeps and plan.keeps_of(request.method))
             or table.debug_headers
             or request.target[:1] != b"/"
         ):

@@ -10,6 +10,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ambassador.errors import NoEndpoint
+from ambassador.proxy.policies.cache import SAFE
 from ambassador.proxy.upstream.balance import TwoChoices, less_loaded, standing
 from ambassador.proxy.upstream.tiers import Tier, spread
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from ambassador.messages import Fields, Reply, Request
     from ambassador.proxy.policies.breaker import Breaker
+    from ambassador.proxy.policies.cache import Cache
     from ambassador.proxy.policies.cooldown import Cooldown
     from ambassador.proxy.policies.fallback import Fallback
     from ambassador.proxy.policies.hedge import Hedge
@@ -323,8 +325,8 @@ class RoutePlan:
     """One route. `upstream` is None where `admit` always answers (redirect, respond)."""
 
     __slots__ = (
-        "admit", "answer_within_s", "deadline", "deadline_at", "failing", "fallback", "gates", "hedge", "host", "keep_host", "limit", "map_location",
-        "metrics", "name", "retry", "rewrite", "shape_request", "shape_response", "timeouts", "upstream",
+        "admit", "answer_within_s", "cache", "deadline", "deadline_at", "elsewhere", "failing", "fallback", "gates", "hedge", "host",
+        "keep_host", "keeps", "limit", "map_location", "metrics", "name", "retry", "rewrite", "shape_request", "shape_response", "spoils", "timeouts", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -345,6 +347,9 @@ class RoutePlan:
         map_location: ShapeHook | None = None,
         gates: tuple[Breaker, ...] = (),
         fallback: Fallback | None = None,
+        elsewhere: RoutePlan | None = None,
+        cache: Cache | None = None,
+        spoils: Sequence[Cache] = (),
         hedge: Hedge | None = None,
     ) -> None:
         self.name = name
@@ -358,6 +363,15 @@ class RoutePlan:
         self.retry = retry
         self.fallback = fallback
         """What to do when all attempts failed."""
+        self.elsewhere = elsewhere
+        """The same towards the upstream that is then asked once, if there is one."""
+        self.cache = cache
+        self.spoils = spoils
+        """The caches in which something may stop to hold by a request of this route."""
+        self.keeps = (
+            cache is not None or bool(spoils) or (fallback is not None and fallback.last_good is not None)
+        )
+        """Whether anything of an answer may be kept, or end what is."""
         self.failing = frozenset[int]() if retry is None else retry.statuses
         """Statuses with which an answer is perhaps not the one to give."""
         if fallback is not None:
@@ -379,6 +393,12 @@ class RoutePlan:
         self.gates = gates
         """Breakers of the route and of its upstream, outermost first; those of endpoints are `Endpoint.gate`."""
         self.hedge = hedge
+
+    def keeps_of(self, method: str) -> bool:
+        """Whether an answer to this method may be kept, or end what is."""
+        if method not in SAFE:
+            return bool(self.spoils)
+        return self.cache is not None or (self.fallback is not None and self.fallback.last_good is not None)
 
     def set_deadline(self, now: float, wall_s: float) -> None:
         """Work out `deadline` for requests that begin now: one line for all of a batch of the lane."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ambassador.messages import Request, RequestHead
     from ambassador.proxy.http1 import ClientConnection
     from ambassador.proxy.plan import RoutePlan
+    from ambassador.proxy.shelf import Recording
     from ambassador.proxy.upstream.h1 import Http1Connection
 
 _REPLAY_BYTES: Final = 65536
@@ -70,6 +71,8 @@ class Transfer:
     """The client was cut because of its pace."""
     bytes_in = 0
     """Taken of the request's body."""
+    recorder: Recording | None = None
+    """Sees the body of the answer as it passes."""
     _kept: list[bytes] | None = None
     _raw_in = 0
     _raw_out: int | None = None
@@ -329,23 +332,39 @@ class Transfer:
         if not connection.link.ready & (READ | HANGUP) or not connection.receive():
             return False
         if reader.body:
-            client.write_body(reader.take_body())
+            data = reader.take_body()
+            self.record(data)
+            client.write_body(data)
         if reader.complete:
             self._end_response(connection)
         return True
 
     def _end_response(self, connection: Http1Connection) -> None:
         self._response_done = True
-        self._client.end_body(clean_trailers(connection.reader.trailers))
+        trailers = connection.reader.trailers
+        self.end_record(whole=not trailers)
+        self._client.end_body(clean_trailers(trailers))
+
+    def record(self, data: bytes | memoryview) -> None:
+        """Show a piece of the answer's body to the recorder."""
+        if self.recorder is not None and not self.recorder.add(data):
+            self.recorder = None
+
+    def end_record(self, *, whole: bool) -> None:
+        """Tell it the end."""
+        if self.recorder is not None:
+            self.recorder.end(whole=whole)
+            self.recorder = None
 
     def _pull_raw(self, connection: Http1Connection, left: int) -> bool:
         client = self._client
         if not left:
             self._response_done = connection.reader.complete = True
+            self.end_record(whole=True)
             return True
         if not connection.link.ready & (READ | HANGUP):
             return False
-        if left >= MIN_SPLICE and self._splice is None:
+        if left >= MIN_SPLICE and self._splice is None and self.recorder is None:
             self._splice = client.listener.service.splices.take()
         if self._splice is not None:
             return self._pull_spliced(connection, self._splice, left)
@@ -355,6 +374,7 @@ class Transfer:
         if count == 0:
             raise UpstreamReset("the upstream closed the connection inside its answer")
         self._raw_out = left - count
+        self.record(SCRATCH[:count])
         client.write_body(SCRATCH[:count])
         return True
 

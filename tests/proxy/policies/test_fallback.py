@@ -313,6 +313,153 @@ async def test_cancelled_during_the_attempt_elsewhere_leaves_nothing_behind(
         client.close()
 
 
+# The last good answer
+
+
+def good(*fields: bytes, body: bytes = b"good") -> bytes:
+    lines = b"".join(field + b"\r\n" for field in fields)
+    return b"HTTP/1.1 200 OK\r\n%bcontent-length: %d\r\n\r\n%b" % (lines, len(body), body)
+
+
+def get(*fields: bytes, method: bytes = b"GET") -> bytes:
+    return b"%b / HTTP/1.1\r\nhost: a\r\n%b\r\n" % (method, b"".join(field + b"\r\n" for field in fields))
+
+
+STALE = "{stale: 10m}"
+
+
+async def exchange(plane: Plane, talk: Talk, request: bytes, answer: bytes, size: int) -> bytes:
+    """A request that goes up on a connection that is there: what its client sees, head and body."""
+    async with asking(plane, request) as client:
+        await talk.head()
+        await talk.send(answer)
+        return await client.head() + await client.exactly(size)
+
+
+@asynccontextmanager
+async def seen(
+    origin: Origin, answer: bytes, request: bytes = GET, **route: str
+) -> AsyncIterator[tuple[Plane, Talk]]:
+    """A plane that has seen an answer, and its connection to the origin."""
+    route = {"fallback": STALE, "retry": "off", "breaker": "{min_requests: 1000}", **route}
+    async with a_plane(config(origin.url, **route)) as plane:
+        async with asking(plane, request) as client:
+            talk = await origin.takes(answer)
+            await client.head()
+        yield plane, talk
+        talk.close()
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+async def test_last_good_answer_is_given_with_its_age(
+    mock_clock: trio.testing.MockClock, origin: Origin, method: bytes
+) -> None:
+    async with seen(origin, good(b"cache-control: max-age=5", b"x: y", b"age: 3")) as (plane, talk):
+        mock_clock.jump(20)
+        body = b"" if method == b"HEAD" else b"good"
+        answer = await exchange(plane, talk, get(method=method), failed(503), len(body))
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert answer.endswith(b"\r\n\r\n" + body)
+        assert b"\r\nage: 23\r\n" in answer
+        assert b"\r\nproxy-status: test; received-status=503; fallback=stale\r\n" in answer
+        assert b"\r\nx: y\r\n" in answer
+
+
+async def test_last_good_answer_is_the_last_one_and_not_older_than_it_may_be(
+    mock_clock: trio.testing.MockClock, origin: Origin
+) -> None:
+    async with seen(origin, good(), fallback="{stale: 25s}") as (plane, talk):
+        await exchange(plane, talk, GET, good(body=b"better"), 6)
+        await exchange(plane, talk, GET, failed(404), 2)
+        mock_clock.jump(24)
+        assert (await exchange(plane, talk, GET, failed(500), 6)).endswith(b"better")
+        mock_clock.jump(2)
+        assert b" 500 " in await exchange(plane, talk, GET, failed(500), 2)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        b"cache-control: no-store", b"cache-control: private", b"cache-control: max-age=1, must-revalidate",
+        b"cache-control: s-maxage=1", b"cache-control: no-cache", b"set-cookie: a=b", b"vary: *",
+    ],
+)  # fmt: skip
+async def test_answer_that_forbids_it_is_no_last_good_one(origin: Origin, field: bytes) -> None:
+    async with seen(origin, good(field)) as (plane, talk):
+        assert b" 503 " in await exchange(plane, talk, GET, failed(503), 2)
+
+
+@pytest.mark.parametrize(
+    "field", [b"authorization: Bearer 2", b"cookie: a=2", b"x-api-key: 2", b"x-host: evil"]
+)
+async def test_last_good_answer_never_crosses_credentials(origin: Origin, field: bytes) -> None:
+    own = get(field.replace(b"2", b"1"))
+    async with seen(origin, good(), own) as (plane, talk):
+        assert b" 503 " in await exchange(plane, talk, GET, failed(503), 2)
+        if own != get(field):
+            assert b" 503 " in await exchange(plane, talk, get(field), failed(503), 2)
+        assert b" 200 " in await exchange(plane, talk, own, failed(503), 4)
+
+
+async def test_last_good_answer_is_selected_by_vary(origin: Origin) -> None:
+    async with seen(origin, good(b"vary: accept"), get(b"accept: a")) as (plane, talk):
+        assert b" 503 " in await exchange(plane, talk, get(b"accept: b"), failed(503), 2)
+        assert b" 200 " in await exchange(plane, talk, get(b"accept: a"), failed(503), 4)
+
+
+async def test_posts_and_ranges_have_no_last_good_answer(origin: Origin) -> None:
+    async with seen(origin, good()) as (plane, talk):
+        assert b" 503 " in await exchange(
+            plane, talk, get(b"content-length: 0", method=b"POST"), failed(503), 2
+        )
+        assert b" 503 " in await exchange(plane, talk, get(b"range: bytes=0-1"), failed(503), 2)
+
+
+async def test_fixed_answer_comes_where_there_is_no_last_good_one(origin: Origin) -> None:
+    async with seen(origin, good(), fallback=f"{{stale: 1m, {FIXED}}}") as (plane, talk):
+        assert (await exchange(plane, talk, GET, failed(503), 4)).endswith(b"good")
+        answer = await exchange(plane, talk, get(b"cookie: a=b"), failed(503), 5)
+        assert answer.endswith(b"sorry")
+        assert b"fallback=respond" in answer
+
+
+async def test_last_good_answer_comes_after_the_other_upstream(origin: Origin, other: Origin) -> None:
+    async with seen(origin, good(), fallback=f"{{to: '{other.url}', stale: 1m}}") as (plane, talk):
+        async with asking(plane) as client:
+            await talk.head()
+            await talk.send(failed(503))
+            away = await other.takes(failed(503))
+            assert await told(client, 4) == (
+                200,
+                b"good",
+                b"test; received-status=503; attempts=2; fallback=stale",
+            )
+            away.close()
+
+
+async def test_what_the_cache_has_validated_since_is_the_last_good_answer(
+    mock_clock: trio.testing.MockClock, origin: Origin
+) -> None:
+    answer = good(b"cache-control: max-age=5", b'etag: "1"')
+    async with seen(origin, answer, cache="from-response", fallback="{stale: 25s}") as (plane, talk):
+        mock_clock.jump(20)
+        renewed = b"HTTP/1.1 304 Not Modified\r\ncache-control: max-age=5\r\n\r\n"
+        await exchange(plane, talk, GET, renewed, 4)
+        mock_clock.jump(20)
+        assert b"\r\nage: 20\r\n" in await exchange(plane, talk, GET, failed(503), 4)
+
+
+async def test_last_good_answer_has_the_place_of_a_timeout(
+    mock_clock: trio.testing.MockClock, origin: Origin
+) -> None:
+    async with seen(origin, good(), timeout="2s") as (plane, talk), asking(plane) as client:
+        await talk.head()
+        mock_clock.jump(2.1)
+        status, body, note = await told(client, 4)
+        assert (status, body) == (200, b"good")
+        assert note == b'test; error=http_response_timeout; details="upstream_timeout"; fallback=stale'
+
+
 # In the config
 
 FILE = "version: 1\nlisten: 127.0.0.1:80\nupstreams: {u: {endpoints: ['http://a:1']}}\nroutes:\n  - {name: r, %s}\n"
@@ -321,7 +468,7 @@ FILE = "version: 1\nlisten: 127.0.0.1:80\nupstreams: {u: {endpoints: ['http://a:
 @pytest.mark.parametrize(
     ("route", "problem"),
     [
-        ("to: u, fallback: {}", "needs 'to' or 'respond'"),
+        ("to: u, fallback: {}", "needs 'to', 'stale' or 'respond'"),
         ("to: u, fallback: {to: u}", "is 'u', where the requests go already"),
         ("to: u, fallback: {to: w}", "there is no upstream 'w'"),
         ("respond: 200, fallback: {respond: 200}", "'fallback' has no effect with 'respond'"),

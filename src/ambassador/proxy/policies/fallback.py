@@ -14,11 +14,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import BreakerOpen, ConnectFailed, Limited, NoEndpoint, Overloaded, UpstreamError
+from ambassador.proxy import freshness
+from ambassador.proxy.shelf import Kept, Key, Shelf
 
 if TYPE_CHECKING:
     from ambassador.errors import ProxyError
-    from ambassador.messages import Reply, Request
-    from ambassador.proxy.plan import RoutePlan
+    from ambassador.messages import Fields, Reply, Request, ResponseHead
 
 FAILED: Final = frozenset({500, 502, 503, 504})
 """Answers that a fallback is better than, whatever the route retries."""
@@ -32,26 +33,81 @@ _UNSEEN: Final = (ConnectFailed, NoEndpoint, BreakerOpen, Overloaded)
 _REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})  # RFC 9110 9.2.2
 
 
-class Fallback:
-    """The fallback of a route.
+class LastGood:
+    """The last good answers to GET that one worker has seen: at most `most` bytes, none older than `for_s`.
 
-    `elsewhere`: the route towards the other upstream; `respond`: makes the fixed answer. `all_methods`: requests of
-    any method go to the other upstream, even if the first may have acted on them. `retried`: statuses that the route
-    retries.
+    They are found by all that they may depend on, credentials included (`proxy/shelf.py`). What says `no-store` or
+    `private`, sets a cookie, or must not be used without being validated (RFC 9111 4.2.4) is not among them.
     """
 
-    __slots__ = ("_all_methods", "elsewhere", "respond", "statuses")
+    __slots__ = ("_for_s", "shelf")
+
+    def __init__(self, for_s: float, most: int) -> None:
+        self._for_s = for_s
+        self.shelf = Shelf(most)
+
+    def taker(
+        self,
+        request: Request,
+        forwarded: Fields,
+        head: ResponseHead,
+        *,
+        now: float,
+        age_s: float,
+        date: bytes,
+    ) -> Callable[[bytes | None], None] | None:
+        """Who takes the body of an answer; None: it is not kept."""
+        if request.method != "GET" or head.status != 200 or request.content_length or request.chunked:
+            return None
+        fields = freshness.by_name(head.passing)
+        directives = freshness.cache_control(fields.get(b"cache-control"))
+        if not (freshness.may_share(directives, fields) and freshness.may_be_stale(directives)):
+            return None
+        key = Key(request, forwarded)
+        if b"range" in key.fields:
+            return None
+
+        def take(body: bytes | None) -> None:
+            if body is not None:
+                self.shelf.put(Kept(key, head, body, now=now, age_s=age_s, date=date))
+
+        return take
+
+    def find(self, request: Request, forwarded: Fields, others: Kept | None, now: float) -> Kept | None:
+        """The answer to give, if there is one. `others`: what the route's cache has."""
+        if request.method not in ("GET", "HEAD") or b"range" in request.special:
+            return None
+        known = [self.shelf.find(Key(request, forwarded)), others]
+        usable = [
+            kept
+            for kept in known
+            if kept is not None
+            and kept.head.status == 200
+            and kept.held_s(now) <= self._for_s
+            and freshness.may_be_stale(kept.directives)
+        ]
+        return min(usable, key=lambda kept: kept.held_s(now), default=None)
+
+
+class Fallback:
+    """The fallback of a route, but for the other upstream, which is `RoutePlan.elsewhere`.
+
+    `respond`: makes the fixed answer; `last_good`: those to fall back on. `all_methods`: requests of any method go to
+    the other upstream, even if the first may have acted on them. `retried`: statuses that the route retries.
+    """
+
+    __slots__ = ("_all_methods", "last_good", "respond", "statuses")
 
     def __init__(
         self,
         *,
-        elsewhere: RoutePlan | None = None,
         respond: Callable[[Request], Reply] | None = None,
+        last_good: LastGood | None = None,
         all_methods: bool = False,
         retried: frozenset[int] = frozenset(),
     ) -> None:
-        self.elsewhere = elsewhere
         self.respond = respond
+        self.last_good = last_good
         self.statuses = FAILED | {status for status in retried if status >= 500}
         """Answers that count as failed."""
         self._all_methods = all_methods

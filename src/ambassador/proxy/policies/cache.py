@@ -1,0 +1,431 @@
+"""Cache: answers to GET that are given again, and identical requests that go up as one.
+
+Phase REPEAT, outside the attempts: an answer from here makes none, and counts against no upstream. A shared cache as of
+RFC 9111, in the memory of each worker: `proxy/freshness.py` says what may be stored and how long it is fresh,
+`proxy/shelf.py` what it is found by. Answers are recorded as they pass; none is held back for that.
+
+Identical requests that meet make one *flight*: the first leads and goes up, the others wait for its answer to be whole.
+- Only requests that the same stored answer could answer join: the same target, credentials, and fields.
+- An answer that is not for others, too large, or a stream lets them go at once: they go up themselves, and so do
+  identical ones for the next seconds. One whose body takes longer than `_BODY_S` does as well: a client that reads
+  slowly must not hold up others.
+- If the leader fails or leaves, the first that notices leads the next flight. Nobody waits for more than `_FLIGHTS`
+  leaders. Everybody's own deadline holds, and nothing is kept of one who leaves.
+- A request that changes the target (9111 4.4) ends its flights: nobody joins one that began before.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict
+from collections.abc import Iterator
+from math import inf
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
+
+from ambassador.proxy import freshness
+from ambassador.proxy.shelf import Kept, Key, Shelf, target
+from ambassador.settings import Bytes, MatchHeader, Seconds, Section
+
+if TYPE_CHECKING:
+    from ambassador.messages import Fields, Request, ResponseHead, Waiter
+    from ambassador.state.scope import Clock
+
+DEFAULT_MAX: Final = 64 * 2**20
+"""Bytes of answers in each worker where the config says nothing."""
+_BODY_S: Final = 1.0
+"""How long after its head the body of an answer is waited for by those who have not asked for it themselves."""
+_FLIGHTS: Final = 2
+_APART_S: Final = 10.0
+"""How long requests go up by themselves after an answer that was not for others. Varnish's hit-for-miss: 120 s."""
+_REMEMBERED: Final = 1024
+"""Targets that are remembered for that, and those that were changed lately."""
+_BYPASSING: Final = frozenset({b"range", b"if-range", b"if-match", b"if-unmodified-since"})
+_STREAMS: Final = (b"text/event-stream", b"application/grpc", b"multipart/x-mixed-replace")
+SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+"""Methods that change nothing (RFC 9110 9.2.1)."""
+
+
+class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Answers to GET that are kept in each worker and given again, and identical requests that go up as one. `coalesce:
+    true` alone keeps nothing.
+    """
+
+    shorthand: ClassVar[str | None] = "ttl"
+
+    ttl: Literal["from-response"] | Seconds | None = None
+    """For how long an answer is fresh: what it says itself (`from-response`, also when unset); or, for answers that say
+    nothing, so long. What an answer says always holds."""
+
+    max: Bytes | None = None
+    """Bytes of answers in each worker, 64 MiB when unset; one answer has an eighth of it at most. What was not asked
+    for the longest time goes first."""
+
+    coalesce: bool | None = None
+    """Whether identical requests at the same time go up as one. Unset: they do."""
+
+    ignore: tuple[MatchHeader, ...] = ()
+    """Headers of requests that do not matter for the answer, such as a correlation id. Every header that is not a
+    standard one that `vary` tells of matters otherwise: requests that differ in it have answers of their own."""
+
+    @property
+    def stores(self) -> bool:
+        """Whether answers are kept."""
+        return self.ttl is not None or self.max is not None or self.coalesce is None
+
+    @property
+    def joins(self) -> bool:
+        """Whether identical requests go up as one."""
+        return self.coalesce is not False
+
+    def conflicts(self) -> Iterator[tuple[str | None, str]]:
+        """Nothing to do."""
+        if not self.stores and not self.joins:
+            yield "coalesce", "is off and nothing is stored: write 'ttl' or 'max', or leave the cache out"
+
+
+class _State(enum.Enum):
+    UNDER_WAY = enum.auto()
+    LANDED = enum.auto()
+    """There is an answer for all that it suits."""
+    FAILED = enum.auto()
+    """Another may lead."""
+    RELEASED = enum.auto()
+    """Everybody goes up himself."""
+
+
+class Flight:
+    """One request that goes up for several."""
+
+    __slots__ = ("answer", "state", "until", "waiting")
+
+    def __init__(self) -> None:
+        self.state = _State.UNDER_WAY
+        self.answer: Kept | None = None
+        self.until = inf
+        """When who waits goes up himself."""
+        self.waiting: list[Waiter] = []
+
+    def end(self, state: _State, answer: Kept | None = None) -> None:
+        """It is over."""
+        if self.state is _State.UNDER_WAY:
+            self.state, self.answer = state, answer
+            self.wake()
+
+    def wake(self) -> None:
+        """Have all that wait look again."""
+        for waiter in self.waiting:
+            waiter.wake()
+
+
+class Found:
+    """An answer that need not go up. `note` is what `cache-status` says of it (RFC 9211)."""
+
+    __slots__ = ("kept", "note")
+
+    def __init__(self, kept: Kept, note: bytes) -> None:
+        self.kept = kept
+        self.note = note
+
+
+class Cache:
+    """The cache of a route in one worker."""
+
+    __slots__ = (
+        "_apart",
+        "_changed",
+        "_changed_before",
+        "_ignored",
+        "clock",
+        "flights",
+        "joins",
+        "shelf",
+        "stores",
+        "ttl_s",
+    )
+
+    def __init__(self, config: Config, clock: Clock) -> None:
+        self.clock = clock
+        self.stores = config.stores
+        self.joins = config.joins
+        self.ttl_s = config.ttl if isinstance(config.ttl, float) else None
+        self.shelf = Shelf(config.max or DEFAULT_MAX)
+        self.flights: dict[tuple[bytes, bytes], Flight] = {}
+        self._ignored = frozenset(name.encode() for name in config.ignore)
+        self._apart: OrderedDict[tuple[bytes, bytes], float] = OrderedDict()
+        self._changed: OrderedDict[bytes, float] = OrderedDict()
+        """When targets were changed last: an answer to a request that began before is not kept."""
+        self._changed_before = -inf
+        """Of those that are forgotten, the last."""
+
+    def visit(self, request: Request, forwarded: Fields) -> Visit | None:
+        """What a request has to do with the cache; None: nothing. `forwarded`: `Peer.fields` of it."""
+        if request.method not in ("GET", "HEAD") or request.content_length or request.chunked:
+            return None
+        key = Key(request, forwarded, self._ignored)
+        if not key.fields.keys().isdisjoint(_BYPASSING):
+            return None
+        asked = freshness.cache_control(key.fields.get(b"cache-control"))
+        if b"no-store" in asked:
+            return None
+        if b"pragma" in key.fields and not asked and b"no-cache" in key.fields[b"pragma"]:  # 5.4
+            asked = {b"no-cache": None}
+        return Visit(self, request, key, asked)
+
+    def last(self, request: Request, forwarded: Fields) -> Kept | None:
+        """What there is for a request, fresh or not."""
+        return self.shelf.find(Key(request, forwarded, self._ignored)) if self.stores else None
+
+    def invalidate(self, request: Request, head: ResponseHead) -> None:
+        """A request of an unsafe method was answered (4.4): its target, and what the answer names on the same host."""
+        uris = [target(request.authority, request.path, request.query)]
+        fields = freshness.by_name(head.passing)
+        for name in (b"location", b"content-location"):
+            if name in fields:
+                uris += _same_host(request.authority, fields[name])
+        for uri in uris:
+            self.shelf.forget(uri)
+            for flying in [flying for flying in self.flights if flying[0] == uri]:
+                del self.flights[flying]
+            self._changed[uri] = self.clock.now
+            self._changed.move_to_end(uri)
+            if len(self._changed) > _REMEMBERED:
+                self._changed_before = self._changed.popitem(last=False)[1]
+
+    def has_changed(self, uri: bytes, since: float) -> bool:
+        """Whether a target was, or may have been, changed at that time or later."""
+        return max(self._changed.get(uri, -inf), self._changed_before) >= since
+
+    def is_apart(self, name: tuple[bytes, bytes]) -> bool:
+        """Whether requests for this go up by themselves at present."""
+        return self._apart.get(name, 0.0) > self.clock.now
+
+    def set_apart(self, name: tuple[bytes, bytes]) -> None:
+        """They do for a while."""
+        self._apart[name] = self.clock.now + _APART_S
+        self._apart.move_to_end(name)
+        if len(self._apart) > _REMEMBERED:
+            self._apart.popitem(last=False)
+
+
+class Visit:
+    """One request at the cache: `look`, perhaps `wait`; then, if it goes up, `hear` the head of the answer, `take` its
+    body; and `end` in any case.
+    """
+
+    __slots__ = (
+        "_asked",
+        "_began",
+        "_cache",
+        "_flight",
+        "_heard_at",
+        "_key",
+        "_left",
+        "_old",
+        "_original",
+        "_request",
+        "note",
+    )
+
+    def __init__(self, cache: Cache, request: Request, key: Key, asked: freshness.Directives) -> None:
+        self._cache = cache
+        self._request = request
+        self._key = key
+        self._asked = asked
+        self._original = request.passing
+        self._old: Kept | None = None
+        """What is asked about upstream, whether it still holds."""
+        self._flight: Flight | None = None
+        """The one that this request leads."""
+        self._began = cache.clock.now
+        self._left = _FLIGHTS
+        self._heard_at: tuple[ResponseHead, float, float, bytes] | None = None
+        self.note = b"fwd=miss"
+        """What `cache-status` says of an answer from upstream (RFC 9211)."""
+
+    @property
+    def only_if_cached(self) -> bool:
+        """It must not go up (5.2.1.7)."""
+        return b"only-if-cached" in self._asked
+
+    @property
+    def _name(self) -> tuple[bytes, bytes]:
+        return self._key.uri, self._key.who
+
+    def look(self) -> Found | Flight | None:
+        """What there is: an answer, a flight to wait for, or nothing: then it goes up, and leads if it can."""
+        cache, now = self._cache, self._cache.clock.now
+        self._began = now
+        kept = cache.shelf.find(self._key) if cache.stores else None
+        if kept is not None:
+            left_s = kept.left_s(now)
+            if left_s > 0 and freshness.allows(self._asked, age_s=kept.age_s(now), left_s=left_s):
+                return Found(kept, b"hit; ttl=%d" % left_s)
+            self.note = b"fwd=stale" if left_s <= 0 else b"fwd=request"
+        if self.only_if_cached:
+            return None
+        if self._may_share() and not cache.is_apart(self._name):
+            flight = cache.flights.get(self._name)
+            if flight is not None and flight.state is not _State.UNDER_WAY:
+                flight = None  # what it brought is from before
+            if flight is not None and self._left:
+                return flight
+            if flight is None:
+                self._flight = cache.flights[self._name] = Flight()
+        if kept is not None and self._is_plain():
+            self._ask_about(kept)
+        return None
+
+    def _is_plain(self) -> bool:
+        """It asks for the whole answer, whatever the client has."""
+        fields = self._key.fields
+        return (
+            self._request.method == "GET"
+            and b"if-none-match" not in fields
+            and b"if-modified-since" not in fields
+        )
+
+    def _may_share(self) -> bool:
+        return self._cache.joins and self._is_plain() and not self._asked
+
+    def _ask_about(self, kept: Kept) -> None:
+        conditions = freshness.conditions(kept.fields)
+        if conditions:
+            self._old = kept
+            self._request.passing = [*self._original, *conditions]
+
+    async def wait(self, flight: Flight, waiter: Waiter) -> Found | None:
+        """Wait for somebody else's answer. None: there is none for this request; look again.
+
+        Raises what the waiter's `rest` raises.
+        """
+        clock = self._cache.clock
+        flight.waiting.append(waiter)
+        try:
+            while flight.state is _State.UNDER_WAY and clock.now < flight.until:
+                await waiter.rest(flight.until)
+        finally:
+            flight.waiting.remove(waiter)
+        answer = flight.answer
+        if answer is not None and answer.answers(self._key.fields):
+            return Found(answer, b"fwd=miss; collapsed")
+        self._left = self._left - 1 if flight.state is _State.FAILED else 0
+        return None
+
+    # An answer from upstream
+
+    def hear(self, head: ResponseHead, *, sent_at: float, wall_s: float, date: bytes) -> Found | None:
+        """The head of the answer. What is found instead, if it says that what was kept still holds.
+
+        `sent_at`: when the request went up, in the lane's seconds; `wall_s` and `date` are the time of day.
+        """
+        now = self._cache.clock.now
+        fields = freshness.by_name(head.passing)
+        age_s = freshness.initial_age_s(fields, wall_s=wall_s, delay_s=now - sent_at)
+        self._heard_at = (head, now, age_s, date)
+        if self._old is not None:
+            self.note += b"; fwd-status=%d" % head.status
+            if head.status == 304:
+                return self._renew(self._old, head, now, age_s, date)
+        flight = self._flight
+        if flight is not None:
+            directives = freshness.cache_control(fields.get(b"cache-control"))
+            if head.status >= 500:
+                flight.end(_State.FAILED)
+            elif (
+                not freshness.may_share(directives, fields)
+                or b"no-cache" in directives
+                or head.status not in freshness.STORABLE
+                or (head.content_length or 0) > self._cache.shelf.most_each
+                or fields.get(b"content-type", b"").startswith(_STREAMS)
+            ):
+                self._release()
+            else:
+                flight.until = now + _BODY_S
+                flight.wake()
+        return None
+
+    def _renew(self, old: Kept, head: ResponseHead, now: float, age_s: float, date: bytes) -> Found:
+        kept = old.renewed(head, now=now, age_s=age_s, date=date, default_lifetime_s=self._cache.ttl_s)
+        if self._is_current():
+            self._cache.shelf.put(kept)
+        if self._flight is not None:
+            self._flight.end(_State.LANDED, kept)
+        return Found(kept, self.note)
+
+    def _is_current(self) -> bool:
+        """The target was not changed since the request went up."""
+        return not self._cache.has_changed(self._key.uri, self._began)
+
+    def _release(self) -> None:
+        if self._flight is not None and self._flight.state is _State.UNDER_WAY:
+            self._cache.set_apart(self._name)
+            self._flight.end(_State.RELEASED)
+
+    def wanted(self) -> int:
+        """How many bytes of the body are wanted at most; 0: none."""
+        assert self._heard_at is not None
+        head = self._heard_at[0]
+        most = self._cache.shelf.most_each
+        if self._request.method != "GET" or (head.content_length or 0) > most:
+            return 0
+        if self._flight is not None and self._flight.state is _State.UNDER_WAY:
+            return most
+        return most if self._is_storable(head) else 0
+
+    def _is_storable(self, head: ResponseHead) -> bool:
+        if not self._cache.stores or not self._is_current():
+            return False
+        fields = freshness.by_name(head.passing)
+        directives = freshness.cache_control(fields.get(b"cache-control"))
+        if not freshness.may_store(
+            head.status, directives, fields, authorized=b"authorization" in self._key.fields
+        ):
+            return False
+        lifetime = freshness.lifetime_s(directives, fields)
+        if lifetime is None and head.status in freshness.DEFAULT_STORABLE:
+            lifetime = self._cache.ttl_s
+        return bool(lifetime) or bool(freshness.conditions(fields))
+
+    def take(self, body: bytes | None) -> None:
+        """The body of the answer, when it has passed; None: it is too large, or has trailers."""
+        if body is None or self._heard_at is None:
+            return self._release()
+        head, now, age_s, date = self._heard_at
+        kept = Kept(
+            self._key, head, body, now=now, age_s=age_s, date=date, default_lifetime_s=self._cache.ttl_s
+        )
+        if self._is_storable(head):
+            self._cache.shelf.put(kept)
+        if self._flight is not None:
+            self._flight.end(_State.LANDED, kept)
+        return None
+
+    # The end
+
+    def withdraw(self) -> None:
+        """The request goes elsewhere, as it came; what comes of it is nobody else's."""
+        self._request.passing = self._original
+        self._old = None
+        self.end()
+
+    def end(self) -> None:
+        """The request is over. If others wait for it still, one of them leads."""
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            flight.end(_State.FAILED)
+            if self._cache.flights.get(self._name) is flight:
+                del self._cache.flights[self._name]
+
+
+def _same_host(authority: bytes, reference: bytes) -> list[bytes]:
+    """The target that a `Location` names, if it is on the same host (4.4). Of paths only absolute ones."""
+    scheme, colon, rest = reference.partition(b"://")
+    if colon:
+        host, slash, path = rest.partition(b"/")
+        if scheme.lower() not in (b"http", b"https") or host.lower() != authority.lower():
+            return []
+        reference = slash + path
+    if not reference.startswith(b"/"):
+        return []
+    path, mark, query = reference.partition(b"#")[0].partition(b"?")
+    return [target(authority, path, query if mark else None)]
