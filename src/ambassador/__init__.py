@@ -25,8 +25,8 @@ The life of a request
     A connection is taken from its pool (`pool.py`, `endpoint.py`), or opened (`connect.py`). Breakers and cool-downs
     may refuse the attempt (`proxy/policies/breaker.py`, `cooldown.py`). All replicas share a circuit
     (`state/circuit.py`); a worker's view of it is `state/known_circuit.py`, and what it lets through, tells and decides
-    by itself `state/gate.py`; `proxy/breakers.py` connects the two. Directly before the first byte the upstream's own quota is charged (`proxy/policies/limit.py`
-    again).
+    by itself `state/gate.py`; `proxy/breakers.py` connects the two. Directly before the first byte the upstream's own
+    quota is charged (`proxy/policies/limit.py` again).
  9. SHAPE: the outgoing head is made: what passes, what the proxy adds, what the route changes
     (`proxy/policies/headers.py`, `rewrite.py`, with values from `proxy/template.py`; `proxy/framing.py` says what
     they may not touch).

@@ -241,25 +241,29 @@ def _lines(config: Config, route: Route, request: Request) -> Iterable[Line]:
     if route.headers is not None:
         yield from _header_lines(route.headers, forwarded=route.to is not None)
     if route.to is not None:
-        upstream = config.upstreams[route.to]
-        yield from _rewrite_lines(route, request, upstream)
-        yield _upstream_line(route.to, upstream, config.zone)
-        yield from _limit_lines(upstream.limit, f"upstreams.{route.to}.limit")
-        if route.cache is not None:
-            yield _cache_line(route.cache, request)
-        yield _timeout_line(route.timeout, request)
-        yield _retry_line(route.retry, request)
-        if route.hedge is not None:
-            yield _hedge_line(route.hedge, request)
-        yield from _breaker_lines(config, route)
-        if upstream.cooldown is not None:
-            yield _cooldown_line(route.to, upstream.cooldown)
-        if upstream.health is not None:
-            yield _health_line(route.to, upstream.health)
-        if upstream.outlier is not None:
-            yield _outlier_line(route.to, upstream.outlier)
-        if route.fallback is not None:
-            yield from _fallback_lines(config, route.fallback, request)
+        yield from _forwarding_lines(config, route, route.to, request)
+
+
+def _forwarding_lines(config: Config, route: Route, to: str, request: Request) -> Iterable[Line]:
+    upstream = config.upstreams[to]
+    yield from _rewrite_lines(route, request, upstream)
+    if route.cache is not None:
+        yield _cache_line(route.cache, request)
+    yield _upstream_line(to, upstream, config.zone)
+    yield from _limit_lines(upstream.limit, f"upstreams.{to}.limit")
+    yield _timeout_line(route.timeout, request)
+    yield _retry_line(route.retry, request)
+    if route.hedge is not None:
+        yield _hedge_line(route.hedge, request)
+    yield from _breaker_lines(config, route)
+    if upstream.cooldown is not None:
+        yield _cooldown_line(to, upstream.cooldown)
+    if upstream.health is not None:
+        yield _health_line(to, upstream.health)
+    if upstream.outlier is not None:
+        yield _outlier_line(to, upstream.outlier)
+    if route.fallback is not None:
+        yield from _fallback_lines(config, route.fallback, request)
 
 
 def _limit_lines(limits: Sequence[limit.Config] | None, key: str) -> Iterable[Line]:
