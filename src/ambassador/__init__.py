@@ -13,9 +13,10 @@ The life of a request
     (`observe/trace.py`).
  5. The route: `proxy/routing.py` finds the first that matches, in a table made when the config was loaded. What it
     gives is a `RoutePlan` (`proxy/plan.py`): bound functions and numbers, nothing left to look up.
- 6. ADMIT: hooks that may answer at once: rate limits (`proxy/policies/limit.py`), faults on purpose (`fault.py`),
-    permits to be in progress (`concurrency.py`, held until the answer has ended), then `redirect.py`, `respond.py`.
-    One that must wait gives a coroutine, which rests by the request's `waiter` (`messages.py`).
+ 6. ADMIT: hooks that may answer at once: rate limits (`proxy/policies/limit.py`, their keys in `limit_keys.py`, who
+    waits in `limit_queue.py`), faults on purpose (`fault.py`), permits to be in progress (`concurrency.py`, held until
+    the answer has ended), then `redirect.py`, `respond.py`. One that must wait gives a coroutine, which rests by the
+    request's `waiter` (`messages.py`).
  7. REPEAT: an attempt (`proxy/attempt.py`), and more while `proxy/policies/retry.py` allows. Everything in 8 to 10 is
     done for each. Where `proxy/policies/hedge.py` says that one takes long, a second runs beside it (`proxy/race.py`).
     Outside of it all, `proxy/policies/cache.py` gives earlier answers again and joins identical requests

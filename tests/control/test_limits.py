@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ambassador.control.limits import LimitViews, answer
-from ambassador.proxy.policies.limit import MOST_TOLD, LimitStatus
+from ambassador.proxy.limit_keys import MOST_TOLD, LimitStatus
 
 
 def a_status(

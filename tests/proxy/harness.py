@@ -18,9 +18,9 @@ from ambassador.config.load import load_text
 from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.http1_parser import Limits
 from ambassador.proxy.lane import Lane
+from ambassador.proxy.limit_keys import NoCounts
 from ambassador.proxy.listener import Listener, ListenerLimits
 from ambassador.proxy.policies.concurrency import Bulkheads
-from ambassador.proxy.policies.limit import NoCounts
 from ambassador.proxy.service import Service
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.state.scope import Scopes

@@ -18,6 +18,7 @@ from ambassador.config import schema
 from ambassador.config.breakers import breakers_of, upstream_breakers
 from ambassador.config.discover import own_host
 from ambassador.config.schema import PathRegex
+from ambassador.proxy import limit_keys
 from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.plan import RoutePlan, Timeouts, Upstream
 from ambassador.proxy.policies import concurrency, fault, headers, limit, retry
@@ -63,7 +64,7 @@ class Counters(Protocol):
     def route(self, route: str, upstream: str) -> RouteMetrics:
         """The counters of a route towards an upstream; `-` for none."""
 
-    def limit(self, owner: str, limit: str) -> limit.Counts:
+    def limit(self, owner: str, limit: str) -> limit_keys.Counts:
         """The counters of a limit of a route; for an upstream's, of `owner_of_upstream`."""
 
 

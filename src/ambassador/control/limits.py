@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from ambassador.proxy.policies.limit import MOST_TOLD, LimitStatus
+from ambassador.proxy.limit_keys import MOST_TOLD, LimitStatus
 
 _ENCODER: Final = msgspec.json.Encoder()
 _LINE: Final = msgspec.json.Decoder(LimitStatus)

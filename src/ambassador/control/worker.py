@@ -37,11 +37,11 @@ from ambassador.observe.metrics import NO_NAME, BlockKey, LimitMetrics, Page, Ro
 from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.http1_parser import Limits
 from ambassador.proxy.lane import Lane
+from ambassador.proxy.limit_keys import Limit
 from ambassador.proxy.listener import Listener, ListenerLimits
 from ambassador.proxy.plan import Upstream
 from ambassador.proxy.policies.concurrency import Bulkheads
 from ambassador.proxy.policies.cooldown import Cooldowns
-from ambassador.proxy.policies.limit import Limit
 from ambassador.proxy.service import Service, Table
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.health import Marks

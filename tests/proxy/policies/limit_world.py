@@ -284,3 +284,24 @@ def excess(times: Iterable[float], rate: float) -> float:
 def answer(granted: int, left: float, *, sharers: int = 1, retry_ms: int = 0) -> Leased:
     """What a store answers."""
     return Leased(0, granted, left, retry_ms, sharers)
+
+
+def one_worker(*configs: Config, **options: Any) -> tuple[World, Store, Worker]:
+    world = World()
+    store = Store(world)
+    return world, store, Worker(world, configs, fleet=Line(store), **options)
+
+
+def counts(worker: Worker) -> tuple[int, int]:
+    return len(worker.admitted), len(worker.refused)
+
+
+def a_policy(*configs: Config, **options: Any) -> LimitPolicy:
+    _, _, worker = one_worker(*configs, **options)
+    return worker.policy
+
+
+def a_request(headers: list[tuple[bytes, bytes]] | None = None) -> Request:
+    request = Request("GET", b"/", headers or [], 1)
+    request.client_ip, request.route = "10.0.0.1", "r"
+    return request

@@ -16,33 +16,20 @@ from hypothesis import strategies as st
 
 from ambassador.errors import Limited
 from ambassador.messages import Request
-from ambassador.proxy.policies import limit
-from ambassador.proxy.policies.limit import Config, LimitPolicy, compile_limits
+from ambassador.proxy.policies.limit import Config, compile_limits
 from ambassador.state.holding import terms
-from tests.proxy.policies.limit_world import Line, Store, Worker, World, excess
+from tests.proxy.policies.limit_world import (
+    Line,
+    Store,
+    Worker,
+    World,
+    a_request,
+    counts,
+    excess,
+    one_worker,
+)
 
 SLOW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-def one_worker(*configs: Config, **options: Any) -> tuple[World, Store, Worker]:
-    world = World()
-    store = Store(world)
-    return world, store, Worker(world, configs, fleet=Line(store), **options)
-
-
-def counts(worker: Worker) -> tuple[int, int]:
-    return len(worker.admitted), len(worker.refused)
-
-
-def a_policy(*configs: Config, **options: Any) -> LimitPolicy:
-    _, _, worker = one_worker(*configs, **options)
-    return worker.policy
-
-
-def a_request(headers: list[tuple[bytes, bytes]] | None = None) -> Request:
-    request = Request("GET", b"/", headers or [], 1)
-    request.client_ip, request.route = "10.0.0.1", "r"
-    return request
 
 
 # What a limit means
@@ -168,154 +155,7 @@ def test_refused_requests_do_not_reach_the_store() -> None:
 # Whose requests are counted together
 
 
-def test_keys_have_buckets_of_their_own() -> None:
-    world, _, worker = one_worker(Config(rate=(10, 1), burst=5, per="client_ip"))
-    for key in ("a", "b"):
-        for _ in range(10):
-            worker.request(key)
-    world.run(0.01)
-    assert sorted(key for _, key in worker.admitted) == ["a"] * 4 + ["b"] * 4
-
-
-def test_missing_header_is_one_common_key() -> None:
-    world, store, worker = one_worker(Config(rate=(10, 1), burst=5, per="header:x-tenant"))
-    for headers in ([], [(b"X-Tenant", b"t")], [(b"x-tenant", b"t"), (b"X-TENANT", b"u")], []):
-        worker.request(headers=headers)
-    world.run(0.01)
-    assert sorted(store.buckets) == ["r/limit:-", "r/limit:t", "r/limit:t, u"]
-
-
-def test_long_or_odd_values_are_hashed() -> None:
-    world, store, worker = one_worker(Config(rate=(10, 1), per="header:x-tenant"))
-    for value in (b"\xff\xfe", b"t" * 300, b"t" * 301):
-        worker.request(headers=[(b"x-tenant", value)])
-    world.run(0.01)
-    assert len(store.buckets) == 3
-    assert all(key.startswith("r/limit:#") and len(key) < 60 for key in store.buckets)
-
-
-@pytest.mark.parametrize("name", ["authorization", "Proxy-Authorization", "x-api-key", "cookie"])
-def test_credentials_are_hashed(name: str) -> None:
-    world, store, worker = one_worker(Config(rate=(10, 1), per=f"header:{name}"))
-    for headers in ([], [(name.lower().encode(), b"secret")], [(name.encode(), b"secret")]):
-        worker.request(headers=headers)
-    world.run(0.01)
-    plain, hashed = sorted(store.buckets, key=len)
-    assert plain == "r/limit:-"
-    assert hashed.startswith("r/limit:#")
-    assert "secret" not in hashed
-    assert {each.key for each in worker.policy.status()} == {"-", hashed.removeprefix("r/limit:")}
-
-
-def test_upstreams_limits_are_apart_from_routes() -> None:
-    world = World()
-    store = Store(world)
-    line = Line(store)
-    made = compile_limits(
-        [Config(rate=(10, 1))],
-        route="u",
-        of_upstream=True,
-        clock=world,
-        fleet=line,
-        replica=line,
-        max_wait_s=0.02,
-        on_loss="share",
-        random=random.random,
-    )
-    assert made is not None
-    with pytest.raises(Limited):
-        made.hook()(a_request())
-    world.run(0.01)
-    assert list(store.buckets) == ["@u/limit:u"]
-
-
-def test_million_clients_do_not_grow_a_worker_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limit, "MOST_KEYS", 100)
-    world, _, worker = one_worker(Config(rate=(10, 1), per="client_ip"))
-    for number in range(2000):
-        worker.request(f"client {number}")
-        worker.request("regular")
-        world.run(0.005)
-    (made,) = worker.policy.limits
-    kept = list(made.all_accounts())
-    assert len(kept) <= 101
-    assert "r/limit:regular" in {account.key for account in kept}
-    assert not [key for _, key in worker.refused if key != "regular"]
-
-
 # Costs
-
-
-def test_cost_is_taken_from_a_header() -> None:
-    world, _, worker = one_worker(Config(rate=(1, 1), burst=10, cost="header:x-cost"))
-    for cost in (b"3", b"5", b"1"):
-        worker.request(headers=[(b"X-Cost", cost)])
-        world.run(0.01)
-    assert counts(worker) == (2, 1)
-
-
-def test_cost_is_clamped_to_what_can_be_there() -> None:
-    world, _, worker = one_worker(Config(rate=(1, 1), burst=10, cost="header:x-cost"))
-    worker.request(headers=[(b"x-cost", b"0")])
-    world.run(2.0)
-    worker.request(headers=[(b"x-cost", b"1000000")])
-    world.run(0.01)
-    worker.request()
-    world.run(0.01)
-    assert counts(worker) == (2, 1)
-
-
-@pytest.mark.parametrize("value", [b"1.5", b"", b"-", b"many", b"1, 2", b"1_0", "²".encode()])
-def test_cost_that_is_no_number_is_refused(value: bytes) -> None:
-    hook = a_policy(Config(rate=(1, 1), burst=10, cost="header:x-cost")).hook()
-    with pytest.raises(Limited, match="no number") as caught:
-        hook(a_request([(b"x-cost", value)]))
-    assert caught.value.retry_after_s == 1.0
-
-
-def test_refused_cost_is_counted() -> None:
-    counted = Counted()
-    world = World()
-    line = Line(Store(world))
-    made = compile_limits(
-        [Config(rate=(1, 1), burst=10, cost="header:x-cost")],
-        route="r",
-        clock=world,
-        fleet=line,
-        replica=line,
-        max_wait_s=0.02,
-        on_loss="share",
-        random=random.random,
-        counts=lambda _: counted,
-    )
-    assert made is not None
-    with pytest.raises(Limited):
-        made.hook()(a_request([(b"x-cost", b"many")]))
-    assert counted.refusals == 1
-
-
-class Counted(limit.NoCounts):
-    refusals = 0
-
-    def limited(self) -> None:
-        self.refusals += 1
-
-
-@pytest.mark.parametrize(
-    ("value", "cost"),
-    [
-        (b"-5", 1),
-        (b"-" + b"9" * 30, 1),
-        (b"0", 1),
-        (b"+3", 3),
-        (b"0" * 30 + b"3", 3),
-        (b"9" * 30, 8),
-        (b"9" * 15, 8),
-    ],
-)
-def test_integer_cost_is_clamped(value: bytes, cost: float) -> None:
-    (made,) = a_policy(Config(rate=(1, 1), burst=10, cost="header:x-cost")).limits
-    assert made.cost_of(a_request([(b"x-cost", value)])) == cost
 
 
 # Several limits
@@ -348,112 +188,6 @@ def test_refusal_names_the_limit_that_lasts_longest() -> None:
 
 
 # Waiting
-
-
-def test_wait_queues_in_the_order_of_arrival() -> None:
-    world, _, worker = one_worker(Config(rate=(10, 1), burst=5, per="client_ip", wait=2.0))
-    order: list[int] = []
-    for number in range(12):
-        before = len(worker.admitted)
-        worker.request("a", [(b"n", b"%d" % number)])
-        order.append(before)
-    world.run(3.0)
-    assert counts(worker) == (12, 0)
-    times = [time for time, _ in worker.admitted]
-    assert times == sorted(times)
-    assert times[-1] - times[0] == pytest.approx(0.8, abs=0.2)
-
-
-def test_first_come_is_first_served() -> None:
-    world, _, worker = one_worker(Config(rate=(20, 1), burst=5, wait=3.0))
-    served: list[int] = []
-    for number in range(20):
-        follow(worker, number, served)
-        world.run(0.002)
-    world.run(4.0)
-    assert served == list(range(20))
-
-
-def follow(worker: Worker, number: int, served: list[int]) -> None:
-    """Have a request come that writes down when it was admitted."""
-    rest = worker.request()
-    if rest is None:
-        served.append(number)
-        return
-    settled: Callable[[bool], None] = rest._settled
-
-    def note(admitted: bool) -> None:
-        settled(admitted)
-        if admitted:
-            served.append(number)
-
-    rest._settled = note
-
-
-def test_what_cannot_come_in_time_is_refused_at_once() -> None:
-    world, _, worker = one_worker(Config(rate=(10, 1), burst=5, wait=0.5))
-    for _ in range(30):
-        worker.request()
-    world.run(0.03)
-    assert 0 < worker.policy.waiting <= 6
-    assert len(worker.refused) >= 30 - 4 - 7
-
-
-def test_waiters_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limit, "MOST_WAITING", 5)
-    world, _, worker = one_worker(Config(rate=(1, 1), burst=5, wait=60.0))
-    for _ in range(50):
-        worker.request()
-    world.run(0.05)
-    assert worker.policy.waiting <= 5
-
-
-def test_client_that_leaves_leaves_the_queue() -> None:
-    world, _, worker = one_worker(Config(rate=(10, 1), burst=5, wait=2.0))
-    rests = [worker.request() for _ in range(10)]
-    world.run(0.01)
-    assert worker.policy.waiting == 6
-    for rest in rests[4:]:
-        assert rest is not None
-        rest.leave()
-    world.run(0.01)
-    assert worker.policy.waiting == 0
-    world.run(1.0)
-    worker.request()
-    world.run(0.01)
-    assert counts(worker) == (5, 0)
-    (made,) = worker.policy.limits
-    assert not made.account(a_request()).blocked
-
-
-def test_waiting_for_two_limits_cannot_lock_up() -> None:
-    world, _, worker = one_worker(
-        Config(name="one", rate=(20, 1), burst=5, wait=5.0, per="client_ip"),
-        Config(name="two", rate=(15, 1), burst=5, wait=5.0),
-    )
-    for number in range(40):
-        worker.request("ab"[number % 2])
-        world.run(0.003)
-    world.run(8.0)
-    assert sum(counts(worker)) == 40
-    assert len(worker.admitted) >= 35
-    assert worker.policy.waiting == 0
-
-
-def test_waits_are_held_against_the_request() -> None:
-    world = World()
-    worker = Worker(world, [Config(rate=(10, 1))], fleet=Line(Store(world), delay=lambda: 0.004))
-    held: list[Request] = []
-    hook = worker._admit
-
-    def note(request: Request) -> Any:
-        held.append(request)
-        return hook(request)
-
-    worker._admit = note
-    worker.request()
-    world.run(0.1)
-    assert held[0].held_s == pytest.approx(0.008)
 
 
 # Modes
@@ -709,60 +443,6 @@ def test_worker_without_any_store_has_a_share_of_its_own() -> None:
 
 
 # What answers say
-
-
-def test_answers_tell_what_is_left() -> None:
-    world, _, worker = one_worker(Config(rate=(100, 1), burst=200), Config(name="day", quota=(1e6, 86400)))
-    for _ in range(10):
-        worker.request()
-    world.run(0.01)
-    ((name, value), (policy_name, policy)) = worker.policy.answer_fields(a_request())
-    assert (name, policy_name) == (b"ratelimit", b"ratelimit-policy")
-    assert value.startswith(b'"limit";r=150;t=1, "day";r=999990;t=')
-    assert policy == b'"limit";q=100;w=1, "day";q=1000000;w=86400'
-    lines = worker.policy.answer_lines(a_request())
-    assert lines == b"ratelimit: %b\r\nratelimit-policy: %b\r\n" % (value, policy)
-
-
-def test_remaining_is_never_negative() -> None:
-    world, _, worker = one_worker(Config(rate=(10, 1), burst=10, mode="bounded", credit=5))
-    for _ in range(40):
-        worker.request()
-        world.run(0.002)
-    assert worker.policy.answer_fields(a_request())[0][1] == b'"limit";r=0;t=1'
-
-
-@pytest.mark.parametrize(
-    ("written", "policy"),
-    [((0.5, 1), b"q=1;w=2"), ((5000.0, 60), b"q=5000;w=60"), ((2.5, 3600), b"q=5;w=7200")],
-)
-def test_policy_field_has_whole_numbers(written: tuple[float, int], policy: bytes) -> None:
-    fields = a_policy(Config(rate=written)).answer_fields(a_request())
-    assert fields[1][1] == b'"limit";' + policy
-
-
-def test_lines_follow_the_balance() -> None:
-    world, _, worker = one_worker(Config(rate=(100, 1)))
-    seen = []
-    for _ in range(5):
-        worker.request()
-        world.run(0.001)
-        seen.append(worker.policy.answer_lines(a_request()))
-    assert [line.split(b";")[1] for line in seen] == [b"r=79", b"r=78", b"r=77", b"r=76", b"r=75"]
-
-
-def test_status_tells_the_busiest_keys() -> None:
-    world, _, worker = one_worker(Config(rate=(10, 1), burst=5, per="client_ip"))
-    for number in range(30):
-        for _ in range(1 + 9 * (number == 7)):
-            worker.request(f"c{number}")
-    world.run(0.01)
-    status = worker.policy.status()
-    assert len(status) == 20
-    first = status[0]
-    assert (first.name, first.rate, first.burst, first.key) == ("r/limit", "10/s", 5, "c7")
-    assert (first.admitted, first.fallback, first.limited) == (4, 0, 6)
-    assert (first.held, first.left < 1, first.age_s is not None) == (0.0, True, True)
 
 
 # Properties
