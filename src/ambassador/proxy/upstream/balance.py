@@ -9,7 +9,7 @@ however the noise falls; then what is in flight decides.
 `round_robin` is nginx's smooth weighted round robin: of weights 5, 1, 1 not five of the first in a row. `least_request`
 looks at all of them and at nothing but what is in flight. `ring_hash` is in `ring.py`.
 
-Measured (CPython 3.11, timeit, best of 9): p2c of two takes 0.20 µs.
+Measured (CPython 3.11, timeit, best of 9): p2c of two takes 0.16 µs.
 """
 
 from __future__ import annotations
