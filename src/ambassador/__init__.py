@@ -54,6 +54,8 @@ Around it
   late or away). While replicas have different configs the lower limit holds: `state/rollout.py`, by `state/accord.py`.
   Permits to be in progress are divided by the replica's store (`state/permits.py`, their number found by
   `state/gradient.py`) and held in `state/allotment.py`.
+- A worker that is short of time, memory or descriptors refuses a part of what comes, before step 6
+  (`proxy/overload.py`).
 - Which endpoints there are, where the config does not say: the supervisor finds them (`control/discovery/directory.py`,
   with a module for each kind of source) and tells the workers (`Table.take_found`). Names' addresses go the same way.
 - Which endpoints are well: the supervisor checks them (`control/health.py`, rules in `proxy/upstream/health.py`), the

@@ -140,6 +140,11 @@ _LIMITED: dict[int, type[Limited]] = {}
 
 
 class Overloaded(ProxyError):
+    """Too much is in progress, in the worker or behind it. Nothing is wrong with the request."""
+
+    closes = False
+    """The connection is closed after the answer: the worker has too many."""
+
     code = "overloaded"
     status = 503
     grpc_status = 14

@@ -16,6 +16,7 @@ from msgspec import Meta, field
 
 from ambassador.config.discover import Discover, Kubernetes
 from ambassador.config.units import format_duration
+from ambassador.proxy import overload
 from ambassador.proxy.policies import (
     breaker,
     cache,
@@ -537,7 +538,7 @@ class Drain(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole config of an instance."""
 
-    later: ClassVar[Mapping[str, tuple[str, ...]]] = {"clients": (), "egress": (), "overload": ()}
+    later: ClassVar[Mapping[str, tuple[str, ...]]] = {"clients": (), "egress": ()}
 
     version: Literal[1] = 1
     """The version of this format."""
@@ -575,6 +576,9 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     drain: Drain = Drain()
     """How the service ends."""
+
+    overload: overload.Config | None = None
+    """When a worker refuses a part of the requests, before any work. Unset: never."""
 
 
 class Defaults(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
+from pathlib import Path
 from typing import TypedDict
 
 import msgspec
@@ -39,6 +40,7 @@ from ambassador.proxy.http1_parser import Limits
 from ambassador.proxy.lane import Lane
 from ambassador.proxy.limit_keys import Limit
 from ambassador.proxy.listener import Listener, ListenerLimits
+from ambassador.proxy.overload import Monitor, memory_in_use
 from ambassador.proxy.plan import Upstream
 from ambassador.proxy.policies.concurrency import Bulkheads
 from ambassador.proxy.policies.cooldown import Cooldowns
@@ -134,6 +136,8 @@ class WorkerPlane:
         scopes.govern(_shared_limits(table))
         log = self._open_log(config.telemetry)
         self._service = Service(lane, table, name=start.instance, access_log=log, metrics=self._metrics)
+        self._monitor: Monitor | None = None
+        self._watch_overload(config)
 
     def serve_in(self, clients: trio.Nursery) -> None:
         """Make the listeners; their connections run in `clients`."""
@@ -178,6 +182,8 @@ class WorkerPlane:
         if prepared.config.telemetry != self._config.telemetry:
             before, self._service.access_log = self._service.access_log, prepared.log
             _close_log(before)
+        if prepared.config.overload != self._config.overload:
+            self._watch_overload(prepared.config)
         self._config = prepared.config
         self._scopes.use(prepared.config.state)
         self._scopes.generation = prepared.number
@@ -197,6 +203,15 @@ class WorkerPlane:
         if prepared is not None:
             prepared.table.retire()
             _close_log(prepared.log)
+
+    def _watch_overload(self, config: schema.Config) -> None:
+        """Measure whether this worker is overloaded, as the config says, or not at all."""
+        if self._monitor is not None:
+            self._monitor.stop()
+            self._monitor = None
+        if config.overload is not None:
+            self._monitor = Monitor(config.overload, self._service, lambda: memory_in_use(Path("/")))
+            self._monitor.start()
 
     def _counters(self, brief: Brief) -> PageCounters:
         return PageCounters(self._page, decode_blocks(brief.blocks))
@@ -382,6 +397,8 @@ class WorkerPlane:
         for policy in self._service.table.limits:
             policy.retire()
         self._bulkheads.leave()
+        if self._monitor is not None:
+            self._monitor.stop()
         if self._last:
             self._scopes.leave()  # else the one in its place beats under the same name
         self._scopes.close()

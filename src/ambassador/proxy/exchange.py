@@ -13,7 +13,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from ambassador.errors import DeadlineExceeded, Fault, Limited, NoRoute, ProxyError, UpstreamError
+from ambassador.errors import DeadlineExceeded, Fault, Limited, NoRoute, Overloaded, ProxyError, UpstreamError
 from ambassador.messages import Reply, Request
 from ambassador.observe.access_log import AccessRecord
 from ambassador.proxy.attempt import STATUS_TEXT, Attempt, reason_of
@@ -206,6 +206,10 @@ class Exchange:
         self._plan = plan
         request.route = plan.name
         request.waiter = self.client
+        if self.service.shedding:
+            refused = self.service.refusal()
+            if refused is not None:
+                return refused
         return admit(plan, request)
 
     async def _admit_slowly(self, waiting: Awaitable[Reply | None]) -> None:
@@ -751,7 +755,9 @@ class Exchange:
             self.client.abort()
             raise ClientGone from error
         request = self.request
-        if error.fault is Fault.CLIENT and not isinstance(error, NoRoute):
+        if (error.fault is Fault.CLIENT and not isinstance(error, NoRoute)) or (
+            isinstance(error, Overloaded) and error.closes
+        ):
             self.client.close_after = True
         if not request.request_id:
             _, request.request_id = self.service.tracer.identify(request.special)

@@ -137,6 +137,12 @@ async def ride(client: ClientConnection) -> Exchange | None:
         now = lane.now
         plan, upstream = known.plan, known.upstream
         request: Request | None = None
+        if service.shedding:
+            refused = service.refusal()
+            if refused is not None:
+                exchange = Exchange(client, _request(client, known, body, request_id))
+                exchange.take_over(known.table, plan, trace, refused)
+                return exchange
         if plan.admit:
             request = _request(client, known, body, request_id)
             verdict = admit(plan, request)

@@ -7,7 +7,7 @@ import time
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Protocol
 
-from ambassador.errors import BadRequest, NoRoute
+from ambassador.errors import BadRequest, NoRoute, Overloaded
 from ambassador.messages import Reply
 from ambassador.observe.trace import Tracer
 from ambassador.proxy.forwarding import Via
@@ -138,8 +138,23 @@ class Service:
     """One worker's data plane. `random` gives numbers in [0, 1)."""
 
     __slots__ = (
-        "_date", "_date_at", "_wall_offset", "access_log", "connections", "draining",
-        "inflight", "lane", "metrics", "name", "random", "splices", "table", "tracer", "via",
+        "_date",
+        "_date_at",
+        "_overload",
+        "_wall_offset",
+        "access_log",
+        "connections",
+        "draining",
+        "inflight",
+        "lane",
+        "metrics",
+        "name",
+        "random",
+        "shedding",
+        "splices",
+        "table",
+        "tracer",
+        "via",
     )  # fmt: skip
 
     def __init__(
@@ -164,6 +179,9 @@ class Service:
         """Requests that are not finished."""
         self.connections = 0
         """Client connections that are open."""
+        self.shedding = 0.0
+        """The part of the requests that is refused since the worker is overloaded."""
+        self._overload = ("", False)
         self.draining = False
         """Answers say `Connection: close`."""
         self._wall_offset = 0.0
@@ -196,6 +214,19 @@ class Service:
         if self.draining:
             return Reply(503, plain, b"draining\n")
         return Reply(200, plain, b"ok\n")
+
+    def shed(self, part: float, why: str = "", *, closes: bool = False) -> None:
+        """Refuse this part of the requests from now on. `closes`: their connections are closed as well."""
+        self.shedding = part
+        self._overload = (why, closes)
+
+    def refusal(self) -> Overloaded | None:
+        """What a request is told while `shedding`, if it is one of that part."""
+        if self.random() >= self.shedding:
+            return None
+        error = Overloaded(self._overload[0])
+        error.closes = self._overload[1]
+        return error
 
     def retried_status(self, status: int, attempts: int) -> bytes:
         """`proxy-status` for an upstream's error that retries did not mend (RFC 9209)."""
