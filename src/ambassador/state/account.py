@@ -9,13 +9,15 @@ Tokens are spent in this order:
    was last heard of; for a key that was never heard of, with what the share gained since the loss, and one token at
    least: a new or quiet client is not refused because the store is away or slow. It goes on for half a second after the
    store is back, which may have lost its data: then its buckets are empty at first.
-4. While even the replica's store does not answer: a bucket of the worker's own, R / workers, which begins empty; with
+4. While the store is only late, for a client far under its limit: this worker's part of what the bucket is known to
+   hold; of a key that was never heard of, one token.
+5. While even the replica's store does not answer: a bucket of the worker's own, R / workers, which begins empty; with
    one token where the fleet's bucket was known to hold one for each worker. The share is told it as a debt.
 
-Both 3 and 4 refill while nobody needs them, and the fleet's bucket does not if it is pressed. So whenever they are used
+Both 3 and 5 refill while nobody needs them, and the fleet's bucket does not if it is pressed. So whenever they are used
 they are lowered to their part of what that could hold by now: in steady overload a loss brings nobody a second burst.
 
-What was admitted by 3 and 4 is owed. While the store is only late, others go on taking from the fleet's bucket, so all
+What was admitted by 3 to 5 is owed. While the store is only late, others go on taking from the fleet's bucket, so all
 of it is a debt. While it is away nobody does, and the bucket refills: then it becomes a debt, with the first lease
 afterwards, only as far as the share's bucket could not have refilled meanwhile (each worker its part of that); posting
 a whole outage would starve the key for as long as it lasted. Under `open` nothing is owed.
@@ -222,6 +224,8 @@ class Account(Holding):
         share = self._share
         if share is not None and share.tokens(now) >= cost:
             return True
+        if self._knows_enough(cost, now):
+            return True
         return self._is_alone(now, late=late) and self._last_resort(now).tokens(now) >= cost
 
     def spend(self, cost: float, now: float) -> None:
@@ -242,10 +246,11 @@ class Account(Holding):
         if len(self.source.owing) < _MOST_OWING:
             self.source.owing.add(self)
         share = self._share
-        if share is None:
-            self._last_resort(now).take(cost, now)
-        elif not share.take(cost, now):
-            self._last_resort(now).take(cost, now)
+        if share is not None and share.take(cost, now):
+            return
+        knew = self._knows_enough(0.0, now)  # as it did before the cost became a debt
+        self._last_resort(now).take(cost, now)
+        if share is not None and not knew:
             share.debt = min(share.debt + cost, float(share.terms.depth))
 
     def none_before(self, now: float) -> float:
@@ -274,6 +279,19 @@ class Account(Holding):
 
     def _gain(self, seconds: float) -> float:
         return 0.0 if self.terms.window_s else self.terms.rate * seconds
+
+    def _knows_enough(self, cost: float, now: float) -> bool:
+        """The store is only late, and as far as is known the bucket has enough for each worker to take this: a client
+        far under its limit is not refused because the store is far away. It becomes a debt at once. Of a key that was
+        never heard of it is one token.
+        """
+        if not self.source.fleet.up or not self.is_quiet:
+            return False
+        share = self._share
+        if self.seen_at == -inf and share is not None and share.left < 0.0:
+            return False  # others press here
+        part = min(self._known_left(now), float(self.terms.depth)) / max(1, self.source.fleet.workers)
+        return (part if self.seen_at > -inf else min(1.0, math.floor(part))) - self.debt >= cost
 
     def _is_alone(self, now: float, *, late: bool) -> bool:
         """No store answers. `late`: in time for who can wait no longer."""

@@ -367,6 +367,20 @@ def test_distant_store_refuses_nobody_far_under_the_limit(seed: int) -> None:
     assert max(max(worker.waited, default=0.0) for worker in workers) <= 0.0201
 
 
+def test_distant_store_that_was_heard_of_refuses_no_second_request() -> None:
+    world = World()
+    store, replica = Store(world), Store(world)
+    fleet = [Line(store, delay=lambda: 0.015, replicas=2, workers=4) for _ in range(2)]
+    config = Config(rate=(10, 1), burst=10, per="client_ip")
+    workers = [Worker(world, [config], fleet=line, replica=Line(replica)) for line in fleet]
+    for number in range(6):
+        workers[number % 2].request("a")
+        world.run(0.25)
+    world.run(1.0)
+    assert [counts(worker) for worker in workers] == [(3, 0), (3, 0)]
+    assert max(wait for worker in workers for wait in worker.waited) <= 0.02 + 1e-9
+
+
 def test_lease_after_anothers_is_decided_by_the_fallback() -> None:
     """Who comes while another's lease is under way is asked for afterwards, and can wait no longer than the other."""
     world = World()
