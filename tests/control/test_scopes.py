@@ -22,7 +22,7 @@ from ambassador.state.memory import MemoryStore
 from ambassador.state.protocol import Answer, Beat, Event, Get, Named, Operation, Put
 from ambassador.state.store_thread import Store
 from tests.proxy.harness import a_lane, until
-from tests.state.test_rollout import Limited
+from tests.state.harness import Limited
 from tests.state.waiting import WaitingStore, answer_to
 
 REMOTE = State(url="redis://fleet")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from ambassador.state.memory import MemoryStore
-from ambassador.state.protocol import Answer, Operation
-from ambassador.state.scope import Scopes
-from tests.state.fakes import DirectScope, StoreClock
+from tests.state.harness import OneStore
 
 
 class Time:
@@ -20,33 +17,14 @@ class Time:
             self.timers.append(timer)
 
 
-class SharedStore:
+class SharedStore(OneStore):
     """One store and the scopes of its workers. `time` moves the store's clock too."""
 
     def __init__(self, workers: int, *, replicas: int = 1) -> None:
+        super().__init__()
         self.time = Time()
-        self.clock = StoreClock()
-        self.store = MemoryStore(self.clock.now_us)
-        self.scopes = [
-            DirectScope(self._perform, self.clock, replicas=replicas, workers=workers) for _ in range(workers)
-        ]
-
-    def _perform(self, operation: Operation, now_us: int) -> Answer:
-        answer = self.store.perform(operation, now_us)
-        for event in self.store.collect():
-            for scope in self.scopes:
-                scope.publish(event)
-        return answer
-
-    def scopes_of(self, worker: int) -> Scopes:
-        return Scopes(self.scopes[worker], self.scopes[worker])
-
-    def deliver(self) -> None:
-        """Everything that was asked is answered, and what comes of it."""
-        while any(scope.deliver() for scope in self.scopes):
-            pass
-        for scope in self.scopes:
-            scope.deliver()
+        for _ in range(workers):
+            self.open_scope(replicas=replicas, workers=workers)
 
     def advance(self, seconds: float) -> None:
         self.time.now += seconds

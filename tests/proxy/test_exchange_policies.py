@@ -16,35 +16,21 @@ import trio.testing
 import ambassador.proxy.http1
 from ambassador.proxy.exchange import Exchange
 from ambassador.proxy.http1 import ClientConnection
-from ambassador.state.memory import MemoryStore
-from ambassador.state.protocol import Answer, Force, Operation, Probe, Report, Verb
-from ambassador.state.scope import Scopes
+from ambassador.state.protocol import Force, Probe, Report, Verb
 from tests.proxy.harness import GET, OK, Origin, Plane, Talk, a_plane, until, unused_port
-from tests.state.fakes import DirectScope, StoreClock
+from tests.state.harness import OneStore
 
 FAILED = b"HTTP/1.1 500 No\r\ncontent-length: 2\r\n\r\nno"
 BUSY = b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy"
 PLAIN = b"HTTP/1.1 200 OK\r\ndate: x\r\ncontent-length: 2\r\n\r\nok"
 
 
-class Shared:
+class Shared(OneStore):
     """The store of a worker."""
 
     def __init__(self) -> None:
-        self.clock = StoreClock()
-        self.store = MemoryStore(self.clock.now_us)
-        self.scope = DirectScope(self._perform, self.clock)
-        self.scopes = Scopes(self.scope, self.scope)
-
-    def _perform(self, operation: Operation, now_us: int) -> Answer:
-        answer = self.store.perform(operation, now_us)
-        for event in self.store.collect():
-            self.scope.publish(event)
-        return answer
-
-    def deliver(self) -> None:
-        while self.scope.deliver():
-            pass
+        super().__init__()
+        self.scope = self.open_scope()
 
     async def until(self, condition: Callable[[], object]) -> None:
         """`harness.until`, with everything answered meanwhile."""
@@ -206,7 +192,7 @@ async def test_both_ways_are_the_same(
         settings = {"upstream": "", "route": "", **settings}
         route = ", ".join(filter(None, [settings["route"], "retry: {attempts: 0}"]))
         text = config(origin.url, upstream=settings["upstream"], route=route, state="max_wait: 250ms")
-        async with a_plane(text, scopes=shared.scopes) as plane:
+        async with a_plane(text, scopes=shared.scopes_of(0)) as plane:
             async with a_world(plane, shared, origin, *answers):
                 seen = await seen_by_client(plane, 8, request_)
                 await until(lambda: not plane.service.inflight)
@@ -325,7 +311,7 @@ async def test_cancellation_leaves_nothing_behind(
     wait: str, mock_clock: trio.testing.MockClock, origin: Origin, shared: Shared
 ) -> None:
     stage, settings = WAITS[wait]
-    async with a_plane(config_of(origin, settings), scopes=shared.scopes) as plane:
+    async with a_plane(config_of(origin, settings), scopes=shared.scopes_of(0)) as plane:
         async with stage(plane, shared, origin):
             plane.clients.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
@@ -341,7 +327,7 @@ async def test_client_that_leaves_leaves_nothing_behind_and_others_are_served(
     wait: str, mock_clock: trio.testing.MockClock, origin: Origin, shared: Shared
 ) -> None:
     stage, settings = WAITS[wait]
-    async with a_plane(config_of(origin, settings), scopes=shared.scopes) as plane:
+    async with a_plane(config_of(origin, settings), scopes=shared.scopes_of(0)) as plane:
         async with stage(plane, shared, origin) as client:
             client.reset()
             await until(lambda: plane.service.connections == 0)
@@ -362,7 +348,7 @@ async def test_wait_that_ends_well_is_one_attempt(
     wait: str, mock_clock: trio.testing.MockClock, origin: Origin, shared: Shared
 ) -> None:
     stage, settings = WAITS[wait]
-    async with a_plane(config_of(origin, settings), scopes=shared.scopes) as plane:
+    async with a_plane(config_of(origin, settings), scopes=shared.scopes_of(0)) as plane:
         async with stage(plane, shared, origin) as client, trio.open_nursery() as nursery:
             before = len(plane.counts.attempts)
             if stage is not waiting_for_a_quota_with_an_idle_connection:
@@ -387,7 +373,7 @@ async def test_connection_that_ends_while_its_quota_is_waited_for_is_replaced(
     mock_clock: trio.testing.MockClock, origin: Origin, shared: Shared, request_: bytes, *, idle: bool
 ) -> None:
     text = config(origin.url, upstream="limit: {rate: 50/m}", state="max_wait: 250ms")
-    async with a_plane(text, scopes=shared.scopes) as plane:
+    async with a_plane(text, scopes=shared.scopes_of(0)) as plane:
         if idle:
             client = await plane.connect()
             await client.send(GET)
@@ -428,7 +414,7 @@ async def test_request_sent_again_after_a_connection_closed_while_idle_is_charge
     origin: Origin, shared: Shared
 ) -> None:
     text = config(origin.url, upstream="limit: {rate: 50/m}", state="max_wait: 250ms")
-    async with a_plane(text, scopes=shared.scopes) as plane, trio.open_nursery() as nursery:
+    async with a_plane(text, scopes=shared.scopes_of(0)) as plane, trio.open_nursery() as nursery:
         nursery.start_soon(shared.answers)
         client = await plane.connect()
         await client.send(GET)
@@ -455,7 +441,7 @@ async def test_time_that_a_quota_takes_is_not_the_upstreams(
         upstream="limit: {rate: 5/m, burst: 5, wait: 60s}, breaker: {consecutive: 1}",
         route="timeout: {per_try: 2s, first_byte: 2s, total: 60s}",
     )
-    async with a_plane(text, scopes=shared.scopes) as plane:
+    async with a_plane(text, scopes=shared.scopes_of(0)) as plane:
         async with waiting_for_tokens(plane, shared, origin) as client:
             mock_clock.jump(20)
             shared.clock.advance(20)
@@ -497,7 +483,7 @@ async def test_tokens_are_not_waited_for_beyond_the_requests_time(
         upstream=limit if where == "upstream" else "",
         route=", ".join(filter(None, [f"timeout: {total}", limit if where == "route" else ""])),
     )
-    async with a_plane(text, scopes=shared.scopes) as plane:
+    async with a_plane(text, scopes=shared.scopes_of(0)) as plane:
         async with waiting_for_tokens(plane, shared, origin, request_) as client:
             mock_clock.jump(10.1)
             answer = await client.answer()
@@ -519,7 +505,7 @@ async def test_retry_is_charged_and_one_that_is_refused_leaves_the_earlier_answe
         state="max_wait: 250ms",
     )
     async with (
-        a_plane(text, scopes=shared.scopes) as plane,
+        a_plane(text, scopes=shared.scopes_of(0)) as plane,
         a_world(plane, shared, origin, OK, OK, BUSY),
     ):
         assert [int(each[9:12]) for each in await seen_by_client(plane, 2, GET)] == [200, 200]
@@ -539,7 +525,7 @@ async def test_retries_end_when_the_breaker_opens(shared: Shared) -> None:
         upstream="breaker: {consecutive: 3}",
         route="retry: {attempts: 8, when: [connect], backoff: 1ms..1ms}",
     )
-    async with a_plane(text, scopes=shared.scopes) as plane, trio.open_nursery() as nursery:
+    async with a_plane(text, scopes=shared.scopes_of(0)) as plane, trio.open_nursery() as nursery:
         nursery.start_soon(shared.answers)
         client = await plane.connect()
         await client.send(GET)
@@ -558,7 +544,7 @@ async def test_retries_end_when_the_breaker_opens(shared: Shared) -> None:
 
 async def test_answer_cut_inside_its_body_is_a_failure(origin: Origin, shared: Shared) -> None:
     text = config(origin.url, upstream="breaker: {consecutive: 2}")
-    async with a_plane(text, scopes=shared.scopes) as plane, trio.open_nursery() as nursery:
+    async with a_plane(text, scopes=shared.scopes_of(0)) as plane, trio.open_nursery() as nursery:
         nursery.start_soon(shared.answers)
         breaker = plane.breakers.breakers["u"]
         for _ in range(2):
@@ -579,7 +565,7 @@ async def test_answer_cut_inside_its_body_is_a_failure(origin: Origin, shared: S
 @pytest.mark.parametrize("kind", [b"text/event-stream", b"application/grpc+proto"])
 async def test_stream_is_settled_at_its_head(origin: Origin, shared: Shared, kind: bytes) -> None:
     text = config(origin.url, upstream="breaker: {consecutive: 1}")
-    async with a_plane(text, scopes=shared.scopes) as plane, trio.open_nursery() as nursery:
+    async with a_plane(text, scopes=shared.scopes_of(0)) as plane, trio.open_nursery() as nursery:
         nursery.start_soon(shared.answers)
         client = await plane.connect()
         await client.send(GET)
@@ -600,7 +586,7 @@ async def test_stream_is_settled_at_its_head(origin: Origin, shared: Shared, kin
 
 async def test_half_open_breaker_lets_one_probe_through(origin: Origin, shared: Shared) -> None:
     text = config(origin.url, upstream="breaker: {probes: 1}", state="max_wait: 250ms")
-    async with a_plane(text, scopes=shared.scopes) as plane, trio.open_nursery() as nursery:
+    async with a_plane(text, scopes=shared.scopes_of(0)) as plane, trio.open_nursery() as nursery:
         nursery.start_soon(shared.answers)
         the(plane, shared, "u", "open")
         clients = [await plane.connect() for _ in range(3)]
@@ -626,7 +612,7 @@ async def test_probe_that_a_quota_refuses_is_given_back(origin: Origin, shared: 
     text = config(
         origin.url, upstream="breaker: {probes: 1}, limit: {rate: 4/m, burst: 5}", state="max_wait: 250ms"
     )
-    async with a_plane(text, scopes=shared.scopes) as plane:
+    async with a_plane(text, scopes=shared.scopes_of(0)) as plane:
         async with a_world(plane, shared, origin, OK):
             assert [int(each[9:12]) for each in await seen_by_client(plane, 4, GET)] == [200] * 4
             the(plane, shared, "u", "open")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
 from ambassador.errors import Limited
 from ambassador.proxy import limit_keys
-from ambassador.proxy.policies.limit import Config, compile_limits
+from ambassador.proxy.policies.limit import Config
 from tests.proxy.policies.limit_world import (
     Line,
     Store,
     World,
     a_policy,
     a_request,
+    compiled,
     counts,
     one_worker,
 )
@@ -62,18 +61,7 @@ def test_credentials_are_hashed(name: str) -> None:
 def test_upstreams_limits_are_apart_from_routes() -> None:
     world = World()
     store = Store(world)
-    line = Line(store)
-    made = compile_limits(
-        [Config(rate=(10, 1))],
-        route="u",
-        of_upstream=True,
-        clock=world,
-        fleet=line,
-        replica=line,
-        max_wait_s=0.02,
-        on_loss="share",
-        random=random.random,
-    )
+    made = compiled(world, [Config(rate=(10, 1))], Line(store), route="u", of_upstream=True)
     assert made is not None
     with pytest.raises(Limited):
         made.hook()(a_request())
@@ -125,16 +113,10 @@ def test_cost_that_is_no_number_is_refused(value: bytes) -> None:
 def test_refused_cost_is_counted() -> None:
     counted = Counted()
     world = World()
-    line = Line(Store(world))
-    made = compile_limits(
+    made = compiled(
+        world,
         [Config(rate=(1, 1), burst=10, cost="header:x-cost")],
-        route="r",
-        clock=world,
-        fleet=line,
-        replica=line,
-        max_wait_s=0.02,
-        on_loss="share",
-        random=random.random,
+        Line(Store(world)),
         counts=lambda _: counted,
     )
     assert made is not None

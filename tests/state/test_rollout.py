@@ -6,56 +6,30 @@ import pytest
 
 from ambassador.state import accord
 from ambassador.state.holding import Terms, terms, window_terms
-from ambassador.state.memory import MemoryStore
 from ambassador.state.protocol import BEAT_TTL_US, Answer, Beat, Beaten, Event, Get, Operation, Put, encode
 from ambassador.state.rollout import RENEW_BEATS, TTL_MS, Rollout
-from tests.state.fakes import DirectScope, StoreClock
+from tests.state.harness import Limited, OneStore
 
 LOW, HIGH = terms(50, 60), terms(100, 100)
 
 
-class Limited:
-    """A limit as `Rollout` sees it."""
-
-    def __init__(self, configured: Terms, ident: str = "r/limit") -> None:
-        self.id = ident
-        self.configured = configured
-        self.terms = configured
-        self.obeyed: list[Terms] = []
-
-    def obey(self, terms: Terms) -> None:
-        self.terms = terms
-        self.obeyed.append(terms)
-
-
-class Fleet:
-    """A store, and workers that beat when the test says so."""
+class Fleet(OneStore):
+    """Workers that beat when the test says so."""
 
     def __init__(self) -> None:
-        self.clock = StoreClock()
-        self.store = MemoryStore(self.clock.now_us)
+        super().__init__()
         self.workers: list[Worker] = []
 
     def perform(self, operation: Operation, now_us: int) -> Answer:
         for worker in self.workers:
             worker.scope.replicas = len({each.replica for each in self.workers})
-        answer = self.store.perform(operation, now_us)
-        for event in self.store.collect():
-            for worker in self.workers:
-                worker.scope.publish(event)
-        return answer
+        return super().perform(operation, now_us)
 
     def worker(self, replica: str, *configured: Terms | Limited) -> Worker:
         worker = Worker(self, replica)
         self.workers.append(worker)
         worker.serve(*configured)
         return worker
-
-    def deliver(self) -> None:
-        while any(worker.scope.deliver() for worker in self.workers):
-            pass
-        for worker in self.workers:
-            worker.scope.deliver()
 
     def beat(self) -> None:
         """Everybody that lives beats once, and a second goes by."""
@@ -66,12 +40,13 @@ class Fleet:
 
     def end(self, worker: Worker) -> None:
         self.workers.remove(worker)
+        self.scopes.remove(worker.scope)
 
 
 class Worker:
     def __init__(self, fleet: Fleet, replica: str) -> None:
         self.replica = replica
-        self.scope = DirectScope(fleet.perform, fleet.clock)
+        self.scope = fleet.open_scope()
         self.said: list[str] = []
         self.rollout = Rollout(self.scope, self.said.append)
         self.limits: list[Limited] = []
@@ -216,7 +191,7 @@ def test_store_that_was_wiped_is_told_again() -> None:
     fleet = Fleet()
     one, other = fleet.worker("a", LOW), fleet.worker("b", HIGH)
     fleet.beat()
-    fleet.store = MemoryStore(fleet.clock.now_us)
+    fleet.wipe()
     for worker in (one, other):
         worker.scope.come_up()
     fleet.beat()
@@ -272,7 +247,7 @@ def test_terms_that_an_earlier_config_left_behind_are_renewed() -> None:
     fleet = Fleet()
     fleet.worker("a", LOW)
     fleet.beat()
-    fleet.workers.clear()
+    fleet.end(fleet.workers[0])
     fleet.clock.advance(TTL_MS / 1000 - 60)
     worker = fleet.worker("a", LOW)
     fleet.deliver()
@@ -292,7 +267,7 @@ def test_change_is_told_in_words_with_the_first_of_many_limits() -> None:
     (text,) = one.said
     assert "r0/limit to 50/s with a burst of 60" in text
     assert "and 6 more" in text
-    fleet.workers.pop()
+    fleet.end(fleet.workers[1])
     fleet.clock.advance(4)
     fleet.beat()
     assert len(one.said) == 2

@@ -199,6 +199,16 @@ def _pause(until: float) -> Generator[float, None, None]:
     yield until
 
 
+def compiled(
+    world: World, configs: Iterable[Config], fleet: Line, replica: Line | None = None, **options: Any
+) -> LimitPolicy | None:
+    """The limits of route `r`, as a worker compiles them; `options` as of `compile_limits`."""
+    settings: dict[str, Any] = {"route": "r", "max_wait_s": 0.02, "on_loss": "share", "random": lambda: 0.5}
+    return compile_limits(
+        list(configs), clock=world, fleet=fleet, replica=replica or fleet, **(settings | options)
+    )
+
+
 class Worker:
     """One worker with the limits of a route, and what became of its requests."""
 
@@ -214,15 +224,8 @@ class Worker:
         on_loss: OnLoss = "share",
     ) -> None:
         self.world = world
-        policy = compile_limits(
-            list(configs),
-            route="r",
-            clock=world,
-            fleet=fleet,
-            replica=replica or fleet,
-            max_wait_s=max_wait_s,
-            on_loss=on_loss,
-            random=random,
+        policy = compiled(
+            world, configs, fleet, replica, random=random, max_wait_s=max_wait_s, on_loss=on_loss
         )
         assert policy is not None
         self.policy: LimitPolicy = policy

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ambassador.errors import Limited
 from ambassador.messages import Request
-from ambassador.proxy.policies.limit import Config, compile_limits
+from ambassador.proxy.policies.limit import Config
 from ambassador.state.holding import terms
 from tests.proxy.policies.limit_world import (
     Line,
@@ -24,6 +24,7 @@ from tests.proxy.policies.limit_world import (
     Worker,
     World,
     a_request,
+    compiled,
     counts,
     excess,
     one_worker,
@@ -78,18 +79,7 @@ def test_config_refuses_what_cannot_be(config: Config, key: str | None, problem:
 
 def test_no_limits_are_no_policy() -> None:
     world = World()
-    line = Line(Store(world))
-    made = compile_limits(
-        (),
-        route="r",
-        clock=world,
-        fleet=line,
-        replica=line,
-        max_wait_s=0.02,
-        on_loss="share",
-        random=random.random,
-    )
-    assert made is None
+    assert compiled(world, (), Line(Store(world))) is None
 
 
 # Admitting and refusing
