@@ -2,7 +2,8 @@
 -- ('': none); or 'roll'. A member is msgpack [replica, slot]. Beats answer now, born, replicas, workers, and the names of
 -- terms; a roll answers now, then member, last beat and info of each.
 --
--- The one script whose work grows with the fleet, for it counts replicas: 37 us with 64 workers, who beat once a second.
+-- The one script whose work grows with the fleet, for it counts replicas: 37 us with 64 workers of two replicas, who beat
+-- once a second. With 32 replicas it is three times that, a quarter of it for the names.
 local TTL = 3000000
 local KEEP_MS = 60000
 local verb, member = ARGV[1], ARGV[2]
