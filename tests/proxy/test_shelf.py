@@ -254,22 +254,41 @@ TestShelf = ShelfMachine.TestCase
 # Recording
 
 
-@given(st.lists(st.binary(max_size=20), max_size=10), st.integers(0, 60), st.integers(0, 60))
-def test_recording_gives_the_whole_or_nothing_once(pieces: list[bytes], one: int, other: int) -> None:
-    got: dict[str, list[bytes | None]] = {"one": [], "other": []}
-    recording = Recording([(one, got["one"].append), (other, got["other"].append)])
+@given(
+    st.lists(st.binary(max_size=20), max_size=10),
+    st.integers(1, 800),
+    st.integers(1, 800),
+    st.sampled_from(["whole", "part", "abandoned"]),
+)
+def test_recording_gives_the_whole_or_nothing_once(
+    pieces: list[bytes], one: int, other: int, end: str
+) -> None:
+    shelves = [Shelf(one), Shelf(other)]
+    got: list[list[bytes | None]] = [[], []]
+    recording = Recording([(shelf, taken.append) for shelf, taken in zip(shelves, got, strict=True)])
     for piece in pieces:
-        if not recording.add(memoryview(piece)):
+        going_on = recording.add(memoryview(piece))
+        assert all(0 <= shelf.recording <= shelf.most for shelf in shelves)
+        if not going_on:
             break
-    recording.end(whole=True)
+    if end == "abandoned":
+        recording.abandon()
+    recording.end(whole=end == "whole")
     body = b"".join(pieces)
-    assert got["one"] == [body if len(body) <= one else None]
-    assert got["other"] == [body if len(body) <= other else None]
+    for shelf, taken in zip(shelves, got, strict=True):
+        fits = len(body) <= shelf.most_each
+        assert taken == (
+            [None] if not fits else [] if end == "abandoned" else [body if end == "whole" else None]
+        )
+        assert shelf.recording == 0
 
 
-def test_recording_of_a_part_is_nothing() -> None:
+def test_all_that_is_recorded_at_once_is_bounded() -> None:
+    shelf = Shelf(8000)
     got: list[bytes | None] = []
-    recording = Recording([(10, got.append)])
-    assert recording.add(b"abc")
-    recording.end(whole=False)
+    recordings = [Recording([(shelf, got.append)]) for _ in range(9)]
+    assert [each.add(b"x" * 1000) for each in recordings] == [True] * 8 + [False]
     assert got == [None]
+    recordings[0].end(whole=True)
+    assert got == [None, b"x" * 1000]
+    assert Recording([(shelf, got.append)]).add(b"x" * 1000)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ambassador.proxy.policies.fallback import Fallback
     from ambassador.proxy.policies.hedge import Hedge
     from ambassador.proxy.service import Table
-    from ambassador.proxy.shelf import Kept
+    from ambassador.proxy.shelf import Kept, Shelf
     from ambassador.proxy.upstream.endpoint import Endpoint
     from ambassador.proxy.upstream.h1 import Http1Connection
 
@@ -618,7 +618,7 @@ class Exchange:
         """See to it that the answer is kept if it may be. True: what is kept already holds still, and was given."""
         request, visit, now = self.request, self._visit, self.lane.now
         wall_s, date = self.service.wall_s(), self.service.http_date()
-        takers: list[tuple[int, Callable[[bytes | None], None]]] = []
+        takers: list[tuple[Shelf, Callable[[bytes | None], None]]] = []
         if request.method not in SAFE and head.status < 400:
             for cache in plan.spoils:
                 cache.invalidate(request, head)
@@ -629,9 +629,8 @@ class Exchange:
                 await self._replay(plan, found.kept, found.note)
                 return True
             self._cache_note = visit.note
-            wanted = visit.wanted()
-            if wanted:
-                takers.append((wanted, visit.take))
+            if visit.wants_body():
+                takers.append((plan.cache.shelf, visit.take))
         last_good = None if plan.fallback is None else plan.fallback.last_good
         if last_good is not None:
             age_s = initial_age_s(by_name(head.passing), wall_s=wall_s, delay_s=now - self.transfer.sent_at)
@@ -639,7 +638,7 @@ class Exchange:
                 request, self.client.peer.fields(request), head, now=now, age_s=age_s, date=date
             )
             if take is not None:
-                takers.append((last_good.shelf.most_each, take))
+                takers.append((last_good.shelf, take))
         if takers:
             self.transfer.recorder = Recording(takers)
         return False
@@ -726,6 +725,9 @@ class Exchange:
         """The present attempt is over. `kept`: so is the connection, if its exchange happens to be complete."""
         attempt, self.attempt = self.attempt, None
         assert attempt is not None
+        if self._prepared and self.transfer.recorder is not None:
+            self.transfer.recorder.abandon()
+            self.transfer.recorder = None
         self._last_endpoint = attempt.endpoint
         attempt.leave(kept=kept)
 

@@ -162,11 +162,13 @@ class Kept:
 class Shelf:
     """A place for answers, at most `most` bytes of them. What was not asked for the longest time goes first."""
 
-    __slots__ = ("_by_uri", "_groups", "most", "size")
+    __slots__ = ("_by_uri", "_groups", "most", "recording", "size")
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.size = 0
+        self.recording = 0
+        """Bytes of bodies that are being recorded for it: at most as many again."""
         self._groups: OrderedDict[tuple[bytes, bytes], list[Kept]] = OrderedDict()
         self._by_uri: dict[bytes, set[bytes]] = {}
 
@@ -228,25 +230,31 @@ class Shelf:
 
 
 class Recording:
-    """The body of an answer while it passes. `takers`: the most bytes that each wants, and who gets them in the end;
-    None as soon as there are more.
+    """The body of an answer while it passes, for one or more shelves.
+
+    `takers`: each with who gets the body in the end, or None as soon as it is clear that there is none: it is longer
+    than the shelf takes, or all that is being recorded for the shelf is more than it holds.
     """
 
     __slots__ = ("_pieces", "_size", "_takers")
 
-    def __init__(self, takers: list[tuple[int, Callable[[bytes | None], None]]]) -> None:
+    def __init__(self, takers: list[tuple[Shelf, Callable[[bytes | None], None]]]) -> None:
         self._takers = takers
         self._pieces: list[bytes] = []
         self._size = 0
 
     def add(self, data: bytes | memoryview) -> bool:
         """Take a piece. False: nobody wants any of it any more."""
+        before = self._size
         self._size += len(data)
-        over = [taker for taker in self._takers if self._size > taker[0]]
-        if over:
-            self._takers = [taker for taker in self._takers if taker not in over]
-            for _, take in over:
+        for taker in tuple(self._takers):
+            shelf, take = taker
+            if self._size > shelf.most_each or shelf.recording + len(data) > shelf.most:
+                self._takers.remove(taker)
+                shelf.recording -= before
                 take(None)
+            else:
+                shelf.recording += len(data)
         if not self._takers:
             self._pieces.clear()
             return False
@@ -256,6 +264,16 @@ class Recording:
     def end(self, *, whole: bool) -> None:
         """That was all. `whole`: and it can be kept."""
         body = b"".join(self._pieces) if whole else None
-        takers, self._takers = self._takers, []
-        for _, take in takers:
+        for take in self._let_go():
             take(body)
+
+    def abandon(self) -> None:
+        """The end will not come; whoever waits for it learns of that otherwise."""
+        self._let_go()
+
+    def _let_go(self) -> list[Callable[[bytes | None], None]]:
+        takers, self._takers = self._takers, []
+        for shelf, _ in takers:
+            shelf.recording -= self._size
+        self._pieces.clear()
+        return [take for _, take in takers]

@@ -15,7 +15,7 @@ import trio.testing
 
 from ambassador.config.load import load_string
 from ambassador.messages import Request, ResponseHead
-from ambassador.proxy.policies.cache import Cache, Config, Flight, Found
+from ambassador.proxy.policies.cache import Cache, Config, Flight, Found, Visit
 from tests.proxy.harness import Origin, Plane, Talk, a_plane, config, finished, until
 
 DATE = b"Fri, 27 Nov 2026 06:44:34 GMT"
@@ -457,7 +457,9 @@ async def test_answer_that_breaks_off_is_not_kept(origin: Origin) -> None:
         talk.close()
         assert await client.is_cut()
         await finished(world.plane)
+        assert the_cache(world).shelf.recording == 0
         await world.fetch(GET, ok(b"whole", FRESH), 5)
+        assert the_cache(world).shelf.recording == 0
 
 
 # Requests that go up as one
@@ -823,3 +825,28 @@ def test_first_to_look_leads_and_the_next_waits() -> None:
     assert visit() is None
     assert isinstance(visit(), Flight)
     assert not isinstance(visit(), Found)
+
+
+def test_answer_that_has_landed_is_not_joined() -> None:
+    """A client that reads slowly has its answer for long; requests that come meanwhile are not of its flight."""
+    cache = Cache(Config(coalesce=True), Clock())
+
+    def visit() -> Visit:
+        found = cache.visit(Request("GET", b"/", [], 1), [])
+        assert found is not None
+        return found
+
+    first, second = visit(), visit()
+    assert first.look() is None
+    flight = second.look()
+    assert isinstance(flight, Flight)
+    assert first.hear(ResponseHead(200, []), sent_at=0.0, wall_s=0.0, date=DATE) is None
+    assert first.wants_body()
+    first.take(b"ok")
+    assert flight.answer is not None
+    third = visit()
+    assert third.look() is None
+    first.withdraw()
+    assert isinstance(visit().look(), Flight)
+    third.withdraw()
+    assert cache.flights == {}

@@ -361,16 +361,14 @@ class Visit:
             self._cache.set_apart(self._name)
             self._flight.end(_State.RELEASED)
 
-    def wanted(self) -> int:
-        """How many bytes of the body are wanted at most; 0: none."""
+    def wants_body(self) -> bool:
+        """Whether `take` should be given the body."""
         assert self._heard_at is not None
         head = self._heard_at[0]
-        most = self._cache.shelf.most_each
-        if self._request.method != "GET" or (head.content_length or 0) > most:
-            return 0
-        if self._flight is not None and self._flight.state is _State.UNDER_WAY:
-            return most
-        return most if self._is_storable(head) else 0
+        if self._request.method != "GET" or (head.content_length or 0) > self._cache.shelf.most_each:
+            return False
+        under_way = self._flight is not None and self._flight.state is _State.UNDER_WAY
+        return under_way or self._is_storable(head)
 
     def _is_storable(self, head: ResponseHead) -> bool:
         if not self._cache.stores or not self._is_current():

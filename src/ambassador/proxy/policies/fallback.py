@@ -75,9 +75,10 @@ class LastGood:
 
     def find(self, request: Request, forwarded: Fields, others: Kept | None, now: float) -> Kept | None:
         """The answer to give, if there is one. `others`: what the route's cache has."""
-        if request.method not in ("GET", "HEAD") or b"range" in request.special:
+        key = Key(request, forwarded)
+        if request.method not in ("GET", "HEAD") or b"range" in key.fields:
             return None
-        known = [self.shelf.find(Key(request, forwarded)), others]
+        known = [self.shelf.find(key), others]
         usable = [
             kept
             for kept in known
