@@ -92,6 +92,16 @@ def test_connect_over_total_is_told() -> None:
     ]
 
 
+def test_fallback_without_any_time_is_told() -> None:
+    route = "routes: [{name: a, to: http://a, timeout: %s, fallback: {to: http://b}}]"
+    (found,) = warnings(route % "2s")
+    assert found.startswith(
+        "3:62: warning: routes[0].fallback.to: has no time left after a timeout: one attempt may take"
+    )
+    assert not warnings(route % "{per_try: 1s, total: 2s}")
+    assert not warnings(route % "{first_byte: 1s, total: 2s}")
+
+
 def test_secret_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AMBASSADOR_TEST_TOKEN", raising=False)
     text = "admin: {address: 127.0.0.1:1, token: 'env:AMBASSADOR_TEST_TOKEN'}\nroutes: [{name: a, respond: 200}]\n"

@@ -38,6 +38,18 @@ def test_what_a_worker_counted_outlives_it_and_reloads() -> None:
     page.close()
 
 
+def test_every_upstream_of_a_route_has_a_block() -> None:
+    text = (
+        "version: 1\nlisten: 127.0.0.1:0\n"
+        "routes: [{name: a, to: http://e, fallback: {to: http://f}}, {name: b, to: http://e, fallback: {stale: 1m}}]"
+    )
+    assert list(block_keys(load_text(text))) == [
+        BlockKey("a", "a"),
+        BlockKey("a", "a.fallback"),
+        BlockKey("b", "b"),
+    ]
+
+
 def test_every_limit_has_a_block() -> None:
     text = (
         "version: 1\nlisten: 127.0.0.1:0\nupstreams: {u: {endpoints: ['http://e'], limit: {quota: 9/d}}}\n"

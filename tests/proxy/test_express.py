@@ -205,6 +205,29 @@ for _name, _setting in (("continue", ONE), ("cancel", CANCELS)):
             "resets as the answer comes": [sends(GET), at_once(resets(), answers(OK))],
         }.items()
     }
+INSTEAD = "{respond: {status: 200, body: sorry}}"
+SCENES |= {
+    f"fallback, {_name}: {name}": (_setting, [*WARM, *steps, answers_if_asked(OK), passes(0.1), *WARM])
+    for _name, _setting in (
+        ("one", Setting(config(URL, fallback=INSTEAD))),
+        ("retried", Setting(config(URL, fallback=INSTEAD, **TRIES))),
+    )
+    for name, steps in {
+        "503": [
+            sends(GET),
+            answers(NO),
+            passes(0.1),
+            answers_if_asked(NO),
+            passes(0.1),
+            answers_if_asked(NO),
+        ],
+        "500": [sends(POST), answers(answer(status=b"500 No"))],
+        "404": [sends(GET), answers(answer(status=b"404 No"))],
+        "reset": [sends(GET), upstream_resets()],
+        "timeout": [sends(GET), passes(15.1)],
+        "client leaves": [sends(GET), answers(NO), leaves()],
+    }.items()
+}
 
 
 @pytest.mark.parametrize("name", SCENES)

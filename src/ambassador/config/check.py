@@ -32,6 +32,7 @@ def warn(
     for route, part in zip(config.routes, routes, strict=True):
         _warn_of_retry(route, part)
         _warn_of_timeout(route, part)
+        _warn_of_fallback(route, part)
         _warn_of_limits(config, route.limit, part)
         _warn_of_breaker(route.breaker, part)
     for name, part in upstreams.items():
@@ -73,6 +74,22 @@ def _warn_of_timeout(route: Route, part: Part) -> None:
         node, path = written.place("connect")
         total = format_duration(timeout.total)
         node.report(path, f"is longer than 'total' ({total}), which ends the request first", level="warning")
+
+
+def _warn_of_fallback(route: Route, part: Part) -> None:
+    """An upstream that does not answer would take all of the time."""
+    timeout, fallback = route.timeout, route.fallback
+    if fallback is None or fallback.to is None:
+        return
+    if min(timeout.per_try or timeout.total, timeout.first_byte or timeout.total) >= timeout.total:
+        within = part.values.get("fallback")
+        node, path = within.place("to") if isinstance(within, Part) else part.place("fallback")
+        node.report(
+            path,
+            f"has no time left after a timeout: one attempt may take all of 'timeout' ({format_duration(timeout.total)})",
+            "say 'per_try' in 'timeout'",
+            level="warning",
+        )
 
 
 def _warn_of_limits(config: Config, limits: Sequence[limit.Config] | None, part: Part) -> None:

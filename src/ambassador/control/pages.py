@@ -21,6 +21,8 @@ def block_keys(config: Config) -> Iterator[BlockKey]:
     """What the workers count with this config."""
     for route in config.routes:
         yield BlockKey(route.name, route.to or NO_NAME)
+        if route.fallback is not None and route.fallback.to is not None:
+            yield BlockKey(route.name, route.fallback.to)
         for limit in route.limit or ():
             yield BlockKey(route.name, NO_NAME, limit.label)
         if route.concurrency is not None:

@@ -145,7 +145,18 @@ class RouteStatus(msgspec.Struct, frozen=True, kw_only=True):
 def route_status(route: Route) -> RouteStatus:
     """A route in short: what is not written is left out."""
     instead = "redirect" if route.redirect is not None else "respond"
-    written = ("limit", "rewrite", "retry", "breaker", "headers")
+    written = (
+        "limit",
+        "rewrite",
+        "retry",
+        "breaker",
+        "headers",
+        "cache",
+        "fallback",
+        "fault",
+        "hedge",
+        "concurrency",
+    )
     policies = [name for name in written if getattr(route, name) is not None]
     return RouteStatus(
         name=route.name,

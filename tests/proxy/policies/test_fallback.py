@@ -489,6 +489,7 @@ def test_urls_of_a_fallback_become_an_upstream() -> None:
 
 def test_upstream_of_a_fallback_is_used() -> None:
     text = (
-        FILE.replace("}}\nroutes", "}, w: {endpoints: ['http://b:1']}}\nroutes") % "to: u, fallback: {to: w}"
+        FILE.replace("}}\nroutes", "}, w: {endpoints: ['http://b:1']}}\nroutes")
+        % "to: u, timeout: {per_try: 1s}, fallback: {to: w}"
     )
     assert load_string(text).problems == ()

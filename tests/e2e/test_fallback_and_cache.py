@@ -1,0 +1,106 @@
+"""Fallbacks, the cache and joined requests, as clients and upstreams of a running service meet them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.origins import free_port
+from tests.e2e.programs import Ambassador, ambassador, wait_until
+from tests.e2e.raw import OK, Client, Message, Origin, Wire, answer, fetch, upstream
+
+
+@pytest.fixture(scope="module")
+def origin() -> Iterator[Origin]:
+    with upstream() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def proxy(origin: Origin) -> Iterator[Ambassador]:
+    dead = f"http://127.0.0.1:{free_port()}"
+    body = f"""\
+        name: tester
+        upstreams:
+          origin: {{endpoints: ["{origin.url}"]}}
+          dead: {{endpoints: ["{dead}"]}}
+        routes:
+          - {{name: away, match: {{path: "/away/**"}}, to: dead, fallback: {{to: origin}}}}
+          - {{name: fixed, match: {{path: "/fixed/**"}}, to: dead, fallback: {{respond: {{status: 203, body: sorry}}}}}}
+          - {{name: stale, match: {{path: "/stale/**"}}, to: origin, fallback: {{stale: 10m}}}}
+          - {{name: cached, match: {{path: "/cached/**"}}, to: origin, cache: from-response}}
+          - {{name: joined, match: {{path: "/joined/**"}}, to: origin, cache: {{coalesce: true}}}}
+          - {{name: faulty, match: {{path: "/faulty/**"}}, to: origin, fault: {{abort: {{status: 418}}}}}}
+        """
+    with ambassador(body) as running:
+        yield running
+
+
+def test_other_upstream_answers_for_one_that_is_dead(proxy: Ambassador, origin: Origin) -> None:
+    origin.on("/away/a", OK)
+    got = fetch(proxy.url, "/away/a", method="POST", body=b"abc")
+    assert (got.status, got.body) == (200, b"ok")
+    assert str(got.get("proxy-status")).endswith('details="connect_failed"; attempts=3; fallback=to')
+    (request,) = origin.seen["/away/a"]
+    assert request.body == b"abc"
+
+
+def test_fixed_answer_has_the_place_of_one_that_is_dead(proxy: Ambassador) -> None:
+    got = fetch(proxy.url, "/fixed/a")
+    assert (got.status, got.body) == (203, b"sorry")
+
+
+def test_last_good_answer_outlives_its_upstream(proxy: Ambassador, origin: Origin) -> None:
+    origin.on("/stale/a", answer(b"good"))
+    assert fetch(proxy.url, "/stale/a").body == b"good"
+    origin.on("/stale/a", answer(b"bad", "503 Service Unavailable"))
+    got = fetch(proxy.url, "/stale/a")
+    assert (got.status, got.body) == (200, b"good")
+    assert got.get("proxy-status") == "tester; received-status=503; fallback=stale"
+    assert fetch(proxy.url, "/stale/a", "cookie: a=b").status == 503
+
+
+def test_cached_answer_is_given_again_until_the_target_changes(proxy: Ambassador, origin: Origin) -> None:
+    body = b"x" * 300_000
+    origin.on("/cached/a", answer(body, "200 OK", "cache-control: max-age=60"))
+    for status in ("tester; fwd=miss", "tester; hit; ttl=59"):
+        got = fetch(proxy.url, "/cached/a")
+        assert (got.status, got.body == body) == (200, True)
+        assert str(got.get("cache-status")).startswith(status[:-2])
+    assert len(origin.seen["/cached/a"]) == 1
+    assert fetch(proxy.url, "/cached/a", method="DELETE").status == 200
+    fetch(proxy.url, "/cached/a")
+    assert len(origin.seen["/cached/a"]) == 3
+
+
+def inflight(proxy: Ambassador) -> int:
+    number: int = json.loads(proxy.admin_get("/api/status"))["workers"][0]["inflight"]
+    return number
+
+
+def test_identical_requests_go_up_as_one(proxy: Ambassador, origin: Origin) -> None:
+    go_on = threading.Event()
+
+    def slow(wire: Wire, request: Message) -> None:
+        go_on.wait(20)
+        wire.send(answer(b"once"))
+
+    origin.on("/joined/a", slow)
+    clients = [Client(proxy.url) for _ in range(8)]
+    for client in clients:
+        client.ask("/joined/a", host="test")
+    wait_until(lambda: inflight(proxy) == 8 or None, "eight requests in flight")
+    go_on.set()
+    assert [client.answer().body for client in clients] == [b"once"] * 8
+    for client in clients:
+        client.close()
+    assert len(origin.seen["/joined/a"]) == 1
+
+
+def test_fault_is_told(proxy: Ambassador, origin: Origin) -> None:
+    got = fetch(proxy.url, "/faulty/a")
+    assert (got.status, b'"fault"' in got.body) == (418, True)
+    assert "/faulty/a" not in origin.seen
