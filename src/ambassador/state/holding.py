@@ -81,8 +81,9 @@ AMPLE_PART: Final = 2
 SPARED_PART: Final = 8
 """Of what is left in an ample bucket all workers together lease no more than this part to be on the safe side: the
 rest is for whoever presses."""
-WORTH_AMPLE: Final = 0.3
-"""Of a lease must be spent, in expectation, where it costs nobody anything that the rest expires."""
+WORTH_AMPLE: Final = 1.0
+"""Of a lease must be spent, in expectation, where it costs nobody anything that the rest expires: with less there were
+more leases than requests."""
 WORTH_SPARED: Final = 2.0
 """Less to be on the safe side is not worth it: such small buckets are leased as they are needed."""
 OPS_USED: Final = 0.8
