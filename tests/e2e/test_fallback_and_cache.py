@@ -104,3 +104,13 @@ def test_fault_is_told(proxy: Ambassador, origin: Origin) -> None:
     got = fetch(proxy.url, "/faulty/a")
     assert (got.status, b'"fault"' in got.body) == (418, True)
     assert "/faulty/a" not in origin.seen
+
+
+def test_reload_keeps_answers(proxy: Ambassador, origin: Origin) -> None:
+    for kind in ("stale", "cached"):
+        origin.on(f"/{kind}/r", answer(b"good", "200 OK", "cache-control: max-age=600"))
+        assert fetch(proxy.url, f"/{kind}/r").body == b"good"
+    assert proxy.command("reload").returncode == 0
+    for kind in ("stale", "cached"):
+        origin.on(f"/{kind}/r", answer(b"bad", "500 No"))
+        assert fetch(proxy.url, f"/{kind}/r").body == b"good"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ambassador.messages import Fields, Request, ResponseHead
-from ambassador.proxy.shelf import Kept, Key, Recording, Shelf, uri_of
+from ambassador.proxy.shelf import Kept, Key, Recording, Shelf, Shelves, uri_of
 
 DATE = b"Fri, 27 Nov 2026 06:44:34 GMT"
 FORWARDED: Fields = [
@@ -249,6 +249,19 @@ class ShelfMachine(RuleBasedStateMachine):
 
 
 TestShelf = ShelfMachine.TestCase
+
+
+def test_shelves_outlive_tables_as_long_as_their_terms_hold() -> None:
+    shelves = Shelves()
+    first = shelves.get("a", ("u", 1), 100)
+    assert shelves.get("a", ("u", 1), 100) is not first  # that table was never served
+    shelves.install({"a": (("u", 1), first)})
+    assert shelves.get("a", ("u", 1), 100) is first
+    assert shelves.get("a", ("u", 2), 100) is not first
+    assert shelves.get("a", ("u", 1), 200) is not first
+    assert shelves.get("b", ("u", 1), 100) is not first
+    shelves.install({})
+    assert shelves.get("a", ("u", 1), 100) is not first
 
 
 # Recording

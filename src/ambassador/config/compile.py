@@ -35,6 +35,7 @@ from ambassador.proxy.policies.retry import RetryPolicy
 from ambassador.proxy.policies.rewrite import KEEP, Rewrite, location_rewriter, path_rewriter
 from ambassador.proxy.routing import MatchSpec, Router, spec
 from ambassador.proxy.service import Table
+from ambassador.proxy.shelf import Shelf, Shelves
 from ambassador.proxy.upstream.balance import CHOICES
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.health import Marks
@@ -78,6 +79,7 @@ def compile_table(
     found: Sequence[Found] = (),
     breakers: Breakers | None = None,
     cooldowns: Cooldowns | None = None,
+    shelves: Shelves | None = None,
     marks: Marks | None = None,
     outliers: Outliers | None = None,
     bulkheads: Bulkheads | None = None,
@@ -86,8 +88,8 @@ def compile_table(
 
     `addresses`: what the names of upstreams resolve to, as far as it is known; `found`: what the sources of others
     have said; `scopes`: where policies share.
-    `breakers`, `cooldowns`, `marks`, `outliers` and `bulkheads` are the worker's, which outlive its tables; None: this
-    table has its own. Nothing of them is changed before the table is served (`Table.begin`).
+    `breakers`, `cooldowns`, `shelves`, `marks`, `outliers` and `bulkheads` are the worker's, which outlive its tables;
+    None: this table has its own. Nothing of them is changed before the table is served (`Table.begin`).
     """
     steps = compile_steps(
         config,
@@ -98,6 +100,7 @@ def compile_table(
         found=found,
         breakers=breakers,
         cooldowns=cooldowns,
+        shelves=shelves,
         marks=marks,
         outliers=outliers,
         bulkheads=bulkheads,
@@ -120,6 +123,7 @@ def compile_steps(
     found: Sequence[Found] = (),
     breakers: Breakers | None = None,
     cooldowns: Cooldowns | None = None,
+    shelves: Shelves | None = None,
     marks: Marks | None = None,
     outliers: Outliers | None = None,
     bulkheads: Bulkheads | None = None,
@@ -127,6 +131,7 @@ def compile_steps(
     """The same, a step for each upstream and route: 500 routes take 25 ms, and a worker serves clients meanwhile."""
     breakers = breakers or Breakers(lane)
     cooldowns = cooldowns or Cooldowns(lane)
+    shelves = shelves or Shelves()
     marks = marks or Marks()
     outliers = outliers or Outliers(lane)
     bulkheads = bulkheads or Bulkheads(lane)
@@ -152,7 +157,12 @@ def compile_steps(
     ]
     for guarded, guard in guards:
         gates.update((made.name, made) for made in guard.prepare(guarded))
-    caches = {route.name: Cache(route.cache, lane) for route in config.routes if route.cache is not None}
+    kept = _KeptAnswers(config, shelves)
+    caches = {
+        route.name: Cache(route.cache, lane, kept.shelf(route, "cache", route.cache.most, route.cache.ignore))
+        for route in config.routes
+        if route.cache is not None
+    }
     plans: list[tuple[MatchSpec, RoutePlan]] = []
     walls: list[tuple[Bulkhead, concurrency.Config, concurrency.Counts]] = []
     for route in config.routes:
@@ -171,6 +181,7 @@ def compile_steps(
             scopes=scopes,
             bulkhead=bulkhead,
             caches=caches,
+            kept=kept,
         )
         plans.append((spec(route.match), plan))
         yield
@@ -196,6 +207,7 @@ def compile_steps(
             partial(_guard_endpoints, tuple(upstreams.values()), gates),
             *(partial(guard.begin, guarded) for guarded, guard in guards),
             partial(cooldowns.install, [each.cooldown for each in upstreams.values() if each.cooldown]),
+            partial(shelves.install, kept.shelves),
             partial(outliers.install, detectors),
             partial(bulkheads.install, walls),
             partial(
@@ -246,6 +258,25 @@ class _EndpointGuard:
         for gone in self._names - names:
             self._breakers.remove(gone)
         self._names = names
+
+
+class _KeptAnswers:
+    """The shelves of one table. What is kept holds as long as the route asks the same upstream in the same way."""
+
+    def __init__(self, config: schema.Config, known: Shelves) -> None:
+        self._upstreams = config.upstreams
+        self._known = known
+        self.shelves: dict[str, tuple[object, Shelf]] = {}
+
+    def shelf(self, route: schema.Route, kind: str, most: int, ignored: tuple[str, ...] = ()) -> Shelf:
+        """The shelf of a route."""
+        changes = None if route.headers is None else route.headers.request
+        upstream = None if route.to is None else self._upstreams[route.to]
+        terms = (route.to, upstream, route.match, route.rewrite, changes, ignored)
+        name = f"{kind}:{route.name}"
+        shelf = self._known.get(name, terms, most)
+        self.shelves[name] = (terms, shelf)
+        return shelf
 
 
 class _Limits:
@@ -427,6 +458,7 @@ def _plan(
     scopes: Scopes,
     bulkhead: Bulkhead | None,
     caches: Mapping[str, Cache],
+    kept: _KeptAnswers,
 ) -> RoutePlan:
     admit: list[AdmitHook] = []
     limited = limits.of_route(route)
@@ -487,7 +519,9 @@ def _plan(
     if written is not None:
         fallback = Fallback(
             respond=None if written.respond is None else responder(written.respond),
-            last_good=None if written.stale is None else LastGood(written.stale, written.max),
+            last_good=None
+            if written.stale is None
+            else LastGood(written.stale, kept.shelf(route, "stale", written.max)),
             all_methods=written.methods == "all",
             retried=frozenset() if retried is None else retried.statuses,
         )

@@ -45,6 +45,7 @@ from ambassador.proxy.plan import Upstream
 from ambassador.proxy.policies.concurrency import Bulkheads
 from ambassador.proxy.policies.cooldown import Cooldowns
 from ambassador.proxy.service import Service, Table
+from ambassador.proxy.shelf import Shelves
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.health import Marks
 from ambassador.proxy.upstream.outlier import Outliers
@@ -116,6 +117,7 @@ class WorkerPlane:
             log=logging.getLogger("ambassador"),
         )
         self._cooldowns = Cooldowns(lane)
+        self._shelves = Shelves()
         self._bulkheads = Bulkheads(lane, holder=me)
         self._marks = Marks(start.brief.unhealthy)
         self._outliers = Outliers(lane, log=logging.getLogger("ambassador"), tells=start.slot == 0)
@@ -128,6 +130,7 @@ class WorkerPlane:
             found=start.brief.found,
             breakers=self._breakers,
             cooldowns=self._cooldowns,
+            shelves=self._shelves,
             marks=self._marks,
             outliers=self._outliers,
             bulkheads=self._bulkheads,
@@ -165,6 +168,7 @@ class WorkerPlane:
             found=brief.found,
             breakers=self._breakers,
             cooldowns=self._cooldowns,
+            shelves=self._shelves,
             marks=self._marks,
             outliers=self._outliers,
             bulkheads=self._bulkheads,

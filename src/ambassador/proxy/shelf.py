@@ -229,6 +229,28 @@ class Shelf:
         return sum(map(len, self._groups.values()))
 
 
+class Shelves:
+    """All shelves of a worker, by name: they outlive its tables.
+
+    What stands on a shelf holds only for what it was made for. `terms` says what that is: with other terms, or another
+    bound, the table that is being made has an empty shelf.
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[object, Shelf]] = {}
+
+    def get(self, name: str, terms: object, most: int) -> Shelf:
+        """The shelf of this name, for a table that is being made."""
+        known = self._known.get(name)
+        return known[1] if known is not None and known[0] == terms and known[1].most == most else Shelf(most)
+
+    def install(self, shelves: Mapping[str, tuple[object, Shelf]]) -> None:
+        """These are the shelves of the table that is served from now on, with their terms."""
+        self._known = dict(shelves)
+
+
 class Recording:
     """The body of an answer while it passes, for one or more shelves.
 

@@ -73,6 +73,11 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.ttl is not None or self.max is not None or self.coalesce is None
 
     @property
+    def most(self) -> int:
+        """Bytes of answers in each worker."""
+        return self.max or DEFAULT_MAX
+
+    @property
     def joins(self) -> bool:
         """Whether identical requests go up as one."""
         return self.coalesce is not False
@@ -143,12 +148,13 @@ class Cache:
         "ttl_s",
     )
 
-    def __init__(self, config: Config, clock: Clock) -> None:
+    def __init__(self, config: Config, clock: Clock, shelf: Shelf | None = None) -> None:
+        """`shelf`: where answers are kept; None: on one of its own."""
         self.clock = clock
         self.stores = config.stores
         self.joins = config.joins
         self.ttl_s = config.ttl if isinstance(config.ttl, float) else None
-        self.shelf = Shelf(config.max or DEFAULT_MAX)
+        self.shelf = Shelf(config.most) if shelf is None else shelf
         self.flights: dict[tuple[bytes, bytes], Flight] = {}
         self._ignored = frozenset(name.encode() for name in config.ignore)
         self._apart: OrderedDict[tuple[bytes, bytes], float] = OrderedDict()

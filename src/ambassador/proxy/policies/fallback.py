@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import BreakerOpen, ConnectFailed, Limited, NoEndpoint, Overloaded, UpstreamError
 from ambassador.proxy import freshness
-from ambassador.proxy.shelf import Kept, Key, Shelf
+from ambassador.proxy.shelf import Kept, Key
 
 if TYPE_CHECKING:
     from ambassador.errors import ProxyError
     from ambassador.messages import Fields, Reply, Request, ResponseHead
+    from ambassador.proxy.shelf import Shelf
 
 FAILED: Final = frozenset({500, 502, 503, 504})
 """Answers that a fallback is better than, whatever the route retries."""
@@ -34,7 +35,7 @@ _REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELET
 
 
 class LastGood:
-    """The last good answers to GET that one worker has seen: at most `most` bytes, none older than `for_s`.
+    """The last good answers to GET that one worker has seen, on `shelf`; none older than `for_s` is given.
 
     They are found by all that they may depend on, credentials included (`proxy/shelf.py`). What says `no-store` or
     `private`, sets a cookie, or must not be used without being validated (RFC 9111 4.2.4) is not among them.
@@ -42,9 +43,9 @@ class LastGood:
 
     __slots__ = ("_for_s", "shelf")
 
-    def __init__(self, for_s: float, most: int) -> None:
+    def __init__(self, for_s: float, shelf: Shelf) -> None:
         self._for_s = for_s
-        self.shelf = Shelf(most)
+        self.shelf = shelf
 
     def taker(
         self,
