@@ -374,6 +374,30 @@ def test_credit_is_not_given_while_the_bucket_is_overdrawn() -> None:
     assert bench.ready()
 
 
+def test_store_that_is_back_has_no_more_than_was_left_and_came_since() -> None:
+    bench = Bench()
+    bench.pump(20)
+    bench.fleet.deliver()
+    bench.spend(20)
+    bench.buckets[0]["k"].tokens = 80.0  # another master, which has heard of nothing
+    bench.fleet.go_down()
+    bench.fleet.come_up()
+    bench.go_on(0.1)
+    bench.pump()
+    asked = bench.fleet.asked[-1]
+    assert isinstance(asked, Lease)
+    assert asked.most == pytest.approx(60 + 100 * (0.1 + bench.account.rtt_s))
+    bench.fleet.deliver()
+    assert bench.buckets[0]["k"].tokens < 71
+    bench.spend(bench.account.tokens(bench.clock.now))
+    bench.go_on(1.0)
+    bench.pump()
+    later = bench.fleet.asked[-1]
+    assert isinstance(later, Lease)
+    assert later is not asked
+    assert later.most is None
+
+
 def test_lower_terms_hold_for_what_is_leased_from_then_on() -> None:
     bench = Bench()
     bench.pump(20)

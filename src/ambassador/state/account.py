@@ -102,6 +102,8 @@ class Source:
         self._parts = 0
         self._share_terms = terms
         self.owing: set[Account] = set()
+        self.stores = 0
+        """How often the store was back: each time it may be another server."""
         self.counting: set[Account] = set()
         """Accounts that took something out of a calendar window."""
         fleet.on_up(self._is_back)
@@ -148,6 +150,7 @@ class Source:
         return self._share_terms
 
     def _is_back(self) -> None:
+        self.stores += 1
         owing, self.owing = self.owing, set()
         now = self.clock.now
         if self._has_been_up:
@@ -168,7 +171,7 @@ class Account(Holding):
     """What one worker has of one key. See the module's docstring."""
 
     __slots__ = (
-        "_born_us", "_mark", "_own", "_refused_until", "_settled_at", "_share", "_told_expired", "limited", "otherwise", "owed", "source",
+        "_born_us", "_known_store", "_mark", "_own", "_refused_until", "_settled_at", "_share", "_told_expired", "limited", "otherwise", "owed", "source",
     )  # fmt: skip
 
     def __init__(self, key: str, source: Source, now: float) -> None:
@@ -189,6 +192,7 @@ class Account(Holding):
         self._told_expired = 0.0
         self._born_us = 0
         """When the data of the store began that counted the present calendar window."""
+        self._known_store = source.stores
         self._mark = 0.0
         """`leased` and `otherwise` when the present calendar window began, and what was given back since."""
 
@@ -338,6 +342,10 @@ class Account(Holding):
         if source.fleet.up and not self.asking and now >= self._refused_until:
             if self.owed:
                 self._incur(now)
+            if self._known_store != source.stores and self.seen_at > -inf:
+                # What a failover made the master has not heard the last that the old one gave out, and has refilled
+                # since. There can be no more than was left when this worker last heard, and what came since.
+                self.most = self.left + self._gain(now - self.seen_at + self.rtt_s)
             lease = self.ask(now, source.load, waiting=waiting, fresh=fresh, first=first)
             if lease is not None:
                 source.fleet.ask(lease, partial(self._is_answered, lease))
@@ -405,6 +413,7 @@ class Account(Holding):
         if self.owed:
             self._incur(now)
         if isinstance(answer, Leased):
+            self._known_store, self.most = source.stores, None
             was_spent = self.seen_at > -inf and self.left < 1
             forgotten = self._remember_window(lease, answer)
             self.answered(answer, lease, now, source.random(), source.load)
