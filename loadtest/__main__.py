@@ -20,6 +20,7 @@ from loadtest import (
     losses,
     machine,
     origin,
+    overload,
     processes,
     report,
     wrk,
@@ -106,6 +107,11 @@ def _parser() -> argparse.ArgumentParser:
     hedging.add_argument("--json", metavar="FILE", help="write everything as JSON; - for standard output")
     hedging.add_argument("--check", action="store_true", help="exit 1 when something did not hold")
     hedging.set_defaults(run=_hedge)
+
+    overloading = commands.add_parser("overload", help="more comes than can be served: limits, health, cost")
+    overloading.add_argument("--json", metavar="FILE", help="write everything as JSON; - for standard output")
+    overloading.add_argument("--check", action="store_true", help="exit 1 when something did not hold")
+    overloading.set_defaults(run=_overload)
 
     shared_commands.add(commands)
 
@@ -290,6 +296,12 @@ def _balance(options: argparse.Namespace) -> int:
 def _hedge(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="loadtest-") as name:
         found = hedge.run(Path(name), _say)
+    return _told(options, found)
+
+
+def _overload(options: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory(prefix="loadtest-") as name:
+        found = overload.run(Path(name), _say)
     return _told(options, found)
 
 
