@@ -22,7 +22,22 @@ from ambassador.proxy.overload import (
     memory_in_use,
 )
 from tests.proxy.harness import GET, a_plane, config
-from tests.proxy.two_ways import Setting, Step, World, answers, assert_same, sends
+from tests.proxy.two_ways import (
+    Setting,
+    Step,
+    World,
+    answers,
+    assert_same,
+    at_once,
+    cancelled,
+    drains,
+    ends,
+    passes,
+    play,
+    resets,
+    sends,
+    takes,
+)
 
 URL = "http://10.0.0.1:81"
 OK = b"HTTP/1.1 200 OK\r\nDate: Fri, 27 Nov 2026 06:44:34 GMT\r\nContent-Length: 2\r\n\r\nok"
@@ -167,6 +182,33 @@ def test_requests_are_refused_and_the_connection_stays() -> None:
     assert b"the worker is tired" in answer
     assert seen.settlements == [2, 2, 5, 5, 2, 2]
     assert [line["code"] for line in seen.lines] == [None, None, "overloaded", "overloaded", None, None]
+
+
+def test_refusals_take_the_short_way_where_nothing_is_special() -> None:
+    _, rides = play(ONE, [*WARM, sheds(1.0), sends(GET), sends(GET), sheds(0.0), sends(GET), answers(OK)])
+    assert (rides.exchanges, rides.handed_over) == (1, 1)
+
+
+GRPC = GET[:-2] + b"content-type: application/grpc\r\n\r\n"
+ID = GET[:-2] + b"x-request-id: mine\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [takes(10), sheds(1.0), sends(GET), takes(None), sheds(0.0), *WARM],
+        [takes(10), sheds(1.0), sends(GET), resets()],
+        [takes(10), sheds(1.0), sends(GET), passes(30.1)],
+        [takes(10), sheds(1.0), sends(GET), cancelled],
+        [sheds(1.0), sends(GET * 2)],
+        [sheds(1.0), at_once(sends(GET), ends())],
+        [sheds(1.0), sends(GET), drains, sends(GET)],
+        [sends(GRPC), answers(OK), sheds(1.0), sends(GRPC), sends(GRPC)],
+        [sends(ID), answers(OK), sheds(1.0), sends(ID), sends(ID)],
+    ],
+)
+def test_refusals_are_the_same_either_way(steps: list[Step]) -> None:
+    assert_same(ONE, *WARM, *steps)
 
 
 def test_connection_is_closed_where_there_are_too_many() -> None:
