@@ -91,7 +91,8 @@ Template = Annotated[str, Meta(extra={"form": "template"})]
 HeaderValue = Annotated[str, Meta(extra={"form": "header_value"})]
 """A header's value: no CR, LF or NUL."""
 RetryCondition = Annotated[str, Meta(extra={"form": "retry_condition"})]
-"""`connect`, `reset`, `refused_stream`, `timeout`, a status (`429`), a range (`502-504`) or a class (`5xx`)."""
+"""`connect`, `reset`, `refused_stream`, `timeout`, a status (`429`), a range (`502-504`) or a class (`5xx`); or what an
+answer says, `{json: PATH=VALUE}` and the like, after loading `json:PATH=VALUE` (`proxy.content`), or `content`."""
 StatusRange = Annotated[str, Meta(extra={"form": "status_range"})]
 """A status (`204`), a range (`200-399`) or a class (`2xx`)."""
 HedgeAfter = Annotated[tuple[float, float], Meta(extra={"form": "hedge_after"})]
@@ -105,7 +106,8 @@ BalanceKey = Annotated[str, Meta(extra={"form": "balance_key"})]
 ZoneName = Annotated[str, Meta(extra={"form": "zone"})]
 """A name, or `env:NAME`, which is read where it is used."""
 FailureCondition = Annotated[str, Meta(extra={"form": "failure_condition"})]
-"""`connect`, `reset`, `timeout`, a status (`429`), a range (`502-504`) or a class (`5xx`)."""
+"""`connect`, `reset`, `timeout`, a status (`429`), a range (`502-504`) or a class (`5xx`); or what an answer says, as
+in a `RetryCondition`."""
 
 Internal = Meta(extra={"internal": True})
 """Marks a field that the loader fills in and no file may write."""

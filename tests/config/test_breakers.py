@@ -50,6 +50,13 @@ def test_everything_of_the_reference_is_read() -> None:
     assert config.statuses >= {429, 404, 410, 500, 599}
 
 
+def test_what_answers_say_is_read_beside_statuses() -> None:
+    config = a_breaker("{failures: [5xx, {header: X-A=b}, {json: 'a[0].b=c'}, {body: '<Fault>'}]}")
+    assert config is not None
+    assert config.contents == {"header:x-a=b", "json:a[0].b=c", "body:<Fault>"}
+    assert config.statuses == set(range(500, 600))
+
+
 @pytest.mark.parametrize(
     ("written", "problem"),
     [
@@ -57,9 +64,13 @@ def test_everything_of_the_reference_is_read() -> None:
         ("{errors: off, consecutive: 0}", "would never open"),
         ("{open_for: 60s..5s}", "open_for"),
         ("{probes: 0}", "must be 1 to 100"),
-        ("{failures: [{header: x=y}]}", "a failure by 'header' is not supported by this version"),
-        ("{failures: [{json: a=b}]}", "a failure by 'json' is not supported by this version"),
-        ("{failures: [{body: x}]}", "a failure by 'body' is not supported by this version"),
+        ("{failures: [{header: x}]}", "failures[0].header: 'x' is not of the form NAME=VALUE"),
+        ("{failures: [{json: a..b=c}]}", "'a..b' is not a path"),
+        ("{failures: [{body: '('}]}", "'('"),
+        ("{failures: [{body: [a]}]}", "a list is not a text"),
+        ("{failures: [{bodi: x}]}", "'bodi' is not one of header, json, body"),
+        ("{failures: [{json: a=b, body: x}]}", "needs exactly one of header, json, body"),
+        ("{failures: [content]}", "'content' is not one of"),
         ("{failures: [tiemout]}", "did you mean 'timeout'?"),
         ("{failures: [200]}", "is not a range of errors"),
         ("{scope: global}", "must be one of endpoint, route, upstream"),

@@ -221,3 +221,13 @@ def test_source_that_needs_what_is_not_here_is_told(tmp_path: Path) -> None:
     file, token = warnings(text)
     assert file == f"4:26: warning: upstreams.one.discover.file: '{missing}' cannot be read here"
     assert "discover.kubernetes.token: '/missing/token' cannot be read here" in token
+
+
+def test_content_that_nobody_names_is_told() -> None:
+    route = (
+        "routes: [{name: r, to: u, retry: {when: [content]}}]\nupstreams: {u: {endpoints: ['http://a']%s}}"
+    )
+    (told,) = warnings(route % "")
+    assert "none of this route names any" in told
+    assert warnings(route % ", breaker: {failures: [{json: a=b}]}") == []
+    assert warnings("routes: [{name: r, to: 'http://a', retry: {when: [content, {json: a=b}]}}]") == []

@@ -495,3 +495,29 @@ def test_endpoints_are_the_last_ones_told_and_those_that_stayed(lists: list[list
                 assert picked in upstream.endpoints if urls else picked is None
 
     trio.run(live)
+
+
+async def test_answers_are_looked_at_for_what_retry_and_breakers_name(lane: Lane) -> None:
+    made = table(
+        lane,
+        """\
+upstreams:
+  u: {endpoints: ["http://a:1", "http://b:1"], breaker: {scope: endpoint, failures: [{json: a=b}]}}
+  v: {endpoints: ["http://c:1"]}
+routes:
+- {name: one, match: {path: /one}, to: u, retry: {when: [content]}, fallback: {to: v}}
+- {name: two, match: {path: /two}, to: v, retry: {when: [{header: x=y}]}, fallback: {to: u}}
+- {name: three, match: {path: /three}, to: v}
+""",
+    )
+    one, two, three = (plan(made, path) for path in ("/one", "/two", "/three"))
+    assert one.content is not None
+    assert one.content.looks_inside
+    assert one.elsewhere is not None
+    assert one.elsewhere.content is None
+    assert two.content is not None
+    assert not two.content.looks_inside
+    assert two.elsewhere is not None
+    assert two.elsewhere.content is not None
+    assert two.elsewhere.content.looks_inside
+    assert three.content is None

@@ -15,7 +15,7 @@ from ambassador.config.read import Part
 from ambassador.config.schema import Config, Route, Upstream
 from ambassador.proxy.policies import breaker
 
-__all__ = ["Made", "breakers_of", "check_breakers", "upstream_breakers"]
+__all__ = ["Made", "breakers_of", "check_breakers", "contents_by_upstream", "upstream_breakers"]
 
 
 class Made(Struct, frozen=True, kw_only=True):
@@ -31,6 +31,14 @@ class Made(Struct, frozen=True, kw_only=True):
 def upstream_breakers(config: Config, upstream: str) -> dict[str, breaker.Config]:
     """The breakers that guard an upstream, by scope: `upstream`, `endpoint`, both, or none."""
     return _by_scope(config.routes, config.upstreams).get(upstream, {})
+
+
+def contents_by_upstream(config: Config) -> dict[str, frozenset[str]]:
+    """What the breakers of each upstream look for in answers (`proxy.content`), those of its endpoints too."""
+    return {
+        name: frozenset().union(*(each.contents for each in scopes.values()))
+        for name, scopes in _by_scope(config.routes, config.upstreams).items()
+    }
 
 
 def _by_scope(

@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterator, Sequence
 from math import ceil
 
+from ambassador.config.breakers import upstream_breakers
 from ambassador.config.discover import Discover
 from ambassador.config.read import Part
 from ambassador.config.schema import Config, Match, Route, Upstream
 from ambassador.config.units import format_duration, format_rate
+from ambassador.proxy.content import CONTENT
 from ambassador.proxy.policies import breaker, limit
 
 _FULL_USE_S = 0.05
@@ -31,6 +33,7 @@ def warn(
     """
     for route, part in zip(config.routes, routes, strict=True):
         _warn_of_retry(route, part)
+        _warn_of_content(config, route, part)
         _warn_of_timeout(route, part)
         _warn_of_fallback(route, part)
         _warn_of_limits(config, route.limit, part)
@@ -63,6 +66,20 @@ def _warn_of_retry(route: Route, part: Part) -> None:
             path,
             f"{', '.join(risky)} is not idempotent, and is tried again after the upstream may have acted on it",
             "send an 'idempotency-key', or keep to 'methods: idempotent'",
+            level="warning",
+        )
+
+
+def _warn_of_content(config: Config, route: Route, part: Part) -> None:
+    if route.to is None or route.retry is None or CONTENT not in route.retry.when or route.retry.contents:
+        return
+    named = route.breaker is not None and route.breaker.contents
+    if not named and not any(each.contents for each in upstream_breakers(config, route.to).values()):
+        node, path = part.place("retry")
+        node.report(
+            path,
+            "'content' is what the 'failures' of breakers name, and none of this route names any",
+            "write it here: 'when: [{json: status=error}]'",
             level="warning",
         )
 

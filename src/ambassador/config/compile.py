@@ -15,11 +15,12 @@ from weakref import ref
 from msgspec import structs
 
 from ambassador.config import schema
-from ambassador.config.breakers import breakers_of, upstream_breakers
+from ambassador.config.breakers import breakers_of, contents_by_upstream, upstream_breakers
 from ambassador.config.discover import own_host
 from ambassador.config.schema import PathRegex
 from ambassador.proxy import limit_keys
 from ambassador.proxy.breakers import Breakers
+from ambassador.proxy.content import NOTHING, Contents
 from ambassador.proxy.plan import RoutePlan, Timeouts, Upstream
 from ambassador.proxy.policies import concurrency, fault, headers, limit, retry
 from ambassador.proxy.policies.breaker import endpoint_name, route_name
@@ -163,6 +164,7 @@ def compile_steps(
         for route in config.routes
         if route.cache is not None
     }
+    named = contents_by_upstream(config)
     plans: list[tuple[MatchSpec, RoutePlan]] = []
     walls: list[tuple[Bulkhead, concurrency.Config, concurrency.Counts]] = []
     for route in config.routes:
@@ -182,6 +184,7 @@ def compile_steps(
             bulkhead=bulkhead,
             caches=caches,
             kept=kept,
+            named=named,
         )
         plans.append((spec(route.match), plan))
         yield
@@ -459,6 +462,7 @@ def _plan(
     bulkhead: Bulkhead | None,
     caches: Mapping[str, Cache],
     kept: _KeptAnswers,
+    named: Mapping[str, frozenset[str]],
 ) -> RoutePlan:
     admit: list[AdmitHook] = []
     limited = limits.of_route(route)
@@ -480,7 +484,7 @@ def _plan(
 
     def towards(
         name: str | None,
-        gates: tuple[Breaker | None, ...],
+        guards: tuple[Breaker | None, ...],
         *,
         retry: RetryPolicy | None = None,
         admit: Sequence[AdmitHook] = (),
@@ -503,12 +507,17 @@ def _plan(
             shape_request=_hooks(headers.shaper(changes.request) if changes is not None else None),
             shape_response=_hooks(headers.shaper(changes.response) if changes is not None else None),
             map_location=None if name is None else _map_location(rewrite, pattern, config, upstreams[name]),
-            gates=tuple(gate for gate in gates if gate is not None),
+            gates=tuple(gate for gate in guards if gate is not None),
             fallback=fallback,
             hedge=hedge,
             cache=cache,
             spoils=tuple(caches.values()),
             elsewhere=elsewhere,
+            content=_content(
+                None if retry is None else route.retry,
+                own_gate if own_gate in guards else None,
+                named.get(name or "", NOTHING),
+            ),
         )
 
     retried = _retry(route.retry, scopes, f"retry:{route.name}")
@@ -546,6 +555,15 @@ def _map_location(
     host = own_host(settings.discover)
     own = [] if host is None else [f"http://{host}"]
     return location_rewriter(rewrite, pattern, own, lambda: upstream.endpoints)
+
+
+def _content(retried: retry.Config | None, own: Breaker | None, named: frozenset[str]) -> Contents | None:
+    """What answers are looked at for: what the retry, the route's own breaker, and those of the upstream name."""
+    if retried is not None:
+        named |= retried.contents
+    if own is not None:
+        named |= own.config.contents
+    return Contents(named) if named else None
 
 
 def _hooks(*hooks: Callable[..., None] | None) -> tuple[ShapeHook, ...]:

@@ -21,6 +21,17 @@ from ambassador.config.schema import Document, Endpoint
 from ambassador.settings import Section
 
 _DURATION = r"^(0|([0-9]+(\.[0-9]+)?(us|ms|s|m|h|d))+)$"
+_CONTENT: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "header": {"type": "string", "examples": ["x-status=error"]},
+        "json": {"type": "string", "examples": ["status=error"]},
+        "body": {"type": "string", "examples": ["<(soap:)?Fault>"]},
+    },
+    "additionalProperties": False,
+    "minProperties": 1,
+    "maxProperties": 1,
+}
 _STRINGS: dict[str, dict[str, Any]] = {
     "duration": {"type": ["string", "integer"], "pattern": _DURATION, "maximum": 0, "minimum": 0, "examples": ["250ms", "2s", "5m"]},
     "hedge_after": {"type": "string", "examples": ["p95", "50ms"]},
@@ -49,9 +60,9 @@ _STRINGS: dict[str, dict[str, Any]] = {
     "path_pattern": {"type": "string", "pattern": "^/", "examples": ["/v1/**", "/v1/accounts/{id}"]},
     "method": {"type": "string", "pattern": "^[A-Z]+$"},
     "header_name": {"type": "string"},
-    "retry_condition": {"type": ["string", "integer"], "examples": ["connect", "5xx", "502-504"]},
+    "retry_condition": {"anyOf": [{"type": ["string", "integer"], "examples": ["connect", "5xx", "502-504"]}, _CONTENT]},
     "status_range": {"type": ["string", "integer"], "examples": ["204", "200-399", "2xx"]},
-    "failure_condition": {"type": ["string", "integer"], "examples": ["timeout", "5xx", "502-504"]},
+    "failure_condition": {"anyOf": [{"type": ["string", "integer"], "examples": ["timeout", "5xx", "502-504"]}, _CONTENT]},
     "log_target": {"type": "string", "examples": ["stdout"]},
     "workers": {"type": ["string", "integer"], "pattern": "^auto$", "minimum": 1, "maximum": 1024},
 }  # fmt: skip

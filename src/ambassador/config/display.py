@@ -9,11 +9,12 @@ from msgspec import Struct, inspect
 
 from ambassador.config import units
 from ambassador.config.schema import Config
+from ambassador.proxy import content
 
 MASK = "***"
 """What stands for a secret; not even where it is kept is shown."""
 
-_FORMATS: dict[str, Callable[[Any], str]] = {
+_FORMATS: dict[str, Callable[[Any], Any]] = {
     "duration": units.format_duration,
     "duration_range": units.format_duration_range,
     "hedge_after": units.format_hedge_after,
@@ -22,6 +23,8 @@ _FORMATS: dict[str, Callable[[Any], str]] = {
     "percent": units.format_percent,
     "rate": units.format_rate,
     "secret": lambda _: MASK,
+    "failure_condition": content.written,
+    "retry_condition": content.written,
 }
 
 

@@ -18,6 +18,7 @@ from msgspec import inspect
 from ambassador.config import schema, units, words
 from ambassador.config.node import Node
 from ambassador.config.units import Wrong
+from ambassador.proxy import content
 from ambassador.proxy.policies import limit
 from ambassador.settings import Section
 
@@ -620,19 +621,35 @@ def _workers(node: Node, path: str) -> Any:
     return _integer(inspect.IntType(ge=1, le=1024))(node, path)
 
 
-def _failure(node: Node, path: str) -> Any:
-    """What counts as a failure. What looks into the answer is a mapping."""
-    for key, _ in node.pairs if node.kind == "mapping" else ():
-        if key.text in ("header", "json", "body"):
-            return _report(key, path, f"a failure by '{key.text}' is {words.NOT_SUPPORTED}")
-    return _formed(words.failure_condition, inspect.StrType())(node, path)
+def _outcome(words_of: Callable[[str], str]) -> Reader:
+    """How an attempt ended: a word or a status, or a mapping with one key for what the answer says."""
+    read_word = _formed(words_of, inspect.StrType())
+
+    def read(node: Node, path: str) -> Any:
+        if node.kind != "mapping":
+            return read_word(node, path)
+        kinds = ", ".join(content.KINDS)
+        if len(node.pairs) != 1:
+            return _report(node, path, f"needs exactly one of {kinds}")
+        ((key, value),) = node.pairs
+        if key.text not in content.KINDS:
+            return _report(key, path, f"{_quoted(key)} is not one of {kinds}")
+        if value.kind != "scalar" or value.empty:
+            return _report(value, f"{path}.{key.text}", f"{_what(value)} is not a text")
+        try:
+            return words.content_condition(key.text, value.text)
+        except Wrong as wrong:
+            return _report(value, f"{path}.{key.text}", wrong.problem)
+
+    return read
 
 
 _SPECIAL: dict[str | None, Reader] = {
     "target": _target,
     "endpoints": _endpoints,
     "workers": _workers,
-    "failure_condition": _failure,
+    "failure_condition": _outcome(words.failure_condition),
+    "retry_condition": _outcome(words.retry_condition),
 }
 
 _FORMS: dict[str | None, Callable[[str], Any]] = {
@@ -670,7 +687,6 @@ _FORMS: dict[str | None, Callable[[str], Any]] = {
     "balance_key": words.balance_key,
     "zone": words.zone,
     "limit_cost": words.limit_cost,
-    "retry_condition": words.retry_condition,
     "status_range": words.status_span,
     "log_target": words.log_target,
 }

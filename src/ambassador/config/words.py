@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from ambassador.config.units import Wrong
 from ambassador.errors import BadRequest
-from ambassador.proxy import path_regex
+from ambassador.proxy import content, path_regex
 from ambassador.proxy.path import normalise
 from ambassador.proxy.policies import breaker, retry
 from ambassador.proxy.statuses import status_range
@@ -444,6 +444,14 @@ def retry_condition(text: str) -> str:
 def failure_condition(text: str) -> str:
     """A failure or a status that counts for a breaker."""
     return _condition(text, breaker.KINDS)
+
+
+def content_condition(kind: str, text: str) -> str:
+    """What an answer says, whatever its status: `kind` is `header`, `json` or `body`."""
+    try:
+        return content.condition(kind, text)
+    except content.Wrong as wrong:
+        raise Wrong(str(wrong)) from None
 
 
 def _condition(text: str, kinds: tuple[str, ...]) -> str:

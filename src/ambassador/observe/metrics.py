@@ -44,12 +44,13 @@ CODE_CLASSES: Final = ("none", "1xx", "2xx", "3xx", "4xx", "5xx")
 """By index; `none` is a request that got no answer because its client had left."""
 
 RESULTS: Final = (
-    "1xx", "2xx", "3xx", "4xx", "5xx", "connect", "reset", "refused_stream", "timeout", "protocol", "cancelled", "other",
+    "1xx", "2xx", "3xx", "4xx", "5xx", "connect", "reset", "refused_stream", "timeout", "protocol", "cancelled",
+    "content", "other",
 )  # fmt: skip
-"""How an attempt can end."""
+"""How an attempt can end; `content`: with an answer that says itself that it failed."""
 
 REASONS: Final = (
-    "connect", "reset", "refused_stream", "timeout", "3xx", "4xx", "5xx", "hedge", "other",
+    "connect", "reset", "refused_stream", "timeout", "3xx", "4xx", "5xx", "content", "hedge", "other",
 )  # fmt: skip
 """Why an attempt can follow another; `hedge`: that took long."""
 

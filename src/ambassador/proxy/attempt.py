@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import ConnectFailed, UpstreamError, UpstreamReset, UpstreamTimeout
 from ambassador.messages import RequestHead
+from ambassador.proxy.content import CONTENT, NOTHING
 from ambassador.proxy.fields import tokens
 from ambassador.proxy.forwarding import deadline_fields
 from ambassador.proxy.lane import BROKEN, HANGUP, READ, WRITE
@@ -44,8 +45,8 @@ class Attempt:
     """One attempt of `exchange` at `endpoint`, which counts it as in flight until `leave`."""
 
     __slots__ = (
-        "_exchange", "_failure", "_head_s", "_opening", "_plan", "_untold", "connection", "endpoint", "sent_at",
-        "ticket", "until",
+        "_exchange", "_failure", "_head_s", "_opening", "_plan", "_untold", "connection", "endpoint", "found",
+        "sent_at", "ticket", "until",
     )  # fmt: skip
 
     def __init__(self, exchange: Exchange, plan: RoutePlan, endpoint: Endpoint) -> None:
@@ -64,6 +65,8 @@ class Attempt:
         self.sent_at: float | None = None
         """When it began, if that is not when the present attempt of the exchange did."""
         self._opening: Link | None = None
+        self.found = NOTHING
+        """The content conditions that its answer met: it is a failure for whoever named them."""
         endpoint.inflight += 1
 
     def sent(self, connection: Http1Connection, ticket: Ticket | None, failure: UpstreamError | None) -> None:
@@ -337,7 +340,7 @@ class Attempt:
             after = head.special.get(b"retry-after")
             cooldown.heard(self._exchange.request.passing, self.endpoint, head.status, after)
         self._head_s = self._exchange.lane.now - self._began
-        if (self._untold or self.ticket is not None) and _is_stream(head):
+        if (self._untold or self.ticket is not None) and is_stream(head):
             self._tell(STATUS_TEXT[head.status])
             self.settle(STATUS_TEXT[head.status])
 
@@ -345,7 +348,7 @@ class Attempt:
         """The attempt has come to its end: a status as text, or a word of `observe.metrics.RESULTS`."""
         now = self._exchange.lane.now
         seconds = now - self._began
-        self._plan.metrics.attempt(outcome, seconds)
+        self._plan.metrics.attempt(CONTENT if self.found and outcome.isdigit() else outcome, seconds)
         self._tell(outcome)
         self.settle(outcome)
 
@@ -365,7 +368,7 @@ class Attempt:
             if self._head_s is not None or (self.connection is not None and seconds > self.endpoint.ewma_s):
                 self.endpoint.settled(seconds, now, failed=False, abandoned=True)
         elif outcome.isdigit() or outcome in _FAILED:
-            failed = outcome >= "500" or not outcome.isdigit()
+            failed = outcome >= "500" or not outcome.isdigit() or bool(self.found)
             self.endpoint.settled(seconds, now, failed=failed, limited=outcome == "429")
 
     def settle(self, outcome: str) -> None:
@@ -373,7 +376,7 @@ class Attempt:
         ticket, self.ticket = self.ticket, None
         if ticket is not None:
             now = self._exchange.lane.now
-            settle(ticket, outcome, now - self._began, now)
+            settle(ticket, outcome, now - self._began, now, self.found)
 
     @property
     def _began(self) -> float:
@@ -406,7 +409,7 @@ def reason_of(error: UpstreamError) -> str:
     return "reset" if error.status == 502 else error.code
 
 
-def _is_stream(head: ResponseHead) -> bool:
+def is_stream(head: ResponseHead) -> bool:
     """The body is not one answer, but lasts as long as both sides like."""
     return any(
         name.lower() == b"content-type" and value.startswith((b"text/event-stream", b"application/grpc"))

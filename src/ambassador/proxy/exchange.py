@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from ambassador.errors import DeadlineExceeded, Fault, Limited, NoRoute, Overloaded, ProxyError, UpstreamError
 from ambassador.messages import Reply, Request
 from ambassador.observe.access_log import AccessRecord
-from ambassador.proxy.attempt import STATUS_TEXT, Attempt, reason_of
+from ambassador.proxy.attempt import STATUS_TEXT, Attempt, is_stream, reason_of
+from ambassador.proxy.content import CONTENT, LOOKED_AT
 from ambassador.proxy.forwarding import caller_deadline_s, max_forwards
 from ambassador.proxy.freshness import by_name, initial_age_s, is_unchanged
 from ambassador.proxy.http1_parser import HEALTH_TARGETS
@@ -321,32 +322,54 @@ class Exchange:
                 connection = await (
                     attempt.until_head() if plan.hedge is None else self._until_head(plan, plan.hedge)
                 )
+                await self._hear(plan, connection)
             except UpstreamError as error:
-                failure, reason = error, reason_of(error)
+                failure = error
+                reason = outcome = reason_of(error)
                 if self.attempt is not None:
                     self.attempt.settle(reason)  # before it is asked whether the breaker is open
             else:
                 head = connection.reader.head
                 assert head is not None
-                self._upstream_s = self.lane.now - transfer.sent_at
                 assert self.attempt is not None
-                self.attempt.hear(head)
-                if head.status not in plan.failing:
+                found = self.attempt.found
+                if head.status not in plan.failing and not found:
                     return await self._relay(plan, connection)
-                reason = STATUS_TEXT[head.status]
+                reason = outcome = STATUS_TEXT[head.status]
+                if found and retry is not None and retry.minds(found):
+                    reason = CONTENT
             delay = self._retry_delay(plan, reason)
             if delay is None or not await self._is_affordable(plan):
                 if failure is not None:
-                    self._count(plan, reason)
+                    self._count(plan, outcome)
                     raise failure
                 assert connection is not None
-                if not await self._fall_back(plan, None, int(reason)):
+                assert head is not None
+                if not await self._fall_back(plan, None, head.status):
                     await self._relay(plan, connection)
                 return None
-            self._count(plan, reason)
+            self._count(plan, outcome)
             plan.metrics.retry(reason)
             self._leave(kept=transfer.upload_done)
             await self._sleep(delay)
+
+    async def _hear(self, plan: RoutePlan, connection: Http1Connection) -> None:
+        """Take what the answer says beyond this request, and look into it where the route does that.
+
+        Raises `UpstreamError` if it breaks off meanwhile.
+        """
+        attempt, content, head = self.attempt, plan.content, connection.reader.head
+        assert attempt is not None
+        assert head is not None
+        self._upstream_s = self.lane.now - self.transfer.sent_at
+        if content is None:
+            return attempt.hear(head)
+        attempt.found = content.by_head(head)
+        attempt.hear(head)
+        if content.looks_inside and not is_stream(head):
+            await self.transfer.peek(connection, LOOKED_AT)
+            reader = connection.reader
+            attempt.found |= content.by_body(head, reader.hold_body(), complete=reader.complete)
 
     async def _until_head(self, plan: RoutePlan, hedge: Hedge) -> Http1Connection:
         """The present attempt until the head of its answer, with a second one beside it if it takes long: the present
@@ -429,7 +452,7 @@ class Exchange:
         if attempt is not None and attempt.connection is not None:
             head = attempt.connection.reader.head
         after = None
-        if head is not None and reason.isdigit():
+        if head is not None and (reason.isdigit() or reason == CONTENT):
             if forbids_retry(head.special.get(b"proxy-status", b"")):
                 return None
             value = head.special.get(b"retry-after", b"")
@@ -515,7 +538,7 @@ class Exchange:
         Raises what becomes of the attempt at the other upstream, if that was made and nothing else is left.
         """
         fallback, transfer = plan.fallback, self.transfer
-        if fallback is None or (failure is None and status not in fallback.statuses):
+        if fallback is None or (failure is None and not self._has_failed(fallback, status)):
             return False
         other, respond, kept = plan.elsewhere, fallback.respond, self._last_good(plan, fallback)
         is_last = respond is None and kept is None
@@ -536,7 +559,7 @@ class Exchange:
             else:
                 head = connection.reader.head
                 assert head is not None
-                if is_last or head.status not in fallback.statuses:
+                if is_last or not self._has_failed(fallback, head.status):
                     await self._relay(other, connection)
                     return True
                 self._give_up(None, head.status)
@@ -559,6 +582,10 @@ class Exchange:
         cached = None if plan.cache is None else plan.cache.last(request, forwarded)
         return fallback.last_good.find(request, forwarded, cached, self.lane.now)
 
+    def _has_failed(self, fallback: Fallback, status: int) -> bool:
+        """Whether the present attempt's answer is one that a fallback is better than."""
+        return status in fallback.statuses or (self.attempt is not None and bool(self.attempt.found))
+
     def _give_up(self, failure: ProxyError | None, status: int) -> None:
         """The present attempt, if there is one, is not what is answered. A failed one was counted before."""
         if self.attempt is not None:
@@ -576,16 +603,13 @@ class Exchange:
         try:
             attempt = self._begin_attempt(plan)
             connection = await attempt.until_head()
+            await self._hear(plan, connection)
         except UpstreamError as error:
             reason = reason_of(error)
             if self.attempt is not None:
                 self.attempt.settle(reason)
             self._count(plan, reason)
             raise
-        head = connection.reader.head
-        assert head is not None
-        self._upstream_s = self.lane.now - self.transfer.sent_at
-        attempt.hear(head)
         return connection
 
     # The answer
@@ -622,6 +646,8 @@ class Exchange:
         if request.method not in SAFE and head.status < 400:
             for cache in plan.spoils:
                 cache.invalidate(request, head)
+        if self.attempt is not None and self.attempt.found:
+            return False
         if visit is not None and plan.cache is not None:
             found = visit.hear(head, sent_at=self.transfer.sent_at, wall_s=wall_s, date=date)
             if found is not None:

@@ -8,7 +8,7 @@ to an `Exchange`, from the start or from where the ride ended. So every rule is 
 Plain is
 - a request of HTTP/1.1 on a connection that goes on, with nothing in its head that needs a second look
   (`Request.lines`), and a body of known length that has arrived whole,
-- on a route that changes no field,
+- on a route that changes no field and looks into no answer,
 - answered with a head that needs no second look either (`ResponseHead.lines`), and a body that arrived with it.
 
 Clients repeat themselves, so what was worked out for a head is remembered by its bytes, by all of them: parsing, route,
@@ -413,6 +413,7 @@ def _learn(client: ClientConnection, head: bytes, size: int) -> Known | None:
         if (
             plan.upstream is None
             or plan.upstream.cooldown is not None
+            or plan.content is not None
             or plan.shape_request
             or plan.shape_response
             or (plan.keeps and plan.keeps_of(request.method))

@@ -628,6 +628,25 @@ class ResponseReader:
         pieces.clear()
         return data
 
+    def hold_body(self) -> bytes:
+        """What has come of the body and was not taken, in one piece that holds for ever. It stays to be taken."""
+        if self.body:
+            self.body = [b"".join(self.body)]
+            return self.body[0]  # type: ignore[return-value]  # a join gives bytes
+        return b""
+
+    @property
+    def held(self) -> int:
+        """How much of the body is here and was not taken, if none was."""
+        return self._body_bytes
+
+    def keep_raw(self, data: bytes) -> None:
+        """Add to the body what was read past the parser, after `raw_body` has told that so much is still to come."""
+        self.body.append(data)
+        self._body_bytes += len(data)
+        head = self.head
+        self.complete = head is not None and self._body_bytes == head.content_length
+
     def end_of_input(self) -> None:
         """The upstream sent FIN: completes a close-delimited body, else raises `UpstreamReset`."""
         if self.complete:

@@ -35,6 +35,9 @@ __all__ = ["LONGEST_PATTERN", "Matcher", "Refused", "compile", "substitution"]
 LONGEST_PATTERN = 1000
 """Characters of a pattern: no person writes more, and RE2's memory and the check's time grow with it."""
 
+# Characters that a pattern without `^` may take when `re` seeks it: 10 ms for 64 KiB at the worst (`[ab]{31}c`).
+_SHORT = 32
+
 # Positions of an unrolled pattern ("x{9}" is nine).
 _MOST_POSITIONS = 1000
 # Nodes visited while unrolling: the bound for what has no positions, "((^){999}){999}".
@@ -78,6 +81,10 @@ class Matcher:
         """Whether the whole of `text` matches."""
         return self._fullmatch(text) is not None
 
+    def is_inside(self, text: str) -> bool:
+        """Whether it matches somewhere in `text`. Compile it with `inside`."""
+        return self._compiled.search(text) is not None
+
     def parameters(self, text: str) -> dict[str, str] | None:
         """What the named groups that took part hold when the whole of `text` matches; None when it does not match."""
         found: Found | None = self._fullmatch(text)
@@ -100,12 +107,14 @@ class Matcher:
 
 
 def compile(  # noqa: A001 - the verb of `re`, read as `path_regex.compile`
-    pattern: str, *, whole: bool = True, engine: str | None = None
+    pattern: str, *, whole: bool = True, inside: bool = False, engine: str | None = None
 ) -> Matcher:
     """A matcher for `pattern` that needs time linear in the text.
 
     `whole`: the pattern is only ever matched against the whole text; False when matches are sought inside it
     (`Matcher.replace`), for which `re` must have a pattern that begins with `^`: seeking elsewhere is quadratic.
+    `inside`: it is only asked whether the text has a match somewhere (`Matcher.is_inside`); for that `re` does as well
+    with a pattern that takes no more than _SHORT characters, since each place costs no more than these.
     `engine`: `re` or `re2`; None takes `re` where that is proved linear, else RE2 where it is installed.
     Raises Refused.
     """
@@ -114,7 +123,7 @@ def compile(  # noqa: A001 - the verb of `re`, read as `path_regex.compile`
     if engine == "re2":
         return Matcher(pattern, _compile_re2(pattern), "re2")
     try:
-        return Matcher(pattern, _compile_re(pattern, whole=whole), "re")
+        return Matcher(pattern, _compile_re(pattern, whole=whole and not inside, inside=inside), "re")
     except _NeedsRe2:
         if engine == "re" or re2 is None:
             raise
@@ -134,7 +143,7 @@ def _compile_re2(pattern: str) -> Any:
         raise Refused(f"RE2 cannot match it in linear time: {text}") from None
 
 
-def _compile_re(pattern: str, *, whole: bool) -> re.Pattern[str]:
+def _compile_re(pattern: str, *, whole: bool, inside: bool) -> re.Pattern[str]:
     try:
         compiled = re.compile(pattern, re.ASCII)
         parsed = sre_parse.parse(pattern, re.ASCII)
@@ -145,7 +154,12 @@ def _compile_re(pattern: str, *, whole: bool) -> re.Pattern[str]:
     if compiled.flags & ~re.ASCII:
         raise _NeedsRe2("inline flags such as (?i) need the extra re2")
     if not whole and list(parsed)[:1] != [(sre.AT, sre.AT_BEGINNING)]:
-        raise _NeedsRe2("without the extra re2 the pattern of a rewrite must begin with ^")
+        if not inside:
+            raise _NeedsRe2("without the extra re2 the pattern of a rewrite must begin with ^")
+        if parsed.getwidth()[1] > _SHORT:
+            raise _NeedsRe2(
+                f"without the extra re2 a pattern that is sought must begin with ^, or take {_SHORT} characters at most"
+            )
     _Structure().check(parsed)
     return compiled
 

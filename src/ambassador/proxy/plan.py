@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from ambassador.messages import Fields, Reply, Request
+    from ambassador.proxy.content import Contents
     from ambassador.proxy.policies.breaker import Breaker
     from ambassador.proxy.policies.cache import Cache
     from ambassador.proxy.policies.cooldown import Cooldown
@@ -325,7 +326,7 @@ class RoutePlan:
     """One route. `upstream` is None where `admit` always answers (redirect, respond)."""
 
     __slots__ = (
-        "admit", "answer_within_s", "cache", "deadline", "deadline_at", "elsewhere", "failing", "fallback", "gates", "hedge", "host",
+        "admit", "answer_within_s", "cache", "content", "deadline", "deadline_at", "elsewhere", "failing", "fallback", "gates", "hedge", "host",
         "keep_host", "keeps", "limit", "map_location", "metrics", "name", "retry", "rewrite", "shape_request", "shape_response", "spoils", "timeouts", "upstream",
     )  # fmt: skip
 
@@ -351,6 +352,7 @@ class RoutePlan:
         cache: Cache | None = None,
         spoils: Sequence[Cache] = (),
         hedge: Hedge | None = None,
+        content: Contents | None = None,
     ) -> None:
         self.name = name
         self.upstream = upstream
@@ -393,6 +395,8 @@ class RoutePlan:
         self.gates = gates
         """Breakers of the route and of its upstream, outermost first; those of endpoints are `Endpoint.gate`."""
         self.hedge = hedge
+        self.content = content
+        """What an answer is looked at for before it is passed on."""
 
     def keeps_of(self, method: str) -> bool:
         """Whether an answer to this method may be kept, or end what is."""

@@ -209,6 +209,25 @@ class Transfer:
             elif self._is_turn_over():
                 await self._client.strand.pause()
 
+    async def peek(self, connection: Http1Connection, most: int) -> None:
+        """Have the answer's body come, up to `most` bytes or a read more, before its head is passed on.
+
+        It stays in the reader. Longer than for the head nobody waits for it: then what is there is there. Raises as
+        `until_head` does, but for what a deadline means.
+        """
+        reader = connection.reader
+        reader.hold_body()
+        try:
+            while not reader.complete and reader.held < most:
+                if connection.link.ready & (READ | HANGUP) and connection.receive_body():
+                    continue
+                if self.upload_done or not self._push(connection):
+                    await self._wait(connection, for_head=True)
+                elif self._is_turn_over():
+                    await self._client.strand.pause()
+        except (DeadlineExceeded, UpstreamTimeout):
+            pass
+
     def _pass_interim(self, connection: Http1Connection) -> None:
         for head in connection.reader.interim:
             if head.status != 100:

@@ -23,6 +23,7 @@ from weakref import ref
 from msgspec import Meta
 
 from ambassador.errors import BreakerOpen
+from ambassador.proxy.content import NOTHING, contents
 from ambassador.proxy.lane import ended_by
 from ambassador.proxy.statuses import spelt_out
 from ambassador.settings import (
@@ -100,7 +101,8 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     failures: tuple[FailureCondition, ...] = ("5xx", "timeout", "connect", "reset")
     """What counts as a failure: `timeout`, `connect`, `reset`, statuses (`429`), ranges (`502-504`), classes
-    (`5xx`)."""
+    (`5xx`), and what the answer says whatever its status: `{header: NAME=VALUE}`, `{json: PATH=VALUE}`,
+    `{body: REGEX}`. Bodies are looked at up to 64 KiB, before their head is passed on."""
 
     scope: Literal["upstream", "endpoint", "route"] = "upstream"
     """What opens: the upstream for every route to it, each endpoint by itself (at most half of them; beyond that they
@@ -134,7 +136,12 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def statuses(self) -> frozenset[int]:
         """The statuses that are failures, ranges and classes spelt out."""
-        return spelt_out(self.failures, KINDS)
+        return spelt_out(self.failures, {*KINDS, *self.contents})
+
+    @property
+    def contents(self) -> frozenset[str]:
+        """The failures that an answer tells itself."""
+        return contents(self.failures)
 
     @property
     def rules(self) -> Rules:
@@ -198,7 +205,7 @@ class Breaker:
     """
 
     __slots__ = (
-        "_breakers", "_kinds", "_shut", "_slow_s", "_statuses", "_was_open", "config", "gate", "kind", "name", "plain",
+        "_breakers", "_contents", "_kinds", "_shut", "_slow_s", "_statuses", "_was_open", "config", "gate", "kind", "name", "plain",
         "plain_stamp", "store", "waiter",
     )  # fmt: skip
 
@@ -219,6 +226,7 @@ class Breaker:
         self._breakers = breakers
         self._kinds = config.kinds
         self._statuses = config.statuses
+        self._contents = config.contents
         self._slow_s = inf if config.slow is None else config.slow.over
 
     @property
@@ -292,23 +300,26 @@ class Breaker:
     def answered(self, given: Pass, status: int, seconds: float, now: float) -> None:
         """`settle` for an answer that came to its end."""
         if status in self._statuses or seconds > self._slow_s or not self.gate.count(given, now):
-            self._settle(given, self._result(str(status), seconds), now)
+            self._settle(given, self._result(str(status), seconds, NOTHING), now)
 
-    def settle(self, given: Pass, outcome: str, seconds: float, now: float) -> None:
+    def settle(
+        self, given: Pass, outcome: str, seconds: float, now: float, found: frozenset[str] = NOTHING
+    ) -> None:
         """What came of the attempt: a status as text, or a word of `observe.metrics.RESULTS`.
 
-        `seconds`: from the attempt's first byte sent to its answer's end (of a stream: to the headers).
+        `seconds`: from the attempt's first byte sent to its answer's end (of a stream: to the headers). `found`: the
+        content conditions that the answer met.
         """
-        self._settle(given, self._result(outcome, seconds), now)
+        self._settle(given, self._result(outcome, seconds, found), now)
 
     def _settle(self, given: Pass, result: Result, now: float) -> None:
         self.gate.settle(given, result, now, self._breakers.random())
         self._breakers.attend(self)
 
-    def _result(self, outcome: str, seconds: float) -> Result:
+    def _result(self, outcome: str, seconds: float, found: frozenset[str]) -> Result:
         if outcome.isdigit():
             slow = seconds > self._slow_s
-            if int(outcome) in self._statuses:
+            if int(outcome) in self._statuses or not found.isdisjoint(self._contents):
                 return Result.SLOW_FAILED if slow else Result.FAILED
             return Result.SLOW if slow else Result.GOOD
         kind = _SAME.get(outcome, outcome)
@@ -406,10 +417,10 @@ def _give_back(entries: list[tuple[Breaker, Pass]], now: float) -> None:
         breaker.settle(given, "cancelled", 0.0, now)
 
 
-def settle(ticket: Ticket, outcome: str, seconds: float, now: float) -> None:
+def settle(ticket: Ticket, outcome: str, seconds: float, now: float, found: frozenset[str] = NOTHING) -> None:
     """Tell every breaker that was passed what came of the attempt; see `Breaker.settle`. `cancelled`: nothing."""
     for breaker, given in ticket.entries:
-        breaker.settle(given, outcome, seconds, now)
+        breaker.settle(given, outcome, seconds, now, found)
 
 
 def answered(ticket: Ticket, status: int, seconds: float, now: float) -> None:

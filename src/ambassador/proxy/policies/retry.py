@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 
 from msgspec import Meta
 
+from ambassador.proxy.content import CONTENT, contents
 from ambassador.proxy.statuses import spelt_out
 from ambassador.settings import (
     BytesOrNone,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ambassador.state.protocol import Answer
     from ambassador.state.scope import Scope
 
-KINDS = ("connect", "reset", "refused_stream", "timeout")
+KINDS = ("connect", "reset", "refused_stream", "timeout", CONTENT)
 """The failures without a status that `when` can name."""
 
 
@@ -58,7 +59,8 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     when: tuple[RetryCondition, ...] = ("connect", "refused_stream", "reset", "502-504")
     """What is tried again: `connect`, `reset`, `refused_stream`, `timeout`, statuses (`429`), ranges (`502-504`),
-    classes (`5xx`)."""
+    classes (`5xx`); and what an answer says whatever its status, `{header: NAME=VALUE}`, `{json: PATH=VALUE}`,
+    `{body: REGEX}`, or `content`: whatever of that kind the breakers on the way name in `failures`."""
 
     methods: Literal["idempotent", "all"] | tuple[Method, ...] = "idempotent"
     """Methods that are tried again: `idempotent` (GET, HEAD, OPTIONS, TRACE, PUT, DELETE, and any request with an
@@ -81,12 +83,17 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def kinds(self) -> frozenset[str]:
         """The failures without a status that are tried again: a subset of `KINDS`."""
-        return frozenset(self.when).intersection(KINDS)
+        return frozenset(self.when).intersection(KINDS) | ({CONTENT} if self.contents else set())
 
     @property
     def statuses(self) -> frozenset[int]:
         """The statuses that are tried again, ranges and classes spelt out."""
-        return spelt_out(self.when, KINDS)
+        return spelt_out(self.when, {*KINDS, *self.contents})
+
+    @property
+    def contents(self) -> frozenset[str]:
+        """What an answer says that is tried again."""
+        return contents(self.when)
 
 
 UNSET = Config(attempts=1, when=("connect", "refused_stream"))
@@ -263,6 +270,8 @@ class RetryPolicy:
     """
 
     __slots__ = (
+        "_any_content",
+        "_contents",
         "_kinds",
         "_methods",
         "attempts",
@@ -278,6 +287,8 @@ class RetryPolicy:
         self.attempts = config.attempts
         self._kinds = config.kinds
         self.statuses = config.statuses
+        self._any_content = CONTENT in config.when
+        self._contents = config.contents
         self._methods: frozenset[str] | None
         if config.methods == "idempotent":
             self._methods = IDEMPOTENT
@@ -294,6 +305,10 @@ class RetryPolicy:
             )
         else:
             self.budget = RetryBudget(percent=percent, min_per_second=min_per_second)
+
+    def minds(self, found: frozenset[str]) -> bool:
+        """Whether an answer that met these content conditions is a failure of kind `content`."""
+        return bool(found) and (self._any_content or not found.isdisjoint(self._contents))
 
     def allows(self, reason: str, method: str, *, keyed: bool) -> bool:
         """Whether a failure of this kind (`KINDS`, or a status as text) may be tried again for this request.

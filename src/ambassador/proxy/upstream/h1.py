@@ -94,6 +94,19 @@ class Http1Connection(Wire):
             self.reader.end_of_input()
         return True
 
+    def receive_body(self) -> bool:
+        """`receive` inside a body that stays in the reader. Raises the same."""
+        left = self.reader.raw_body()
+        if left is None:
+            return self.receive()
+        count = self.receive_raw(min(left, READ_SIZE))
+        if count is None:
+            return False
+        if not count:
+            raise UpstreamReset("the upstream closed the connection inside its answer")
+        self.reader.keep_raw(bytes(SCRATCH[:count]))
+        return True
+
     def receive_raw(self, size: int) -> int | None:
         """Like `read`, with a reset connection as `UpstreamReset`."""
         try:
