@@ -12,7 +12,7 @@ import http.client
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -168,11 +168,13 @@ def _adaptive(directory: Path, phases: Sequence[Phase], found: Findings) -> floa
             for number, phase in enumerate(phases)
         ]
         began = clients.call("start", streams) / 1e9
-        with checking(replica.port) as took_ms:
-            for number, phase in enumerate(phases):
-                time.sleep(max(0.0, began + number * PHASE_S - time.monotonic()))
-                upstream.call("change", phase.servers, phase.service_s)
-            time.sleep(max(0.0, began + end_s - time.monotonic()))
+        # Apart and first, as the clients are: what it waits for is to be the ambassador.
+        checker = stack.enter_context(Apart(Checker, replica.port))
+        for number, phase in enumerate(phases):
+            time.sleep(max(0.0, began + number * PHASE_S - time.monotonic()))
+            upstream.call("change", phase.servers, phase.service_s)
+        time.sleep(max(0.0, began + end_s - time.monotonic()))
+        took_ms: list[float] = checker.call("stop")
         answers = list(driver.unpack(clients.call("wait")))
     for number, phase in enumerate(phases):
         judge(phase, began + number * PHASE_S + SETTLES_S, answers, found)
@@ -211,16 +213,29 @@ def judge(phase: Phase, since: float, answers: Sequence[Answered], found: Findin
     )
 
 
-@contextlib.contextmanager
-def checking(port: int) -> Iterator[list[float]]:
-    """Ask for the health of a client listener ten times a second meanwhile: milliseconds of each answer."""
-    took: list[float] = []
-    over = threading.Event()
+class Checker:
+    """Asks for the health of a client listener ten times a second, on a new connection each time."""
 
-    def ask() -> None:
-        while not over.wait(0.1):
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._took_ms: list[float] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> list[float]:
+        """Ask no more: milliseconds of each answer; infinity for one that was none."""
+        self._over.set()
+        self._thread.join()
+        return self._took_ms
+
+    def close(self) -> None:
+        """Nothing is left to close."""
+
+    def _ask(self) -> None:
+        while not self._over.wait(0.1):
             began = time.monotonic()
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5.0)
+            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5.0)
             try:
                 connection.request("GET", HEALTH)
                 well = connection.getresponse().status == 200
@@ -228,15 +243,7 @@ def checking(port: int) -> Iterator[list[float]]:
                 well = False
             finally:
                 connection.close()
-            took.append((time.monotonic() - began) * 1000 if well else float("inf"))
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield took
-    finally:
-        over.set()
-        thread.join()
+            self._took_ms.append((time.monotonic() - began) * 1000 if well else float("inf"))
 
 
 def _costs(directory: Path) -> tuple[float, float]:
