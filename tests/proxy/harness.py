@@ -56,6 +56,10 @@ class Counts:
         self.settled(status // 100, seconds)
         self.attempt(str(status), attempt_seconds)
 
+    @property
+    def answered(self) -> int:
+        return sum(each.isdigit() for each in self.attempts)
+
     def retry(self, reason: str) -> None:
         self.retries.append(reason)
 

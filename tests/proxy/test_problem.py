@@ -8,7 +8,14 @@ import pytest
 
 from ambassador.errors import NoRoute, Overloaded, ProxyError, UpstreamReset, UpstreamTimeout
 from ambassador.messages import Reply
-from ambassador.proxy.problem import error_reply, forbids_retry, proxy_status, speaks_grpc
+from ambassador.proxy.problem import (
+    error_reply,
+    fallback_status,
+    forbids_retry,
+    proxy_status,
+    received_status,
+    speaks_grpc,
+)
 
 
 def reply(error: ProxyError, *, attempts: int = 1, grpc: bool = False) -> Reply:
@@ -53,6 +60,24 @@ def test_proxy_status_names_the_error_and_more_than_one_attempt() -> None:
     assert forbids_retry(one + b"; attempts=3")
     assert forbids_retry(b'x; details="limited"')
     assert forbids_retry(b'x; details="breaker_open"')
+
+
+def test_proxy_status_of_an_upstreams_error_tells_what_was_retried() -> None:
+    assert received_status(503, pseudonym="me", attempts=1) == b"me; received-status=503"
+    assert received_status(503, pseudonym="me", attempts=3) == b"me; received-status=503; attempts=3"
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_retry_that_is_ruled_out_is_ruled_out_in_front_too(attempts: int) -> None:
+    failure = UpstreamReset()
+    for text in (
+        proxy_status(failure, pseudonym="me", attempts=attempts, is_final=True),
+        received_status(503, pseudonym="me", attempts=attempts, is_final=True),
+        fallback_status(None, 503, pseudonym="me", attempts=attempts, fallback="respond", is_final=True),
+        fallback_status(failure, 0, pseudonym="me", attempts=attempts, fallback="respond", is_final=True),
+    ):
+        assert b"; retry=?0" in text
+        assert forbids_retry(text)
 
 
 def test_grpc_callers_get_a_grpc_status() -> None:

@@ -62,7 +62,3 @@ async def test_addresses_reach_every_endpoint_of_the_name(service: Service) -> N
     first, second = upstream.endpoints
     assert [where for _, where in first.addresses] == [("10.0.0.1", 80)]
     assert second.addresses == ()
-
-
-async def test_proxy_status_tells_of_the_attempts(service: Service) -> None:
-    assert service.retried_status(503, 3) == b"amb; received-status=503; attempts=3"

@@ -284,6 +284,11 @@ class RouteMetrics:
         slots[UPSTREAM_BUCKETS + bucket] += 1
         slots[UPSTREAM_SUM] += int(attempt_seconds * 1e6)
 
+    @property
+    def answered(self) -> int:
+        """How many attempts were answered, with whatever status."""
+        return sum(self._slots[ATTEMPTS : ATTEMPTS + 5])  # `RESULTS` begins with 1xx to 5xx
+
     def retry(self, reason: str) -> None:
         """An attempt follows another because of one of `REASONS`, or a status as text."""
         self._slots[RETRIES + _REASON.get(reason, _OTHER_REASON)] += 1

@@ -130,10 +130,15 @@ class Attempt:
 
     async def _pay_beside(self, connection: Http1Connection) -> bool:
         """`Exchange.pay` directly before the first byte, with the connection at hand, which is for others if the
-        attempt is not to be.
+        attempt is not to be. Raises what that does, and what there is to say when too little time is left meanwhile.
         """
+        exchange = self._exchange
         try:
-            return await self._exchange.pay(self._plan, inf if self.ticket is None else self.ticket.until)
+            exchange.check_time(self._plan)
+            waited = await exchange.pay(self._plan, inf if self.ticket is None else self.ticket.until)
+            if waited:
+                exchange.check_time(self._plan)
+            return waited
         except BaseException:
             if not connection.link.closed:
                 connection.pool.put(connection)
@@ -204,6 +209,9 @@ class Attempt:
         exchange, plan, endpoint = self._exchange, self._plan, self.endpoint
         upstream = plan.upstream
         assert upstream is not None
+        now = exchange.lane.now
+        if plan.cannot_finish(exchange.transfer.deadline - now, now):
+            return False
         if upstream.cooldown is not None and upstream.cooldown.left(exchange.request.passing, endpoint) > 0:
             return False
         if plan.gates or endpoint.gate is not None:
@@ -217,7 +225,6 @@ class Attempt:
                 return False
         if upstream.charge is not None and not self._is_charged(upstream.charge):
             return False
-        now = exchange.lane.now
         timeouts, transfer = plan.timeouts, exchange.transfer
         self.sent_at = now
         self.until = min(now + timeouts.per_try, now + timeouts.first_byte, transfer.deadline)
@@ -339,7 +346,8 @@ class Attempt:
         if cooldown is not None:
             after = head.special.get(b"retry-after")
             cooldown.heard(self._exchange.request.passing, self.endpoint, head.status, after)
-        self._head_s = self._exchange.lane.now - self._began
+        took_s = self._head_s = self._exchange.lane.now - self._began
+        self._plan.soonest.fastest_s = min(self._plan.soonest.fastest_s, took_s)
         if (self._untold or self.ticket is not None) and is_stream(head):
             self._tell(STATUS_TEXT[head.status])
             self.settle(STATUS_TEXT[head.status])

@@ -26,7 +26,13 @@ from ambassador.proxy.policies.breaker import guards_of
 from ambassador.proxy.policies.cache import SAFE, Flight
 from ambassador.proxy.policies.fallback import FAILURES, FAILURES_ELSEWHERE
 from ambassador.proxy.policies.retry import IDEMPOTENT
-from ambassador.proxy.problem import error_reply, fallback_status, forbids_retry, speaks_grpc
+from ambassador.proxy.problem import (
+    error_reply,
+    fallback_status,
+    forbids_retry,
+    received_status,
+    speaks_grpc,
+)
 from ambassador.proxy.race import race, rival_of
 from ambassador.proxy.shelf import Recording
 from ambassador.proxy.transfer import ClientGone, Impatient, Transfer
@@ -42,6 +48,7 @@ if TYPE_CHECKING:
     from ambassador.proxy.policies.cache import Cache, Found, Visit
     from ambassador.proxy.policies.fallback import Fallback
     from ambassador.proxy.policies.hedge import Hedge
+    from ambassador.proxy.policies.retry import RetryPolicy
     from ambassador.proxy.service import Table
     from ambassador.proxy.shelf import Kept, Shelf
     from ambassador.proxy.upstream.endpoint import Endpoint
@@ -92,6 +99,8 @@ class Exchange:
     _visit: Visit | None = None
     _cache_note: bytes | None = None
     _replayed = False
+    _is_final = False
+    """Another attempt would have been made, and is ruled out: nobody in front should make it either."""
 
     def __init__(self, client: ClientConnection, request: Request) -> None:
         service = client.listener.service
@@ -310,7 +319,7 @@ class Exchange:
         if not self._prepared:
             self._prepare(plan)
         if retry is not None and (self.attempt is None or self.attempt.connection is None):
-            retry.budget.deposit(self._started)
+            self._count_on_budget(retry)
         transfer = self.transfer
         while True:
             connection: Http1Connection | None = None
@@ -371,6 +380,13 @@ class Exchange:
             reader = connection.reader
             attempt.found |= content.by_body(head, reader.hold_body(), complete=reader.complete)
 
+    def _count_on_budget(self, retry: RetryPolicy) -> None:
+        """A first attempt earns a part of a retry. Of a request that is a retry of somebody in front, it is one."""
+        if b"x-ambassador-attempt" not in self.request.special:
+            retry.budget.deposit(self._started)
+        elif self.client.peer.believed:  # else anybody could spend what is there for others
+            retry.budget.spend(self._started)
+
     async def _until_head(self, plan: RoutePlan, hedge: Hedge) -> Http1Connection:
         """The present attempt until the head of its answer, with a second one beside it if it takes long: the present
         one is then the one that was answered. Raises as `Attempt.until_head`.
@@ -430,6 +446,8 @@ class Exchange:
         """The next attempt, at an endpoint that is picked for it unless that was done. Raises `NoEndpoint`."""
         upstream, attempt = plan.upstream, self.attempt
         assert upstream is not None
+        if self._caller_at != inf or self.attempts:
+            self.check_time(plan)
         self.attempts += 1
         self.transfer.begin_attempt()
         if attempt is None:
@@ -437,6 +455,12 @@ class Exchange:
         if upstream.only is None:
             self._tried = (*self._tried, attempt.endpoint)
         return attempt
+
+    def check_time(self, plan: RoutePlan) -> None:
+        """Raises what there is to say if an attempt that began now could not finish in time."""
+        now = self.lane.now
+        if plan.cannot_finish(self.transfer.deadline - now, now):
+            raise self.transfer.lacking()
 
     def _retry_delay(self, plan: RoutePlan, reason: str) -> float | None:
         """How long to wait before another attempt, or None if there must be none."""
@@ -458,18 +482,24 @@ class Exchange:
             value = head.special.get(b"retry-after", b"")
             after = float(value) if value.isdigit() and len(value) < 9 else None
         delay = retry.delay_s(self.attempts, self.service.random(), after)
-        if delay is None or self.lane.now + delay >= self.transfer.deadline:
+        now = self.lane.now
+        if delay is None or plan.cannot_finish(self.transfer.deadline - now - delay, now):
             return None
         only = None if plan.upstream is None or attempt is None else plan.upstream.only
         if any(breaker.is_open for breaker in (plan.gates if only is None else guards_of(plan.gates, only))):
+            self._is_final = True
             return None  # what there is says more than that the breaker is open
-        return delay if retry.budget.withdraw(self.lane.now) else None
+        if retry.budget.withdraw(now):
+            return delay
+        self._is_final = True
+        return None
 
     async def _is_affordable(self, plan: RoutePlan) -> bool:
         """Charge the next attempt to the upstream's own limits now, while there still is an answer to give."""
         try:
             await self.pay(plan, inf)
         except (Limited, DeadlineExceeded):
+            self._is_final = True
             return False
         return True
 
@@ -545,7 +575,7 @@ class Exchange:
         if (
             other is not None
             and transfer.replayable
-            and self.lane.now < transfer.deadline
+            and not other.cannot_finish(transfer.deadline - self.lane.now, self.lane.now)
             and fallback.may_send(self.request, failure)
         ):
             self._give_up(failure, status)
@@ -719,8 +749,11 @@ class Exchange:
             fields.append(self._cache_status(self._cache_note))
         if self._fallen is not None:
             fields.append(self._fallen_field(self._fallen))
-        elif self.attempts > 1 and head.status >= 500:
-            fields.append((b"proxy-status", self.service.retried_status(head.status, self.attempts)))
+        elif (self.attempts > 1 or self._is_final) and (head.status >= 500 or head.status in plan.failing):
+            status = received_status(
+                head.status, pseudonym=self.service.name, attempts=self.attempts, is_final=self._is_final
+            )
+            fields.append((b"proxy-status", status))
         if self._table.debug_headers:
             fields.append((b"x-ambassador-upstream-ms", b"%d" % (self._upstream_s * 1000)))
             fields.append((b"x-ambassador-attempts", b"%d" % self.attempts))
@@ -729,7 +762,12 @@ class Exchange:
     def _fallen_field(self, fallen: Fallen) -> Field:
         failure, status, how = fallen
         text = fallback_status(
-            failure, status, pseudonym=self.service.name, attempts=self.attempts, fallback=how
+            failure,
+            status,
+            pseudonym=self.service.name,
+            attempts=self.attempts,
+            fallback=how,
+            is_final=self._is_final,
         )
         return (b"proxy-status", text)
 
@@ -796,6 +834,7 @@ class Exchange:
             route=request.route,
             attempts=self.attempts,
             grpc=speaks_grpc(request.headers),
+            is_final=self._is_final,
         )
         await self._answer(reply)
 

@@ -143,7 +143,10 @@ def deadline_fields(request: Request, left_s: float, wall_s: float) -> Fields:
     special = request.special
     fields: Fields = [(b"x-request-deadline", b"%.3f" % (wall_s + left_s))]
     if b"grpc-timeout" in special:
-        fields.append((b"grpc-timeout", b"%dm" % max(1, int(left_s * 1000))))
+        milliseconds = max(1, int(left_s * 1000))
+        # At most eight digits.
+        fine = milliseconds < 10**8
+        fields.append((b"grpc-timeout", b"%dm" % milliseconds if fine else b"%dS" % min(left_s, 10**8 - 1)))
     if b"x-envoy-upstream-rq-timeout-ms" in special:
         fields.append((b"x-envoy-upstream-rq-timeout-ms", b"%d" % max(1, int(left_s * 1000))))
     return fields

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ambassador.errors import NoEndpoint
 from ambassador.proxy.policies.cache import SAFE
+from ambassador.proxy.soonest import Soonest
 from ambassador.proxy.upstream.balance import TwoChoices, less_loaded, standing
 from ambassador.proxy.upstream.tiers import Tier, spread
 
@@ -48,6 +49,10 @@ class RouteMetrics(Protocol):
 
     def retry(self, reason: str) -> None:
         """An attempt follows another because of `reason`."""
+
+    @property
+    def answered(self) -> int:
+        """Attempts that were answered so far, with whatever status."""
 
 
 class Upstream:
@@ -327,7 +332,7 @@ class RoutePlan:
 
     __slots__ = (
         "admit", "answer_within_s", "cache", "content", "deadline", "deadline_at", "elsewhere", "failing", "fallback", "gates", "hedge", "host",
-        "keep_host", "keeps", "limit", "map_location", "metrics", "name", "retry", "rewrite", "shape_request", "shape_response", "spoils", "timeouts", "upstream",
+        "keep_host", "keeps", "limit", "map_location", "metrics", "name", "retry", "rewrite", "shape_request", "shape_response", "soonest", "spoils", "timeouts", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -397,6 +402,12 @@ class RoutePlan:
         self.hedge = hedge
         self.content = content
         """What an answer is looked at for before it is passed on."""
+        self.soonest = Soonest()
+        """What an attempt takes at least."""
+
+    def cannot_finish(self, left_s: float, now: float) -> bool:
+        """Whether an attempt that has so many seconds left is sure not to be answered in time."""
+        return left_s <= 0 or left_s < self.soonest.least_s(now, self.metrics.answered)
 
     def keeps_of(self, method: str) -> bool:
         """Whether an answer to this method may be kept, or end what is."""

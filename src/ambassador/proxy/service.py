@@ -227,7 +227,3 @@ class Service:
         error = Overloaded(self._overload[0])
         error.closes = self._overload[1]
         return error
-
-    def retried_status(self, status: int, attempts: int) -> bytes:
-        """`proxy-status` for an upstream's error that retries did not mend (RFC 9209)."""
-        return f"{self.name}; received-status={status}; attempts={attempts}".encode()

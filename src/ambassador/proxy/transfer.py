@@ -132,6 +132,12 @@ class Transfer:
             return DeadlineExceeded("the caller's deadline passed")
         return UpstreamTimeout("the upstream did not answer in time")
 
+    def lacking(self) -> ProxyError:
+        """Whose deadline it is that leaves an attempt too little time."""
+        if self.caller_at <= self.total_at:
+            return DeadlineExceeded("the caller's deadline leaves too little time for an attempt")
+        return UpstreamTimeout("too little time is left for another attempt")
+
     def start(self, connection: Http1Connection, head: RequestHead) -> None:
         """Begin the request on `connection`, with all there is of its body."""
         request = self._request

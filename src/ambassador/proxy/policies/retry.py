@@ -130,6 +130,12 @@ class RetryBudget:
             self._rotate(now)
         self.requests += 1
 
+    def spend(self, now: float) -> None:
+        """Count a retry that somebody in front makes: it loads the upstream as one of our own would."""
+        if now >= self._next:
+            self._rotate(now)
+        self._retries[0] += 1
+
     def withdraw(self, now: float) -> bool:
         """Take one retry. False if the budget is spent."""
         if now >= self._next:
@@ -196,6 +202,13 @@ class SharedRetryBudget:
         if now >= self._next:
             self._rotate(now)
         self.requests += 1
+
+    def spend(self, now: float) -> None:
+        """Count a retry that somebody in front makes: less of what requests earn here is left for our own."""
+        if now >= self._next:
+            self._rotate(now)
+        self._earn()
+        self._earned = max(self._earned - 1.0, -self._floor)
 
     def withdraw(self, now: float) -> bool:
         """Take one retry. False if the budget is spent."""
