@@ -318,8 +318,7 @@ class Exchange:
         retry = plan.retry
         if not self._prepared:
             self._prepare(plan)
-        if retry is not None and (self.attempt is None or self.attempt.connection is None):
-            self._count_on_budget(retry)
+        self._count_on_budget(retry)
         transfer = self.transfer
         while True:
             connection: Http1Connection | None = None
@@ -380,8 +379,10 @@ class Exchange:
             reader = connection.reader
             attempt.found |= content.by_body(head, reader.hold_body(), complete=reader.complete)
 
-    def _count_on_budget(self, retry: RetryPolicy) -> None:
+    def _count_on_budget(self, retry: RetryPolicy | None) -> None:
         """A first attempt earns a part of a retry. Of a request that is a retry of somebody in front, it is one."""
+        if retry is None or (self.attempt is not None and self.attempt.connection is not None):
+            return  # there is no budget, or it was counted when it was sent
         if b"x-ambassador-attempt" not in self.request.special:
             retry.budget.deposit(self._started)
         elif self.client.peer.believed:  # else anybody could spend what is there for others
@@ -749,7 +750,7 @@ class Exchange:
             fields.append(self._cache_status(self._cache_note))
         if self._fallen is not None:
             fields.append(self._fallen_field(self._fallen))
-        elif (self.attempts > 1 or self._is_final) and (head.status >= 500 or head.status in plan.failing):
+        elif (self.attempts > 1 or self._is_final) and self._is_failure(plan, head.status):
             status = received_status(
                 head.status, pseudonym=self.service.name, attempts=self.attempts, is_final=self._is_final
             )
@@ -758,6 +759,12 @@ class Exchange:
             fields.append((b"x-ambassador-upstream-ms", b"%d" % (self._upstream_s * 1000)))
             fields.append((b"x-ambassador-attempts", b"%d" % self.attempts))
         return fields
+
+    def _is_failure(self, plan: RoutePlan, status: int) -> bool:
+        """Whether somebody in front may take the answer for one that another attempt may mend."""
+        return (
+            status >= 500 or status in plan.failing or (self.attempt is not None and bool(self.attempt.found))
+        )
 
     def _fallen_field(self, fallen: Fallen) -> Field:
         failure, status, how = fallen
