@@ -33,7 +33,8 @@ class FakeWorker:
         self.error: str | None = None
         self.exit_status: int | None = None
         self.orders: list[Message] = []
-        self.settled, self.gone = trio.Event(), trio.Event()
+        self.settled, self.gone, self.stopped = trio.Event(), trio.Event(), trio.Event()
+        self.busy = False
         self.on_leaving: Callable[[Any], None] = lambda _: None
         self.beats = True
 
@@ -56,12 +57,13 @@ class FakeWorker:
 
     def post(self, order: Message, descriptors: object = ()) -> None:
         self.orders.append(order)
-        if isinstance(order, Drain) and not self.stalled:
+        if isinstance(order, Drain) and not self.stalled and not self.busy:
             self.end()
 
     def end(self) -> None:
         self.ready, self.ended = False, True
         self.settled.set()
+        self.stopped.set()
         self.gone.set()
 
     kill = end
@@ -80,6 +82,9 @@ class FakeEquipment:
 
     def listen_slot(self, slot: int) -> None:
         self.listening.append(slot)
+
+    def stop_listening(self) -> None:
+        self.listening.clear()
 
     def equip(self, worker: FakeWorker, nursery: trio.Nursery) -> None:
         pass
@@ -298,6 +303,42 @@ async def test_a_drain_waits_for_all_and_starts_none(
     await trio.sleep(60)
     assert crew.live == []
     assert len(FakeWorker.made) == 2
+
+
+async def test_a_drain_ends_the_listening_once_no_worker_accepts(
+    crew: Crew, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await nursery.start(crew.run, 2)
+    await trio.sleep(1)
+    for worker in FakeWorker.made:
+        worker.busy = True
+    nursery.start_soon(crew.drain, 5.0, 20.0)
+    await trio.sleep(5.5)
+    FakeWorker.made[0].stopped.set()
+    await trio.sleep(0.1)
+    assert listening(crew) == [0, 1]
+    FakeWorker.made[1].stopped.set()
+    await trio.sleep(0.1)
+    assert listening(crew) == []
+    assert len(crew.live) == 2
+
+
+async def test_a_stalled_worker_does_not_keep_a_drain_listening(
+    crew: Crew, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await nursery.start(crew.run, 2)
+    await trio.sleep(1)
+    FakeWorker.made[0].busy = True
+    nursery.start_soon(crew.drain, 5.0, 20.0)
+    await trio.sleep(9)
+    assert listening(crew) == []
+    assert len(crew.live) == 1
+
+
+def listening(crew: Crew) -> list[int]:
+    """The slots for which the equipment was told to listen."""
+    equipment: Any = crew._provision
+    return list(equipment.listening)
 
 
 async def test_a_drain_before_the_first_worker_is_no_error(

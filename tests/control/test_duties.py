@@ -41,6 +41,7 @@ from ambassador.control.orders import (
     Serve,
     SocketRef,
     Sockets,
+    Stopped,
 )
 
 TEXT = "version: 1\nlisten: {listen}\nroutes:\n  - {{name: a, respond: 200}}\ndrain: {{timeout: 10s}}\n"
@@ -276,6 +277,22 @@ async def test_a_drain_goes_on_accepting_then_waits_for_what_is_under_way(
     boss.plane.connections = 0
     await boss.ended.wait()
     assert trio.current_time() - begun < 10.5
+
+
+@pytest.mark.parametrize("last", [True, False])
+async def test_only_the_last_worker_of_a_socket_ends_its_listening(
+    boss: Boss, autojump_clock: MockClock, last: bool
+) -> None:
+    await boss.order(Serve(slots=(0,)))
+    boss.plane.connections = 1
+    await boss.order(Drain(delay_s=1.0, timeout_s=20.0, last=last))
+    assert await boss.report() == Stopped()
+    assert [listens(sock) for sock in boss.listeners[A]] == [not last, True]
+    assert not boss.ended.is_set()
+
+
+def listens(sock: socket.socket) -> bool:
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 async def test_idle_connections_go_in_the_last_second(boss: Boss, autojump_clock: MockClock) -> None:

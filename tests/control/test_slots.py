@@ -85,3 +85,20 @@ def test_urls() -> None:
     assert url_of("[::1]:0", 8080) == "http://[::1]:8080"
     assert url_of("0.0.0.0:80", 80) == "http://0.0.0.0:80"
     assert url_of("unix:/a", None) == "unix:/a"
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_after_the_end_of_listening_clients_are_refused_though_others_have_the_sockets_open(
+    kind: str, tmp_path: Path
+) -> None:
+    binding = Binding("127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path}/s", range(2))
+    binding.listen([0])
+    others = [os.dup(fd) for _, fd in binding.sockets()]
+    binding.stop_listening()
+    family = socket.AF_INET if kind == "tcp" else socket.AF_UNIX
+    where = ("127.0.0.1", binding.port) if kind == "tcp" else f"{tmp_path}/s"
+    with socket.socket(family) as client, pytest.raises(ConnectionRefusedError):
+        client.connect(where)
+    for fd in others:
+        os.close(fd)
+    binding.close()

@@ -255,6 +255,37 @@ def test_term_serves_what_came_before_the_end_of_the_delay(start: Start) -> None
     assert not service.control.exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_comes_after_the_delay_of_a_drain_is_refused_at_once(
+    start: Start, tmp_path: Path, number: signal.Signals
+) -> None:
+    listeners = (Listener(address="127.0.0.1:0"), Listener(address=f"unix:{tmp_path}/client.sock"))
+    value = config(tmp_path / "one.sock", listeners=listeners, drain=Drain(delay=0.3, timeout=5.0))
+    service = start(2, value).wait_until_up()
+    service.wait_for_workers(2)
+    idle = service.connect()
+    ask(idle)
+    service.signal(number)
+
+    def refuses(where: socket.socket, address: object) -> bool:
+        with where as sock:
+            try:
+                sock.connect(address)  # type: ignore[arg-type]
+            except ConnectionRefusedError:
+                return True
+            return False
+
+    until(lambda: refuses(socket.socket(), (service.host, service.port)))
+    until(lambda: refuses(socket.socket(socket.AF_UNIX), f"{tmp_path}/client.sock"))
+    for _ in range(8):  # the sockets of both slots are closed
+        assert refuses(socket.socket(), (service.host, service.port))
+    assert service.status()["draining"]
+    assert ask(idle)["pid"]
+    idle.close()
+    status, errors = service.end()
+    assert status == 0, errors
+
+
 def test_idle_connections_are_closed_in_the_last_second_of_a_drain(start: Start, tmp_path: Path) -> None:
     value = config(tmp_path / "one.sock", drain=Drain(delay=0.0, timeout=4.0))
     service = start(1, value).wait_until_up()

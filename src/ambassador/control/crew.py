@@ -28,6 +28,7 @@ START_TIMEOUT_S = 30.0
 STALLED_AFTER_S = 5.0
 ASK_TIMEOUT_S = 2.0
 _WATCH_EVERY_S = 0.5
+_STOP_GRACE_S = 3.0  # to empty a queue, after the drain's delay; a worker that has stalled does not
 _KILL_GRACE_S = 1.0  # after its drain should have ended
 
 
@@ -371,10 +372,18 @@ class Crew:
         self.assign()
         self.shorten(delay_s, timeout_s)
         with trio.move_on_after(delay_s + timeout_s + _KILL_GRACE_S):
+            with trio.move_on_after(delay_s + _STOP_GRACE_S):
+                await self._all_stopped()
+            self._provision.stop_listening()
             await _all_gone(self.live)
         self.kill()
         with trio.move_on_after(_KILL_GRACE_S):
             await _all_gone(self.live)
+
+    async def _all_stopped(self) -> None:
+        """Wait until no worker accepts any more."""
+        while accepting := [worker for worker in self.live if not worker.stopped.is_set()]:
+            await accepting[0].stopped.wait()
 
     def shorten(self, delay_s: float, timeout_s: float) -> None:
         """Bring the end of a drain nearer."""

@@ -25,7 +25,7 @@ from ambassador.config.discover import Found
 from ambassador.config.schema import Config
 from ambassador.control.channel import Channel, Closed
 from ambassador.control.child import ignore_signals
-from ambassador.control.host import die_with_parent
+from ambassador.control.host import die_with_parent, stop_listening
 from ambassador.control.listeners import keyed
 from ambassador.control.orders import (
     Abort,
@@ -53,6 +53,7 @@ from ambassador.control.orders import (
     SocketRef,
     Sockets,
     Start,
+    Stopped,
 )
 from ambassador.control.turns import Turns
 
@@ -331,6 +332,17 @@ class Duties:
                 self._let_go(ref)
             self._sockets.pop(ref).close()
 
+    def _stop(self, *, listening: bool) -> None:
+        """Let go of every socket. Unless others go on `listening`, what comes to one that was served here is refused
+        from now on: without that it would wait in a queue, since other processes have the socket open too.
+        """
+        served = set(self._served)
+        for ref in served:
+            self._let_go(ref)
+            if not listening and ref.slot is not None:
+                stop_listening(self._sockets[ref])
+        self._close(self._sockets)
+
     # Generations
 
     async def _prepare(self, brief: Brief) -> None:
@@ -381,7 +393,8 @@ class Duties:
         if drain.last:
             await self._empty(self._served)
         drain.stopped = True
-        self._close(self._sockets)
+        self._stop(listening=not drain.last)
+        self._channel.post(Stopped())
         with drain.finishing:
             while self._plane.connections:
                 if trio.current_time() >= drain.finishing.deadline - _LAST_SECOND_S:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Final
@@ -82,3 +84,13 @@ def resident_bytes(pid: int) -> int | None:
     except (OSError, IndexError):
         return None
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def stop_listening(sock: socket.socket) -> None:
+    """Have the kernel refuse what comes to a listening socket from now on, whoever else has it open; it stays bound.
+
+    What waits in its queue is reset (TCP), or can still be accepted (unix). One that does not listen stays as it is.
+    """
+    # Linux ends the listening itself here; closing would only end it with the last of all descriptors.
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RD)

@@ -27,6 +27,7 @@ from ambassador.control.orders import (
     Ready,
     Refused,
     Report,
+    Stopped,
 )
 
 R = TypeVar("R", bound=Message)
@@ -65,6 +66,8 @@ class Incarnation:
         """Set when it is ready or has ended, whichever comes first."""
         self.gone = trio.Event()
         """Set when it has ended."""
+        self.stopped = trio.Event()
+        """Set when it accepts no more, or has ended."""
         self.on_leaving: Callable[[Incarnation], None] = lambda _: None
         """Called when the worker must be replaced: a signal told it to end, or it has lost its store."""
         self._awaited: dict[tuple[str, int], Callable[[Report | None], None]] = {}
@@ -93,6 +96,7 @@ class Incarnation:
         self.ready = False
         self.ended = True
         self.settled.set()
+        self.stopped.set()
         self.gone.set()
         for give in list(self._awaited.values()):
             give(None)
@@ -121,6 +125,8 @@ class Incarnation:
                 self._give("commit", report.generation, report)
             case Leaving():
                 self.on_leaving(self)
+            case Stopped():
+                self.stopped.set()
             case Answer():
                 self._give("ask", report.id, report)
 

@@ -113,8 +113,9 @@ class Discovered(Message, frozen=True):
 class Drain(Message, frozen=True):
     """Finish and exit. Sent again, it can only bring the end nearer.
 
-    For `delay_s` go on accepting; then take no more and have `timeout_s` for what is under way. `last`: nobody else
-    serves these sockets after, so empty their queues before letting go of them.
+    For `delay_s` go on accepting; then take no more, say `Stopped`, and have `timeout_s` for what is under way. `last`:
+    nobody else serves these sockets after, so empty their queues, and have the kernel queue no more, before letting go
+    of them.
     """
 
     delay_s: float
@@ -216,8 +217,14 @@ class Leaving(Message, frozen=True):
     """The worker was told by a signal to end: it goes on until another has taken its place."""
 
 
+class Stopped(Message, frozen=True):
+    """A drain's delay is over: the worker accepts from no socket any more."""
+
+
 class Drained(Message, frozen=True):
     """Nothing is under way any more; the worker exits."""
 
 
-Report: TypeAlias = Ready | Failed | Prepared | Refused | Committed | Beat | Answer | Leaving | Drained
+Report: TypeAlias = (
+    Ready | Failed | Prepared | Refused | Committed | Beat | Answer | Leaving | Stopped | Drained
+)

@@ -38,6 +38,11 @@ class Equipment:
         for binding in self._deployment.bindings.values():
             binding.listen([slot])
 
+    def stop_listening(self) -> None:
+        """Let no connection come any more: no worker accepts."""
+        for binding in self._deployment.bindings.values():
+            binding.stop_listening()
+
     def equip(self, worker: Incarnation, nursery: trio.Nursery) -> None:
         """Give it its first order; copy its log lines and serve it the store, in `nursery`, until its end."""
         reads, writes = os.pipe2(os.O_CLOEXEC)

@@ -8,6 +8,9 @@ closes it: workers come and go, slots stay.
   instead of silently taking half of the traffic. It joins the group by listening, so it listens after that.
 - A bound socket that does not listen gets no connections: a slot that is new listens when its worker is ready.
 - Unix listeners cannot share: one socket for all slots, whose number is None.
+- Supervisor and workers have the same sockets open, so that none of them ends the listening by closing its own: at the
+  end of the service each worker does it for what it served alone, once that queue is empty, and the supervisor for
+  what they all served, once none of them does.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import socket
 from collections.abc import Iterable, Mapping
 
 from ambassador.config.words import split_address
+from ambassador.control.host import stop_listening
 from ambassador.control.orders import SocketRef
 from ambassador.control.unix_socket import NamedSocket
 
@@ -106,6 +110,12 @@ class Binding:
                 except OSError as error:
                     raise bind_error(self.address, error) from error
                 self._listening.add(key)
+
+    def stop_listening(self) -> None:
+        """Have the kernel refuse what comes from now on. For the end: every queue is emptied before."""
+        for key in self._listening:
+            stop_listening(self._sockets[key])
+        self._listening.clear()
 
     def sockets(self) -> list[tuple[SocketRef, int]]:
         """Each socket's reference and descriptor."""
