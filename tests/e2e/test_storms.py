@@ -1,0 +1,126 @@
+"""Retry storms: what arrives at an upstream that fails every time, counted there.
+
+Budgets are small here, so that a share too much would be seen: a fifth of the requests, 10 at once and 1 a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from tests.e2e.programs import Ambassador, ambassador
+from tests.e2e.raw import Client, Handler, Message, Origin, Wire, answer, upstream
+from tests.state.servers import Server, any_binary
+
+REQUESTS = 400
+AT_ONCE = 10
+"""Retries beyond the share that a budget allows at once;"""
+PER_SECOND = 1
+"""and later."""
+BUSY = answer(b"busy", "503 Service Unavailable")
+
+
+def cut(wire: Wire, request: Message) -> None:
+    """The connection ends instead of an answer."""
+    wire.close()
+
+
+FAILURES = pytest.mark.parametrize("failure", [BUSY, cut], ids=["503", "cut"])
+
+
+@contextlib.contextmanager
+def failing(failure: Handler | bytes) -> Iterator[Origin]:
+    """An upstream that fails every time."""
+    with upstream() as origin:
+        origin.on("/x", failure)
+        yield origin
+
+
+def in_front_of(url: str, *, shared: bool = False, state: str = "local") -> str:
+    budget = f"{{percent: 20%, min_per_second: {PER_SECOND}, shared: {str(shared).lower()}}}"
+    return f"""\
+        state: {state}
+        telemetry: {{access_log: off}}
+        routes:
+          - {{name: r, to: "{url}", retry: {{attempts: 3, backoff: 1ms..2ms, budget: {budget}}}}}
+        """
+
+
+def listener(*, trusts: bool = True) -> str:
+    return f"{{address: 127.0.0.1:0, trusted: [{'127.0.0.0/8' if trusts else ''}]}}"
+
+
+class Storm:
+    """Clients that ask all of `urls` alike, each over connections of its own: all have failed at the end."""
+
+    def __init__(self, urls: Sequence[str], requests: int = REQUESTS, clients: int = 8) -> None:
+        began = time.monotonic()
+        self.statuses: list[int] = []
+        threads = [
+            threading.Thread(target=self._ask, args=(urls[number % len(urls)], requests // clients))
+            for number in range(clients)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.requests = requests // clients * clients
+        self.seconds = time.monotonic() - began
+        assert len(self.statuses) == self.requests
+        assert not {status for status in self.statuses if status < 500}
+
+    def _ask(self, url: str, requests: int) -> None:
+        for first in range(0, requests, 5):  # several connections, that every worker has some
+            with Client(url) as client:
+                for _ in range(first, min(first + 5, requests)):
+                    client.ask("/x")
+                    self.statuses.append(client.answer().status)
+
+    def most(self, budgets: int = 1) -> float:
+        """Attempts that so many budgets allow."""
+        return 1.2 * self.requests + budgets * (AT_ONCE + PER_SECOND * self.seconds)
+
+    def check(self, arrived: int, budgets: int = 1) -> None:
+        """That they are kept, and used."""
+        assert 1.1 * self.requests <= arrived <= self.most(budgets)
+
+
+@FAILURES
+def test_attempts_keep_to_the_budget_of_each_worker(failure: Handler | bytes) -> None:
+    with failing(failure) as origin, ambassador(in_front_of(origin.url), workers=2) as proxy:
+        Storm([proxy.url]).check(len(origin.seen["/x"]), budgets=2)
+
+
+@FAILURES
+def test_attempts_of_a_fleet_keep_to_one_budget(failure: Handler | bytes) -> None:
+    with contextlib.ExitStack() as stack:
+        redis = stack.enter_context(Server(any_binary()))
+        origin = stack.enter_context(failing(failure))
+        body = in_front_of(origin.url, shared=True, state=redis.url)
+        replicas = [stack.enter_context(ambassador(body, workers=2)) for _ in range(2)]
+        Storm([replica.url for replica in replicas]).check(len(origin.seen["/x"]))
+
+
+@contextlib.contextmanager
+def a_chain(origin: Origin, depth: int, *, trusts: bool) -> Iterator[Ambassador]:
+    """So many ambassadors one behind another; the outermost."""
+    with contextlib.ExitStack() as stack:
+        url = origin.url
+        for _ in range(depth):
+            outermost = stack.enter_context(ambassador(in_front_of(url), listen=listener(trusts=trusts)))
+            url = outermost.url
+        yield outermost
+
+
+@FAILURES
+@pytest.mark.parametrize("trusts", [True, False], ids=["trusted", "untrusted"])
+@pytest.mark.parametrize("depth", [2, 3])
+def test_ambassadors_one_behind_another_do_not_multiply_attempts(
+    failure: Handler | bytes, depth: int, *, trusts: bool
+) -> None:
+    with failing(failure) as origin, a_chain(origin, depth, trusts=trusts) as proxy:
+        Storm([proxy.url]).check(len(origin.seen["/x"]))
