@@ -42,6 +42,7 @@ class DirectScope:
         self._perform = perform
         self.clock = clock or StoreClock()
         self.up = True
+        self.heard = True
         self.replicas = replicas
         self.workers = workers
         self.asked: list[Operation] = []

@@ -290,6 +290,23 @@ def test_new_key_is_decided_by_the_share_just_after_the_store_is_back() -> None:
     assert len(bench.fleet.asked) == 1
 
 
+def test_first_word_of_a_store_is_no_return() -> None:
+    bench = Bench(terms(5 / 3600, 5))
+    bench.fleet.heard = False
+    source = Source(
+        bench.source.terms, fleet=bench.fleet, replica=None, clock=bench.clock, load=Load(), random=lambda: 0.5,
+        max_wait_s=WAIT_S,
+    )  # fmt: skip
+    bench.fleet.come_up()  # it was taken for up all the time
+    bench.account = Account("new", source, bench.clock.now)
+    bench.pump()
+    assert len(bench.fleet.asked) == 1
+    bench.fleet.come_up()
+    bench.account = Account("newer", source, bench.clock.now)
+    bench.pump()
+    assert len(bench.fleet.asked) == 1
+
+
 def test_tokens_that_expired_on_their_way_leave_the_decision_to_the_fallback() -> None:
     bench = Bench(terms(1000, 50))
     bench.pump()

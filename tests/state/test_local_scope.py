@@ -95,8 +95,10 @@ def test_first_question_is_sent_at_once_and_answered_outside_ask(peer: Peer) -> 
     answers: list[Answer | None] = []
     peer.scope.ask(Get("a"), answers.append)
     assert names(peer.heard()) == [(1, ["a"])]
+    assert not peer.scope.heard
     peer.hello()
     assert answers == []
+    assert peer.scope.heard
     peer.answer(1, named("a"))
     assert answers == [named("a")]
     assert peer.greetings == 1

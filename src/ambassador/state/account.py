@@ -96,7 +96,7 @@ class Source:
         self._expected_replicas = expected_replicas
         self._down_at: float | None = None
         self._lost_at: float | None = None
-        self._has_been_up = fleet.up
+        self._was_heard = fleet.heard
         self.settled_at = -inf
         """Until then keys that were not used before are decided by the share: the store has just come back."""
         self._parts = 0
@@ -153,9 +153,9 @@ class Source:
         self.stores += 1
         owing, self.owing = self.owing, set()
         now = self.clock.now
-        if self._has_been_up:
+        if self._was_heard:
             self.settled_at = now + _SETTLING_S
-        self._has_been_up = True
+        self._was_heard = True
         for account in owing:
             account.settle(now)
         self.counting = {account for account in self.counting if now < account.window_ends}

@@ -116,6 +116,7 @@ class Bridge:
 
     def __init__(self, time: Callable[[], float], alarm: Callable[[float], None]) -> None:
         self.up = False
+        self.heard = False
         self.operations = 0
         """Sent so far."""
         self.bell = Bell()
@@ -200,6 +201,7 @@ class Bridge:
             self.call_each(hearers, event)
 
     def _call_again(self) -> None:
+        self.heard = True
         self.call_each(self._again)
 
     def call_each(self, hearers: Hearers[Callable[P, None]], *args: P.args, **kwargs: P.kwargs) -> None:

@@ -31,6 +31,10 @@ class Scope(Protocol):
         """The store answers. False from the first operation that had no answer in time until the next that has one."""
 
     @property
+    def heard(self) -> bool:
+        """The store has answered, ever: whether the next `on_up` is a return."""
+
+    @property
     def replicas(self) -> int:
         """Replicas alive, as far as known; at least 1. While the store is away: as last known."""
 

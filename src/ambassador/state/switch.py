@@ -50,6 +50,11 @@ class Switch:
         return self.target.up
 
     @property
+    def heard(self) -> bool:
+        """The store has answered, ever."""
+        return self.target.heard
+
+    @property
     def replicas(self) -> int:
         """Replicas alive, as far as known; at least 1."""
         return self.target.replicas

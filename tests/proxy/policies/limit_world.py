@@ -86,6 +86,7 @@ class Line:
         self.store = store
         self.world = store.world
         self.up = True
+        self.heard = True
         self.replicas = replicas
         self.workers = workers
         self._delay = delay
