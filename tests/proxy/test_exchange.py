@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -12,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 
+from ambassador.proxy.http1 import ClientConnection
 from ambassador.proxy.http1_parser import Limits
 from ambassador.proxy.listener import ListenerLimits
 from tests.proxy.harness import (
@@ -409,3 +412,51 @@ async def test_upstream_without_endpoints_counts_an_attempt_of_no_time(origin: O
         await finished(plane)
         assert took == [0.0]
         client.close()
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer"),
+    [
+        (POST % 100 + b"abc", None),
+        (GET, None),
+        (GET, b""),
+        (GET, b"HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\nok"),
+        (b"GET / FOO\r\n\r\n", None),
+        (b"GET / HT", None),
+    ],
+    ids=["body", "waiting", "reset", "cut", "malformed", "head"],
+)
+async def test_what_ended_early_is_forgotten(origin: Origin, request_: bytes, answer: bytes | None) -> None:
+    async def serve(talk: Talk) -> None:
+        with contextlib.closing(talk):
+            try:
+                await talk.head()
+                if answer is None:
+                    await talk.rest()
+                else:
+                    await talk.send(answer)
+            except (AssertionError, trio.BrokenResourceError):
+                pass
+
+    async def accept() -> None:
+        while True:
+            nursery.start_soon(serve, await origin.accept())
+
+    def connections() -> int:
+        return sum(isinstance(each, ClientConnection) for each in gc.get_objects())
+
+    gc.collect()
+    before = connections()
+    async with a_plane(config(origin.url)) as plane, trio.open_nursery() as nursery:
+        nursery.start_soon(accept)
+        for _ in range(5):
+            client = await plane.connect()
+            await client.send(request_)
+            if answer is not None:
+                await client.some()
+            client.reset()
+        await until(lambda: plane.service.connections == 0)
+        await until(lambda: plane.lane.link_count <= 1 + plane.endpoint.pool.idle_count)
+        gc.collect()
+        assert connections() == before
+        nursery.cancel_scope.cancel()

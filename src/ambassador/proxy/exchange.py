@@ -266,8 +266,11 @@ class Exchange:
             if self.client.answered or self._fallen is not None:
                 raise
             failure = error
-        if not await self._fall_back(plan, failure, failure.status):
-            raise failure
+        try:
+            if not await self._fall_back(plan, failure, failure.status):
+                raise failure
+        finally:
+            del failure  # its traceback holds this frame
 
     def _answered(self, plan: RoutePlan) -> Awaitable[None]:
         return self._attempts(plan) if plan.cache is None else self._through_cache(plan, plan.cache)
@@ -350,7 +353,10 @@ class Exchange:
             if delay is None or not await self._is_affordable(plan):
                 if failure is not None:
                     self._count(plan, outcome)
-                    raise failure
+                    try:
+                        raise failure
+                    finally:
+                        del failure  # its traceback holds this frame
                 assert connection is not None
                 assert head is not None
                 if not await self._fall_back(plan, None, head.status):
@@ -847,6 +853,9 @@ class Exchange:
 
     def _settle(self) -> None:
         """Count the request and write its line."""
+        self.request.waiter = (
+            None  # the connection may hold the request, and the collector does not see requests
+        )
         service, now = self.service, self.lane.now
         plan = self._plan
         seconds = now - self._started
