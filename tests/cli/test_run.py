@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ambassador.cli import main
-from ambassador.cli.run import announcement_text, config_of
+from ambassador.cli.run import announcement_text, loaded_of
 from ambassador.control.supervisor import Announcement
 
 
@@ -27,8 +27,7 @@ def test_urls_become_one_route_with_the_defaults() -> None:
     args = argparse.Namespace(
         config=None, to=["http://a:1", "http://b:2"], listen=None, admin="127.0.0.1:9901", control="unix:/c"
     )
-    config = config_of(args)
-    assert config is not None
+    config = loaded_of(args).require()
     assert [endpoint.url for endpoint in config.upstreams["default"].endpoints] == [
         "http://a:1",
         "http://b:2",

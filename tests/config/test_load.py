@@ -737,3 +737,23 @@ def test_endpoints_of_what_is_no_file_are_not_waited_for(tmp_path: Path) -> None
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigError, match="is not a file"):
         load_endpoints(str(tmp_path / "pipe"))
+
+
+def test_places_of_settings_that_may_prove_unusable_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "version: 1\nlisteners:\n- {address: 127.0.0.1:1}\n- 127.0.0.1:2\nadmin: {address: 127.0.0.1:3, token: 'env:A'}\n"
+        "control: unix:/c\ntelemetry: {access_log: /l}\nroutes: []\n"
+    )
+    assert load(file).places == {
+        "listeners[0]": f"{file}:3:13: error: listeners[0].address",
+        "listeners[1]": f"{file}:4:3: error: listeners[1]",
+        "admin.address": f"{file}:5:18: error: admin.address",
+        "admin.token": f"{file}:5:38: error: admin.token",
+        "control": f"{file}:6:10: error: control",
+        "telemetry.access_log": f"{file}:7:25: error: telemetry.access_log",
+    }
+    assert load_string("version: 1\nlisten: 127.0.0.1:1\nadmin: 127.0.0.1:2\nroutes: []\n").places == {
+        "listeners[0]": "-:2:9: error: listen",
+        "admin.address": "-:3:8: error: admin",
+    }

@@ -17,7 +17,7 @@ from ambassador.config.discover import Discover, Found, Server
 from ambassador.config.load import load_text
 from ambassador.config.schema import Config
 from ambassador.control.channel import Channel
-from ambassador.control.duties import Duties
+from ambassador.control.duties import CannotServe, Duties, _serve
 from ambassador.control.orders import (
     Abort,
     Act,
@@ -30,6 +30,7 @@ from ambassador.control.orders import (
     Committed,
     Discovered,
     Drain,
+    Failed,
     Health,
     Leaving,
     Order,
@@ -41,6 +42,7 @@ from ambassador.control.orders import (
     Serve,
     SocketRef,
     Sockets,
+    Start,
     Stopped,
 )
 
@@ -329,3 +331,44 @@ async def test_a_worker_told_to_end_asks_for_a_successor_first(boss: Boss, autoj
     with trio.move_on_after(60):
         await boss.ended.wait()
     assert boss.ended.is_set()
+
+
+async def test_a_setting_that_cannot_be_used_is_no_defect(capfd: pytest.CaptureFixture[str]) -> None:
+    for error, told, has_stack in (
+        (CannotServe("telemetry.access_log: no"), "telemetry.access_log: no", False),
+        (KeyError("x"), "KeyError: 'x'", True),
+    ):
+        failed, errors = await start_that_fails(error), capfd.readouterr().err
+        assert failed == Failed(error=told)
+        assert ("Traceback" in errors) is has_stack
+
+
+async def start_that_fails(error: Exception) -> Report:
+    """What a worker says whose plane cannot be opened because of `error`."""
+
+    @contextlib.asynccontextmanager
+    async def fails(start: Start, config: Config, *descriptors: int) -> AsyncIterator[FakePlane]:
+        for fd in descriptors:
+            os.close(fd)
+        async with trio.open_nursery():
+            raise error
+        yield FakePlane()
+
+    ours, theirs = socket.socketpair()
+    boss: Channel[Report] = Channel(ours, msgspec.msgpack.Decoder(Report))
+    channel: Channel[Order] = Channel(theirs, msgspec.msgpack.Decoder(Order))
+    leave, terminations = trio.open_memory_channel[int](1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(boss.run)
+        nursery.start_soon(channel.run)
+        null = os.open(os.devnull, os.O_RDWR)
+        start = Start(slot=0, instance="a", replica="a", brief=brief(1, A), sockets=())
+        boss.post(start, [null, null, null])
+        os.close(null)
+        assert await _serve(channel, fails, terminations) == 1
+        report = await boss.receive()
+        nursery.cancel_scope.cancel()
+    boss.close()
+    channel.close()
+    leave.close()
+    return report

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+from pathlib import Path
 
 import pytest
 
-from ambassador.control.logs import log_to_stderr
+from ambassador.control.logs import log_to_stderr, why_not_writable
 
 
 @pytest.fixture
@@ -28,3 +30,16 @@ def test_log_is_one_line_each_on_standard_error(
     log.debug("not told")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(" ambassador INFO: breaker billing: closed to open")
+
+
+def test_a_log_that_cannot_be_opened_is_told_in_words(tmp_path: Path) -> None:
+    assert why_not_writable(None) is why_not_writable("stdout") is None
+    assert why_not_writable(str(tmp_path / "log")) is None
+    assert why_not_writable(str(tmp_path)) == f"'{tmp_path}' cannot be opened: is a directory"
+    missing = tmp_path / "none" / "log"
+    assert why_not_writable(str(missing)) == f"'{missing}' cannot be opened: no such file or directory"
+
+
+def test_a_pipe_is_left_to_those_that_write_into_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert why_not_writable(str(tmp_path / "pipe")) is None

@@ -156,6 +156,41 @@ async def test_the_control_socket_stays_where_it_is(made: Deployment) -> None:
     assert "control" in done.errors[0]
 
 
+PLACES = {
+    "control": "a.yaml:3:10: error: control",
+    "telemetry.access_log": "a.yaml:4:25: error: telemetry.access_log",
+    "listeners[1]": "a.yaml:2:23: error: listen[1]",
+}
+
+
+async def test_what_cannot_be_used_is_told_with_its_place(made: Deployment) -> None:
+    text = "version: 1\nlisten: 127.0.0.1:0\nroutes: []\n"
+    crew = FakeCrew(FakeWorker())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for config_, error in (
+            (
+                load_text(text + "control: 'unix:/elsewhere'\n"),
+                "a.yaml:3:10: error: control: the control socket",
+            ),
+            (
+                load_text(text + "telemetry: {access_log: /none/log}\n"),
+                "a.yaml:4:25: error: telemetry.access_log: '/n",
+            ),
+            (config("127.0.0.1:0", address), "a.yaml:2:23: error: listen[1]: cannot listen on 127"),
+        ):
+            done = await reload(made, crew).apply(Checked(config=config_, places=PLACES))
+            assert len(done.errors) == 1
+            assert done.errors[0].startswith(error)
+    assert crew.current[0].orders == []
+
+
+async def test_a_setting_that_a_worker_cannot_use_is_told_with_its_place(made: Deployment) -> None:
+    crew = FakeCrew(FakeWorker(refuses="telemetry.access_log: '/a' cannot be opened: no"))
+    done = await reload(made, crew).apply(Checked(config=config("127.0.0.1:0"), places=PLACES))
+    assert done.errors == ("a.yaml:4:25: error: telemetry.access_log: '/a' cannot be opened: no",)
+
+
 async def test_a_worker_that_started_meanwhile_catches_up(made: Deployment) -> None:
     await reload(made, FakeCrew()).apply(Checked(config=config("127.0.0.1:0")))
     late = FakeWorker()

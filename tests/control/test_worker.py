@@ -16,6 +16,7 @@ import trio
 from ambassador.config.load import load_text
 from ambassador.config.schema import Config
 from ambassador.control.deployment import encode_config
+from ambassador.control.duties import CannotServe
 from ambassador.control.orders import Brief, Start
 from ambassador.control.pages import block_keys
 from ambassador.control.sums import UpstreamStatus, UpstreamSums
@@ -126,7 +127,9 @@ async def test_another_generation_is_served_from_its_commit(worker: Running) -> 
 
 async def test_a_log_file_that_cannot_be_opened_refuses_the_generation(worker: Running) -> None:
     second = config("two", log="/none/log")
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(
+        CannotServe, match=r"^telemetry.access_log: '/none/log' cannot be opened: no such file"
+    ):
         prepare(worker, 2, second)
     assert (await worker.get("/mark")).endswith(b"one")
 

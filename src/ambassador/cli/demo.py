@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
             _say(traffic, announcement.listeners[0])
             return _as_json(announcement) if args.json else _text(announcement, directory)
 
-        return serve(checked.config, announce, config_file=str(file), warm=False)
+        return serve(checked.config, announce, config_file=str(file), places=checked.places, warm=False)
 
 
 @contextmanager

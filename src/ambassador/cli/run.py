@@ -11,7 +11,7 @@ from ambassador.cli import NO, USAGE
 from ambassador.cli.arguments import Subparsers
 
 if TYPE_CHECKING:
-    from ambassador.config.schema import Config
+    from ambassador.config.load import Loaded
     from ambassador.control.supervisor import Announcement
 
 DEFAULT_LISTEN = "127.0.0.1:8080"
@@ -60,11 +60,13 @@ def run(args: argparse.Namespace) -> int:
         return _usage("--listen, --admin and --control go with --to; with -c they are in the file")
     if args.config is None and args.to is None:
         return _usage("what to serve? A config with -c FILE, or one route with --to URL (see --help)")
-    config = config_of(args)
-    if config is None:
+    loaded = loaded_of(args)
+    if loaded.config is None:
         return USAGE if args.config is None else NO
     announce = _as_json if args.json else announcement_text
-    return serve(config, announce, config_file=args.config, workers=args.workers)
+    # What the command line made is in no file.
+    places = {} if args.config is None else loaded.places
+    return serve(loaded.config, announce, config_file=args.config, workers=args.workers, places=places)
 
 
 def _usage(text: str) -> int:
@@ -72,8 +74,8 @@ def _usage(text: str) -> int:
     return USAGE
 
 
-def config_of(args: argparse.Namespace) -> Config | None:
-    """The config that the command line names or makes; None when it has errors, which are printed then."""
+def loaded_of(args: argparse.Namespace) -> Loaded:
+    """The config that the command line names or makes; what is wrong with it is printed."""
     from ambassador.config.load import load, load_string
 
     if args.config is not None:
@@ -84,7 +86,7 @@ def config_of(args: argparse.Namespace) -> Config | None:
         lines = [f"ambassador run: {_option(each.path)}: {each.advice}" for each in loaded.problems]
     for line in lines:
         print(line, file=sys.stderr)
-    return loaded.config
+    return loaded
 
 
 def _option(path: str) -> str:

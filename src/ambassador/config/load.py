@@ -59,6 +59,11 @@ class Loaded(Struct, frozen=True, kw_only=True):
     files: tuple[str, ...] = ()
     """Every file that was read, included ones too."""
 
+    places: dict[str, str] = {}
+    """What an error of a setting begins with that only shows when the setting is used, `file:line:col: error: path`:
+    of `listeners[N]` (its address), `admin.address`, `admin.token`, `control`, `telemetry.access_log`, as far as they
+    are written."""
+
     @property
     def errors(self) -> tuple[Problem, ...]:
         """The problems that keep the config from being used."""
@@ -359,7 +364,8 @@ def _load(sources: list[tuple[Source, str | None]], problems: list[Problem], fol
     if not whole:
         config = None
     files = tuple(name for name in assembly.files if name != TEXT)
-    return Loaded(config=config, problems=in_order(problems), files=files)
+    places = {} if config is None else dict(assembly.places())
+    return Loaded(config=config, problems=in_order(problems), files=files, places=places)
 
 
 class _Assembly:
@@ -483,6 +489,19 @@ class _Assembly:
         return Config(
             routes=tuple(route for route, _ in routes), upstreams=upstreams, **{"listeners": (), **known}
         )
+
+    def places(self) -> Iterator[tuple[str, str]]:
+        """See `Loaded.places`. After `finish`."""
+        document = self.document
+        if document is None:
+            return
+        listeners = document.values.get("listeners")
+        for at, listener in enumerate(listeners.values if isinstance(listeners, Items) else []):
+            yield from _places(f"listeners[{at}]", listener, "address")
+        for section, keys in (("admin", ("address", "token")), ("telemetry", ("access_log",))):
+            for key in keys:
+                yield from _places(f"{section}.{key}", document.values.get(section), key)
+        yield from _places("control", document, "control")
 
     def _with_defaults(self, route: Part, defaults: Any) -> Part:
         if not isinstance(defaults, Part):
@@ -623,6 +642,14 @@ class _Assembly:
         first = seen.setdefault(address, node)
         if first is not node:
             node.report(path, f"'{address}' is listened on already ({_where(first)})")
+
+
+def _places(setting: str, part: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(part, Part) and key in part.nodes:
+        node, path = part.place(key)
+        if node is part.node:  # the short form: the value stands for the whole
+            path = part.path
+        yield setting, f"{node.source.name}:{node.line}:{node.column}: error: {path}"
 
 
 def _without_bad(built: dict[str, Any]) -> dict[str, Any]:

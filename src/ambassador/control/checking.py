@@ -48,6 +48,8 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     config: Config | None
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    places: dict[str, str] = {}
+    """Where settings stand: see `config.load.Loaded`."""
 
 
 Check: TypeAlias = Callable[[str], Checked]
@@ -69,6 +71,7 @@ def _checked(loaded: Loaded) -> Checked:
         config=loaded.config,
         errors=tuple(problem.text() for problem in loaded.errors),
         warnings=tuple(problem.text() for problem in loaded.warnings),
+        places=loaded.places,
     )
 
 

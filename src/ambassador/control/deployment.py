@@ -16,7 +16,8 @@ from ambassador.control.discovery.directory import Directory
 from ambassador.control.listeners import keyed
 from ambassador.control.orders import Brief, SocketRef
 from ambassador.control.pages import Pages
-from ambassador.control.slots import Binding
+from ambassador.control.places import blaming
+from ambassador.control.slots import BindError, Binding
 
 _ENCODER = msgspec.msgpack.Encoder()
 
@@ -29,7 +30,8 @@ def encode_config(config: Config) -> bytes:
 class Deployment:
     """One for the supervisor's life. `generation` grows by one with each committed reload.
 
-    `unhealthy`: see `orders.Health`; as it is when a worker is told.
+    `unhealthy`: see `orders.Health`; as it is when a worker is told. `places`: where the config's settings stand, see
+    `config.load.Loaded`.
     """
 
     def __init__(
@@ -39,8 +41,11 @@ class Deployment:
         pages: Pages,
         directory: Directory,
         unhealthy: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+        *,
+        places: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.config = config
+        self._places = places
         self.instance = instance
         # Replicas may well have the same config, and the same `name`; among those that share a store each is another.
         self.replica = instance if config.name is None else f"{instance}-{os.urandom(6).hex()}"
@@ -56,8 +61,9 @@ class Deployment:
         """Bind every listener for `slots`. Raises `BindError`, and nothing is bound then."""
         slots = list(slots)
         try:
-            for key, listener in keyed(self.config.listeners).items():
-                self.bindings[key] = Binding(listener.address, slots, key=key)
+            for at, (key, listener) in enumerate(keyed(self.config.listeners).items()):
+                with blaming(self._places, f"listeners[{at}]", BindError):
+                    self.bindings[key] = Binding(listener.address, slots, key=key)
         except BaseException:
             self.close()
             raise

@@ -69,6 +69,10 @@ _ORDERS: Final = msgspec.msgpack.Decoder(Order)
 _CONFIG: Final = msgspec.msgpack.Decoder(Config)
 
 
+class CannotServe(Exception):
+    """A worker cannot use a setting; the text begins with its path and a colon. No defect: it needs no stack."""
+
+
 class Plane(Protocol):
     """What serves clients. Every method is called from the worker's trio thread."""
 
@@ -175,16 +179,22 @@ async def _serve(channel: Channel[Order], open_plane: OpenPlane, terminations: A
         return 0
     except Exception as error:  # noqa: BLE001
         # The worker's catch-all: its supervisor is told why it ends, and the log has the place.
-        traceback.print_exc(file=sys.stderr)
+        if not isinstance(_cause(error), CannotServe):
+            traceback.print_exc(file=sys.stderr)
         channel.post(Failed(error=_describe(error)))
         return 1
     return 0
 
 
-def _describe(error: BaseException) -> str:
+def _cause(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return f"{type(error).__name__}: {error}"
+    return error
+
+
+def _describe(error: BaseException) -> str:
+    cause = _cause(error)
+    return str(cause) if isinstance(cause, CannotServe) else f"{type(cause).__name__}: {cause}"
 
 
 class Duties:

@@ -19,8 +19,10 @@ from ambassador.control.crew import Crew
 from ambassador.control.deployment import Deployment, encode_config, pair
 from ambassador.control.incarnation import Incarnation
 from ambassador.control.listeners import keyed
+from ambassador.control.logs import ACCESS_LOG, why_not_writable
 from ambassador.control.names import host_names, sources
 from ambassador.control.orders import Abort, Brief, Commit, Prepare, Refused, Sockets
+from ambassador.control.places import blaming, told
 from ambassador.control.slots import BindError, Binding
 
 PREPARE_TIMEOUT_S = 10.0
@@ -75,19 +77,22 @@ class Reload:
             raise _Impossible(*checked.errors)
         await _give_way()
         if config.control != deployment.config.control:
-            raise _Impossible("control: the control socket can only change with a restart")
+            raise _Impossible(
+                told(checked.places, "control", "the control socket can only change with a restart")
+            )
+        await self._try_log(checked, config)
         old = deployment.config
         await deployment.directory.watch(
             host_names(config) | host_names(old), sources(config) | sources(old), within_s=_FIRST_ANSWER_S
         )
-        bindings, added = self._bind(config)
+        bindings, added = self._bind(config, checked)
         try:
             await _give_way()
             encoded = encode_config(config)
             await _give_way()
             blocks = deployment.pages.place(config)
             brief = deployment.brief_of(deployment.generation + 1, encoded, blocks)
-            prepared = await self._prepare(brief, added)
+            prepared = await self._prepare(brief, added, checked)
             for binding in added.values():
                 binding.listen(self._crew.listening)
         except BaseException:
@@ -103,15 +108,25 @@ class Reload:
             binding.close()
         await deployment.directory.watch(host_names(config), sources(config))
 
-    def _bind(self, config: Config) -> tuple[dict[str, Binding], dict[str, Binding]]:
+    async def _try_log(self, checked: Checked, config: Config) -> None:
+        """Raises `_Impossible` if the access log is another one and cannot be opened."""
+        target = config.telemetry.access_log
+        if target != self._deployment.config.telemetry.access_log:
+            # A thread: the file may be far away.
+            why = await trio.to_thread.run_sync(why_not_writable, target)
+            if why is not None:
+                raise _Impossible(told(checked.places, ACCESS_LOG, why))
+
+    def _bind(self, config: Config, checked: Checked) -> tuple[dict[str, Binding], dict[str, Binding]]:
         """(all listeners' sockets, those that are new)."""
         bindings: dict[str, Binding] = {}
         added: dict[str, Binding] = {}
         try:
-            for key, listener in keyed(config.listeners).items():
+            for at, (key, listener) in enumerate(keyed(config.listeners).items()):
                 binding = self._deployment.bindings.get(key)
                 if binding is None:
-                    binding = added[key] = Binding(listener.address, self._crew.slots, key=key)
+                    with blaming(checked.places, f"listeners[{at}]", BindError):
+                        binding = added[key] = Binding(listener.address, self._crew.slots, key=key)
                 bindings[key] = binding
         except BindError:
             for binding in added.values():
@@ -119,7 +134,9 @@ class Reload:
             raise
         return bindings, added
 
-    async def _prepare(self, brief: Brief, added: Mapping[str, Binding]) -> set[Incarnation]:
+    async def _prepare(
+        self, brief: Brief, added: Mapping[str, Binding], checked: Checked
+    ) -> set[Incarnation]:
         """Those that are prepared. Who does not answer is stalled or dying, and does not hold up the others."""
         refs, descriptors = pair(each for binding in added.values() for each in binding.sockets())
         refusals: list[str] = []
@@ -132,7 +149,10 @@ class Reload:
             fresh = msgspec.structs.replace(brief, found=self._deployment.directory.found())
             reply = await worker.prepare(Prepare(brief=fresh), PREPARE_TIMEOUT_S)
             if isinstance(reply, Refused):
-                refusals.append(reply.error)
+                setting, _, what = reply.error.partition(": ")
+                refusals.append(
+                    told(checked.places, setting, what) if setting in checked.places else reply.error
+                )
             elif reply is not None:
                 prepared.add(worker)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 
 import trio
 
@@ -12,6 +13,7 @@ from ambassador.control.crew import NoWorker
 from ambassador.control.host import Unsupported, check_platform
 from ambassador.control.incarnation import WORKER_MODULE
 from ambassador.control.logs import log_to_stderr
+from ambassador.control.places import Unusable
 from ambassador.control.secret import SecretError
 from ambassador.control.signals import obey_signals
 from ambassador.control.slots import BindError
@@ -32,6 +34,7 @@ def serve(
     config_file: str | None = None,
     workers: int | None = None,
     companion: Companion | None = None,
+    places: Mapping[str, str] = MappingProxyType({}),
     warm: bool = True,
     module: str = WORKER_MODULE,
     checking: str = CHECKING_MODULE,
@@ -49,12 +52,13 @@ def serve(
             log,
             config_file=config_file,
             workers=workers,
+            places=places,
             warm=warm,
             module=module,
             checking=checking,
         )
         trio.run(_serve, supervisor, announce, companion)
-    except* (Unsupported, BindError, NoWorker, SecretError, UnsafeDirectory) as errors:
+    except* (Unsupported, BindError, NoWorker, SecretError, UnsafeDirectory, Unusable) as errors:
         for error in _leaves(errors):
             log.error("%s", error)  # noqa: TRY400 - its words say it; a stack would hide them
         status = 1

@@ -15,13 +15,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
+from types import MappingProxyType
 
 import msgspec
 import trio
 
 from ambassador import __version__
 from ambassador.config.discover import Discover, Found
-from ambassador.config.schema import Config, Upstream
+from ambassador.config.schema import Admin, Config, Upstream
 from ambassador.control import socket_path
 from ambassador.control.admin.api import Api
 from ambassador.control.admin.doors import AdminDoor, ControlDoor, serve_door
@@ -36,10 +37,12 @@ from ambassador.control.health import HealthChecks, watched_upstreams
 from ambassador.control.host import raise_descriptor_limit, usable_cpus
 from ambassador.control.incarnation import WORKER_MODULE
 from ambassador.control.limits import LimitView, LimitViews
+from ambassador.control.logs import ACCESS_LOG, why_not_writable
 from ambassador.control.names import host_names, sources
 from ambassador.control.orders import Addresses, Discovered, Health, Reopen
 from ambassador.control.output import Output
 from ambassador.control.pages import Pages
+from ambassador.control.places import Unusable, blaming, told
 from ambassador.control.provision import Equipment
 from ambassador.control.reload import LastReload, Reload
 from ambassador.control.roll import Replica, decode_roll
@@ -79,7 +82,8 @@ class Supervisor:
     """`run` serves until it has drained; the rest is what signals and the admin API ask of it.
 
     `config_file` is what a reload reads; None when the config came from the command line. `workers` overrides the
-    config's number, until the next reload brings another. `warm`: the process that checks is there before the first
+    config's number, until the next reload brings another. `places`: where the config's settings stand, see
+    `config.load.Loaded`. `warm`: the process that checks is there before the first
     reload, not from then on. `module` and `checking` are what workers and that process run.
     """
 
@@ -90,12 +94,14 @@ class Supervisor:
         *,
         config_file: str | None = None,
         workers: int | None = None,
+        places: Mapping[str, str] = MappingProxyType({}),
         warm: bool = True,
         module: str = WORKER_MODULE,
         checking: str = CHECKING_MODULE,
     ) -> None:
         self._log = log
         self._file = config_file
+        self._places = places
         self._warm = warm and config_file is not None
         self._checker = Checker(checking)
         self._asked_workers = workers
@@ -103,7 +109,12 @@ class Supervisor:
         directory = Directory(partial(Resolver, log=log), self._push_addresses, self._push_found, log=log)
         self._health = HealthChecks(directory.addresses, self._push_health, log=log)
         self._deployment = Deployment(
-            config, config.name or random_name(), self._pages, directory, self._health.unhealthy
+            config,
+            config.name or random_name(),
+            self._pages,
+            directory,
+            self._health.unhealthy,
+            places=places,
         )
         self._output = Output(1, waits=True)
         self._store = StoreServer(log)
@@ -128,7 +139,8 @@ class Supervisor:
     async def run(self) -> None:
         """Serve until drained.
 
-        Raises `BindError` when an address cannot be had, `NoWorker` when no worker can start.
+        Raises `BindError` when an address cannot be had, `SecretError` and `Unusable` for other settings that cannot be
+        used here, `NoWorker` when no worker can start.
         """
         raise_descriptor_limit()
         config = self._deployment.config
@@ -136,6 +148,9 @@ class Supervisor:
         with ExitStack() as stack:
             stack.callback(self._output.close, _OUTPUT_TIMEOUT_S)
             stack.callback(self._deployment.close)
+            why = why_not_writable(config.telemetry.access_log)
+            if why is not None:
+                raise Unusable(told(self._places, ACCESS_LOG, why))
             self._deployment.bind(range(size))
             self._open_doors(stack)
             async with trio.open_nursery() as self._nursery:
@@ -161,14 +176,15 @@ class Supervisor:
     def _open_doors(self, stack: ExitStack) -> None:
         config = self._deployment.config
         if config.admin is not None:
-            self._admin = AdminDoor(config.admin)
+            self._admin = _open_admin(config.admin, self._places)
         stack.callback(self._close_admin)
         if config.control is not None:
             path = config.control.removeprefix("unix:")
         else:
             socket_path.make_directory()
             path = str(socket_path.default_path(self._label()))
-        self._control = ControlDoor(path)
+        with blaming(self._places, "control", BindError):
+            self._control = ControlDoor(path)
         stack.callback(self._control.close)
 
     def _label(self) -> int | str:
@@ -235,7 +251,7 @@ class Supervisor:
         before = self._deployment.config
         checked = await self._check()
         try:
-            admin = self._admin_for(checked.config)
+            admin = self._admin_for(checked)
         except (BindError, SecretError) as error:
             self._log.error("reload: %s", error)
             return LastReload(ok=False, at=time.time(), errors=(str(error),))
@@ -253,13 +269,14 @@ class Supervisor:
             self._crew.resize(config.workers or usable_cpus())
         return done
 
-    def _admin_for(self, config: Config | None) -> AdminDoor | None:
+    def _admin_for(self, checked: Checked) -> AdminDoor | None:
         """The door that the config wants: the one there is, or a new one that is not served yet."""
+        config = checked.config
         if config is None or config.admin is None:
             return None
         if self._admin is not None and self._admin.admin.address == config.admin.address:
             return self._admin
-        return AdminDoor(config.admin)
+        return _open_admin(config.admin, checked.places)
 
     async def _check(self) -> Checked:
         if self._file is None:
@@ -397,8 +414,8 @@ class Supervisor:
 
     async def replicas(self) -> list[Replica]:
         """Those that share the state, as the first worker hears it that hears anything; else only this one."""
-        for told in await self._crew.ask("replicas"):
-            if replicas := decode_roll(told):
+        for answer in await self._crew.ask("replicas"):
+            if replicas := decode_roll(answer):
                 return replicas
         return [
             Replica(
@@ -473,6 +490,11 @@ class Supervisor:
     async def tasks(self) -> Iterator[msgspec.Raw]:
         """What each worker's tasks are, counted by name."""
         return map(msgspec.Raw, await self._crew.ask("tasks"))
+
+
+def _open_admin(admin: Admin, places: Mapping[str, str]) -> AdminDoor:
+    with blaming(places, "admin.address", BindError), blaming(places, "admin.token", SecretError):
+        return AdminDoor(admin)
 
 
 def _with_source(

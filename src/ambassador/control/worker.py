@@ -26,9 +26,9 @@ from ambassador.config import schema
 from ambassador.config.compile import compile_steps, compile_table
 from ambassador.config.discover import Found
 from ambassador.control import breakers, limits
-from ambassador.control.duties import obey
+from ambassador.control.duties import CannotServe, obey
 from ambassador.control.listeners import keyed
-from ambassador.control.logs import log_to_stderr
+from ambassador.control.logs import ACCESS_LOG, cannot_open, log_to_stderr
 from ambassador.control.orders import Brief, Start
 from ambassador.control.roll import encode_roll
 from ambassador.control.scopes import WorkerScopes
@@ -386,11 +386,14 @@ class WorkerPlane:
     # Logs
 
     def _open_log(self, telemetry: schema.Telemetry) -> AccessLog | None:
-        """Raises OSError when a file cannot be opened."""
+        """Raises `CannotServe` when a file cannot be opened."""
         if telemetry.access_log is None:
             return None
         target = os.dup(self._log_fd) if telemetry.access_log == "stdout" else telemetry.access_log
-        return AccessLog(target, sample=telemetry.sample)
+        try:
+            return AccessLog(target, sample=telemetry.sample)
+        except OSError as error:
+            raise CannotServe(f"{ACCESS_LOG}: {cannot_open(telemetry.access_log, error)}") from error
 
     def close_logs(self) -> None:
         """Write the last lines."""
@@ -484,7 +487,7 @@ def _open_fleet(state: schema.State) -> Store:
     try:
         from ambassador.control.fleet import FleetStore  # noqa: PLC0415 - 50 ms that only those pay who need it
     except ImportError as error:
-        raise ValueError(
+        raise CannotServe(
             f"state: a Redis needs the package 'redis', 'ambassador-proxy[redis]': {error}"
         ) from None
     return FleetStore(state)

@@ -305,7 +305,7 @@ class AccessLog:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._path = target if isinstance(target, str) else None
-        self._fd = target if isinstance(target, int) else _open(target)
+        self._fd = target if isinstance(target, int) else open_file(target)
         self._sample = sample
         self._limit = limit
         self._chance = chance
@@ -437,7 +437,7 @@ class AccessLog:
     def _open_again(self) -> None:
         assert self._path is not None
         try:
-            fd = _open(self._path)
+            fd = open_file(self._path)
         except OSError as error:
             _log.warning("cannot open the access log again, going on with the old file: %s", error)
             return
@@ -446,7 +446,8 @@ class AccessLog:
         self._torn = False
 
 
-def _open(path: str) -> int:
+def open_file(path: str) -> int:
+    """A descriptor of the log's file, which is made if it is not there. Raises OSError."""
     # Without O_NONBLOCK a FIFO that nobody reads would hold up the start for ever; so it is an error.
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640)
     os.set_blocking(fd, True)
