@@ -449,6 +449,38 @@ def test_a_reload_moves_the_admin_api(start: Start, tmp_path: Path) -> None:
     assert service.status()["admin"] == f"unix:{second}"
 
 
+def test_the_admin_api_moves_away_and_back_at_once(start: Start, tmp_path: Path) -> None:
+    service = start(1).wait_until_up()
+    first, second = tmp_path / "a1.sock", tmp_path / "a2.sock"
+    for path in (first, second, first, second, first):
+        write(tmp_path / "one.json", config(service.control, admin=Admin(address=f"unix:{path}")))
+        assert service.admin("POST", "/api/reload")[0] == 200
+        assert service.status()["admin"] == f"unix:{path}"
+    until(lambda: not second.exists())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listeners = (Listener(address=f"127.0.0.1:{taken.getsockname()[1]}"),)
+        for path in (second, first):  # moves away, and fails to move back at once
+            admin = Admin(address=f"unix:{path}")
+            more: dict[str, Any] = {} if path == second else {"listeners": listeners}
+            write(tmp_path / "one.json", config(service.control, admin=admin, **more))
+            assert service.admin("POST", "/api/reload")[0] == (200 if path == second else 409)
+    assert service.status()["admin"] == f"unix:{second}"
+    until(lambda: not first.exists())
+    service.signal(signal.SIGTERM)
+    assert service.end()[0] == 0
+    assert not second.exists()
+
+
+def test_a_reload_to_a_token_that_cannot_be_read_is_refused(start: Start, tmp_path: Path) -> None:
+    admin = Admin(address=f"unix:{tmp_path}/a.sock")
+    service = start(1, config(tmp_path / "one.sock", admin=admin)).wait_until_up()
+    admin = Admin(address=admin.address, token=f"file:{tmp_path}/none")
+    write(tmp_path / "one.json", config(service.control, admin=admin))
+    status, answer = service.admin("POST", "/api/reload")
+    assert status == 409
+    assert answer["errors"] == [f"file:{tmp_path}/none: cannot be read"]
+
+
 def test_it_can_be_ended_before_it_has_begun(start: Start) -> None:
     service = start(2)
     until(service.control.exists)

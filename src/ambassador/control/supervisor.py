@@ -46,7 +46,7 @@ from ambassador.control.places import Unusable, blaming, told
 from ambassador.control.provision import Equipment
 from ambassador.control.reload import LastReload, Reload
 from ambassador.control.roll import Replica, decode_roll
-from ambassador.control.secret import SecretError
+from ambassador.control.secret import SecretError, read_secret
 from ambassador.control.slots import BindError
 from ambassador.control.state_watch import StateWatch
 from ambassador.control.status import (
@@ -128,8 +128,9 @@ class Supervisor:
         self._there = trio.Event()
         self._drained = trio.Event()
         self._nursery: trio.Nursery | None = None
-        self._admin: AdminDoor | None = None
-        self._admin_serving = trio.CancelScope()
+        self._admin: _Admin | None = None
+        self._old_admins: dict[str, _Admin] = {}
+        """By address: doors that are open for a moment longer. A reload that wants one again takes it back."""
         self._control: ControlDoor | None = None
         self._turns = Turns()
         self._api = Api(self, self._turns)
@@ -161,7 +162,7 @@ class Supervisor:
                 assert self._control is not None
                 self._nursery.start_soon(serve_door, self._control, self._api, self._log)
                 if self._admin is not None:
-                    self._nursery.start_soon(self._serve_admin, self._admin, self._admin_serving)
+                    self._nursery.start_soon(self._serve_admin, self._admin)
                 self._nursery.start_soon(self._end_when_drained)
                 self._nursery.start_soon(self._state_watch.run)
                 await self._nursery.start(self._checker.run)
@@ -193,28 +194,39 @@ class Supervisor:
         return first.port or os.path.basename(first.address).removesuffix(".sock")
 
     def _close_admin(self) -> None:
-        if self._admin is not None:
-            self._admin.close()
+        for admin in (self._admin, *self._old_admins.values()):
+            if admin is not None:
+                admin.door.close()
 
-    async def _serve_admin(self, door: AdminDoor, serving: trio.CancelScope) -> None:
-        with serving:
-            await serve_door(door, self._api, self._log)
+    async def _serve_admin(self, admin: _Admin) -> None:
+        admin.served = True
+        with admin.serving:
+            await serve_door(admin.door, self._api, self._log)
 
-    def _move_admin(self, door: AdminDoor | None) -> None:
+    def _move_admin(self, admin: _Admin | None) -> None:
         """Serve the API on another address. The old one goes once it has told how the reload went."""
         assert self._nursery is not None
-        if door is self._admin:
+        if admin is self._admin:
             return
-        if self._admin is not None:
-            self._nursery.start_soon(self._retire_admin, self._admin, self._admin_serving)
-        self._admin, self._admin_serving = door, trio.CancelScope()
-        if door is not None:
-            self._nursery.start_soon(self._serve_admin, door, self._admin_serving)
+        before, self._admin = self._admin, admin
+        if before is not None:
+            self._leave_admin(before)
+        if admin is not None and not admin.served:
+            self._nursery.start_soon(self._serve_admin, admin)
 
-    async def _retire_admin(self, door: AdminDoor, serving: trio.CancelScope) -> None:
+    def _leave_admin(self, admin: _Admin) -> None:
+        assert self._nursery is not None
+        admin.left += 1
+        self._old_admins[admin.door.admin.address] = admin
+        self._nursery.start_soon(self._retire_admin, admin, admin.left)
+
+    async def _retire_admin(self, admin: _Admin, left: int) -> None:
         await trio.sleep(_ADMIN_MOVES_AFTER_S)
-        serving.cancel()
-        door.close()
+        address = admin.door.admin.address
+        if self._old_admins.get(address) is admin and admin.left == left:
+            del self._old_admins[address]
+            admin.serving.cancel()
+            admin.door.close()
 
     async def _end_when_drained(self) -> None:
         assert self._nursery is not None
@@ -227,7 +239,7 @@ class Supervisor:
         assert self._control is not None
         return Announcement(
             listeners=tuple(self._deployment.urls()),
-            admin=None if self._admin is None else self._admin.url,
+            admin=None if self._admin is None else self._admin.door.url,
             control=self._control.path,
             state=self._deployment.config.state.url,
             pid=os.getpid(),
@@ -258,24 +270,33 @@ class Supervisor:
         done = await Reload(self._deployment, self._crew, self._log).apply(checked)
         if not done.ok:
             if admin is not None and admin is not self._admin:
-                admin.close()
+                if admin.served:
+                    self._leave_admin(admin)
+                else:
+                    admin.door.close()
             return done
         config = self._deployment.config
         self._watch_health()
         self._move_admin(admin)
         if admin is not None and config.admin is not None:
-            admin.admin = config.admin
+            admin.door.admin = config.admin
         if config.workers != before.workers:
             self._crew.resize(config.workers or usable_cpus())
         return done
 
-    def _admin_for(self, checked: Checked) -> AdminDoor | None:
-        """The door that the config wants: the one there is, or a new one that is not served yet."""
+    def _admin_for(self, checked: Checked) -> _Admin | None:
+        """The door that the config wants: one that there is, or a new one that is not served yet."""
         config = checked.config
         if config is None or config.admin is None:
             return None
-        if self._admin is not None and self._admin.admin.address == config.admin.address:
+        if config.admin.token is not None and config.admin != self._deployment.config.admin:
+            with blaming(checked.places, "admin.token", SecretError):
+                read_secret(config.admin.token)
+        if self._admin is not None and self._admin.door.admin.address == config.admin.address:
             return self._admin
+        left = self._old_admins.pop(config.admin.address, None)
+        if left is not None:
+            return left
         return _open_admin(config.admin, checked.places)
 
     async def _check(self) -> Checked:
@@ -385,7 +406,7 @@ class Supervisor:
             state=self._state_status(),
             workers=[worker_status(worker) for worker in sorted(self._crew.live, key=lambda each: each.slot)],
             listeners=[ListenerStatus(address=binding.address, url=binding.url) for binding in bindings],
-            admin=None if self._admin is None else self._admin.url,
+            admin=None if self._admin is None else self._admin.door.url,
             control=self._control.path,
             config_file=self._file,
             worker_restarts=self._crew.restarts,
@@ -492,9 +513,19 @@ class Supervisor:
         return map(msgspec.Raw, await self._crew.ask("tasks"))
 
 
-def _open_admin(admin: Admin, places: Mapping[str, str]) -> AdminDoor:
+class _Admin:
+    """An address of the admin API. `left` counts how often a reload moved away from it."""
+
+    def __init__(self, door: AdminDoor) -> None:
+        self.door = door
+        self.serving = trio.CancelScope()
+        self.served = False
+        self.left = 0
+
+
+def _open_admin(admin: Admin, places: Mapping[str, str]) -> _Admin:
     with blaming(places, "admin.address", BindError), blaming(places, "admin.token", SecretError):
-        return AdminDoor(admin)
+        return _Admin(AdminDoor(admin))
 
 
 def _with_source(
