@@ -1,8 +1,9 @@
 """A worker whose plane is a few lines of trio: what the supervisor does with workers is tested without a data plane.
 
-Answers every request with its process's number. Paths make it misbehave: `/sleep` waits a second, `/stall` blocks the
-loop, `/die` ends the process at once. A route named `refused` cannot be prepared; `STUB_FAILS` in the environment makes
-every start fail; with `STUB_WAITS` all slots but one wait with their start for the file of that name.
+Answers every request with its process's number, and says when idle connections are closed. Paths make it misbehave:
+`/sleep` waits a second, `/stall` blocks the loop, `/die` ends the process at once. A route named `refused` cannot be
+prepared; `STUB_FAILS` in the environment makes every start fail; with `STUB_WAITS` all slots but one wait with their
+start for the file of that name.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class StubPlane:
         self._draining = True
 
     def close_idle(self) -> None:
+        if self._idle:
+            os.write(self._log_fd, b"closing what is idle\n")
         for scope in self._idle.values():
             scope.cancel()
 

@@ -291,10 +291,12 @@ def test_idle_connections_are_closed_in_the_last_second_of_a_drain(start: Start,
     service = start(1, value).wait_until_up()
     idle = service.connect()
     ask(idle)
-    begun = time.monotonic()
     service.signal(signal.SIGTERM)
+    until(lambda: service.status()["draining"])
+    # When that is has its test with a clock of its own (`test_duties.py`): here it is not cut with the rest.
+    assert service.process.stdout is not None
+    assert b"closing what is idle\n" in iter(service.process.stdout.readline, b"")
     assert service.end()[0] == 0
-    assert 2.9 < time.monotonic() - begun < 4.0  # else it was cut with the rest, at the end of the drain
     idle.close()
 
 
