@@ -56,6 +56,13 @@ def test_a_trusted_peer_is_appended_in_one_field() -> None:
     ]  # fmt: skip
 
 
+def test_a_request_that_names_no_host_is_forwarded_without_one() -> None:
+    asked = request()
+    asked.authority = b""
+    for ip in ("192.0.2.1", "10.1.1.1"):
+        assert [name for name, _ in Peer(ip, TRUSTED).fields(asked)] == [b"x-forwarded-for", b"x-forwarded-proto"]
+
+
 def test_a_unix_socket_is_believed_if_anything_is() -> None:
     assert Peer("", TRUSTED).believed
     assert not Peer("", []).believed

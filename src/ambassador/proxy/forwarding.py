@@ -59,16 +59,21 @@ class Peer:
                     break
 
     def fields(self, request: Request) -> Fields:
-        """`x-forwarded-for`, `-proto` and `-host` to send with the request, one field each."""
+        """`x-forwarded-for`, `-proto` and `-host` to send with the request, one field each; no host where the request
+        names none, as HTTP/1.0's may.
+        """
         special = request.special
         if not self.believed:
+            if not request.authority:
+                return [*self._constant]
             return [*self._constant, (b"x-forwarded-host", request.authority)]
+        host = special.get(b"x-forwarded-host") or request.authority
         before = special.get(b"x-forwarded-for")
         ip = self.ip.encode() or b"unknown"
         return [
             (b"x-forwarded-for", before + b", " + ip if before else ip),
             (b"x-forwarded-proto", special.get(b"x-forwarded-proto") or self.scheme.encode()),
-            (b"x-forwarded-host", special.get(b"x-forwarded-host") or request.authority),
+            *([(b"x-forwarded-host", host)] if host else ()),
             *(
                 (name, value)
                 for name, value in special.items()
