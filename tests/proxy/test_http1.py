@@ -129,6 +129,31 @@ async def test_garbage_is_refused_and_the_connection_closed(garbage: bytes) -> N
         assert plane.counts.settlements == [4]
 
 
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"HEAD / HTTP/1.1\r\n\r\n", 400),
+        (b"HEAD / HTTP/1.1\r\nhost: a\r\nb@d: x\r\n\r\n", 400),
+        (b"HEAD / HTTP/1.1\r\nhost: a\r\nexpect: x\r\n\r\n", 417),
+        (b"HEAD / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\n", 501),
+        (b"HEAD /%b HTTP/1.1\r\nhost: a\r\n\r\n" % (b"x" * 9000), 414),
+        (b"HEAD / HTTP/1.1\r\nhost: a\r\nx: %b\r\n\r\n" % (b"x" * 70000), 431),
+        (GET.replace(b"GET", b"HEAD") + b"HEAD / HTTP/1.1\r\n\r\n", 400),
+        (b"HEAD /other HTTP/1.1\r\nhost: b\r\n\r\n", 404),
+    ],
+)
+async def test_a_refusal_of_head_has_no_body(request_: bytes, status: int) -> None:
+    async with a_plane(ANSWERED_HERE.replace("name: r", "name: r, match: {host: a}")) as plane:
+        client = await plane.connect()
+        await client.send(request_)
+        await client.stream.send_eof()
+        answers = await client.rest()
+        assert b"HTTP/1.1 %d " % status in answers
+        assert b"content-length: 0" not in answers
+        assert answers.endswith(b"\r\n\r\n")
+        client.close()
+
+
 async def _connections(plane: Plane) -> list[ClientConnection]:
     await until(lambda: plane.listener.connections)
     return list(plane.listener._clients)

@@ -143,7 +143,7 @@ class Exchange:
     @classmethod
     async def refuse(cls, client: ClientConnection, error: ProxyError) -> None:
         """Answer input that is no request at all."""
-        request = Request("-", b"-", client.reader.head_fields, 1)
+        request = Request(client.reader.refused_method, b"-", client.reader.head_fields, 1)
         request.complete = True
         exchange = cls(client, request)
         request.client_ip = client.peer.ip

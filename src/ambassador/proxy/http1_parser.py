@@ -176,6 +176,11 @@ class RequestReader:
         return self._headers if self._current is None else []
 
     @property
+    def refused_method(self) -> str:
+        """The method of a head that was refused, as far as it matters for the answer: HEAD's has no body. Else `-`."""
+        return "HEAD" if self._current is None and self._line.startswith(b"HEAD ") else "-"
+
+    @property
     def has_input(self) -> bool:
         """Bytes of a message that is not complete have been fed (an empty line before a request counts)."""
         return self._fed > 0
