@@ -15,8 +15,9 @@ The life of a request
     gives is a `RoutePlan` (`proxy/plan.py`): bound functions and numbers, nothing left to look up.
  6. ADMIT: hooks that may answer at once: rate limits (`proxy/policies/limit.py`, their keys in `limit_keys.py`, who
     waits in `limit_queue.py`), faults on purpose (`fault.py`), permits to be in progress (`concurrency.py`, held until
-    the answer has ended), then `redirect.py`, `respond.py`. One that must wait gives a coroutine, which rests by the
-    request's `waiter` (`messages.py`).
+    the answer has ended), the answers of requests that are repeated with their key (`idempotency.py`), then
+    `redirect.py`, `respond.py`. One that must wait gives a coroutine, which rests by the request's `waiter`
+    (`messages.py`).
  7. REPEAT: an attempt (`proxy/attempt.py`), and more while `proxy/policies/retry.py` allows. Everything in 8 to 10 is
     done for each. None begins that is sure not to end in time (`proxy/soonest.py`). Where `proxy/policies/hedge.py`
     says that one takes long, a second runs beside it (`proxy/race.py`). Outside of it all, `proxy/policies/cache.py`
@@ -35,8 +36,9 @@ The life of a request
     the time; the syntax is the connection's, `proxy/upstream/h1.py`). Large bodies are not even copied
     (`proxy/splice.py`). Both sides write through `proxy/wire.py`, which is where back pressure is. A client that is
     slower than `min_rate` is cut (`proxy/pace.py`).
-11. The answer's head is shaped likewise and passed on, then its body. An error before the head becomes a problem
-    document (`errors.py`, `proxy/problem.py`); after it, the client's connection is cut.
+11. Where the route looks into answers (`proxy/content.py`), or keeps them for repeats, the beginning of the body is
+    awaited too. Then the answer's head is shaped likewise and passed on, and its body. An error before the head
+    becomes a problem document (`errors.py`, `proxy/problem.py`); after it, the client's connection is cut.
 12. When the body has ended the outcome is settled: counters in shared memory (`observe/metrics.py`), a line of the
     access log (`observe/access_log.py`). The connection goes back to its pool, and the client's waits for its next
     request.

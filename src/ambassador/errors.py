@@ -152,6 +152,45 @@ class Overloaded(ProxyError):
     proxy_error = "connection_limit_reached"
 
 
+class KeyInUse(ProxyError):
+    """A request with the same idempotency key is in flight. Nothing is wrong with this one: the connection stays."""
+
+    code = "key_in_use"
+    status = 409
+    grpc_status = 10
+    title = "Request in flight"
+    proxy_error = "http_request_denied"
+
+
+class KeyReused(ProxyError):
+    """The idempotency key was used for another request."""
+
+    code = "key_reused"
+    status = 422
+    grpc_status = 3
+    title = "Key used for another request"
+    proxy_error = "http_request_denied"
+
+
+class AlreadyDone(ProxyError):
+    """The request was carried out before, and its answer was not kept."""
+
+    code = "already_done"
+    status = 409
+    grpc_status = 6
+    title = "Already carried out"
+    proxy_error = "http_request_denied"
+
+
+class StateUnavailable(ProxyError):
+    """The store is lost, and there is nothing else to decide by. Nothing was sent."""
+
+    code = "state_unavailable"
+    status = 503
+    grpc_status = 14
+    title = "State unavailable"
+
+
 class InjectedFault(ProxyError):
     """A fault that the config asks for, to try what clients make of it. Nothing was sent upstream."""
 

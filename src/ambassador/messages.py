@@ -34,6 +34,27 @@ class Waiter(Protocol):
         """Have `rest` return soon; never runs the coroutine inside this call. Without effect when nobody rests."""
 
 
+class Keeper(Protocol):
+    """Who keeps the answer of a request for its repeats. Told by the exchange, which goes on with such a request even
+    if its client leaves.
+    """
+
+    @property
+    def most(self) -> int:
+        """The longest body that is kept, in bytes."""
+
+    reached: bool
+    """Set when the first byte has gone up."""
+
+    def see(self, data: bytes | memoryview) -> None:
+        """A piece of the request's body, on its way up."""
+
+    def keep(self, status: int, fields: Fields, body: bytes | None, *, whole: bool) -> None:
+        """The answer, before it is passed on; `body` None: longer, or not all of it is here. `whole`: all of the
+        request was seen. Only the first call counts.
+        """
+
+
 class Request(msgspec.Struct, gc=False, eq=False):
     """One request as a codec delivers it: the head at once, the body piece by piece.
 
@@ -80,6 +101,7 @@ class Request(msgspec.Struct, gc=False, eq=False):
     """None: policies must decide at once."""
     held_s: float = 0.0
     """How long leases of tokens were waited for, over all limits and attempts."""
+    keeper: Keeper | None = None
     ends: list[Callable[[int, float], None]] | None = None
     """What policies want to be called when the request has ended, whatever became of it: `end` does that."""
 

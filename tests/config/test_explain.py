@@ -425,3 +425,23 @@ def test_checks_and_ejection_are_told() -> None:
             "an endpoint is left out at 5 failures in a row; for 30s..5m, at most 50% of them",
         ),
     ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "method", "headers", "text"),
+    [
+        ("{}", "POST", [], "none: a POST, PUT or PATCH with idempotency-key is carried out once"),
+        ("{}", "GET", [("Idempotency-Key", "k")], "none: a POST, PUT or PATCH with idempotency-key is carried out once"),
+        (
+            "{header: X-Once, ttl: 1h, on_loss: local}", "PUT", [("x-once", "k")],
+            ("carried out once; a repeat with the same x-once gets the same answer for 1h, bodies up to 64KiB; by this"
+            " replica while the store is lost"),
+        ),
+    ],
+)  # fmt: skip
+def test_repeats_are_told(settings: str, method: str, headers: list[tuple[str, str]], text: str) -> None:
+    config = load_text(
+        f"version: 1\nlisten: 127.0.0.1:80\nroutes: [{{name: r, to: http://a, idempotency: {settings}}}]"
+    )
+    (line,) = [line for line in explain(config, method, "/", headers).lines if line.what == "repeats"]
+    assert (line.key, line.text) == ("idempotency", text)

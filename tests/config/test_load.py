@@ -757,3 +757,18 @@ def test_places_of_settings_that_may_prove_unusable_are_kept(tmp_path: Path) -> 
         "listeners[0]": "-:2:9: error: listen",
         "admin.address": "-:3:8: error: admin",
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ("{max: 65KiB}", "routes[0].idempotency.max: must be at most 64KiB"),
+        ("{ttl: 1s}", "routes[0].idempotency.ttl: must be at least 15s"),
+        ("{header: 'a b'}", "routes[0].idempotency.header"),
+        ("{on_loss: open}", "must be one of"),
+    ],
+)
+def test_impossible_idempotency_is_an_error(settings: str, problem: str) -> None:
+    text = f"version: 1\nlisten: 127.0.0.1:80\nroutes: [{{name: r, to: 'http://a', idempotency: {settings}}}]"
+    (error,) = load_string(text).errors
+    assert problem in str(error)

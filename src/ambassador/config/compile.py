@@ -29,6 +29,7 @@ from ambassador.proxy.policies.concurrency import LABEL, Bulkhead, Bulkheads
 from ambassador.proxy.policies.cooldown import Cooldowns
 from ambassador.proxy.policies.fallback import Fallback, LastGood
 from ambassador.proxy.policies.hedge import Hedge
+from ambassador.proxy.policies.idempotency import Idempotency
 from ambassador.proxy.policies.limit import LimitPolicy, compile_limits, owner_of_upstream
 from ambassador.proxy.policies.redirect import redirector
 from ambassador.proxy.policies.respond import responder
@@ -472,6 +473,12 @@ def _plan(
         admit.append(fault.injector(route.fault, lane, random.random))
     if bulkhead is not None and route.concurrency is not None:
         admit.append(bulkhead.hook(adaptive=route.concurrency.adaptive))
+    if route.idempotency is not None:
+        replica = scopes.fleet if config.state.url == "local" else scopes.replica
+        once = Idempotency(
+            route.idempotency, route=route.name, clock=lane, fleet=scopes.fleet, replica=replica
+        )
+        admit.append(once.hook)
     if route.redirect is not None:
         admit.append(redirector(route.redirect))
     if route.respond is not None:

@@ -44,6 +44,7 @@ from ambassador.proxy.policies import (
     cooldown,
     fault,
     hedge,
+    idempotency,
     limit,
     redirect,
     respond,
@@ -247,6 +248,8 @@ def _lines(config: Config, route: Route, request: Request) -> Iterable[Line]:
 def _forwarding_lines(config: Config, route: Route, to: str, request: Request) -> Iterable[Line]:
     upstream = config.upstreams[to]
     yield from _rewrite_lines(route, request, upstream)
+    if route.idempotency is not None:
+        yield _idempotency_line(route.idempotency, request)
     if route.cache is not None:
         yield _cache_line(route.cache, request)
     yield _upstream_line(to, upstream, config.zone)
@@ -524,6 +527,20 @@ def _cache_line(config: cache.Config, request: Request) -> Line:
     if config.joins:
         parts.append("identical requests at the same time go up as one")
     return Line(what="cache", text="; ".join(parts), key="cache")
+
+
+def _idempotency_line(config: idempotency.Config, request: Request) -> Line:
+    keyed = any(_text(name).lower() == config.header for name, _ in request.headers)
+    if request.method not in idempotency.METHODS or not keyed:
+        text = f"none: a POST, PUT or PATCH with {config.header} is carried out once"
+    else:
+        text = (
+            f"carried out once; a repeat with the same {config.header} gets the same answer for "
+            f"{format_duration(config.ttl)}, bodies up to {format_size(config.max)}; "
+        )
+        refused = config.on_loss == "refuse"
+        text += "503 while the store is lost" if refused else "by this replica while the store is lost"
+    return Line(what="repeats", text=text, key="idempotency")
 
 
 def _fallback_lines(config: Config, fallback: Fallback, request: Request) -> Iterable[Line]:

@@ -546,7 +546,7 @@ class _Assembly:
         ):
             route.node.report(route.path, "missing one of 'to', 'redirect' and 'respond'")
         if targets and targets[0] != "to":
-            for key in ("rewrite", "timeout", "retry", "breaker", "fallback", "cache"):
+            for key in ("rewrite", "timeout", "retry", "breaker", "fallback", "cache", "idempotency"):
                 if key in route.keys and route.values.get(key) is not None:
                     node, path = route.place(key)
                     node.report(path, f"'{key}' has no effect with '{targets[0]}'")

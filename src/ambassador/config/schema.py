@@ -25,6 +25,7 @@ from ambassador.proxy.policies import (
     fault,
     headers,
     hedge,
+    idempotency,
     limit,
     retry,
 )
@@ -438,7 +439,6 @@ class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         (
             "split",
             "migrate",
-            "idempotency",
             "access",
             "translate",
             "mirror",
@@ -482,6 +482,9 @@ class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     cache: cache.Config | None = None
     """Answers that are kept and given again, and identical requests that go up as one. Unset: neither."""
+
+    idempotency: idempotency.Config | None = None
+    """Repeats of a request with the same key get the answer of the first. Unset: each is carried out."""
 
     fallback: Fallback | None = None
     """What is answered when all attempts failed, or the breaker is open. Unset: the failure."""

@@ -25,6 +25,7 @@ from ambassador.proxy.lane import TimedOut
 from ambassador.proxy.policies.breaker import guards_of
 from ambassador.proxy.policies.cache import SAFE, Flight
 from ambassador.proxy.policies.fallback import FAILURES, FAILURES_ELSEWHERE
+from ambassador.proxy.policies.idempotency import Repeat
 from ambassador.proxy.policies.retry import IDEMPOTENT
 from ambassador.proxy.problem import (
     error_reply,
@@ -227,6 +228,9 @@ class Exchange:
         self.client.rest_until = self._caller_at
         try:
             reply = await waiting
+            if isinstance(reply, Repeat):
+                await self.client.read_body(self.request, reply.see)
+                reply.check()
         except TimedOut:
             raise DeadlineExceeded("the caller's deadline passed") from None
         finally:
@@ -234,6 +238,7 @@ class Exchange:
         if reply is not None:
             return await self._answer(reply)
         assert self._plan is not None
+        self.client.stays = self.request.keeper is not None
         await self._forward(self._plan)
 
     def _identify(self, request: Request) -> None:
@@ -346,9 +351,8 @@ class Exchange:
                 found = self.attempt.found
                 if head.status not in plan.failing and not found:
                     return await self._relay(plan, connection)
-                reason = outcome = STATUS_TEXT[head.status]
-                if found and retry is not None and retry.minds(found):
-                    reason = CONTENT
+                outcome = STATUS_TEXT[head.status]
+                reason = outcome if retry is None else retry.reason(outcome, found)
             delay = self._retry_delay(plan, reason)
             if delay is None or not await self._is_affordable(plan):
                 if failure is not None:
@@ -376,14 +380,20 @@ class Exchange:
         assert attempt is not None
         assert head is not None
         self._upstream_s = self.lane.now - self.transfer.sent_at
-        if content is None:
+        keeper = self.request.keeper
+        if content is None and keeper is None:
             return attempt.hear(head)
-        attempt.found = content.by_head(head)
+        if content is not None:
+            attempt.found = content.by_head(head)
         attempt.hear(head)
-        if content.looks_inside and not is_stream(head):
-            await self.transfer.peek(connection, LOOKED_AT)
+        most = 0 if keeper is None else keeper.most
+        if content is not None and content.looks_inside:
+            most = max(most, LOOKED_AT)
+        if most and not is_stream(head):
+            await self.transfer.peek(connection, most)
             reader = connection.reader
-            attempt.found |= content.by_body(head, reader.hold_body(), complete=reader.complete)
+            if content is not None:
+                attempt.found |= content.by_body(head, reader.hold_body(), complete=reader.complete)
 
     def _count_on_budget(self, retry: RetryPolicy | None) -> None:
         """A first attempt earns a part of a retry. Of a request that is a retry of somebody in front, it is one."""
@@ -666,6 +676,9 @@ class Exchange:
             if complete:
                 self.transfer.end_record(whole=True)
         fields = self._response_fields(plan, head)
+        if request.keeper is not None:
+            whole_body = bytes(body) if reader.complete and not reader.trailers else None
+            request.keeper.keep(status, fields, whole_body, whole=self.transfer.upload_done)
         sized = head.content_length is not None or status in (204, 304) or request.method == "HEAD"
         if not complete:
             client.start_response(request, status, fields, body, sized=sized, complete=False)
@@ -823,6 +836,8 @@ class Exchange:
         if self._plan is not None and self._plan.limit is not None:
             fields += self._plan.limit.answer_fields(request)
         self._status = reply.status
+        if request.keeper is not None and request.keeper.reached:
+            request.keeper.keep(reply.status, fields, reply.body, whole=self.transfer.upload_done)
         self.client.start_response(request, reply.status, fields, body, sized=True, complete=True)
         await self.client.drained(self.client.limits.body_timeout)
 

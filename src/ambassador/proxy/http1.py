@@ -23,6 +23,8 @@ from ambassador.proxy.transfer import ClientGone
 from ambassador.proxy.wire import READ_SIZE, SCRATCH, Wire
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ambassador.messages import Fields, Request
     from ambassador.proxy.forwarding import Peer
     from ambassador.proxy.lane import Link, Strand
@@ -45,7 +47,7 @@ class ClientConnection(Wire):
 
     __slots__ = (
         "_chunked", "_served", "answered", "close_after", "holding", "idle", "known_heads", "limits", "listener", "peer", "raw_left", "reader",
-        "rest_until", "strand",
+        "rest_until", "stays", "strand",
     )  # fmt: skip
 
     def __init__(self, link: Link, listener: Listener, peer: Peer) -> None:
@@ -70,6 +72,8 @@ class ClientConnection(Wire):
         """Between two requests."""
         self.rest_until = inf
         """The present request has no time for more."""
+        self.stays = False
+        """The present request goes on even if the client leaves, since the answer is kept for its repeat."""
 
     async def serve(self) -> None:
         """Answer requests until the connection ends. Never raises but for cancellation."""
@@ -99,7 +103,7 @@ class ClientConnection(Wire):
     async def _carry_out(self, exchange: Exchange) -> bool:
         """Run an exchange. Whether the connection goes on after it. Reads the rest of a small body; takes turns."""
         request = exchange.request
-        self.answered = False
+        self.answered = self.stays = False
         self._served += 1
         limit = self.limits.requests_per_connection
         self.close_after = (
@@ -138,13 +142,17 @@ class ClientConnection(Wire):
         """The flags of `link` that mean that the client has left the request. A FIN inside it is met by who reads its
         body.
         """
+        if self.stays:
+            return 0
         return self.listener.gone if request.complete else BROKEN
 
     def leaving(self, request: Request) -> int:
         """What to wait for with `link.interest` besides a wait's own end, while nobody reads the request's body: a
         client that may have left. `check_presence` says whether it has.
         """
-        return self.listener.gone if request.complete else HANGUP
+        if request.complete:
+            return self.gone(request)
+        return HANGUP
 
     def check_presence(self, request: Request) -> None:
         """Raises `ClientGone` if the client has left the request. Call it before each wait and after it.
@@ -172,9 +180,10 @@ class ClientConnection(Wire):
             if link.lane.now >= self.rest_until:
                 raise TimedOut
             until = self.rest_until
-        gone = (
-            self.listener.gone if self.reader.at_rest else BROKEN
-        )  # a FIN inside a body is met by its reader
+        if self.stays:
+            gone = 0
+        else:  # a FIN inside a body is met by its reader
+            gone = self.listener.gone if self.reader.at_rest else BROKEN
         if not link.ready & gone:
             link.interest = gone
             try:
@@ -245,6 +254,46 @@ class ClientConnection(Wire):
         if request.error is not None:
             raise request.error
         return count is not None
+
+    async def read_body(self, request: Request, take: Callable[[bytes], bool]) -> None:
+        """Have `take` see the request's body, piece by piece, until it has seen all or says False. For a request that
+        is not forwarded.
+
+        Raises `ClientGone`, `RequestTimeout`, `TimedOut` at `rest_until`, and what is wrong with the body.
+        """
+        if request.expects_continue:
+            self.send_continue(request)
+        pace = None if self.limits.min_rate is None else Pace(self.limits.min_rate)
+        seen = reads = 0
+        while True:
+            for piece in request.body:
+                seen += len(piece)
+                if not take(piece):
+                    return
+            request.body.clear()
+            if request.complete:
+                return
+            if request.error is not None:
+                raise request.error
+            if not self.link.ready & (READ | HANGUP) or not self.fill(request):
+                await self._wait_for_body(pace, seen)
+                continue
+            reads += 1
+            if reads % _PIPELINED_PER_TURN == 0:
+                await self.strand.pause()
+
+    async def _wait_for_body(self, pace: Pace | None, seen: int) -> None:
+        """Wait until more of a body can be read, of which so many bytes were seen."""
+        lane, too_late = self.link.lane, RequestTimeout("the request's body did not come in time")
+        since = lane.now
+        try:
+            await self.strand.readable(self.link, min(since + self.limits.body_timeout, self.rest_until))
+        except TimedOut:
+            if lane.now >= self.rest_until:
+                raise
+            raise too_late from None
+        if pace is not None and pace.is_too_slow(lane.now - since, seen):
+            raise too_late
 
     def read_raw(self, size: int) -> int | None:
         """Up to `size` bytes of a body of known length into `SCRATCH`. None: nothing there. Raises `ClientGone`."""

@@ -153,6 +153,8 @@ class Transfer:
         else:
             self.upload_done = False
             connection.start(self._client.strand, head, body, None)
+        if request.keeper is not None and not connection.untouched:
+            request.keeper.reached = True
 
     async def until_head(self, connection: Http1Connection) -> None:
         """Wait for the head of the answer, and move the request's body on if it is still on its way.
@@ -168,7 +170,7 @@ class Transfer:
         if not self.upload_done or connection.blocked is not None or connection.write_failed:
             return await self._until_head_streaming(connection)
         client_link, link = client.link, connection.link
-        client_interest = client.listener.gone
+        client_interest = client.gone(self._request)
         deadline = min(self.head_at, self.sent_at + self.patience_s)
         while reader.head is None:
             if link.ready & (READ | HANGUP) and connection.receive():
@@ -250,6 +252,8 @@ class Transfer:
         data = request.body[0] if len(request.body) == 1 else b"".join(request.body)
         request.body.clear()
         self.bytes_in += len(data)
+        if request.keeper is not None:
+            request.keeper.see(data)
         if self.replayable:
             retry = self._plan.retry
             if self.bytes_in > (_REPLAY_BYTES if retry is None else retry.buffer):
@@ -278,6 +282,8 @@ class Transfer:
         count = client.read_raw(min(self._raw_in, READ_SIZE))
         if count is None:
             return False
+        if self._request.keeper is not None:
+            self._request.keeper.see(SCRATCH[:count])
         connection.write_body(SCRATCH[:count])
         self._raw_in = client.raw_left = self._raw_in - count
         self.bytes_in += count

@@ -23,7 +23,7 @@ import msgspec
 from ambassador.state.protocol import VERSION, Answer, Event, Operation
 
 LONGEST: Final = 16 * 1024 * 1024
-"""Of a frame, in bytes, its length not counted: 250 of the longest values; a larger number is a framing error."""
+"""Of a frame, in bytes, its length not counted: 204 of the longest values; a larger number is a framing error."""
 
 MOST_OPERATIONS: Final = 200
 """Of a frame: so one takes half a millisecond of the supervisor's loop, and 200 of the longest values fit into it."""

@@ -33,8 +33,8 @@ import msgspec
 VERSION: Final = 1
 EPOCH_S: Final = 0.5
 """Demand is told and summed over epochs of this length: a worker tells its own once in each."""
-MAX_VALUE_BYTES: Final = 64 * 1024
-"""The longest value of `Put` and `Token`."""
+MAX_VALUE_BYTES: Final = 80 * 1024
+"""The longest value of `Put` and `Token`: an answer's body of 64 KiB, and its head."""
 MAX_KEY_BYTES: Final = 200
 """The longest key, in UTF-8. Longer ones are hashed by who makes them."""
 SETTLING_US: Final = 400_000

@@ -319,9 +319,10 @@ class RetryPolicy:
         else:
             self.budget = RetryBudget(percent=percent, min_per_second=min_per_second)
 
-    def minds(self, found: frozenset[str]) -> bool:
-        """Whether an answer that met these content conditions is a failure of kind `content`."""
-        return bool(found) and (self._any_content or not found.isdisjoint(self._contents))
+    def reason(self, status: str, found: frozenset[str]) -> str:
+        """What `allows` is to be asked of an answer with this status, as text, that met these content conditions."""
+        minds = found and (self._any_content or not found.isdisjoint(self._contents))
+        return CONTENT if minds else status
 
     def allows(self, reason: str, method: str, *, keyed: bool) -> bool:
         """Whether a failure of this kind (`KINDS`, or a status as text) may be tried again for this request.

@@ -1,0 +1,442 @@
+"""Idempotency: a request that is repeated with its key gets the answer of the first, and is carried out once.
+
+Phase ADMIT, the last of it: whoever is refused before uses up no key. What a key stands for is a named value of the
+fleet's store, changed by compare-and-set: first a *mark* that the request is in flight, then a *record* of its answer.
+One round trip before the request goes up, one after its answer is there; requests without a key meet a look-up.
+
+Source: draft-ietf-httpapi-idempotency-key-header (409 while the first is in flight, 422 for another request with the
+key, the first's result for a repeat, "success or an error"), and Stripe's API, which keeps the answer "regardless of
+whether it succeeds or fails" once the work has begun, and none where it has not. So
+- an upstream's answer is the record, whatever its status;
+- what the ambassador itself says after bytes have gone up (a timeout, a reset) is one too: whether the work was done is
+  not known, and a repeat must not do it again;
+- where nothing has gone up, the mark is taken away: the key is as good as new.
+
+The rules that hold here
+- A name in the store is a hash of route, credential and key: nobody is given another's answer, and no key is stored.
+- A mark lives MARK_S and is renewed; after a worker's death the key is free that much later at most. A client that
+  leaves does not end its request: the answer is what its repeat will ask for.
+- Bodies are digested as they stream. A record knows how much of the body that was, so an answer that came before the
+  body's end is compared by the part that was seen.
+- Nothing that is asked of the store twice may count twice: a put whose answer was lost is recognised by its value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Iterator
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+import msgspec
+
+from ambassador.errors import AlreadyDone, KeyInUse, KeyReused, StateUnavailable
+from ambassador.messages import Reply
+from ambassador.proxy.lane import Timer
+from ambassador.settings import BytesOrNone, MatchHeader, Seconds, Section
+from ambassador.state.protocol import MAX_VALUE_BYTES, Get, Named, Put
+
+if TYPE_CHECKING:
+    from ambassador.messages import Fields, Request, Waiter
+    from ambassador.proxy.lane import Timer as LaneTimer
+    from ambassador.state.protocol import Answer
+    from ambassador.state.scope import Scope
+
+MARK_S: Final = 15.0
+"""How long a mark is good for without being renewed: twice the pause after which a worker that stalls is replaced, and
+more, so that a slow worker does not lose it."""
+RENEW_S: Final = 5.0
+MOST_BYTES: Final = 64 * 1024
+"""Of a body that is kept. With the fields, which have the rest of `MAX_VALUE_BYTES`."""
+_TRY_AGAIN_S: Final = 1.0
+_GIVE_UP_S: Final = 60.0
+"""A record that the store did not take is offered again each second, for so long."""
+_MOST_OFFERED: Final = 256
+"""Records that wait for a store, in each worker: 16 MiB."""
+METHODS: Final = frozenset({"POST", "PUT", "PATCH"})
+_CREDENTIALS: Final = frozenset({b"authorization", b"proxy-authorization", b"x-api-key", b"cookie"})
+_NOT_KEPT: Final = frozenset(
+    {
+        b"connection", b"content-length", b"date", b"keep-alive", b"proxy-status", b"ratelimit", b"ratelimit-policy",
+        b"transfer-encoding", b"x-ambassador-attempts", b"x-ambassador-upstream-ms", b"x-request-id",
+    }
+)  # fmt: skip
+"""Fields that are of one answer to one request: a repeat's has its own."""
+_REPLAYED: Final = (b"idempotent-replayed", b"true")
+
+
+class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Repeats of POST, PUT and PATCH with the same key get the answer of the first, from all replicas. Off unless
+    written; `{}` has every default.
+    """
+
+    header: MatchHeader = "idempotency-key"
+    """The header with the key. Requests without it are not held to anything. Keys of different credentials
+    (`authorization`, `x-api-key`, `cookie`) and of different routes are different keys."""
+
+    ttl: Seconds = 86400.0
+    """How long an answer is kept. Stripe: 24 h."""
+
+    max: BytesOrNone = MOST_BYTES
+    """The longest body that is kept; at most 64 KiB. Of a longer answer only that it was given is: a repeat is told
+    `already_done`. Answers are held back until so much of them is here."""
+
+    on_loss: Literal["refuse", "local"] = "refuse"
+    """While the store is lost, requests with a key are `state_unavailable` (`refuse`), or go by this replica's own
+    store (`local`): what other replicas carried out is not known then."""
+
+    def conflicts(self) -> Iterator[tuple[str | None, str]]:
+        """More than a store takes."""
+        if self.max > MOST_BYTES:
+            yield "max", "must be at most 64KiB"
+        if self.ttl < MARK_S:
+            yield "ttl", f"must be at least {MARK_S:.0f}s"
+
+
+# ----- what is in the store -------------------------------------------------------------------------------------------
+
+
+class Mark(msgspec.Struct, array_like=True, frozen=True, tag=0):
+    """The first request is in flight."""
+
+    head: bytes
+    """Digest of its method, host, path and query."""
+
+
+class Record(msgspec.Struct, array_like=True, frozen=True, tag=1):
+    """It was answered."""
+
+    head: bytes
+    seen: int
+    """How much of its body the digest is of."""
+    digest: bytes
+    whole: bool
+    """That was all of it."""
+    status: int
+    fields: list[tuple[bytes, bytes]]
+    body: bytes | None
+    """None: it was too long to be kept."""
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_DECODER: Final[msgspec.msgpack.Decoder[Mark | Record]] = msgspec.msgpack.Decoder(Mark | Record)
+
+
+def decode(value: bytes) -> Mark | Record | None:
+    """What a value says; None if nothing that this version knows."""
+    try:
+        return _DECODER.decode(value)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+
+
+def head_of(request: Request) -> bytes:
+    """What a repeat must have in common with the first beside its body."""
+    parts = (request.method.encode(), request.host.encode(), request.path, request.query or b"")
+    return hashlib.sha256(b"\0".join(b"%d:%b" % (len(part), part) for part in parts)).digest()[:16]
+
+
+def name_of(route: str, request: Request, key: bytes) -> str:
+    """Where the key of a request is in the store: other routes and other credentials have other places."""
+    digest = hashlib.sha256()
+    who = sorted((name.lower(), value) for name, value in request.headers if name.lower() in _CREDENTIALS)
+    parts = [route.encode(), (request.client or "").encode(), key, *(part for field in who for part in field)]
+    for part in parts:
+        digest.update(b"%d:%b" % (len(part), part))
+    return f"idempotency:{digest.hexdigest()}"
+
+
+class BodyDigest:
+    """Of the first `most` bytes of a body (None: of all of it)."""
+
+    __slots__ = ("_hash", "_most", "size")
+
+    def __init__(self, most: int | None = None) -> None:
+        self._hash = hashlib.sha256()
+        self._most = most
+        self.size = 0
+        """How much has come, more than `most` included."""
+
+    def see(self, data: bytes | memoryview) -> None:
+        """The next piece."""
+        rest = len(data) if self._most is None else max(0, self._most - self.size)
+        self._hash.update(data[:rest])
+        self.size += len(data)
+
+    def value(self) -> bytes:
+        """Of what has come."""
+        return self._hash.digest()[:16]
+
+
+# ----- a repeat -------------------------------------------------------------------------------------------------------
+
+
+class Repeat(Reply):
+    """The first's answer for a repeat, once its body has been compared: `see` it, then `check`."""
+
+    __slots__ = ("_digest", "_record")
+
+    def __init__(self, record: Record) -> None:
+        super().__init__(record.status, [*record.fields, _REPLAYED], record.body or b"")
+        self._record = record
+        self._digest = BodyDigest(record.seen)
+
+    def see(self, data: bytes) -> bool:
+        """A piece of the repeat's body. False: no more is needed."""
+        self._digest.see(data)
+        return self._digest.size <= self._record.seen
+
+    def check(self) -> None:
+        """Raises `KeyReused` if the body was another one, `AlreadyDone` if there is no answer to give."""
+        record, size = self._record, self._digest.size
+        if self._digest.value() != record.digest or (
+            size > record.seen if record.whole else size < record.seen
+        ):
+            raise KeyReused("the key was used for a request with another body")
+        if record.body is None:
+            raise AlreadyDone(
+                f"the first request was answered with {record.status}; the answer was too long to be kept"
+            )
+
+
+# ----- the first ------------------------------------------------------------------------------------------------------
+
+
+class Clock(Protocol):
+    """The lane, as far as it is needed here."""
+
+    @property
+    def now(self) -> float:
+        """The time."""
+
+    def arm(self, timer: LaneTimer) -> None:
+        """Have it called at its deadline."""
+
+    def disarm(self, timer: LaneTimer) -> None:
+        """Do not."""
+
+
+class Claim(Timer):
+    """A key that a request holds, from its mark to the record of its answer. A `messages.Keeper`.
+
+    At most one operation is under way; what is wanted meanwhile is asked afterwards.
+    """
+
+    __slots__ = (
+        "_asked", "_clock", "_digest", "_give_up_at", "_head", "_name", "_policy", "_renewing", "_store", "_ttl_ms",
+        "_value", "_version", "kept", "most", "reached",
+    )  # fmt: skip
+
+    def __init__(self, policy: Idempotency, store: Scope, name: str, head: bytes, version: int) -> None:
+        super().__init__()
+        self._policy = policy
+        self._clock = policy.clock
+        self._store = store
+        self._name = name
+        self._head = head
+        self._version: int | None = version
+        """Of what is in the store; None: the key is not this request's any more."""
+        self._value = _encode(Mark(head))
+        """What is to be in the store."""
+        self._ttl_ms = round(MARK_S * 1000)
+        self._asked: bytes | None = None
+        """What is being put."""
+        self._give_up_at = 0.0
+        self._digest = BodyDigest()
+        self._renewing = True
+        self.most = policy.most
+        self.reached = False
+        """Bytes of it have gone up."""
+        self.kept = False
+        """Its answer is recorded."""
+        self._arm(RENEW_S)
+
+    # What an exchange tells
+
+    def see(self, data: bytes | memoryview) -> None:
+        """A piece of the request's body, on its way up."""
+        self._digest.see(data)
+
+    def keep(self, status: int, fields: Fields, body: bytes | None, *, whole: bool) -> None:
+        """This is the answer; None: a body that cannot be kept. `whole`: all of the request has been seen."""
+        if self.kept:
+            return
+        self.kept = True
+        self._renewing = False
+        if body is not None and len(body) > self.most:
+            body = None
+        stay = [(name, value) for name, value in fields if name.lower() not in _NOT_KEPT]
+        record = Record(self._head, self._digest.size, self._digest.value(), whole, status, stay, body)
+        value = _encode(record)
+        if len(value) > MAX_VALUE_BYTES:
+            value = _encode(msgspec.structs.replace(record, fields=[], body=None))
+        self._want(value, round(self._policy.ttl_s * 1000))
+
+    def end(self, status: int, seconds: float) -> None:  # noqa: ARG002 - what `Request.at_end` calls with
+        """The request has ended. Without an answer to keep: free the key if nothing has gone up; else the mark lives
+        out its time, since nobody knows what was done.
+        """
+        if self.kept:
+            return
+        self.kept = True
+        self._renewing = False
+        self._clock.disarm(self)
+        if not self.reached:
+            self._want(b"", 1)
+
+    # The store
+
+    def expire(self) -> None:
+        """It is time to renew the mark, or to offer the record again."""
+        if self._renewing:
+            self._arm(RENEW_S)
+        self._ask()
+
+    def _arm(self, seconds: float) -> None:
+        self.deadline = self._clock.now + seconds
+        self._clock.arm(self)
+
+    def _want(self, value: bytes, ttl_ms: int) -> None:
+        self._value, self._ttl_ms = value, ttl_ms
+        self._give_up_at = self._clock.now + _GIVE_UP_S
+        self._clock.disarm(self)
+        self._ask()
+
+    def _ask(self) -> None:
+        if self._asked is None and self._version is not None:
+            self._asked = self._value
+            self._store.ask(
+                Put(self._name, self._value, ttl_ms=self._ttl_ms, expect=self._version), self._answered
+            )
+
+    def _answered(self, answer: Answer | None) -> None:
+        asked, self._asked = self._asked, None
+        if not isinstance(answer, Named):
+            self._offer_later()
+        elif answer.done or answer.value == asked:
+            self._version = answer.version
+            if self._value != asked:
+                self._ask()
+        elif not answer.version and self._version:
+            self._version = 0  # its time was over, or the store has lost its data
+            self._ask()
+        else:
+            self._version = None
+            self._clock.disarm(self)
+
+    def _offer_later(self) -> None:
+        """The store did not take it, or perhaps it did."""
+        if not self._renewing and self._clock.now < self._give_up_at and self._policy.may_wait(self):
+            self._arm(_TRY_AGAIN_S)
+
+
+class _Question:
+    """What one request asks of a store, and waits for."""
+
+    __slots__ = ("answer", "answered", "waiter")
+
+    def __init__(self, waiter: Waiter) -> None:
+        self.waiter = waiter
+        self.answered = False
+        self.answer: Named | None = None
+        """None: the store is lost."""
+
+    def take(self, answer: Answer | None) -> None:
+        """Its answer."""
+        self.answered = True
+        self.answer = answer if isinstance(answer, Named) else None
+        self.waiter.wake()
+
+
+class Idempotency:
+    """The policy of one route. `replica` is what there is while `fleet` is lost; they may be the same."""
+
+    def __init__(self, config: Config, *, route: str, clock: Clock, fleet: Scope, replica: Scope) -> None:
+        self._route = route
+        self._header = config.header.encode()
+        self._fleet = fleet
+        self._replica = replica if config.on_loss == "local" and replica is not fleet else None
+        self.clock = clock
+        self.ttl_s = config.ttl
+        self.most = config.max
+        self._also_local_until = 0.0
+        """Until then an answer may be in the replica's store only."""
+        self._offered = 0
+        self._offered_at = 0.0
+
+    def hook(self, request: Request) -> Awaitable[Reply | None] | None:
+        """The ADMIT hook: None for requests without a key; else it takes a look into the store.
+
+        Raises `KeyInUse`, `KeyReused`, `StateUnavailable`.
+        """
+        if request.method not in METHODS:
+            return None
+        key = b",".join(value for name, value in request.headers if name.lower() == self._header)
+        if not key or request.waiter is None:
+            return None
+        return self._look(request, request.waiter, name_of(self._route, request, key))
+
+    def may_wait(self, claim: Claim) -> bool:  # noqa: ARG002 - any of them counts alike
+        """Whether one more record may wait for a store that is away."""
+        if self.clock.now >= self._offered_at + _TRY_AGAIN_S:
+            self._offered, self._offered_at = 0, self.clock.now
+        self._offered += 1
+        return self._offered <= _MOST_OFFERED
+
+    async def _look(self, request: Request, waiter: Waiter, name: str) -> Reply | None:
+        head, store = head_of(request), self._fleet
+        found = await self._mark(store, waiter, name, head)
+        if found is None and self._replica is not None:
+            store = self._replica
+            self._also_local_until = self.clock.now + self.ttl_s
+            found = await self._mark(store, waiter, name, head)
+        if found is None:
+            raise StateUnavailable("what was done with this key cannot be known now", retry_after_s=1.0)
+        if not found.done:
+            return _reply(found.value, head)
+        claim = Claim(self, store, name, head, found.version)
+        request.at_end(claim.end)
+        if self._replica is not None and store is self._fleet and self.clock.now < self._also_local_until:
+            here = await self._ask(self._replica, Get(name), waiter)
+            if here is not None and here.version:
+                return _reply(here.value, head)
+        request.keeper = claim
+        return None
+
+    async def _mark(self, store: Scope, waiter: Waiter, name: str, head: bytes) -> Named | None:
+        put = Put(name, _encode(Mark(head)), ttl_ms=round(MARK_S * 1000), expect=0)
+        return await self._ask(store, put, waiter)
+
+    async def _ask(self, store: Scope, operation: Put | Get, waiter: Waiter) -> Named | None:
+        """What the store says, which takes no longer than it does to be lost: the one wait that `state.max_wait` does
+        not end, since there is nothing else to go by. None: it is lost.
+        """
+        question = _Question(waiter)
+        left = False
+
+        def answered(answer: Answer | None) -> None:
+            if not left:
+                question.take(answer)
+            elif isinstance(operation, Put) and isinstance(answer, Named) and answer.done:
+                # Whoever asked has left: the mark is nobody's.
+                store.ask(Put(operation.name, b"", ttl_ms=1, expect=answer.version))
+
+        store.ask(operation, answered)
+        try:
+            while not question.answered:
+                await waiter.rest(self.clock.now + _TRY_AGAIN_S)
+        except BaseException:
+            left = True
+            if question.answer is not None:
+                answered(question.answer)
+            raise
+        return question.answer
+
+
+def _reply(value: bytes, head: bytes) -> Reply:
+    """What a key that is there already means for a request with this head."""
+    found = decode(value)
+    if found is not None and found.head != head:
+        raise KeyReused("the key was used for another request")
+    if isinstance(found, Record):
+        return Repeat(found)
+    raise KeyInUse("the first request with this key is in flight", retry_after_s=1.0)

@@ -1,0 +1,727 @@
+"""Requests that are repeated with their key: carried out once, whoever asks and whatever the store suffers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from ambassador.errors import AlreadyDone, KeyReused
+from ambassador.messages import Request
+from ambassador.proxy.policies.idempotency import (
+    MARK_S,
+    BodyDigest,
+    Claim,
+    Config,
+    Idempotency,
+    Mark,
+    Record,
+    Repeat,
+    decode,
+    head_of,
+    name_of,
+)
+from ambassador.state.protocol import Get, Named, Put
+from ambassador.state.scope import Scopes
+from tests.proxy.harness import Origin, Plane, Talk, a_plane, config, finished, until, unused_port
+from tests.proxy.stores import SharedStore
+
+CREATED = b"HTTP/1.1 201 Created\r\nLocation: /1\r\nSet-Cookie: a=b\r\ncontent-length: 4\r\n\r\nmade"
+BROKEN = b"HTTP/1.1 500 No\r\ncontent-length: 2\r\n\r\nno"
+ROUTE = {"idempotency": "{}", "retry": "off"}
+
+
+def post(
+    key: str = "k", body: bytes = b"pay", path: str = "/", *fields: str, length: int | None = None
+) -> bytes:
+    lines = "".join(f"{field}\r\n" for field in (f"idempotency-key: {key}", *fields))
+    size = len(body) if length is None else length
+    return f"POST {path} HTTP/1.1\r\nhost: a\r\n{lines}content-length: {size}\r\n\r\n".encode() + body
+
+
+@pytest.fixture
+def origin() -> Iterator[Origin]:
+    origin = Origin()
+    yield origin
+    origin.close()
+
+
+class World:
+    """Workers with a store, and an origin that answers when it is told."""
+
+    def __init__(self, shared: SharedStore, planes: list[Plane]) -> None:
+        self.shared = shared
+        self.planes = planes
+
+    async def client(self, worker: int = 0) -> Talk:
+        return await self.planes[worker].connect()
+
+
+@asynccontextmanager
+async def a_world(
+    origin: Origin | str, workers: int = 1, scopes: list[Scopes] | None = None, **route: str
+) -> AsyncIterator[World]:
+    shared = SharedStore(workers)
+    url = origin if isinstance(origin, str) else origin.url
+    async with AsyncExitStack() as stack:
+        planes = [
+            await stack.enter_async_context(
+                a_plane(
+                    config(url, **{**ROUTE, **route}),
+                    scopes=scopes[worker] if scopes else shared.scopes_of(worker),
+                )
+            )
+            for worker in range(workers)
+        ]
+
+        async def answers() -> None:
+            while True:
+                shared.deliver()
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answers)
+            yield World(shared, planes)
+            nursery.cancel_scope.cancel()
+
+
+async def turns() -> None:
+    """Everybody else does what can be done now (the store's answers never end)."""
+    for _ in range(300):
+        await trio.lowlevel.checkpoint()
+
+
+async def problem(client: Talk) -> tuple[int, str, bytes]:
+    """Status, code and head of an answer made here."""
+    head = await client.head()
+    size = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    return int(head[9:12]), json.loads(await client.exactly(size))["code"], head.lower()
+
+
+async def carried_out(origin: Origin, body: bytes = b"pay", answer: bytes = CREATED) -> Talk:
+    talk = await origin.accept()
+    await talk.head()
+    assert await talk.exactly(len(body)) == body
+    await talk.send(answer)
+    return talk
+
+
+async def test_repeat_gets_the_answer_of_the_first_from_any_worker(origin: Origin) -> None:
+    async with a_world(origin, 2) as world:
+        one, other = await world.client(), await world.client(1)
+        await one.send(post())
+        talk = await carried_out(origin)
+        first = await one.head()
+        assert await one.exactly(4) == b"made"
+        assert b"idempotent-replayed" not in first
+        for client in (other, one):
+            await client.send(post())
+            head = await client.head()
+            assert head.startswith(b"HTTP/1.1 201")
+            assert b"Location: /1\r\nSet-Cookie: a=b\r\nidempotent-replayed: true\r\n" in head
+            assert head.count(b"x-request-id") == head.count(b"date: ") == head.count(b"content-length") == 1
+            assert await client.exactly(4) == b"made"
+        for each in (one, other, talk):
+            each.close()
+
+
+async def test_repeat_while_the_first_is_in_flight_is_told_so(origin: Origin) -> None:
+    async with a_world(origin, 2) as world:
+        one, other = await world.client(), await world.client(1)
+        await one.send(post())
+        talk = await origin.accept()
+        await talk.head()
+        await other.send(post())
+        status, code, head = await problem(other)
+        assert (status, code) == (409, "key_in_use")
+        assert b"retry-after: 1\r\n" in head
+        await talk.send(CREATED)
+        assert await one.answer() == (201, b"made")
+        await other.send(post())
+        assert await other.answer() == (201, b"made")
+        for each in (one, other, talk):
+            each.close()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        post(body=b"pax"), post(body=b"payy"), post(body=b"pa"), post(path="/b"), post(path="/?a"), post(body=b""),
+        post().replace(b"POST", b"PUT"), post().replace(b"host: a", b"host: b"),
+        b"POST / HTTP/1.1\r\nhost: a\r\nidempotency-key: k\r\ntransfer-encoding: chunked\r\n\r\n3\r\npax\r\n0\r\n\r\n",
+    ],
+)  # fmt: skip
+async def test_another_request_with_the_key_is_refused(origin: Origin, request_: bytes) -> None:
+    async with a_world(origin) as world:
+        client = await world.client()
+        await client.send(post())
+        talk = await carried_out(origin)
+        await client.answer()
+        await client.send(request_)
+        assert (await problem(client))[:2] == (422, "key_reused")
+        client.close()
+        talk.close()
+
+
+async def test_how_a_body_is_framed_does_not_matter(origin: Origin) -> None:
+    async with a_world(origin) as world:
+        client = await world.client()
+        await client.send(post())
+        talk = await carried_out(origin)
+        await client.answer()
+        await client.send(
+            b"POST / HTTP/1.1\r\nhost: a\r\nidempotency-key: k\r\ntransfer-encoding: chunked\r\n\r\n1\r\np\r\n"
+        )
+        await turns()
+        await client.send(b"2\r\nay\r\n0\r\n\r\n")
+        assert await client.answer() == (201, b"made")
+        client.close()
+        talk.close()
+
+
+@pytest.mark.parametrize(
+    "fields", [["authorization: Bearer other"], ["x-api-key: other"], ["cookie: id=other"]]
+)
+async def test_other_credentials_have_other_keys(origin: Origin, fields: list[str]) -> None:
+    async with a_world(origin) as world:
+        client = await world.client()
+        await client.send(post("k", b"pay", "/", "authorization: Bearer one"))
+        talk = await carried_out(origin)
+        await client.answer()
+        await client.send(post("k", b"pay", "/", *fields))
+        await talk.head()
+        await talk.exactly(3)
+        await talk.send(CREATED.replace(b"made", b"new!"))
+        assert await client.answer() == (201, b"new!")
+        client.close()
+        talk.close()
+
+
+async def test_requests_without_a_key_are_all_carried_out(origin: Origin) -> None:
+    async with a_world(origin) as world:
+        client, talk = await world.client(), None
+        for request in (post().replace(b"idempotency-key: k\r\n", b""), post().replace(b"POST", b"DELETE")):
+            for _ in range(2):
+                await client.send(request)
+                talk = talk or await origin.accept()
+                await talk.head()
+                await talk.exactly(3)
+                await talk.send(CREATED)
+                assert await client.answer() == (201, b"made")
+        assert not [each for each in world.shared.scopes[0].asked if isinstance(each, Put)]
+        client.close()
+        assert talk is not None
+        talk.close()
+
+
+async def test_an_upstreams_failure_is_the_answer(origin: Origin) -> None:
+    async with a_world(origin) as world:
+        client = await world.client()
+        await client.send(post())
+        talk = await carried_out(origin, answer=BROKEN)
+        assert await client.answer() == (500, b"no")
+        await client.send(post())
+        assert await client.answer() == (500, b"no")
+        client.close()
+        talk.close()
+
+
+async def test_what_never_went_up_uses_up_no_key() -> None:
+    async with a_world(f"http://127.0.0.1:{unused_port()}") as world:
+        client = await world.client()
+        for _ in range(2):
+            await client.send(post())
+            assert (await problem(client))[:2] == (503, "connect_failed")
+            await finished(world.planes[0])
+            await until(lambda: not world.shared.scopes[0].pending)
+            world.shared.clock.advance(0.01)
+        client.close()
+
+
+async def test_what_may_have_been_done_is_not_done_again(origin: Origin) -> None:
+    async with a_world(origin) as world:
+        client = await world.client()
+        await client.send(post())
+        talk = await origin.accept()
+        await talk.head()
+        talk.close()
+        assert (await problem(client))[:2] == (502, "upstream_reset")
+        await client.send(post())
+        status, code, head = await problem(client)
+        assert (status, code) == (502, "upstream_reset")
+        assert b"idempotent-replayed: true" in head
+        client.close()
+
+
+async def test_answer_that_is_too_long_is_only_known(origin: Origin) -> None:
+    async with a_world(origin, idempotency="{max: 10B}") as world:
+        client = await world.client()
+        long = b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n" + b"x" * 200_000
+        await client.send(post())
+
+        async def give() -> None:
+            (await carried_out(origin, b"pay", long)).close()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(give)
+            assert (await client.answer())[1] == b"x" * 200_000
+        await client.send(post())
+        assert (await problem(client))[:2] == (409, "already_done")
+        await client.send(post(body=b"pax"))
+        assert (await problem(client))[:2] == (422, "key_reused")
+        client.close()
+
+
+async def test_answer_in_chunks_is_kept(origin: Origin) -> None:
+    async with a_world(origin) as world:
+        client = await world.client()
+        await client.send(post())
+        head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+        talk = await carried_out(origin, answer=head + b"4\r\nmade\r\n0\r\n\r\n")
+        await client.head()
+        assert await client.exactly(14) == b"4\r\nmade\r\n0\r\n\r\n"
+        await client.send(post())
+        assert await client.answer() == (200, b"made")
+        client.close()
+        talk.close()
+
+
+async def test_client_that_leaves_finds_its_answer_when_it_comes_back(origin: Origin) -> None:
+    async with a_world(origin) as world:
+        client = await world.client()
+        await client.send(post())
+        talk = await origin.accept()
+        await talk.head()
+        await talk.exactly(3)
+        client.reset()
+        await turns()
+        await talk.send(CREATED[:-1])
+        await turns()
+        await talk.send(CREATED[-1:])
+        await finished(world.planes[0])
+        again = await world.client()
+        await again.send(post())
+        assert await again.answer() == (201, b"made")
+        again.close()
+        talk.close()
+
+
+async def test_client_that_leaves_before_its_mark_is_there_frees_the_key(origin: Origin) -> None:
+    shared = SharedStore(1)
+    async with a_plane(config(origin.url, **ROUTE), scopes=shared.scopes_of(0)) as plane:
+        client = await plane.connect()
+        await client.send(post())
+        await until(lambda: shared.scopes[0].pending)
+        client.reset()
+        await finished(plane)
+        shared.deliver()
+        shared.clock.advance(0.01)
+        name = next(each.name for each in shared.scopes[0].asked if isinstance(each, Put))
+        found = shared.store.perform(Get(name), shared.clock.now_us)
+        assert isinstance(found, Named)
+        assert found.version == 0
+
+
+async def test_body_of_any_size_is_digested_as_it_passes(origin: Origin) -> None:
+    body = bytes(range(256)) * 4000
+    async with a_world(origin) as world:
+        client = await world.client()
+
+        async def upload(data: bytes) -> None:
+            await client.send(post(body=data))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(upload, body)
+            talk = await carried_out(origin, body)
+            assert await client.answer() == (201, b"made")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(upload, body)
+            assert await client.answer() == (201, b"made")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(upload, body[:-1] + b"x")
+            assert (await problem(client))[:2] == (422, "key_reused")
+        client.close()
+        talk.close()
+
+
+async def test_early_answer_is_compared_by_what_was_seen(origin: Origin) -> None:
+    async with a_world(origin) as world:
+        client = await world.client()
+        await client.send(post(body=b"abc", length=6))
+        talk = await origin.accept()
+        await talk.head()
+        await talk.exactly(3)
+        await talk.send(CREATED)
+        assert await client.answer() == (201, b"made")
+        await client.send(b"def")
+        await finished(world.planes[0])
+        again = await world.client()
+        await again.send(post(body=b"abcxyz"))
+        assert await again.answer() == (201, b"made")
+        await again.send(post(body=b"abxdef"))
+        assert (await problem(again))[:2] == (422, "key_reused")
+        for each in (client, again, talk):
+            each.close()
+
+
+async def test_cancellation_while_a_mark_is_waited_for_leaves_nothing(origin: Origin) -> None:
+    shared = SharedStore(1)
+    async with a_plane(config(origin.url, **ROUTE), scopes=shared.scopes_of(0)) as plane:
+        client = await plane.connect()
+        await client.send(post())
+        await until(lambda: shared.scopes[0].pending)
+        plane.clients.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await until(lambda: plane.service.connections == 0)
+        shared.deliver()
+        client.close()
+
+
+# ----- the store is lost ----------------------------------------------------------------------------------------------
+
+
+async def test_lost_store_refuses(origin: Origin) -> None:
+    async with a_world(origin) as world:
+        world.shared.scopes[0].go_down()
+        client = await world.client()
+        await client.send(post())
+        assert (await problem(client))[:2] == (503, "state_unavailable")
+        await client.send(post().replace(b"idempotency-key: k\r\n", b""))
+        talk = await carried_out(origin)
+        assert await client.answer() == (201, b"made")
+        client.close()
+        talk.close()
+
+
+async def test_replicas_own_store_takes_over(origin: Origin) -> None:
+    fleet, replica = SharedStore(1), SharedStore(1)
+    scopes = Scopes(fleet.scopes[0], replica.scopes[0])
+    text = "state: redis://127.0.0.1:1\n" + config(origin.url, **{**ROUTE, "idempotency": "{on_loss: local}"})
+    async with a_plane(text, scopes=scopes) as plane:
+
+        async def answers() -> None:
+            while True:
+                fleet.deliver()
+                replica.deliver()
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answers)
+            fleet.scopes[0].go_down()
+            client = await plane.connect()
+            await client.send(post())
+            talk = await carried_out(origin)
+            assert await client.answer() == (201, b"made")
+            await client.send(post())
+            assert await client.answer() == (201, b"made")
+            fleet.scopes[0].come_up()
+            await client.send(post())  # what was done meanwhile is still known here
+            assert await client.answer() == (201, b"made")
+            client.close()
+            talk.close()
+            nursery.cancel_scope.cancel()
+
+
+# ----- parts ----------------------------------------------------------------------------------------------------------
+
+
+def a_request(method: str = "POST", path: bytes = b"/", **fields: str) -> Request:
+    request = Request(
+        method, path, [(name.replace("_", "-").encode(), text.encode()) for name, text in fields.items()], 1
+    )
+    request.path, request.host = path, "a"
+    return request
+
+
+def test_names_tell_nothing_and_differ() -> None:
+    names = {
+        name_of("r", a_request(), b"key"),
+        name_of("s", a_request(), b"key"),
+        name_of("r", a_request(), b"kez"),
+        name_of("r", a_request(authorization="key"), b""),
+        name_of("r", a_request(authorization="x"), b"key"),
+        name_of("r", a_request(cookie="x"), b"key"),
+        name_of("r", a_request(cookie="x", authorization="x"), b"key"),
+    }
+    assert len(names) == 7
+    assert not [name for name in names if "key" in name.removeprefix("idempotency:")]
+    assert name_of("r", a_request(accept="x"), b"key") in names
+
+
+def test_heads_differ_by_method_path_query_and_host() -> None:
+    requests = [a_request(), a_request("PUT"), a_request(path=b"/b"), a_request(), a_request()]
+    requests[3].query, requests[4].host = b"", "b"
+    requests.append(a_request())
+    requests[5].query = b"x"
+    assert len({head_of(request) for request in requests}) == 5  # no query, and an empty one, are one
+
+
+@pytest.mark.parametrize("value", [b"", b"\xc1", b"\x91\x07", b"\x90" * 3000])
+def test_value_that_nobody_understands_counts_as_in_flight(value: bytes) -> None:
+    assert decode(value) is None
+
+
+@given(st.binary(max_size=40), st.lists(st.integers(0, 40), max_size=5), st.integers(0, 45))
+def test_digest_does_not_depend_on_the_pieces(body: bytes, cuts: list[int], most: int) -> None:
+    whole, pieces = BodyDigest(), BodyDigest(most)
+    whole.see(body[:most])
+    edges = sorted({0, len(body), *(cut for cut in cuts if cut < len(body))})
+    for start, end in itertools.pairwise(edges):
+        pieces.see(memoryview(body)[start:end])
+    assert pieces.value() == whole.value()
+    assert pieces.size == len(body)
+
+
+@given(st.binary(max_size=12), st.binary(max_size=12), st.booleans())
+def test_repeat_is_the_same_request_or_refused(first: bytes, second: bytes, whole: bool) -> None:
+    digest = BodyDigest()
+    digest.see(first)
+    repeat = Repeat(Record(b"h", len(first), digest.value(), whole, 200, [], b"x"))
+    for at in range(len(second)):
+        if not repeat.see(second[at : at + 1]):
+            break
+    same = second == first if whole else second.startswith(first)
+    if same:
+        repeat.check()
+    else:
+        with pytest.raises(KeyReused):
+            repeat.check()
+
+
+def test_repeat_without_a_body_to_give() -> None:
+    with pytest.raises(AlreadyDone, match="answered with 201"):
+        Repeat(Record(b"h", 0, BodyDigest().value(), True, 201, [], None)).check()
+
+
+# ----- one claim, whatever its store does -----------------------------------------------------------------------------
+
+
+class Lane:
+    """A clock with timers."""
+
+    def __init__(self, shared: SharedStore) -> None:
+        self._time = shared.time
+
+    @property
+    def now(self) -> float:
+        return self._time.now
+
+    def arm(self, timer: object) -> None:
+        self._time.arm(timer)
+
+    def disarm(self, timer: object) -> None:
+        if timer in self._time.timers:
+            self._time.timers.remove(timer)
+
+
+class OneClaim(RuleBasedStateMachine):
+    """A claim whose store loses questions and answers, goes away and comes back, and lets time pass.
+
+    While its request is in flight the mark is never away for longer than a store was; once its answer was kept and the
+    store answers, the record is there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = SharedStore(1)
+        self.scope = self.shared.scopes[0]
+        policy = Idempotency(
+            Config(), route="r", clock=Lane(self.shared), fleet=self.scope, replica=self.scope
+        )
+        put = Put("n", b"\x92\x00\xc4\x01h", ttl_ms=15_000, expect=0)
+        named = self.shared.store.perform(put, self.shared.clock.now_us)
+        assert isinstance(named, Named)
+        self.claim = Claim(policy, self.scope, "n", b"h", named.version)
+        self.over = False
+        self.well = True
+        """No answer was lost, and nothing took long, since the beginning."""
+        self.lost_s = 0.0
+
+    def found(self) -> Mark | Record | None:
+        named = self.shared.store.perform(Get("n"), self.shared.clock.now_us)
+        assert isinstance(named, Named)
+        return decode(named.value) if named.version else None
+
+    @rule(seconds=st.sampled_from([0.5, 1.0, 2.5, 5.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.shared.advance(seconds)
+        self.shared.deliver()
+
+    @rule(lose=st.booleans())
+    def harm_one(self, lose: bool) -> None:
+        (self.scope.lose if lose else self.scope.drop)()
+
+    @rule()
+    def keep(self) -> None:
+        if not self.over:
+            self.over = True
+            self.claim.keep(200, [(b"a", b"b"), (b"date", b"x")], b"ok", whole=True)
+
+    @invariant()
+    def holds(self) -> None:
+        found = self.found()
+        assert isinstance(found, Mark | Record | None)
+        if isinstance(found, Record):
+            assert self.over
+            assert (found.status, found.fields, found.body) == (200, [(b"a", b"b")], b"ok")
+
+    def teardown(self) -> None:
+        """Nothing is lost any more: the record is there at last, or the mark is held."""
+        self.scope._lost = self.scope._dropped = 0
+        if not self.over:
+            for _ in range(10):
+                self.pass_time(5.0)
+            assert isinstance(self.found(), Mark)
+            self.keep()
+        for _ in range(5):
+            self.pass_time(1.0)
+        assert isinstance(self.found(), Record)
+
+
+TestOneClaim = OneClaim.TestCase
+
+
+def a_claim(shared: SharedStore, config: Config | None = None) -> Claim:
+    scope = shared.scopes[0]
+    policy = Idempotency(
+        config or Config(), route="r", clock=Lane(shared), fleet=scope, replica=shared.scopes[-1]
+    )
+    named = shared.store.perform(Put("n", b"m", ttl_ms=15_000, expect=0), shared.clock.now_us)
+    assert isinstance(named, Named)
+    return Claim(policy, scope, "n", b"h", named.version)
+
+
+def stored(shared: SharedStore) -> Named:
+    named = shared.store.perform(Get("n"), shared.clock.now_us)
+    assert isinstance(named, Named)
+    return named
+
+
+def test_mark_of_a_dead_worker_is_over_in_time() -> None:
+    shared = SharedStore(1)
+    a_claim(shared)
+    shared.time.timers.clear()  # it is dead
+    shared.advance(MARK_S - 1)
+    assert stored(shared).version
+    shared.advance(1.1)
+    assert not stored(shared).version
+
+
+def test_request_that_ends_before_anything_went_up_frees_its_key() -> None:
+    shared = SharedStore(1)
+    claim = a_claim(shared)
+    claim.end(503, 0.1)
+    shared.deliver()
+    shared.advance(0.01)
+    assert not stored(shared).version
+
+
+def test_request_that_ends_without_an_answer_keeps_its_key_for_a_while() -> None:
+    shared = SharedStore(1)
+    claim = a_claim(shared)
+    claim.reached = True
+    claim.end(0, 0.1)
+    shared.advance(MARK_S - 1)
+    shared.deliver()
+    assert stored(shared).version
+    shared.advance(1.1)
+    assert not stored(shared).version
+
+
+def test_claim_that_another_has_taken_over_writes_nothing() -> None:
+    shared = SharedStore(1)
+    claim = a_claim(shared)
+    other = shared.store.perform(Put("n", b"other", ttl_ms=60_000), shared.clock.now_us)
+    assert isinstance(other, Named)
+    claim.keep(200, [], b"", whole=True)
+    shared.deliver()
+    assert stored(shared).value == b"other"
+
+
+def test_store_that_has_forgotten_gets_the_record() -> None:
+    shared = SharedStore(1)
+    claim = a_claim(shared)
+    shared.time.timers.clear()
+    shared.advance(MARK_S + 1)
+    claim.keep(200, [], b"x" * 70_000, whole=True)
+    shared.deliver()
+    found = decode(stored(shared).value)
+    assert isinstance(found, Record)
+    assert found.body is None
+
+
+def test_head_that_is_too_long_is_not_kept() -> None:
+    shared = SharedStore(1)
+    claim = a_claim(shared)
+    claim.keep(200, [(b"a", b"x" * 30_000)], b"x" * 60_000, whole=True)
+    shared.deliver()
+    found = decode(stored(shared).value)
+    assert isinstance(found, Record)
+    assert (found.body, found.fields) == (None, [])
+
+
+async def test_repeat_whose_body_does_not_come_is_given_up(
+    origin: Origin, mock_clock: trio.testing.MockClock
+) -> None:
+    async with a_world(origin) as world:
+        client = await world.client()
+        await client.send(post())
+        talk = await carried_out(origin)
+        assert await client.answer() == (201, b"made")
+        await client.send(post(body=b"pa", length=3))
+        await turns()
+        mock_clock.jump(31)
+        assert (await problem(client))[:2] == (408, "request_timeout")
+        client.close()
+        talk.close()
+
+
+async def test_repeat_whose_client_leaves_inside_its_body_leaves_nothing(origin: Origin) -> None:
+    async with a_world(origin) as world:
+        client = await world.client()
+        await client.send(post())
+        talk = await carried_out(origin)
+        assert await client.answer() == (201, b"made")
+        await client.send(post(body=b"pa", length=3))
+        await turns()
+        client.reset()
+        await finished(world.planes[0])
+        talk.close()
+
+
+async def test_repeat_that_waits_to_be_asked_for_its_body_is_asked(origin: Origin) -> None:
+    async with a_world(origin) as world:
+        client = await world.client()
+        await client.send(post())
+        talk = await carried_out(origin)
+        assert await client.answer() == (201, b"made")
+        await client.send(post("k", b"", "/", "expect: 100-continue", length=3))
+        assert await client.head() == b"HTTP/1.1 100 Continue\r\n\r\n"
+        await client.send(b"pay")
+        assert await client.answer() == (201, b"made")
+        client.close()
+        talk.close()
+
+
+async def test_stream_is_passed_on_at_once_and_not_kept(origin: Origin) -> None:
+    async with a_world(origin) as world:
+        client = await world.client()
+        await client.send(post())
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        talk = await carried_out(origin, answer=head + b"4\r\ndata\r\n")
+        await client.head()
+        await client.exactly(9)
+        await talk.send(b"0\r\n\r\n")
+        await client.exactly(5)
+        await client.send(post())
+        assert (await problem(client))[:2] == (409, "already_done")
+        client.close()
+        talk.close()
