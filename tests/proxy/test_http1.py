@@ -154,6 +154,76 @@ async def test_a_refusal_of_head_has_no_body(request_: bytes, status: int) -> No
         client.close()
 
 
+LARGE = 20_000_000
+UPLOAD = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % LARGE
+REFUSED_UPLOAD = UPLOAD.replace(b"host: a\r\n", b"")
+
+
+@pytest.mark.parametrize(("head", "status"), [(UPLOAD, b"200"), (REFUSED_UPLOAD, b"400")])
+async def test_an_early_answer_reaches_a_client_that_writes_all_of_its_body_first(
+    head: bytes, status: bytes
+) -> None:
+    async with a_plane(ANSWERED_HERE) as plane:
+        client = await plane.connect()
+        await client.send(head + bytes(LARGE))
+        assert (await client.rest()).startswith(b"HTTP/1.1 " + status)
+        client.close()
+        await until(lambda: plane.service.connections == 0)
+        assert plane.service.lingering == 0
+
+
+@pytest.mark.parametrize("crowded", [True, False])
+async def test_few_connections_are_read_for_long(crowded: bool) -> None:
+    async with a_plane(ANSWERED_HERE) as plane:
+        plane.service.lingering = 256 if crowded else 255
+        client = await plane.connect()
+        await client.send(UPLOAD)
+        await until(lambda: plane.counts.settlements == [2])
+        try:
+            await client.send(bytes(LARGE))
+            cut = await client.is_cut()
+        except trio.BrokenResourceError:
+            cut = True
+        assert cut is crowded
+        client.close()
+        await until(lambda: plane.service.connections == 0)
+        assert plane.service.lingering == (256 if crowded else 255)
+
+
+async def test_a_client_that_sends_nothing_more_is_read_for_five_seconds(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    async with a_plane(ANSWERED_HERE) as plane:
+        client = await plane.connect()
+        await client.send(UPLOAD)
+        assert (await client.answer())[0] == 200
+        await until(lambda: plane.service.lingering == 1)
+        for _ in range(3):
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            mock_clock.jump(4.8)
+            await client.send(b"x")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert plane.service.lingering == 1
+        mock_clock.jump(5.1)
+        await until(lambda: plane.service.connections == 0)
+        client.close()
+
+
+async def test_a_client_that_goes_on_sending_is_read_for_thirty_seconds(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    async with a_plane(ANSWERED_HERE) as plane:
+        client = await plane.connect()
+        await client.send(UPLOAD)
+        assert (await client.answer())[0] == 200
+        for _ in range(7):
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            mock_clock.jump(4.5)
+            await client.send(b"x")
+        await until(lambda: plane.service.connections == 0)
+        client.close()
+
+
 async def _connections(plane: Plane) -> list[ClientConnection]:
     await until(lambda: plane.listener.connections)
     return list(plane.listener._clients)

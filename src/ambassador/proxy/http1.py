@@ -34,6 +34,15 @@ _LOG = logging.getLogger(__name__)
 
 _LINGER_S: Final = 1.0
 _LINGER_BYTES: Final = 262144
+"""A connection that ends is read on for so long, and so many bytes, after the answer."""
+_LONG_LINGER_S: Final = 30.0
+_LONG_LINGER_SILENCE_S: Final = 5.0
+_LONG_LINGER_BYTES: Final = 64 * 1024 * 1024
+"""The same where a body is on its way: many clients write all of it before they read, and whoever closes earlier
+takes the answer from them. The times are those of nginx (`lingering_time`, `lingering_timeout`)."""
+_LONG_LINGERING: Final = 256
+"""So many connections of a worker at most: beyond, the short bounds hold."""
+_LINGER_BYTES_PER_TURN: Final = 262144
 _DRAINED_BYTES: Final = 65536
 """An unread body of at most this size is read and thrown away to keep the connection."""
 _PIPELINED_PER_TURN: Final = 16
@@ -124,7 +133,7 @@ class ClientConnection(Wire):
         if self.close_after:
             # A client that did not ask for the end may have another request on its way.
             if request.keep_alive or not request.complete or self.link.ready & READ or self.reader.requests:
-                await self._linger()
+                await self._linger(for_body=not request.complete)
             return True
         if self._served % _PIPELINED_PER_TURN == 0:
             await self.strand.pause()
@@ -449,25 +458,47 @@ class ClientConnection(Wire):
         self.close_after = True
         self.answered = False
         await Exchange.refuse(self, error)
-        await self._linger()
+        await self._linger(for_body=True)
 
-    async def _linger(self) -> None:
-        """Close so that the peer sees the answer before the reset its unread bytes would cause (RFC 9112 9.6)."""
-        link = self.link
-        if link.closed:
+    async def _linger(self, *, for_body: bool) -> None:
+        """Close so that the peer sees the answer before the reset its unread bytes would cause (RFC 9112 9.6).
+
+        `for_body`: it may be in the middle of a body.
+        """
+        if self.link.closed:
             return
-        deadline = link.lane.now + _LINGER_S
+        service = self.listener.service
+        is_long = for_body and not service.shedding and service.lingering < _LONG_LINGERING
+        service.lingering += is_long
         try:
             await self.drained(_LINGER_S)
-            link.sock.shutdown(socket.SHUT_WR)
-            discarded = 0
-            while discarded < _LINGER_BYTES:
-                count = self.read(READ_SIZE) if link.ready & (READ | HANGUP) else None
-                if count == 0:
-                    return
-                if count is None:
-                    await self.strand.readable(link, deadline)
-                else:
-                    discarded += count
+            self.link.sock.shutdown(socket.SHUT_WR)
+            if is_long:
+                await self._discard(_LONG_LINGER_BYTES, _LONG_LINGER_S, _LONG_LINGER_SILENCE_S)
+            else:
+                await self._discard(_LINGER_BYTES, _LINGER_S, _LINGER_S)
         except (OSError, TimedOut, ClientGone):
             return
+        finally:
+            service.lingering -= is_long
+
+    async def _discard(self, most: int, within_s: float, silence_s: float) -> None:
+        """Read to the end of input, but no more than `most` bytes. Raises `TimedOut` after `within_s`, and when nothing
+        comes for `silence_s`.
+        """
+        link, lane = self.link, self.link.lane
+        end = lane.now + within_s
+        discarded, turn_end = 0, _LINGER_BYTES_PER_TURN
+        while discarded < most:
+            count = self.read(READ_SIZE) if link.ready & (READ | HANGUP) else None
+            if count == 0:
+                return
+            if count is None:
+                await self.strand.readable(link, min(end, lane.now + silence_s))
+                continue
+            discarded += count
+            if discarded >= turn_end:
+                turn_end += _LINGER_BYTES_PER_TURN
+                if lane.now >= end:
+                    raise TimedOut
+                await self.strand.pause()

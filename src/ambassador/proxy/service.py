@@ -147,6 +147,7 @@ class Service:
         "draining",
         "inflight",
         "lane",
+        "lingering",
         "metrics",
         "name",
         "random",
@@ -179,6 +180,8 @@ class Service:
         """Requests that are not finished."""
         self.connections = 0
         """Client connections that are open."""
+        self.lingering = 0
+        """Connections that are read on after an early answer, until their clients have sent what they were sending."""
         self.shedding = 0.0
         """The part of the requests that is refused since the worker is overloaded."""
         self._overload = ("", False)
