@@ -460,3 +460,48 @@ async def test_what_ended_early_is_forgotten(origin: Origin, request_: bytes, an
         gc.collect()
         assert connections() == before
         nursery.cancel_scope.cancel()
+
+
+async def test_options_of_the_whole_server_need_no_route(origin: Origin) -> None:
+    async with a_plane(config(origin.url, match="{path: /a}")) as plane:
+        client = await plane.connect()
+        await client.send(b"OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\n")
+        head = await client.head()
+        assert head.startswith(b"HTTP/1.1 204 No Content\r\n")
+        assert b"\r\nallow: GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH, TRACE\r\n" in head
+        await client.send(b"OPTIONS /b HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert (await client.answer())[0] == 404
+        client.close()
+
+
+async def test_options_of_the_whole_server_go_to_a_route_that_takes_them(origin: Origin) -> None:
+    async with a_plane(config(origin.url)) as plane:
+        client = await plane.connect()
+        await client.send(b"OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\n")
+        talk = await origin.takes()
+        assert await client.answer() == (200, b"ok")
+        client.close()
+        talk.close()
+
+
+async def test_health_has_a_request_id(origin: Origin) -> None:
+    async with a_plane(config(origin.url)) as plane:
+        client = await plane.connect()
+        await client.send(b"GET /.well-known/ambassador/health HTTP/1.1\r\nx-request-id: abc\r\n\r\n")
+        assert b"\r\nx-request-id: abc\r\n" in await client.head()
+        assert await client.exactly(3) == b"ok\n"
+        await client.send(b"GET /.well-known/ambassador/health HTTP/1.1\r\n\r\n")
+        assert b"\r\nx-request-id: " in await client.head()
+        client.close()
+
+
+async def test_what_gets_no_trailers_is_promised_none(origin: Origin) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nTrailer: x-sum\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n"
+    async with a_plane(config(origin.url)) as plane:
+        for version, promised in ((b"1.0", False), (b"1.1", True)):
+            client = await plane.connect()
+            await client.send(b"GET / HTTP/%b\r\nhost: a\r\n\r\n" % version)
+            talk = await origin.takes(answer)
+            assert (b"\r\nTrailer: x-sum\r\n" in await client.head()) is promised
+            client.close()
+            talk.close()

@@ -60,7 +60,10 @@ def test_a_request_that_names_no_host_is_forwarded_without_one() -> None:
     asked = request()
     asked.authority = b""
     for ip in ("192.0.2.1", "10.1.1.1"):
-        assert [name for name, _ in Peer(ip, TRUSTED).fields(asked)] == [b"x-forwarded-for", b"x-forwarded-proto"]
+        assert [name for name, _ in Peer(ip, TRUSTED).fields(asked)] == [
+            b"x-forwarded-for",
+            b"x-forwarded-proto",
+        ]
 
 
 def test_a_unix_socket_is_believed_if_anything_is() -> None:

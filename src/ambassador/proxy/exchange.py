@@ -59,6 +59,7 @@ _OF_A_BODY: Final = frozenset({
     b"content-length", b"content-type", b"content-encoding", b"content-language", b"content-range",
 })  # fmt: skip
 """Fields that a 304 leaves out (RFC 9110 15.4.5)."""
+_ALLOW: Final = (b"allow", b"GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH, TRACE")
 _CLIENT_GONE_STATUS: Final = 499  # nginx's number for a client that left before its answer; only in the log
 
 
@@ -207,9 +208,15 @@ class Exchange:
         """Who asks for what, which route takes it, and what its ADMIT policies say."""
         request = self.request
         if request.target in HEALTH_TARGETS:
+            self.trace, request.request_id = self.service.tracer.identify(request.special)
             return self.service.health_reply(request.method)
         self._identify(request)
-        plan = self._table.locate(request)
+        try:
+            plan = self._table.locate(request)
+        except NoRoute:
+            if request.target == b"*":
+                return Reply(204, [_ALLOW])  # it asks about the server as a whole (RFC 9110 9.3.7)
+            raise
         if b"max-forwards" in request.special:
             self.max_forwards = max_forwards(request)
             if self.max_forwards == 0:
@@ -756,6 +763,8 @@ class Exchange:
         fields = [*head.passing]
         if head.status == 204 and b"content-length" in head.special:  # RFC 9110 8.6
             fields = [field for field in fields if field[0].lower() != b"content-length"]
+        if not self.request.minor:  # which gets no trailers
+            fields = [field for field in fields if field[0].lower() != b"trailer"]
         if b"date" not in head.special:
             fields.append((b"date", self.service.http_date()))
         if plan.map_location is not None and b"location" in head.special:
@@ -964,4 +973,4 @@ def _final_hop(request: Request) -> Reply:
         lines = [b"%b: %b" % field for field in request.headers if field[0].lower() not in hidden]
         head = b"TRACE %b HTTP/1.%d\r\n" % (request.target, request.minor)
         return Reply(200, [(b"content-type", b"message/http")], head + b"\r\n".join(lines) + b"\r\n\r\n")
-    return Reply(200, [(b"allow", b"GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH, TRACE")])
+    return Reply(200, [_ALLOW])
