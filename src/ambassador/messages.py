@@ -156,6 +156,7 @@ class ResponseHead:
         "keep_alive",
         "lines",
         "passing",
+        "reason",
         "special",
         "start",
         "status",
@@ -164,6 +165,8 @@ class ResponseHead:
     def __init__(self, status: int, headers: Fields) -> None:
         self.status = status
         self.headers = headers
+        self.reason = b""
+        """The reason phrase; empty where the upstream gave none."""
         self.passing: Fields = _NO_FIELDS
         self.special: dict[bytes, bytes] = {}
         self.lines: bytes | None = None

@@ -505,3 +505,34 @@ async def test_what_gets_no_trailers_is_promised_none(origin: Origin) -> None:
             assert (b"\r\nTrailer: x-sum\r\n" in await client.head()) is promised
             client.close()
             talk.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (b"299 Fine So Far", b"299 Fine So Far"),
+        (b"200 Very \xc3\xa4 OK", b"200 Very \xc3\xa4 OK"),
+        (b"200 ", b"200 OK"),
+        (b"404", b"404 Not Found"),
+        (b"299 ", b"299 "),
+    ],
+)
+async def test_the_upstreams_reason_phrase_is_kept(origin: Origin, given: bytes, told: bytes) -> None:
+    async with a_plane(config(origin.url)) as plane:
+        client = await plane.connect()
+        talk = None
+        for more in (
+            b"",
+            b"",
+            b"",
+            b"location: /\r\n",
+        ):  # parsed, remembered, on the short way, on the long one
+            await client.send(GET)
+            talk = talk or await origin.accept()
+            await talk.head()
+            await talk.send(b"HTTP/1.1 %b\r\ndate: x\r\n%bcontent-length: 2\r\n\r\nok" % (given, more))
+            assert (await client.head()).startswith(b"HTTP/1.1 %b\r\n" % told)
+            assert await client.exactly(2) == b"ok"
+        client.close()
+        assert talk is not None
+        talk.close()

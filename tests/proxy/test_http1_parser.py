@@ -23,7 +23,7 @@ from ambassador.errors import (
 )
 from ambassador.messages import Request
 from ambassador.proxy.fields import clean_trailers
-from ambassador.proxy.http1_parser import Limits, RequestReader, ResponseReader
+from ambassador.proxy.http1_parser import Limits, RequestReader, ResponseReader, status_line
 from ambassador.proxy.path import authority_host, normalise, split_target
 from tests.proxy.odd_requests import (
     ACCEPTED,
@@ -582,3 +582,21 @@ def test_what_is_passed_on_is_read_alike_by_three_parsers(part: int) -> None:
 @given(STREAMS)
 def test_generated_requests_are_read_alike_however_they_are_cut(data: bytes) -> None:
     assert_safe_to_pass_on(data, every_cut=True)
+
+
+def test_a_reason_phrase_is_read_whole_however_it_is_cut() -> None:
+    data = b"HTTP/1.1 299 Fine So Far\r\nContent-Length: 2\r\n\r\nok"
+    for parts in cuts(data):
+        reader = ResponseReader()
+        reader.begin(for_head=False)
+        for part in parts:
+            reader.feed(part)
+        assert reader.head is not None
+        assert reader.head.reason == b"Fine So Far"
+
+
+def test_a_status_line_has_the_standard_phrase_where_none_was_given() -> None:
+    assert status_line(200) == b"HTTP/1.1 200 OK\r\n"
+    assert status_line(200, b"Yes") == b"HTTP/1.1 200 Yes\r\n"
+    assert status_line(200, b"a\x00b") == b"HTTP/1.1 200 OK\r\n"
+    assert status_line(299) == b"HTTP/1.1 299 \r\n"

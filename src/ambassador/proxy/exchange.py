@@ -688,10 +688,12 @@ class Exchange:
             request.keeper.keep(status, fields, whole_body, whole=self.transfer.upload_done)
         sized = head.content_length is not None or status in (204, 304) or request.method == "HEAD"
         if not complete:
-            client.start_response(request, status, fields, body, sized=sized, complete=False)
+            client.start_response(
+                request, status, fields, body, sized=sized, complete=False, reason=head.reason
+            )
             return await self._relay_rest(plan, connection)
         self._finish(plan, None)
-        client.start_response(request, status, fields, body, sized=sized, complete=True)
+        client.start_response(request, status, fields, body, sized=sized, complete=True, reason=head.reason)
         if client.blocked is not None or client.write_failed:
             await client.drained(client.limits.body_timeout)
 
@@ -731,16 +733,16 @@ class Exchange:
         client, request = self.client, self.request
         self._cache_note = note
         self._replayed = True
-        status, body = kept.head.status, kept.body
+        status, reason, body = kept.head.status, kept.head.reason, kept.body
         fields = self._response_fields(plan, kept.head)
         fields.append((b"age", b"%d" % kept.age_s(self.lane.now)))
         if status == 200 and is_unchanged(kept.fields, by_name(request.headers)):
-            status, body = 304, b""
+            status, reason, body = 304, b"", b""
             fields = [field for field in fields if field[0].lower() not in _OF_A_BODY]
         elif request.method == "HEAD":
             body = b""
         self._status = status
-        client.start_response(request, status, fields, body, sized=True, complete=True)
+        client.start_response(request, status, fields, body, sized=True, complete=True, reason=reason)
         if client.blocked is not None or client.write_failed:
             await client.drained(client.limits.body_timeout)
 

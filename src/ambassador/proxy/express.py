@@ -563,5 +563,5 @@ def _plain_answer(connection: Http1Connection, plan: RoutePlan) -> ResponseHead 
     ):
         return None
     if head.start is None:
-        head.start = b"%b%bx-request-id: " % (status_line(head.status), head.lines)
+        head.start = b"%b%bx-request-id: " % (status_line(head.status, head.reason), head.lines)
     return head

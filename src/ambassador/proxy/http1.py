@@ -379,11 +379,13 @@ class ClientConnection(Wire):
         *,
         sized: bool,
         complete: bool,
+        reason: bytes = b"",
     ) -> None:
         """Write a head and the body at hand.
 
         `sized`: the fields say how long the body is (or it can have none); else it is chunked for HTTP/1.1 and ends
-        with the connection for HTTP/1.0. `complete`: `body` is all of it.
+        with the connection for HTTP/1.0. `complete`: `body` is all of it. `reason`: the phrase of the status, if it
+        is not to be the standard one.
         """
         self.answered = True
         self._chunked = False
@@ -403,7 +405,7 @@ class ClientConnection(Wire):
             fields.append((b"connection", b"keep-alive"))
         if complete and self._chunked:
             body = bytes(body) + b"0\r\n\r\n"
-        head = b"".join((status_line(status), b"\r\n".join(map(_join_field, fields)), b"\r\n\r\n"))
+        head = b"".join((status_line(status, reason), b"\r\n".join(map(_join_field, fields)), b"\r\n\r\n"))
         self.write_with(head, body)
 
     def write_body(self, data: bytes | memoryview) -> None:

@@ -50,8 +50,13 @@ _STATUS_LINES: Final = {
 }
 
 
-def status_line(status: int) -> bytes:
-    """The first line of an answer, ended."""
+_ODD_IN_REASON: Final = re.compile(rb"[^\t -~\x80-\xff]")
+
+
+def status_line(status: int, reason: bytes = b"") -> bytes:
+    """The first line of an answer, ended; with the standard reason phrase where the upstream gave none."""
+    if reason and not _ODD_IN_REASON.search(reason):
+        return b"HTTP/1.1 %d %b\r\n" % (status, reason)
     return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
 
 
@@ -509,13 +514,14 @@ class ResponseReader:
     """
 
     __slots__ = (
-        "_body_bytes", "_close_delimited", "_fed_after", "_for_head", "_headers", "_maybe_seen", "_parser", "_received", "body", "complete", "head",
-        "interim", "trailers",
+        "_body_bytes", "_close_delimited", "_fed_after", "_for_head", "_headers", "_maybe_seen", "_parser", "_reason", "_received", "body", "complete",
+        "head", "interim", "trailers",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self._parser: httptools.HttpResponseParser | None = None
         self._headers: Fields = []
+        self._reason = b""
         self._for_head = False
         self._close_delimited = False
         self._received = 0
@@ -679,6 +685,11 @@ class ResponseReader:
         if self.complete:
             self._fed_after = True
         self._headers = []
+        self._reason = b""
+
+    def on_status(self, reason: bytes) -> None:
+        """A piece of the reason phrase."""
+        self._reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field of the head, or a trailer."""
@@ -692,6 +703,7 @@ class ResponseReader:
         assert parser is not None
         status = parser.get_status_code()
         head = ResponseHead(status, self._headers)
+        head.reason = self._reason
         head.passing, special = RESPONSE_FIELDS.sort(self._headers)
         head.special = special
         if status < 200:

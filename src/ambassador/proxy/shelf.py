@@ -118,6 +118,7 @@ class Kept:
         if head.status != 204:
             passing.append((b"content-length", b"%d" % len(self.body)))
         self.head = ResponseHead(head.status, passing)
+        self.head.reason = head.reason
         self.head.passing = passing
         self.head.special = {**head.special, b"date": head.special.get(b"date", date)}
         self.fields = freshness.by_name(passing)
@@ -133,6 +134,7 @@ class Kept:
         """The same answer after a 304 with this head (4.3.4): its fields replace those of their names (3.2)."""
         news = {name.lower() for name, _ in head.passing} - _NOT_RENEWED
         both = ResponseHead(self.head.status, [])
+        both.reason = self.head.reason
         both.passing = [field for field in self.head.passing if field[0].lower() not in news | {b"date"}]
         both.passing += [field for field in head.passing if field[0].lower() in news]
         both.special = {name: value for name, value in self.head.special.items() if name != b"date"}
