@@ -117,3 +117,11 @@ def test_max_forwards_is_for_options_and_trace() -> None:
     for value in (b"x", b"-1", b"", b"1, 2", b"9999999999"):
         with pytest.raises(BadRequest):
             max_forwards(request("TRACE", max_forwards=value))
+
+
+@pytest.mark.parametrize(
+    ("left_s", "told"),
+    [(0.0001, b"1m"), (2.5, b"2500m"), (99_999.999, b"99999999m"), (1e5, b"100000S"), (1e12, b"99999999S")],
+)
+def test_grpc_timeout_has_eight_digits_at_most(left_s: float, told: bytes) -> None:
+    assert (b"grpc-timeout", told) in deadline_fields(request(grpc_timeout=b"1H"), left_s, 1e9)

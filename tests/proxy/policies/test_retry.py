@@ -95,6 +95,18 @@ def test_budget_without_a_floor_begins_empty() -> None:
     assert not budget.withdraw(100.0)
 
 
+def test_retries_from_in_front_are_spent_of_the_budget() -> None:
+    budget = RetryBudget(percent=0.2, min_per_second=1.0)
+    for _ in range(50):
+        budget.deposit(100.0)
+    for _ in range(15):
+        budget.spend(100.0)
+    assert spend(budget, 100.0) == 5
+    budget.spend(100.0)
+    assert spend(budget, 100.0) == 0
+    assert spend(budget, 110.1) == 10
+
+
 def test_budget_remembers_ten_seconds() -> None:
     budget = RetryBudget(percent=0.5, min_per_second=0.0)
     for _ in range(10):
@@ -170,6 +182,14 @@ def test_shared_budget_lets_one_worker_spend_what_others_have_earned() -> None:
         shared.advance(0.1)
         shared.deliver()
     assert 10 <= spent <= 20  # of the 20 that were earned the last two seconds' are kept
+
+
+def test_retries_from_in_front_are_spent_of_what_a_shared_budget_has_earned() -> None:
+    shared, (budget,) = shared_budgets(1, floor=0.0)
+    for _ in range(10):
+        budget.deposit(shared.time.now)
+    budget.spend(shared.time.now)
+    assert [budget.withdraw(shared.time.now) for _ in range(2)] == [True, False]
 
 
 def test_shared_budget_without_a_store_is_the_workers_part_of_the_floor() -> None:
