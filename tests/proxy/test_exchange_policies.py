@@ -172,6 +172,7 @@ BOTH_WAYS = {
         {"upstream": "breaker: {scope: endpoint, consecutive: 3}", "route": "breaker: {consecutive: 2, scope: route}"},
         [PLAIN, b"HTTP/1.1 what\r\n\r\n"], [200] + [502] * 2 + [503] * 5,
     ),
+    "idempotency without a key": ({"route": "idempotency: {}"}, [PLAIN], [200] * 8),
     "cool-down": (
         {"upstream": "cooldown: upstream"},
         [PLAIN, b"HTTP/1.1 429 No\r\ndate: x\r\nretry-after: 60\r\ncontent-length: 0\r\n\r\n"],

@@ -29,6 +29,7 @@ from ambassador.proxy.policies.idempotency import (
     head_of,
     name_of,
 )
+from ambassador.state.memory import MemoryStore
 from ambassador.state.protocol import Get, Named, Put
 from ambassador.state.scope import Scopes
 from tests.proxy.harness import Origin, Plane, Talk, a_plane, config, finished, until, unused_port
@@ -666,6 +667,17 @@ def test_head_that_is_too_long_is_not_kept() -> None:
     found = decode(stored(shared).value)
     assert isinstance(found, Record)
     assert (found.body, found.fields) == (None, [])
+
+
+def test_store_without_room_still_learns_that_it_was_done() -> None:
+    shared = SharedStore(1)
+    shared.store = MemoryStore(shared.clock.now_us, max_bytes=1000)
+    claim = a_claim(shared)
+    claim.keep(201, [(b"a", b"b")], b"x" * 2000, whole=True)
+    shared.deliver()
+    found = decode(stored(shared).value)
+    assert isinstance(found, Record)
+    assert (found.status, found.body, found.fields) == (201, None, [])
 
 
 async def test_repeat_whose_body_does_not_come_is_given_up(

@@ -33,7 +33,7 @@ from ambassador.errors import AlreadyDone, KeyInUse, KeyReused, StateUnavailable
 from ambassador.messages import Reply
 from ambassador.proxy.lane import Timer
 from ambassador.settings import BytesOrNone, MatchHeader, Seconds, Section
-from ambassador.state.protocol import MAX_VALUE_BYTES, Get, Named, Put
+from ambassador.state.protocol import MAX_VALUE_BYTES, Get, Named, Put, Refused
 
 if TYPE_CHECKING:
     from ambassador.messages import Fields, Request, Waiter
@@ -222,8 +222,8 @@ class Claim(Timer):
     """
 
     __slots__ = (
-        "_asked", "_clock", "_digest", "_give_up_at", "_head", "_name", "_policy", "_renewing", "_store", "_ttl_ms",
-        "_value", "_version", "kept", "most", "reached",
+        "_asked", "_clock", "_digest", "_give_up_at", "_head", "_name", "_policy", "_renewing", "_short", "_store",
+        "_ttl_ms", "_value", "_version", "kept", "most", "reached",
     )  # fmt: skip
 
     def __init__(self, policy: Idempotency, store: Scope, name: str, head: bytes, version: int) -> None:
@@ -237,6 +237,8 @@ class Claim(Timer):
         """Of what is in the store; None: the key is not this request's any more."""
         self._value = _encode(Mark(head))
         """What is to be in the store."""
+        self._short: bytes | None = None
+        """What is to be there if there is no room for that."""
         self._ttl_ms = round(MARK_S * 1000)
         self._asked: bytes | None = None
         """What is being put."""
@@ -267,8 +269,9 @@ class Claim(Timer):
         stay = [(name, value) for name, value in fields if name.lower() not in _NOT_KEPT]
         record = Record(self._head, self._digest.size, self._digest.value(), whole, status, stay, body)
         value = _encode(record)
+        self._short = _encode(msgspec.structs.replace(record, fields=[], body=None))
         if len(value) > MAX_VALUE_BYTES:
-            value = _encode(msgspec.structs.replace(record, fields=[], body=None))
+            value = self._short
         self._want(value, round(self._policy.ttl_s * 1000))
 
     def end(self, status: int, seconds: float) -> None:  # noqa: ARG002 - what `Request.at_end` calls with
@@ -310,7 +313,11 @@ class Claim(Timer):
 
     def _answered(self, answer: Answer | None) -> None:
         asked, self._asked = self._asked, None
-        if not isinstance(answer, Named):
+        if isinstance(answer, Refused) and self._short not in (None, asked):
+            assert self._short is not None
+            self._value = self._short  # that it was done must be known, if nothing more can be
+            self._ask()
+        elif not isinstance(answer, Named):
             self._offer_later()
         elif answer.done or answer.value == asked:
             self._version = answer.version
