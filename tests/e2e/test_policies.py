@@ -46,6 +46,7 @@ def proxy(origin: Origin) -> Iterator[Ambassador]:
           cutting: {{{own}, breaker: {{{LASTING}}}}}
           streaming: {{{own}, breaker: {{{LASTING}, consecutive: 1}}}}
           probed: {{{own}, breaker: {{{LASTING}}}}}
+          saying: {{{own}, breaker: {{{LASTING}, failures: [{{json: error.code=E7}}]}}}}
           dead: {{endpoints: ["{dead}"], breaker: {{{LASTING}}}}}
         defaults: {{retry: {{attempts: 0}}}}
         routes:
@@ -55,6 +56,7 @@ def proxy(origin: Origin) -> Iterator[Ambassador]:
           - {{name: tenants, match: {{path: /tenants}}, to: origin, limit: {{rate: 5/h, burst: 5, per: "header:x-tenant"}}}}
           - {{name: quota, match: {{path: /quota}}, to: quota, retry: {{attempts: 3, when: [503], backoff: 1ms..2ms}}}}
           - {{name: failing, match: {{path: /failing}}, to: failing}}
+          - {{name: saying, match: {{path: /saying}}, to: saying}}
           - {{name: cutting, match: {{path: /cutting}}, to: cutting}}
           - {{name: streaming, match: {{path: /streaming}}, to: streaming}}
           - {{name: probed, match: {{path: /probed}}, to: probed}}
@@ -220,6 +222,21 @@ def test_breaker_opens_on_statuses_and_stays_open_when_workers_die(proxy: Ambass
     seen = len(origin.seen["/failing"])
     assert {code_of(fetch(proxy.url, "/failing")) for _ in range(8)} == {"breaker_open"}
     assert len(origin.seen["/failing"]) == seen
+
+
+def test_breaker_opens_on_what_answers_say(proxy: Ambassador, origin: Origin) -> None:
+    said = answer(b'{"error": {"code": "E7"}}')
+    origin.on("/saying", said)
+    answers = fetch_until(proxy, "/saying", "breaker_open")
+    assert {each.status for each in answers} == {200, 503}
+    assert {each.body for each in answers if each.status == 200} == {b'{"error": {"code": "E7"}}'}
+    wait_for_fleet(proxy, "saying")
+    (line,) = [
+        line
+        for line in proxy.admin_get("/metrics").decode().splitlines()
+        if 'result="content"' in line and '"saying"' in line
+    ]
+    assert int(line.rpartition(" ")[2]) == len([each for each in answers if each.status == 200])
 
 
 def test_breaker_opens_when_nobody_is_there(proxy: Ambassador) -> None:
