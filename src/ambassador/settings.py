@@ -29,7 +29,10 @@ class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Other spellings of a key, each with the key it stands for."""
 
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
-        """Combinations of good values that are wrong together: a field (None: the whole) and the problem with it."""
+        """Combinations of good values that are wrong together: a field (None: the whole) and the problem with it.
+
+        `FIELD.KEY` is a key of a mapping, `FIELD.N` an item of a list.
+        """
         return iter(())
 
 

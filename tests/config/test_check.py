@@ -69,6 +69,24 @@ def test_reachable_route_is_not_told(first: str, second: str) -> None:
     assert not shadowed(first, second)
 
 
+@pytest.mark.parametrize(
+    ("first", "is_told"),
+    [
+        ("{name: a, match: {path: /**}, respond: 999}", True),
+        ("{name: a, respond: 999}", True),
+        ("{match: {path: /**}, respond: 200}", True),
+        ("{name: a, match: {path: /**, hosts: b}, respond: 200}", False),
+        ("{name: a, match: {path: x}, respond: 200}", False),
+        ("{name: a, macth: {path: /a}, respond: 200}", False),
+        ("{name: a, respond: 200, zzzzz: {path: /a}}", False),
+    ],
+)
+def test_a_route_with_an_error_shadows_others_too(first: str, is_told: bool) -> None:
+    result = load_string(f"{HEAD}routes:\n- {first}\n- {{name: b, match: {{path: /b}}, respond: 200}}\n")
+    assert result.errors
+    assert any("is never reached: " in str(warning) for warning in result.warnings) is is_told
+
+
 def test_retry_of_other_methods_is_told() -> None:
     found = warnings("routes:\n- {name: a, to: 'http://a', retry: {methods: [GET, POST], when: reset}}\n")
     assert len(found) == 1

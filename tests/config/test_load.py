@@ -772,3 +772,25 @@ def test_impossible_idempotency_is_an_error(settings: str, problem: str) -> None
     text = f"version: 1\nlisten: 127.0.0.1:80\nroutes: [{{name: r, to: 'http://a', idempotency: {settings}}}]"
     (error,) = load_string(text).errors
     assert problem in str(error)
+
+
+def test_each_header_that_is_the_proxys_own_is_told_at_its_place() -> None:
+    result = routes(
+        """\
+        - {name: a, respond: {headers: {x: y, TE: z}}}
+        - name: b
+          to: http://b
+          headers:
+            request:
+              set: {x: y, Host: a, connection: close}
+              remove: [a, te]
+            response: {add: {Content-Length: 1}}
+        """
+    )
+    assert places(result) == [
+        (4, 39, "routes[0].respond.headers.TE"),
+        (9, 19, "routes[1].headers.request.set.Host"),
+        (9, 28, "routes[1].headers.request.set.connection"),
+        (10, 19, "routes[1].headers.request.remove[1]"),
+        (11, 22, "routes[1].headers.response.add.Content-Length"),
+    ]

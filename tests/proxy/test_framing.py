@@ -9,7 +9,8 @@ from ambassador.proxy.framing import FRAMING, refusals
 
 @pytest.mark.parametrize("name", sorted(FRAMING))
 def test_framing_is_refused_in_any_case(name: str) -> None:
-    (problem,) = refusals(["x", name.title()])
+    ((refused, problem),) = refusals(["x", name.title()])
+    assert refused == name.title()
     assert f"'{name.title()}'" in problem
 
 

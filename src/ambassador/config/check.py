@@ -25,9 +25,17 @@ IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
 
 
 def warn(
-    config: Config, routes: Sequence[Part], upstreams: dict[str, Part], document: Part | None, *, whole: bool
+    config: Config,
+    routes: Sequence[Part],
+    upstreams: dict[str, Part],
+    document: Part | None,
+    *,
+    matches: Sequence[tuple[Part, Match]],
+    whole: bool,
 ) -> None:
     """Reports the warnings at their places. `routes` are the parts of `config.routes`, in the same order.
+
+    `matches`: what each route of the files takes, in their order, those too that have errors elsewhere.
 
     `whole`: nothing of the config was left out because of errors, so that what is missing is missing.
     """
@@ -45,7 +53,7 @@ def warn(
         _warn_of_zone(config, config.upstreams[name], part)
     for name, part in upstreams.items():
         _warn_of_source(config.upstreams[name].discover, part)
-    _warn_of_shadows(config.routes, routes)
+    _warn_of_shadows(matches)
     _warn_of_secrets(document)
     if not whole:
         return
@@ -231,19 +239,22 @@ def _warn_of_secret(secret: str, part: Part, key: str) -> None:
         node.report(path, f"the variable '{where}' is not set here", level="warning")
 
 
-def _warn_of_shadows(routes: Sequence[Route], parts: Sequence[Part]) -> None:
+def _warn_of_shadows(matches: Sequence[tuple[Part, Match]]) -> None:
     index = _Shadows()
-    for number, (route, part) in enumerate(zip(routes, parts, strict=True)):
-        earlier = index.shadowing(route.match)
+    for number, (part, match) in enumerate(matches):
+        earlier = index.shadowing(match)
         if earlier is None:
-            index.add(number, route.match)
+            index.add(number, match)
             continue
-        other = routes[earlier]
-        where = f"line {other.line}" if other.file == route.file else f"{other.file}:{other.line}"
+        other, _ = matches[earlier]
+        line, file = other.node.line, other.node.source.name
+        where = f"line {line}" if file == part.node.source.name else f"{file}:{line}"
+        name = other.values.get("name")
+        who = f"route '{name}'" if isinstance(name, str) else "the route there"
         node, path = part.place("match")
         node.report(
             path,
-            f"is never reached: route '{other.name}' ({where}) takes all of its requests",
+            f"is never reached: {who} ({where}) takes all of its requests",
             level="warning",
         )
 

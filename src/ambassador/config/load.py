@@ -27,7 +27,7 @@ from ambassador.config.breakers import check_breakers
 from ambassador.config.node import LINE_BREAK, Node, Source
 from ambassador.config.problem import ConfigError, Problem, in_order
 from ambassador.config.read import BAD, Items, Part, build, merge, read
-from ambassador.config.schema import Config, Document, Endpoint, Fragment, Route, Upstream
+from ambassador.config.schema import Config, Document, Endpoint, Fragment, Match, Route, Upstream
 from ambassador.proxy.policies import headers
 
 __all__ = ["Loaded", "load", "load_endpoints", "load_file", "load_string", "load_text"]
@@ -360,7 +360,14 @@ def _load(sources: list[tuple[Source, str | None]], problems: list[Problem], fol
     config = assembly.finish()
     whole = not any(problem.level == "error" for problem in problems)
     if config is not None:
-        check.warn(config, assembly.routes, assembly.upstreams, assembly.document, whole=whole)
+        check.warn(
+            config,
+            assembly.routes,
+            assembly.upstreams,
+            assembly.document,
+            matches=assembly.matches,
+            whole=whole,
+        )
     if not whole:
         config = None
     files = tuple(name for name in assembly.files if name != TEXT)
@@ -374,6 +381,7 @@ class _Assembly:
     def __init__(self, problems: list[Problem], folder: Path) -> None:
         self.document: Part | None = None
         self.routes: list[Part] = []
+        self.matches: list[tuple[Part, Match]] = []
         self.upstreams: dict[str, Part] = {}
         self.files: list[str] = []
         self._problems = problems
@@ -466,7 +474,7 @@ class _Assembly:
     def finish(self) -> Config | None:
         """The config, without what is wrong in it: the problems say what. None if nothing is there.
 
-        Afterwards `routes` and `upstreams` are those of the config.
+        Afterwards `routes` and `upstreams` are those of the config; `matches` are of all routes whose match is right.
         """
         if self.document is None:
             return None
@@ -480,6 +488,8 @@ class _Assembly:
         self._check_addresses(self.document)
         built = [(_build_route(part), part) for part in self.routes]
         routes = [(route, part) for route, part in built if route is not BAD]
+        taken = [(part, _match_of(part) if route is BAD else route.match) for route, part in built]
+        self.matches = [(part, match) for part, match in taken if match is not None]
         upstreams = _without_bad({name: build(part) for name, part in self.upstreams.items()})
         settings = _without_bad({name: build(value) for name, value in self.document.values.items()})
         check_breakers(routes, upstreams, self.upstreams)
@@ -663,6 +673,14 @@ def _build_route(route: Part) -> Any:
     if isinstance(built, Route) and built.retry is not None and built.retry.attempts == 0:
         return structs.replace(built, retry=None)
     return built
+
+
+def _match_of(route: Part) -> Match | None:
+    """What a route takes that has errors; None if they are about that, or may be."""
+    if "match" not in route.values:
+        return None if any(key.startswith("?") for key in route.values) else Match()
+    match = build(route.values["match"])
+    return match if isinstance(match, Match) else None
 
 
 def _without_removed(default: Any, own: Part) -> Any:

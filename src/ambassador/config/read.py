@@ -104,9 +104,21 @@ def _build_section(section: type[Section], values: dict[str, Any], part: Part) -
     good = True
     for key, problem in built.conflicts():
         good = False
-        node, path = part.place(key)
+        node, path = _place_within(part, key)
         node.report(path, problem)
     return built if good else BAD
+
+
+def _place_within(part: Part, key: str | None) -> tuple[Node, str]:
+    """`Part.place`, and of `KEY.INNER` that of the inner key, or of the inner item with this number."""
+    outer, _, inner = (key or "").partition(".")
+    within = part.values.get(outer)
+    path = _join(part.path, outer)
+    if inner and isinstance(within, Part) and inner in within.keys:
+        return within.keys[inner], _join(path, inner)
+    if inner and isinstance(within, Items) and int(inner) < len(within.nodes):
+        return within.nodes[int(inner)], f"{path}[{inner}]"
+    return part.place(outer or None)
 
 
 def merge(default: Any, own: Any) -> Any:

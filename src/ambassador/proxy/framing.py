@@ -15,10 +15,10 @@ FRAMING = frozenset({
 """Their names, lower case."""
 
 
-def refusals(names: Iterable[str]) -> list[str]:
-    """What is wrong with each of `names` that, in any case, is one of FRAMING."""
+def refusals(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Each of `names` that, in any case, is one of FRAMING, and what is wrong with that."""
     return [
-        f"the header '{name}' is the proxy's own and cannot be changed here"
+        (name, f"the header '{name}' is the proxy's own and cannot be changed here")
         for name in names
         if name.lower() in FRAMING
     ]

@@ -38,6 +38,8 @@ def test_each_answer_has_its_own_list_of_headers() -> None:
 
 
 def test_framing_and_impossible_bodies_are_conflicts() -> None:
-    assert [field for field, _ in Respond(headers={"Content-Length": "3"}).conflicts()] == ["headers"]
+    assert [field for field, _ in Respond(headers={"Content-Length": "3"}).conflicts()] == [
+        "headers.Content-Length"
+    ]
     assert [field for field, _ in Respond(status=204, body="x").conflicts()] == ["body"]
     assert not list(Respond(status=204, headers={"x": "y"}).conflicts())

@@ -36,9 +36,12 @@ class Changes(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
         """A change of what is the proxy's own."""
-        for key, names in (("set", self.set), ("add", self.add), ("remove", self.remove)):
-            for problem in refusals(names):
-                yield key, problem
+        for key, names in (("set", self.set), ("add", self.add)):
+            for name, problem in refusals(names):
+                yield f"{key}.{name}", problem
+        for at, name in enumerate(self.remove):
+            for _, problem in refusals([name]):
+                yield f"remove.{at}", problem
 
 
 class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

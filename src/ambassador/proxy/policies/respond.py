@@ -36,8 +36,8 @@ class Respond(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
         """A header that is the proxy's own, or a body where there can be none."""
-        for problem in refusals(self.headers):
-            yield "headers", problem
+        for name, problem in refusals(self.headers):
+            yield f"headers.{name}", problem
         if self.body and self.status in (204, 304):
             yield "body", f"an answer with status {self.status} has no body"
 
