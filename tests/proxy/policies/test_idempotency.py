@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from ambassador.errors import AlreadyDone, KeyReused
-from ambassador.messages import Request
+from ambassador.errors import AlreadyDone, KeyReused, ProxyError
+from ambassador.messages import Reply, Request
 from ambassador.proxy.policies.idempotency import (
     MARK_S,
     BodyDigest,
@@ -526,8 +526,8 @@ class Lane:
 class OneClaim(RuleBasedStateMachine):
     """A claim whose store loses questions and answers, goes away and comes back, and lets time pass.
 
-    While its request is in flight the mark is never away for longer than a store was; once its answer was kept and the
-    store answers, the record is there.
+    No record is there before its answer was kept, and none other than that; once nothing is lost any more, the mark of
+    a request in flight is held, and the record of one that was answered is there.
     """
 
     def __init__(self) -> None:
@@ -542,9 +542,6 @@ class OneClaim(RuleBasedStateMachine):
         assert isinstance(named, Named)
         self.claim = Claim(policy, self.scope, "n", b"h", named.version)
         self.over = False
-        self.well = True
-        """No answer was lost, and nothing took long, since the beginning."""
-        self.lost_s = 0.0
 
     def found(self) -> Mark | Record | None:
         named = self.shared.store.perform(Get("n"), self.shared.clock.now_us)
@@ -588,6 +585,146 @@ class OneClaim(RuleBasedStateMachine):
 
 
 TestOneClaim = OneClaim.TestCase
+
+
+# ----- one key at several workers -------------------------------------------------------------------------------------
+
+
+class Pause:
+    """What a request that rests gives to whoever drives it."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
+class FakeWaiter:
+    """Rests until it is driven on."""
+
+    async def rest(self, until: float) -> None:
+        await Pause()
+
+    def wake(self) -> None:
+        """It is looked at anyway."""
+
+
+class Attempted:
+    """A request with the key at one worker: in its look at the store, then in flight, refused or answered."""
+
+    def __init__(self, policy: Idempotency) -> None:
+        self.request = a_request(idempotency_key="k")
+        self.request.waiter = FakeWaiter()
+        looking = policy.hook(self.request)
+        assert looking is not None
+        self._looking: Generator[None, None, Reply | None] | None = looking.__await__()
+        self.reply: Reply | ProxyError | None = None
+        self.over = False
+
+    @property
+    def in_flight(self) -> bool:
+        return self.request.keeper is not None and not self.over
+
+    def go_on(self) -> None:
+        if self._looking is None:
+            return
+        try:
+            next(self._looking)
+        except StopIteration as done:
+            self.reply, self._looking = done.value, None
+        except ProxyError as error:
+            self.reply, self._looking = error, None
+
+    def leave(self) -> None:
+        """The client, before anything has gone up."""
+        if self._looking is not None:
+            self._looking.close()
+            self._looking = None
+        self.request.end(0, 0.0)
+        self.over = True
+
+
+class OneKey(RuleBasedStateMachine):
+    """Requests with one key at three workers, whose store loses questions and answers: one of them is in flight at a
+    time, and once one was answered, none is any more.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = SharedStore(3)
+        lane = Lane(self.shared)
+        self.policies = [
+            Idempotency(Config(), route="r", clock=lane, fleet=scope, replica=scope)
+            for scope in self.shared.scopes
+        ]
+        self.requests: list[Attempted] = []
+        self.answered = False
+
+    def drive(self) -> None:
+        for each in self.requests:
+            each.go_on()
+
+    def deliver_all(self) -> None:
+        for scope in self.shared.scopes:
+            scope._lost = scope._dropped = 0
+        for _ in range(4):
+            self.shared.deliver()
+            self.drive()
+
+    @rule(worker=st.integers(0, 2))
+    def ask(self, worker: int) -> None:
+        self.requests.append(Attempted(self.policies[worker]))
+        self.drive()
+
+    @rule(worker=st.integers(0, 2))
+    def deliver(self, worker: int) -> None:
+        self.shared.scopes[worker].deliver(1)
+        self.drive()
+
+    @rule(worker=st.integers(0, 2), lose=st.booleans())
+    def harm_one(self, worker: int, lose: bool) -> None:
+        scope = self.shared.scopes[worker]
+        (scope.lose if lose else scope.drop)()
+
+    @rule(seconds=st.sampled_from([0.01, 1.0, 4.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.deliver_all()
+        self.shared.advance(seconds)
+        self.deliver_all()
+
+    @rule(at=st.integers(0, 50))
+    def leave(self, at: int) -> None:
+        if self.requests:
+            self.requests[at % len(self.requests)].leave()
+
+    @rule()
+    def answer(self) -> None:
+        for each in self.requests:
+            if each.in_flight and each.request.keeper is not None:
+                each.request.keeper.reached = True
+                each.request.keeper.keep(201, [], b"made", whole=True)
+                each.request.end(201, 0.1)
+                each.over = self.answered = True
+
+    @invariant()
+    def one_at_a_time(self) -> None:
+        in_flight = [each for each in self.requests if each.in_flight]
+        assert len(in_flight) <= (0 if self.answered else 1)
+
+    def teardown(self) -> None:
+        self.deliver_all()
+        self.answer()
+        if self.answered:
+            self.pass_time(1.0)
+            self.pass_time(1.0)
+            self.ask(0)
+            self.deliver_all()
+            reply = self.requests[-1].reply
+            assert isinstance(reply, Repeat)
+            assert (reply.status, reply.body) == (201, b"made")
+        for each in self.requests:
+            each.leave()
+
+
+TestOneKey = OneKey.TestCase
 
 
 def a_claim(shared: SharedStore, config: Config | None = None) -> Claim:
