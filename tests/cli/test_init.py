@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,23 @@ def test_help_may_come_before_the_command(capsys: pytest.CaptureFixture[str]) ->
     assert "usage: ambassador reload" in capsys.readouterr().out
     assert main(["help", "relaod"]) == 2
     assert main(["help"]) == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_takes_a_control_socket(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "--control unix:PATH" in capsys.readouterr().out
+
+
+def test_a_control_socket_does_not_disturb_commands_that_need_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("version: 1\nlisten: 127.0.0.1:0\nroutes: [{name: a, respond: 200}]\n")
+    for command in (["version"], ["schema"], ["check", str(file)]):
+        assert main([*command, "--control", "unix:/none"]) == 0
+    assert "cannot" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -9,6 +9,13 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  #
 """What `ArgumentParser.add_subparsers` returns."""
 
 
+def add_unused_control(parser: argparse.ArgumentParser) -> None:
+    """`--control` of a command that talks to no service: scripts may give it to every command alike."""
+    parser.add_argument(
+        "--control", metavar="unix:PATH", help="taken as by every command, and not needed here"
+    )
+
+
 def add_live(parser: argparse.ArgumentParser) -> None:
     """The options of a command that talks to a running service."""
     parser.add_argument(

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from ambassador.cli import NO, OK
-from ambassador.cli.arguments import Subparsers
+from ambassador.cli.arguments import Subparsers, add_unused_control
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -24,6 +24,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--json", action="store_const", const="json", dest="format", help="the same as --format json"
     )
+    add_unused_control(parser)
 
 
 def run(args: argparse.Namespace) -> int:

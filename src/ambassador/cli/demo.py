@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
-from ambassador.cli import NO
+from ambassador.cli import USAGE
 from ambassador.cli.arguments import Subparsers
+from ambassador.cli.run import option_of
 
 if TYPE_CHECKING:
     from ambassador.control.supervisor import Announcement
@@ -21,11 +25,11 @@ if TYPE_CHECKING:
 _END_S = 3.0
 
 _CONFIG: Final = """\
-# The demo's config: change it, then `ambassador reload --control unix:{directory}/control.sock`.
+# The demo's config: change it, then `{program} reload --control {control}`.
 version: 1
-listen: "{listen}"
-admin: "{admin}"
-control: "unix:{directory}/control.sock"
+listen: {listen}
+admin: {admin}
+control: {control}
 workers: 2
 telemetry: {{access_log: "{directory}/access.log"}}
 drain: {{delay: 0s, timeout: 2s}}
@@ -65,7 +69,7 @@ Sample upstreams are up, and a little traffic runs. Try:
   curl -i {listener}/old              # redirected
   curl -s {admin}/metrics | grep ambassador_retries
   curl -s {admin}/api/upstreams
-  ambassador top --control {control}
+  {program} top --control {control}
 Dashboard: {admin}/
 Config:    {directory}/demo.yaml   log: {directory}/access.log
 Ctrl-C ends all of it."""
@@ -85,12 +89,15 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--admin", metavar="ADDR", default="127.0.0.1:9901", help="the admin API (%(default)s)"
     )
+    parser.add_argument(
+        "--control", metavar="unix:PATH", help="the control socket (default: a temporary one)"
+    )
     parser.add_argument("--json", action="store_true", help="print what is served as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo until it is interrupted."""
-    from ambassador.control.checking import check_file
+    from ambassador.config.load import load
     from ambassador.control.service import serve
 
     with tempfile.TemporaryDirectory(prefix="ambassador-demo-") as directory, _samples() as samples:
@@ -98,18 +105,42 @@ def run(args: argparse.Namespace) -> int:
         assert samples.stdout is not None
         urls = json.loads(samples.stdout.readline())
         file = Path(directory) / "demo.yaml"
-        file.write_text(_CONFIG.format(directory=directory, listen=args.listen, admin=args.admin, **urls))
-        checked = check_file(str(file))
-        if checked.config is None:
-            print("\n".join(checked.errors), file=sys.stderr)
-            return NO
+        file.write_text(_config(args, directory, urls))
+        loaded = load(file)
+        if loaded.config is None:
+            for each in loaded.errors:
+                print(f"ambassador demo: {option_of(each.path)}: {each.advice}", file=sys.stderr)
+            return USAGE
         traffic = samples.stdin
 
         def announce(announcement: Announcement) -> str:
             _say(traffic, announcement.listeners[0])
             return _as_json(announcement) if args.json else _text(announcement, directory)
 
-        return serve(checked.config, announce, config_file=str(file), places=checked.places, warm=False)
+        return serve(loaded.config, announce, config_file=str(file), warm=False)
+
+
+def _config(args: argparse.Namespace, directory: str, urls: Mapping[str, str]) -> str:
+    """The demo's config, as YAML; what comes from the command line is quoted as JSON."""
+    return _CONFIG.format(
+        program=program(),
+        directory=directory,
+        listen=json.dumps(args.listen),
+        admin=json.dumps(args.admin),
+        control=json.dumps(args.control or f"unix:{directory}/control.sock"),
+        **urls,
+    )
+
+
+def program() -> str:
+    """How a shell runs the program that runs now: by its name where that finds it, else by its path."""
+    own = sys.argv[0]
+    if os.path.basename(own) == "__main__.py":
+        return shlex.join([sys.executable, "-m", "ambassador"])
+    found = shutil.which("ambassador")
+    if found is not None and os.path.exists(own) and os.path.samefile(found, own):
+        return "ambassador"
+    return shlex.quote(own)
 
 
 @contextmanager
@@ -142,7 +173,8 @@ def _text(announcement: Announcement, directory: str) -> str:
         listener=announcement.listeners[0],
         admin=announcement.admin,
         state=announcement.state,
-        control=f"unix:{announcement.control}",
+        control=shlex.quote(f"unix:{announcement.control}"),
+        program=program(),
         directory=directory,
     )
 

@@ -83,13 +83,13 @@ def loaded_of(args: argparse.Namespace) -> Loaded:
         lines = [problem.text() for problem in (*loaded.errors, *loaded.warnings)]
     else:
         loaded = load_string(_text(args))
-        lines = [f"ambassador run: {_option(each.path)}: {each.advice}" for each in loaded.problems]
+        lines = [f"ambassador run: {option_of(each.path)}: {each.advice}" for each in loaded.problems]
     for line in lines:
         print(line, file=sys.stderr)
     return loaded
 
 
-def _option(path: str) -> str:
+def option_of(path: str) -> str:
     """The option that a place in the config of `_text` comes from."""
     return "--to" if path.startswith("routes") else f"--{path.partition('.')[0]}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ambassador.cli import OK
-from ambassador.cli.arguments import Subparsers
+from ambassador.cli.arguments import Subparsers, add_unused_control
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -17,6 +17,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "`# yaml-language-server: $schema=PATH` on the first line of a config.",
     )
     parser.add_argument("--json", action="store_true", help="print it without line breaks")
+    add_unused_control(parser)
 
 
 def run(args: argparse.Namespace) -> int:
