@@ -10,6 +10,7 @@ import trio.testing
 
 from ambassador.proxy.soonest import Soonest
 from tests.proxy.harness import GET, OK, Origin, Talk, a_plane, bounded, config, finished, until
+from tests.state.harness import OneStore
 
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\nbusy"
 RETRY = "{attempts: 3, when: [503], backoff: 1ms..1ms}"
@@ -176,6 +177,30 @@ async def test_deadline_ends_the_wait_for_a_connection(
         await until(lambda: plane.leftovers()["queued"])
         mock_clock.jump(0.6)
         assert await is_refused(second)
+        await upstream.send(OK)
+        assert await first.answer() == (200, b"ok")
+        await finished(plane)
+        for end in (first, second, upstream):
+            end.close()
+
+
+async def test_deadline_ends_the_wait_for_a_permit(
+    mock_clock: trio.testing.MockClock, origin: Origin
+) -> None:
+    store = OneStore()
+    scope = store.open_scope()
+    text = config(origin.url, concurrency="{max: 1, queue: 1, wait: 10s}")
+    async with a_plane(text, scopes=store.scopes_of(0)) as plane:
+        first, second = await plane.connect(), await plane.connect()
+        await first.send(GET)
+        await until(scope.deliver)
+        upstream = await origin.accept()
+        await upstream.head()
+        await second.send(within(500))
+        await until(lambda: plane.leftovers()["waiting for permits"])
+        mock_clock.jump(0.6)
+        assert await is_refused(second)
+        assert plane.counts.attempts == []
         await upstream.send(OK)
         assert await first.answer() == (200, b"ok")
         await finished(plane)
