@@ -23,6 +23,7 @@ from loadtest import (
     overload,
     processes,
     report,
+    storms,
     wrk,
 )
 from loadtest.job import Job, Proxy
@@ -107,6 +108,11 @@ def _parser() -> argparse.ArgumentParser:
     hedging.add_argument("--json", metavar="FILE", help="write everything as JSON; - for standard output")
     hedging.add_argument("--check", action="store_true", help="exit 1 when something did not hold")
     hedging.set_defaults(run=_hedge)
+
+    storming = commands.add_parser("storms", help="an upstream fails every time: how many attempts it sees")
+    storming.add_argument("--json", metavar="FILE", help="write everything as JSON; - for standard output")
+    storming.add_argument("--check", action="store_true", help="exit 1 when something did not hold")
+    storming.set_defaults(run=_storms)
 
     overloading = commands.add_parser("overload", help="more comes than can be served: limits, health, cost")
     overloading.add_argument("--json", metavar="FILE", help="write everything as JSON; - for standard output")
@@ -290,6 +296,12 @@ def _balance(options: argparse.Namespace) -> int:
         raise UsageError(f"no such case: {options.only!r}")
     with tempfile.TemporaryDirectory(prefix="loadtest-") as name:
         found = balance.run(Path(name), troubles, _say)
+    return _told(options, found)
+
+
+def _storms(options: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory(prefix="loadtest-") as name:
+        found = storms.run(Path(name), _say)
     return _told(options, found)
 
 

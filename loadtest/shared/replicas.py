@@ -91,12 +91,16 @@ def running(
     state: object,
     upstreams: Mapping[str, object],
     routes: Sequence[Mapping[str, object]],
+    called: str = "replica",
 ) -> Iterator[list[Replica]]:
-    """Start so many replicas with one config; they know each other when this begins. Raises StartError."""
+    """Start so many replicas with one config; they know each other when this begins. Raises StartError.
+
+    `called`: what their names begin with. None passes on what came through one of its own name.
+    """
     with contextlib.ExitStack() as stack:
         replicas = []
         for number in range(count):
-            name = f"replica-{number + 1}"
+            name = f"{called}-{number + 1}"
             port, admin_port = processes.free_ports(2)
             config = configuration(
                 name,
