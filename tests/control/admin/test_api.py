@@ -287,6 +287,8 @@ async def test_breaker_is_held_by_a_user_who_is_known(service: FakeService) -> N
         b'{"state": "open", "reason": " "}',
         b'{"state": "ajar", "reason": "x"}',
         b'{"state": "open", "reason": "x", "for": "soon"}',
+        b'{"state": "open", "reason": "x", "for": "0s"}',
+        b'{"state": "open", "reason": "x", "for": "0.4ms"}',
         b'{"state": "open", "reason": "a\\nb"}',
         b'{"state": "open", "reason": "a\\u0000"}',
         b'{"state": "open", "reason": "\\u001b[31m"}',

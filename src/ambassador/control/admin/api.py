@@ -183,6 +183,11 @@ class Api:
         except (msgspec.MsgspecError, Wrong) as error:
             like = '{"state": "open", "for": "10m", "reason": "maintenance"}'
             return problem(400, "Bad request", f"the body must be like {like}: {error}")
+        for_ms = round(for_s * 1000)
+        if asked.duration is not None and not for_ms:
+            # For the store 0 is without end.
+            detail = "'for' must be longer than 0s; leave it out to hold the breaker until further notice"
+            return problem(400, "Bad request", detail)
         if not asked.reason.strip():
             return problem(400, "Bad request", "a 'reason' is needed: it is what others will read")
         for key, text in (("reason", asked.reason), ("by", asked.by)):
@@ -192,7 +197,7 @@ class Api:
         order = Override(
             name=request.path.removeprefix(f"{_BREAKERS}/"),
             to=asked.to,
-            for_ms=round(for_s * 1000),
+            for_ms=for_ms,
             by=asked.by or ("the admin API" if request.uid is None else f"uid {request.uid}"),
             reason=asked.reason,
         )
