@@ -72,7 +72,7 @@ def test_what_cannot_be_read_is_no_trouble() -> None:
         ),
         ({"last_reload": {"ok": False, "errors": []}}, "error", "no reason"),
         ({"worker_restarts": 2}, "warning", "log"),
-        ({"state": {"backend": "redis", "up": False}}, "warning", "local"),
+        ({"state": {"backend": "redis", "up": False}}, "error", "local"),
         (
             {"state": {"backend": "redis", "up": True, "warnings": ["set noeviction"]}},
             "warning",
@@ -91,7 +91,10 @@ def test_each_trouble_of_a_service_is_told_with_what_to_do(
 
 
 def test_a_service_that_was_never_reloaded_is_fine() -> None:
-    assert [finding.level for finding in service_findings(STATUS | {"last_reload": None}, [UP])] == ["ok"]
+    assert [finding.level for finding in service_findings(STATUS | {"last_reload": None}, [UP])] == [
+        "ok",
+        "ok",
+    ]
 
 
 @pytest.fixture
@@ -104,7 +107,17 @@ def test_exit_status(service: FakeService, capsys: pytest.CaptureFixture[str]) -
     service.answers["GET", "/api/status"] = (200, STATUS)
     service.answers["GET", "/api/upstreams"] = (200, [UP])
     assert main(["doctor"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "ok       a: generation 3, 1 workers ready"
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "ok       a: generation 3, 1 workers ready",
+        "ok       state store local: every worker reaches it",
+    ]
+    lost = {"backend": "redis://h", "up": False, "warnings": ["the store cannot be used: OOM"]}
+    service.answers["GET", "/api/status"] = (200, STATUS | {"state": lost})
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "error    the state store redis://h is lost\n" in out
+    assert "the store cannot be used: OOM" in out
+    service.answers["GET", "/api/status"] = (200, STATUS)
     service.answers["GET", "/api/upstreams"] = (200, [DOWN])
     assert main(["doctor"]) == 1
     assert "error    upstream u: http://a:1 is down\n         no address\n" in capsys.readouterr().out

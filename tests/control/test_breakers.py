@@ -89,9 +89,13 @@ def an_order(
     return Override(name=name, to=to, for_ms=for_ms, by="ann", reason="maintenance")
 
 
+async def unexplained() -> str:
+    return ""
+
+
 async def test_one_worker_asks_the_store_for_all(caplog: pytest.LogCaptureFixture) -> None:
     workers = [FakeWorker(True), FakeWorker(True)]
-    outcome = await override(an_order(), CONFIG, workers, LOG)
+    outcome = await override(an_order(), CONFIG, workers, LOG, unexplained)
     assert (outcome.fleet, outcome.detail) == (True, "held open for 10m")
     assert [len(worker.orders) for worker in workers] == [1, 0]
     assert caplog.messages == ["breaker billing: by ann: held open for 10m (maintenance)"]
@@ -99,18 +103,18 @@ async def test_one_worker_asks_the_store_for_all(caplog: pytest.LogCaptureFixtur
 
 async def test_order_can_draw_nothing_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     order = msgspec.structs.replace(an_order(), by="a\rb", reason="a\nb\0 \x1b[31m")
-    await override(order, CONFIG, [FakeWorker(True)], LOG)
+    await override(order, CONFIG, [FakeWorker(True)], LOG, unexplained)
     assert caplog.messages == [r"breaker billing: by a\x0db: held open for 10m (a\x0ab\x00 \x1b[31m)"]
 
 
 async def test_worker_that_says_nothing_is_followed_by_the_next() -> None:
     workers = [FakeWorker(None), FakeWorker(True)]
-    assert (await override(an_order(), CONFIG, workers, LOG)).fleet
+    assert (await override(an_order(), CONFIG, workers, LOG, unexplained)).fleet
 
 
 async def test_without_the_store_all_workers_obey_under_one_epoch(caplog: pytest.LogCaptureFixture) -> None:
     workers = [FakeWorker(False), FakeWorker(False)]
-    outcome = await override(an_order(to="closed", for_ms=0), CONFIG, workers, LOG)
+    outcome = await override(an_order(to="closed", for_ms=0), CONFIG, workers, LOG, unexplained)
     assert not outcome.fleet
     assert outcome.detail.startswith("held closed until further notice, on this replica only")
     epochs = {worker.orders[-1].here_us for worker in workers}
@@ -119,20 +123,34 @@ async def test_without_the_store_all_workers_obey_under_one_epoch(caplog: pytest
     assert len(caplog.messages) == 1
 
 
+async def test_order_that_the_store_did_not_get_says_why() -> None:
+    async def why() -> str:
+        return "OOM command not allowed"
+
+    told = [
+        (await override(an_order(to="auto", for_ms=0), CONFIG, [FakeWorker(False)], LOG, each)).detail
+        for each in (why, unexplained)
+    ]
+    assert told == [
+        "control is given back, on this replica only: the state store cannot be used: OOM command not allowed",
+        "control is given back, on this replica only: the state store does not answer",
+    ]
+
+
 async def test_auto_gives_control_back() -> None:
-    outcome = await override(an_order(to="auto", for_ms=0), CONFIG, [FakeWorker(True)], LOG)
+    outcome = await override(an_order(to="auto", for_ms=0), CONFIG, [FakeWorker(True)], LOG, unexplained)
     assert outcome.detail == "control is given back"
 
 
 @pytest.mark.parametrize("workers", [[], [FakeWorker(None, None)], [FakeWorker(False, False)]])
 async def test_nobody_obeys(workers: list[FakeWorker]) -> None:
     with pytest.raises(NobodyObeyed):
-        await override(an_order(), CONFIG, workers, LOG)
+        await override(an_order(), CONFIG, workers, LOG, unexplained)
 
 
 async def test_unknown_name_is_refused_with_the_one_that_may_be_meant() -> None:
     with pytest.raises(NoBreaker, match=r"there is no breaker 'biling'; did you mean 'billing'\?"):
-        await override(an_order("biling"), CONFIG, [FakeWorker(True)], LOG)
+        await override(an_order("biling"), CONFIG, [FakeWorker(True)], LOG, unexplained)
 
 
 @pytest.mark.parametrize(("name", "known"), [("u/10.0.0.1:80", True), ("v/10.0.0.1:80", False), ("u", False)])
@@ -148,8 +166,8 @@ async def test_breaker_of_an_endpoint_that_was_found_is_known_to_workers_only(
     )
     worker = FakeWorker(True)
     if known:
-        assert (await override(an_order(name), config, [worker], LOG)).fleet
+        assert (await override(an_order(name), config, [worker], LOG, unexplained)).fleet
     else:
         with pytest.raises(NoBreaker):
-            await override(an_order(name), config, [worker], LOG)
+            await override(an_order(name), config, [worker], LOG, unexplained)
     assert len(worker.orders) == known

@@ -143,9 +143,34 @@ def test_real_server_that_refuses_is_lost_with_the_reason_and_no_secret(tmp_path
         secret.write_text("right")
         with server.client() as client:
             client.execute_command("ACL", "SETUSER", "me", "+@all")
-            assert not any("is a replica" in each for each in examine_fleet(state))
+            assert examine_fleet(state) == []
             client.execute_command("REPLICAOF", "127.0.0.1", "1")
-        assert any("is a replica, and cannot be written to" in each for each in examine_fleet(state))
+        with pytest.raises(StoreLost, match="READONLY"):
+            examine_fleet(state)
+
+
+def test_real_server_that_answers_and_refuses_writes_is_lost_with_the_reason() -> None:
+    with Server(any_binary()) as server, server.client() as client:
+        state = State(url=server.url)
+        assert examine_fleet(state) == []
+        client.config_set("maxmemory", "1mb")
+        with pytest.raises(StoreLost, match="OOM"):
+            examine_fleet(state)
+        client.config_set("maxmemory", 0)
+        client.config_set("min-replicas-to-write", 1)
+        with pytest.raises(StoreLost, match="NOREPLICAS"):
+            examine_fleet(state)
+        client.config_set("min-replicas-to-write", 0)
+        assert examine_fleet(state) == []
+        assert all(client.pttl(key) > 0 for key in client.keys("amb:*try-*"))
+
+
+async def test_who_has_just_found_the_store_away_hears_why(mock_clock: trio.testing.MockClock) -> None:
+    examiner = Examiner()
+    examiner.why = "OOM"
+    watch = StateWatch(FakePages(), lambda: State(url="redis://host"), LOG, examiner.examine)
+    assert await watch.why_lost() == "OOM"
+    assert await StateWatch(FakePages(), State, LOG, examiner.examine).why_lost() == ""
 
 
 async def test_what_is_wrong_with_a_redis_is_logged_once_it_is_there(

@@ -183,8 +183,10 @@ def service_findings(status: dict[str, Any], upstreams: list[dict[str, Any]]) ->
 
 
 def _state_findings(state: dict[str, Any]) -> Iterator[Finding]:
-    if not state["up"]:
-        yield Finding("warning", f"the state store {state['backend']} is lost", "limits are local")
+    if state["up"]:
+        yield Finding("ok", f"state store {state['backend']}: every worker reaches it")
+    else:
+        yield Finding("error", f"the state store {state['backend']} is lost", "limits are local")
     for warning in state.get("warnings", ()):
         what = "the state store could do better" if state["up"] else "something is wrong with the state store"
         yield Finding("warning", what, warning)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Final, Literal, Protocol
 
@@ -143,9 +143,13 @@ def _may_be_found(name: str, config: Config) -> bool:
 
 
 async def override(
-    order: Override, config: Config, workers: Sequence[Worker], log: logging.Logger
+    order: Override,
+    config: Config,
+    workers: Sequence[Worker],
+    log: logging.Logger,
+    why_lost: Callable[[], Awaitable[str]],
 ) -> Outcome:
-    """Carry out an override, and write it down.
+    """Carry out an override, and write it down. `why_lost` tells why the store cannot be used, if it knows.
 
     Raises `NoBreaker`, and `NobodyObeyed` when not even one worker of this replica does.
     """
@@ -157,7 +161,12 @@ async def override(
     fleet = await _ask_the_store(order, workers)
     if not fleet:
         await _tell_all(msgspec.structs.replace(order, here_us=time.time_ns() // 1000), workers)
-    outcome = Outcome(name=order.name, state=order.to, fleet=fleet, detail=_detail(order, fleet=fleet))
+    detail = _detail(order)
+    if not fleet:
+        why = await why_lost()
+        trouble = f"cannot be used: {why}" if why else "does not answer"
+        detail += f", on this replica only: the state store {trouble}"
+    outcome = Outcome(name=order.name, state=order.to, fleet=fleet, detail=detail)
     by, reason = printable(order.by), printable(order.reason)
     log.warning("breaker %s: by %s: %s (%s)", order.name, by, outcome.detail, reason)
     return outcome
@@ -191,8 +200,8 @@ async def _tell(order: Override, worker: Worker) -> bool | None:
     return None if told is None else msgspec.msgpack.decode(told, type=Obeyed).done
 
 
-def _detail(order: Override, *, fleet: bool) -> str:
+def _detail(order: Override) -> str:
     what = "control is given back" if order.to == "auto" else f"held {order.to}"
     if order.to != "auto":
         what += f" for {format_duration(order.for_ms / 1000)}" if order.for_ms else " until further notice"
-    return what if fleet else f"{what}, on this replica only: the state store does not answer"
+    return what

@@ -44,6 +44,10 @@ class FleetStore:
         """What is wrong with the servers, or may become so, in sentences. Connect first."""
         return self._store.examine()
 
+    def try_out(self) -> None:
+        """Write something small that goes by itself. Connect first. Raises `StoreLost`: it is refused, and why."""
+        self._store.try_out()
+
     def close(self) -> None:
         """Close the connections."""
         self._store.close()
@@ -67,6 +71,8 @@ def examine(state: schema.State) -> list[str]:
     store = FleetStore(state)
     try:
         store.connect()
-        return store.examine()
+        findings = store.examine()
+        store.try_out()
+        return findings
     finally:
         store.close()

@@ -1,8 +1,8 @@
 """What the log says of the store that replicas share: that it is away, that it is back, what is wrong with it.
 
 Nothing waits for this. Whether the store is there is what the workers' pages say. What is wrong with a Redis is asked
-once for each address that is configured, in a thread, when it is there; why it cannot be used, by connecting to it just
-as the workers do, when they have lost it and again and again until they have it back.
+once for each address that is configured, in a thread, when it is there; why it cannot be used, by connecting to it and
+writing just as the workers do, when they have lost it and again and again until they have it back.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ambassador.state.protocol import StoreLost
 
 _LOOK_EVERY_S = 0.5  # as often as workers write it down
 _EXAMINE_EVERY_S = 5.0  # until it worked
+_EXPLAIN_WITHIN_S = 1.0  # while somebody waits for it
 
 Examine = Callable[[schema.State], list[str]]
 """Finds what is wrong with a Redis. Raises `StoreLost`, which says why it cannot be used. Blocks."""
@@ -62,6 +63,13 @@ class StateWatch:
             nursery.start_soon(self._watch)
             nursery.start_soon(self._examine_each)
 
+    async def why_lost(self) -> str:
+        """Why the store cannot be used, for who has just found that; empty if nobody knows. Takes 1 s at most."""
+        if not self._lost_because:
+            with trio.move_on_after(_EXPLAIN_WITHIN_S):
+                return await self._why_lost(self._state())
+        return self._lost_because
+
     async def _watch(self) -> None:
         up, look_again_at = True, 0.0
         while True:
@@ -81,8 +89,8 @@ class StateWatch:
     async def _why_lost(self, state: schema.State) -> str:
         """Empty: it is not a Redis, or it serves this process, though not every worker.
 
-        One that can be connected to may still serve nobody, as a master that has become a replica: what is wrong with
-        it that was not before is the reason then.
+        One that takes what is written may still serve nobody: what is wrong with it that was not before is the reason
+        then.
         """
         if state.url == "local":
             return ""

@@ -488,7 +488,9 @@ class Supervisor:
 
     async def override(self, order: Override) -> Outcome:
         """Hold a breaker open or closed, or let go of it."""
-        return await override(order, self._deployment.config, list(self._crew.current), self._log)
+        return await override(
+            order, self._deployment.config, list(self._crew.current), self._log, self._state_watch.why_lost
+        )
 
     def _breaker_states(self) -> list[tuple[str, int]]:
         """As of the workers' last beats."""

@@ -31,13 +31,24 @@ Needs Redis 6.2 or Valkey 7.2, and an ACL user who may do no more than
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 
-from ambassador.state.protocol import Answer, Beaten, Event, Operation, Refused, StoreLost, decode_event
+from ambassador.state.protocol import (
+    Answer,
+    Beaten,
+    Event,
+    Operation,
+    Put,
+    Refused,
+    StoreLost,
+    decode_event,
+    tag_of,
+)
 from ambassador.state.redis_nodes import TAGS, Command, Kind, Node, Nodes, Reply, Trouble, make_nodes
 from ambassador.state.redis_scripts import MEMBERS_TAG, Call, Script, Scripts, refusal
 from ambassador.state.redis_url import parse_address
@@ -147,6 +158,16 @@ class RedisStore:
     def examine(self) -> list[str]:
         """What is wrong with the servers, or may become so: sentences for `doctor` and the log. Connect first."""
         return [finding for node in self._nodes.all() for finding in _examine(node, self._scripts.all())]
+
+    def try_out(self) -> None:
+        """Write something small that goes by itself, to every shard. Connect first.
+
+        A server that is full, that cannot save, or that lacks replicas answers whoever only connects and reads.
+
+        Raises:
+            StoreLost: a server refuses it, and why.
+        """
+        self.perform([Put(name, b"", ttl_ms=1) for name in _a_name_of_each_shard()])
 
     # How a batch is carried through
 
@@ -290,6 +311,15 @@ class Subscription:
             if (message := self._node.wait_push(min(left, _STOP_S))) is not None:
                 return message
         return None
+
+
+def _a_name_of_each_shard() -> list[str]:
+    names: dict[int, str] = {}
+    for number in itertools.count():
+        names.setdefault(tag_of(f"try-{number}"), f"try-{number}")
+        if len(names) == TAGS:
+            return list(names.values())
+    raise AssertionError  # numbers do not end
 
 
 def _send(node: Node, calls: list[Call]) -> list[int]:
