@@ -362,7 +362,7 @@ async def start_that_fails(error: Exception) -> Report:
         nursery.start_soon(boss.run)
         nursery.start_soon(channel.run)
         null = os.open(os.devnull, os.O_RDWR)
-        start = Start(slot=0, instance="a", replica="a", brief=brief(1, A), sockets=())
+        start = Start(slot=0, instance="a", replica="a", started=0.0, brief=brief(1, A), sockets=())
         boss.post(start, [null, null, null])
         os.close(null)
         assert await _serve(channel, fails, terminations) == 1

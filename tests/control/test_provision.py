@@ -31,6 +31,7 @@ class FakeWorker:
 
     def post(self, order: Message, descriptors: Sequence[int] = ()) -> None:
         assert isinstance(order, Start)
+        self.start = order
         page, log, store, *sockets = [os.dup(fd) for fd in descriptors]
         for fd in (page, log, *sockets):
             os.close(fd)
@@ -81,6 +82,15 @@ async def test_workers_get_one_store(equipment: Equipment, nursery: trio.Nursery
     for worker in workers:
         await worker.store.aclose()
         assert worker.left == []
+
+
+async def test_every_worker_tells_when_the_replica_started(
+    equipment: Equipment, nursery: trio.Nursery
+) -> None:
+    workers = [equip(equipment, nursery) for _ in range(2)]
+    assert workers[0].start.started == workers[1].start.started == equipment._deployment.started
+    for worker in workers:
+        await worker.store.aclose()
 
 
 async def test_a_worker_that_is_cut_off_from_the_store_is_replaced(

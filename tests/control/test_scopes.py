@@ -65,7 +65,7 @@ class Worker:
         self.lane = lane
         self.supervisor = supervisor
         self.remote = WaitingStore()
-        self.scopes = WorkerScopes(lane, sock, replica="host-1", slot=3, open_remote=self._open)
+        self.scopes = WorkerScopes(lane, sock, replica="host-1", slot=3, started=7.5, open_remote=self._open)
 
     def _open(self, state: State) -> Store:
         assert state.url != "local"
@@ -115,7 +115,8 @@ async def test_worker_beats_once_a_second(mock_clock: trio.testing.MockClock, wo
     await until(lambda: len(worker.supervisor.beats()) == 3)
     beat = worker.supervisor.beats()[-1]
     assert (beat.replica, beat.slot) == ("host-1", 3)
-    assert decode_info(beat.info).generation == 7
+    info = decode_info(beat.info)
+    assert (info.generation, info.since) == (7, 7.5)
 
 
 async def test_supervisor_that_is_silent_is_noticed_in_time(

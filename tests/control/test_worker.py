@@ -81,7 +81,7 @@ async def running(
 ) -> AsyncIterator[Running]:
     registry = Registry()
     given = brief(registry, 1, first, unhealthy)
-    start = Start(slot=0, instance="me", replica="me-1", brief=given, sockets=())
+    start = Start(slot=0, instance="me", replica="me-1", started=0.0, brief=given, sockets=())
     page = Page.create(registry.size)
     log = os.open(os.devnull, os.O_WRONLY) if log_fd is None else log_fd
     supervisors, store = socket.socketpair()

@@ -6,6 +6,7 @@ This is what a worker is given when it starts; `reload.py` is what changes it.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
@@ -30,6 +31,8 @@ def encode_config(config: Config) -> bytes:
 class Deployment:
     """One for the supervisor's life. `generation` grows by one with each committed reload.
 
+    `started` is in unix seconds.
+
     `unhealthy`: see `orders.Health`; as it is when a worker is told. `places`: where the config's settings stand, see
     `config.load.Loaded`.
     """
@@ -49,6 +52,7 @@ class Deployment:
         self.instance = instance
         # Replicas may well have the same config, and the same `name`; among those that share a store each is another.
         self.replica = instance if config.name is None else f"{instance}-{os.urandom(6).hex()}"
+        self.started = time.time()
         self.generation = 1
         self.bindings: dict[str, Binding] = {}
         self.pages = pages

@@ -49,12 +49,13 @@ class Start(Message, frozen=True):
     """The first order. Descriptors: the page of counters, the pipe for log lines, the socket to the supervisor's store
     (`state/frames.py`), then one for each of `sockets`.
 
-    `replica` names this supervisor among all that share a store.
+    `replica` names this supervisor among all that share a store, `started` is when it did, in unix seconds.
     """
 
     slot: int
     instance: str
     replica: str
+    started: float
     brief: Brief
     sockets: tuple[SocketRef, ...]
 

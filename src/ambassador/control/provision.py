@@ -54,6 +54,7 @@ class Equipment:
                 slot=worker.slot,
                 instance=self._deployment.instance,
                 replica=self._deployment.replica,
+                started=self._deployment.started,
                 brief=brief,
                 sockets=refs,
             )

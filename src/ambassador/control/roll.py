@@ -11,8 +11,8 @@ from ambassador.state.protocol import Answer, Member, Rolled
 class Replica(msgspec.Struct, frozen=True, kw_only=True):
     """`/api/replicas`: one host's ambassador. Times are in unix seconds, `last_beat` by the store's clock.
 
-    `since` and `version` are of its oldest worker and its latest beat, `generation` is the newest; `state_up`: all of
-    its workers reach the store.
+    `since` is when it started, whatever has become of its workers since. `version` is that of the latest beat,
+    `generation` the newest; `state_up`: all of its workers reach the store.
     """
 
     id: str

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import socket
-import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeAlias, TypeVar
 
@@ -86,18 +85,26 @@ class _Driven(Generic[S]):
 class WorkerScopes:
     """All scopes of one worker. `store` is its socket to the supervisor's store and belongs to it from now on.
 
-    `replica` names the supervisor among all, `slot` the worker in it. To be made in a task of the lane's trio loop,
+    `replica` names the supervisor among all, `slot` the worker in it; `started` is when the supervisor did,
+    in unix seconds. To be made in a task of the lane's trio loop,
     and closed when no request is under way any more.
     """
 
     def __init__(
-        self, lane: Lane, store: socket.socket, *, replica: str, slot: int, open_remote: OpenRemote
+        self,
+        lane: Lane,
+        store: socket.socket,
+        *,
+        replica: str,
+        slot: int,
+        started: float,
+        open_remote: OpenRemote,
     ) -> None:
         self._lane = lane
         self._time = trio.lowlevel.current_clock().current_time
         self._replica = replica
         self._slot = slot
-        self._since = time.time()
+        self._since = started
         self._log = logging.getLogger("ambassador")
         self._open_remote = open_remote
         self.generation = 0

@@ -122,7 +122,6 @@ class Supervisor:
         self._crew = Crew(equipment, log, module=module)
         self._state_watch = StateWatch(self._pages, lambda: self._deployment.config.state, log)
         self._changing = trio.Lock()
-        self._started = time.time()
         self._last_reload: LastReload | None = None
         self._draining = False
         self._there = trio.Event()
@@ -400,7 +399,7 @@ class Supervisor:
             name=self._deployment.instance,
             pid=os.getpid(),
             generation=self._deployment.generation,
-            started=self._started,
+            started=self._deployment.started,
             draining=self._draining,
             ready=self.not_ready_because is None,
             state=self._state_status(),
@@ -442,7 +441,7 @@ class Supervisor:
             Replica(
                 id=self._deployment.replica,
                 workers=len(self._crew.current),
-                since=self._started,
+                since=self._deployment.started,
                 last_beat=time.time(),
                 version=__version__,
                 generation=self._deployment.generation,
@@ -458,7 +457,7 @@ class Supervisor:
             generation=self._deployment.generation,
             restarts=self._crew.restarts,
             workers=len(self._crew.current),
-            started=self._started,
+            started=self._deployment.started,
             draining=self._draining,
             breakers=self._breaker_states(),
             health=tuple(self._health.figures()),

@@ -507,6 +507,7 @@ async def open_plane(
             socket.socket(fileno=store_fd),
             replica=start.replica,
             slot=start.slot,
+            started=start.started,
             open_remote=_open_fleet,
         )
         plane = WorkerPlane(start, config, page, log_fd, lane, scopes=scopes)

@@ -23,7 +23,7 @@ _KNOWN: Final = "fleet"
 class Info(msgspec.Struct, frozen=True, array_like=True):
     """What a worker tells of itself with each beat; `/api/replicas` is made of it (contract 7.17).
 
-    `since` is in unix seconds; `state_up`: it reaches the fleet's store.
+    `since` is when its replica started, in unix seconds; `state_up`: it reaches the fleet's store.
     """
 
     since: float
