@@ -57,6 +57,9 @@ class StubPlane:
     def remove(self, listener: str, sock: socket.socket) -> None:
         self._accepting.pop(sock.fileno()).cancel()
 
+    def take_rest(self, listener: str, sock: socket.socket) -> None:
+        pass
+
     def set_addresses(self, host: str, addresses: tuple[str, ...]) -> None:
         pass
 

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -85,6 +86,9 @@ class FakePlane:
 
     def remove(self, address: str, sock: socket.socket) -> None:
         self.accepting.remove((address, os.fstat(sock.fileno()).st_ino))
+
+    def take_rest(self, address: str, sock: socket.socket) -> None:
+        self.done.append(f"rest of {address}")
 
     def take_found(self, found: Found) -> None:
         self.done.append(f"found {len(found.servers)}")
@@ -372,3 +376,35 @@ async def start_that_fails(error: Exception) -> Report:
     channel.close()
     leave.close()
     return report
+
+
+async def test_a_shared_socket_is_ended_first_and_then_emptied(
+    boss: Boss, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX) as shared:
+        shared.bind(str(tmp_path / "s"))
+        shared.listen()
+        boss.channel.post(Sockets(sockets=(SocketRef(A, None),)), [shared.fileno()])
+        await boss.order(Serve(slots=()))
+        await boss.order(Drain(delay_s=1.0, timeout_s=20.0, last=True))
+        begun = trio.current_time()
+        assert await boss.report() == Stopped()
+        assert trio.current_time() - begun < 1.5
+        assert boss.plane.done[-1] == f"rest of {A}"
+        with socket.socket(socket.AF_UNIX) as client, pytest.raises(ConnectionRefusedError):
+            client.connect(str(tmp_path / "s"))
+
+
+async def test_a_shared_socket_that_another_worker_has_ended_is_not_waited_for(
+    boss: Boss, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX) as shared:
+        shared.bind(str(tmp_path / "s"))
+        shared.listen()
+        boss.channel.post(Sockets(sockets=(SocketRef(A, None),)), [shared.fileno()])
+        await boss.order(Serve(slots=()))
+        shared.shutdown(socket.SHUT_RD)
+        await boss.order(Drain(delay_s=1.0, timeout_s=20.0, last=True))
+        begun = trio.current_time()
+        assert await boss.report() == Stopped()
+        assert trio.current_time() - begun < 1.5

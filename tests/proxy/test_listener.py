@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import socket
+from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
 from ambassador.proxy.listener import ListenerLimits, _plain_ip
-from tests.proxy.harness import GET, Origin, a_plane, config, until
+from tests.proxy.harness import GET, Origin, Talk, a_plane, config, until
 
 ANSWERED_HERE = "version: 1\nlisten: 127.0.0.1:80\nroutes: [{name: r, respond: {status: 200, body: hi}}]"
 
@@ -161,3 +162,38 @@ async def test_idle_connections_are_closed_on_demand() -> None:
 )
 def test_addresses_are_plain(text: str, expected: str) -> None:
     assert _plain_ip(text) == expected
+
+
+async def test_what_waits_at_a_socket_that_was_ended_is_still_served(tmp_path: Path) -> None:
+    async with a_plane(ANSWERED_HERE) as plane:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(tmp_path / "s"))
+            sock.listen(200)
+            clients = [Talk(await trio.open_unix_socket(str(tmp_path / "s"))) for _ in range(100)]
+            sock.setblocking(False)
+            sock.shutdown(socket.SHUT_RD)
+            plane.listener.take_rest(sock)
+            assert plane.service.connections == 100
+            for client in clients:
+                await client.send(GET)
+                assert await client.answer() == (200, b"hi")
+                client.close()
+
+
+@pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
+async def test_a_socket_that_another_process_has_ended_is_let_go(
+    tmp_path: Path, family: socket.AddressFamily
+) -> None:
+    async with a_plane(ANSWERED_HERE) as plane:
+        with socket.socket(family) as sock:
+            sock.bind(str(tmp_path / "s") if family == socket.AF_UNIX else ("127.0.0.1", 0))
+            sock.listen()
+            plane.listener.add(sock)
+            before = plane.lane.link_count
+            sock.shutdown(socket.SHUT_RD)
+            await until(lambda: plane.lane.link_count == before - 1)
+            plane.listener.remove(sock)
+        client = await plane.connect()
+        await client.send(GET)
+        assert await client.answer() == (200, b"hi")
+        client.close()

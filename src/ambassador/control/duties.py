@@ -91,6 +91,9 @@ class Plane(Protocol):
     def remove(self, listener: str, sock: socket.socket) -> None:
         """Accept from it no more; it stays open."""
 
+    def take_rest(self, listener: str, sock: socket.socket) -> None:
+        """Accept what waits at a socket that was removed and that listens no more."""
+
     def set_addresses(self, host: str, addresses: tuple[str, ...]) -> None:
         """A name has other addresses now."""
 
@@ -328,12 +331,16 @@ class Duties:
         self._served.discard(ref)
 
     async def _empty(self, refs: Iterable[SocketRef]) -> None:
-        """Wait until the queues of these sockets are empty, while the plane accepts from them."""
+        """Wait until the queues of these sockets are empty, while the plane accepts from them.
+
+        One that another worker has ended already is that one's to empty.
+        """
         poll = select.poll()
         for ref in refs:
-            poll.register(self._sockets[ref], select.POLLIN)
+            poll.register(self._sockets[ref], select.POLLIN | select.POLLRDHUP)
         with trio.move_on_after(_EMPTY_WITHIN_S):
-            while poll.poll(0):  # noqa: ASYNC110 - the kernel's queue rings no bell
+            # Asked again and again: the kernel's queue rings no bell.
+            while any(not events & select.POLLRDHUP for _, events in poll.poll(0)):  # noqa: ASYNC110
                 await trio.sleep(_POLL_S)
 
     def _close(self, refs: Iterable[SocketRef]) -> None:
@@ -346,11 +353,13 @@ class Duties:
         """Let go of every socket. Unless others go on `listening`, what comes to one that was served here is refused
         from now on: without that it would wait in a queue, since other processes have the socket open too.
         """
-        served = set(self._served)
-        for ref in served:
+        for ref in set(self._served):
             self._let_go(ref)
-            if not listening and ref.slot is not None:
+            if not listening:
                 stop_listening(self._sockets[ref])
+                if ref.slot is None:
+                    # What came up to now is still there, and nobody else need take it.
+                    self._plane.take_rest(ref.listener, self._sockets[ref])
         self._close(self._sockets)
 
     # Generations

@@ -9,8 +9,8 @@ closes it: workers come and go, slots stay.
 - A bound socket that does not listen gets no connections: a slot that is new listens when its worker is ready.
 - Unix listeners cannot share: one socket for all slots, whose number is None.
 - Supervisor and workers have the same sockets open, so that none of them ends the listening by closing its own: at the
-  end of the service each worker does it for what it served alone, once that queue is empty, and the supervisor for
-  what they all served, once none of them does.
+  end of the service each worker does it for what it serves, once that queue is empty, and the supervisor for what is
+  left when none of them accepts any more.
 """
 
 from __future__ import annotations

@@ -245,6 +245,11 @@ class WorkerPlane:
         """Accept from it no more."""
         self._listeners[listener].remove(sock)
 
+    def take_rest(self, listener: str, sock: socket.socket) -> None:
+        """Accept what waits at a socket that was removed and that listens no more."""
+        self._lane.tick()
+        self._listeners[listener].take_rest(sock)
+
     # While it runs
 
     def set_addresses(self, host: str, addresses: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import select
 import socket
 from typing import TYPE_CHECKING, Final
 
@@ -115,7 +116,11 @@ class Listener(Timer):
     def add(self, sock: socket.socket) -> None:
         """Accept from a listening socket, which stays the caller's."""
         sock.setblocking(False)
-        self._links[sock.fileno()] = self.service.lane.listen(sock, lambda: self._accept(sock))
+
+        def accept() -> None:
+            self._accept(sock)
+
+        self._links[sock.fileno()] = self.service.lane.listen(sock, accept)
 
     def remove(self, sock: socket.socket) -> None:
         """Accept from it no more. Call it before the socket is closed, here or elsewhere."""
@@ -129,6 +134,11 @@ class Listener(Timer):
         while self._links:
             self._links.popitem()[1].release()
 
+    def take_rest(self, sock: socket.socket) -> None:
+        """Accept all that waits at a unix socket that was removed and that listens no more."""
+        while self._accept(sock):
+            pass
+
     def close_idle(self) -> None:
         """End the connections that are between two requests."""
         for client in list(self._clients):
@@ -139,21 +149,29 @@ class Listener(Timer):
         for link in self._links.values():
             self.service.lane.mask(link, silent=False)
 
-    def _accept(self, sock: socket.socket) -> None:
-        for _ in range(_ACCEPTS_PER_TURN):
+    def _accept(self, sock: socket.socket) -> bool:
+        """Accept as many as a turn may. Whether more may wait."""
+        for turn in range(_ACCEPTS_PER_TURN):
             try:
                 fd, address = sock._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - `accept` makes two objects
             except BlockingIOError:
-                return
+                if turn == 0 and sock.family == socket.AF_UNIX and _is_ended(sock):
+                    self.remove(sock)
+                return False
             except OSError as error:
                 if error.errno in _PASSING:
                     continue
                 if error.errno in _EXHAUSTED:
-                    return self._pause()
+                    self._pause()
+                    return False
+                if error.errno == errno.EINVAL:  # another process has ended the listening of a TCP socket
+                    self.remove(sock)
+                    return False
                 raise
             client = socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
             client.setblocking(False)
             self._admit(client, address)
+        return True
 
     def _admit(self, sock: socket.socket, address: object) -> None:
         if len(self._clients) >= self.limits.connections:
@@ -204,6 +222,13 @@ class Listener(Timer):
             lane.mask(link, silent=True)
         self.deadline = lane.now + _PAUSE_S
         lane.arm(self)
+
+
+def _is_ended(sock: socket.socket) -> bool:
+    """Whether another process has ended the listening of a unix socket that they share: it is readable for ever."""
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def _plain_ip(text: str) -> str:
