@@ -1,6 +1,6 @@
 """One attempt: a request on its way to one endpoint, until the head of an answer is there, and what it leaves behind.
 
-An exchange makes one after another, each at an endpoint that was picked for it. An attempt asks the cool-down and the
+`attempts.py` makes one after another, each at an endpoint that was picked for it. An attempt asks the cool-down and the
 breakers, takes or opens a connection, pays the upstream's quota directly before the first byte, sends, and waits for
 the head of the answer together with `transfer.py`. `leave` ends it, whatever became of it: the endpoint, the
 connection and the breakers are told once.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from ambassador.messages import Fields, Request, ResponseHead
-    from ambassador.proxy.exchange import Exchange
+    from ambassador.proxy.attempts import Attempts
     from ambassador.proxy.lane import Link
     from ambassador.proxy.plan import RoutePlan
     from ambassador.proxy.upstream.endpoint import Endpoint
@@ -42,14 +42,14 @@ STATUS_TEXT: Final = {status: str(status) for status in range(1000)}
 
 
 class Attempt:
-    """One attempt of `exchange` at `endpoint`, which counts it as in flight until `leave`."""
+    """One attempt of those of `exchange` at `endpoint`, which counts it as in flight until `leave`."""
 
     __slots__ = (
         "_exchange", "_failure", "_head_s", "_opening", "_plan", "_untold", "connection", "endpoint", "found",
         "sent_at", "ticket", "until",
     )  # fmt: skip
 
-    def __init__(self, exchange: Exchange, plan: RoutePlan, endpoint: Endpoint) -> None:
+    def __init__(self, exchange: Attempts, plan: RoutePlan, endpoint: Endpoint) -> None:
         self._exchange = exchange
         self._plan = plan
         self._failure: UpstreamError | None = None
@@ -129,7 +129,7 @@ class Attempt:
         exchange.transfer.try_at = min(exchange.transfer.try_at, ticket.until)
 
     async def _pay_beside(self, connection: Http1Connection) -> bool:
-        """`Exchange.pay` directly before the first byte, with the connection at hand, which is for others if the
+        """`Attempts.pay` directly before the first byte, with the connection at hand, which is for others if the
         attempt is not to be. Raises what that does, and what there is to say when too little time is left meanwhile.
         """
         exchange = self._exchange

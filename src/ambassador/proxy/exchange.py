@@ -1,7 +1,7 @@
-"""One request and its answer: route, attempts, outcome.
+"""One request and its answer: route, policies, cache and fallback, answer, outcome.
 
-The order is that of the life of a request (see the package's map). One attempt is `attempt.py`; what moves bodies and
-waits for either side is `transfer.py`.
+The order is that of the life of a request (see the package's map). Its attempts are `attempts.py`, one of them is
+`attempt.py`; what moves bodies and waits for either side is `transfer.py`.
 
 A small GET meets two waits and four system calls, and allocates little but what it sends. Outcomes are settled when
 the *body* ends. After the head of the answer was passed on, an error cuts the client's connection: a cut answer must
@@ -13,30 +13,26 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from ambassador.errors import DeadlineExceeded, Fault, Limited, NoRoute, Overloaded, ProxyError, UpstreamError
+from ambassador.errors import DeadlineExceeded, Fault, NoRoute, Overloaded, ProxyError, UpstreamError
 from ambassador.messages import Reply, Request
 from ambassador.observe.access_log import AccessRecord
-from ambassador.proxy.attempt import STATUS_TEXT, Attempt, is_stream, reason_of
-from ambassador.proxy.content import CONTENT, LOOKED_AT
+from ambassador.proxy.attempt import STATUS_TEXT, Attempt, reason_of
+from ambassador.proxy.attempts import Attempts, Charge
 from ambassador.proxy.forwarding import caller_deadline_s, max_forwards
 from ambassador.proxy.freshness import by_name, initial_age_s, is_unchanged
 from ambassador.proxy.http1_parser import HEALTH_TARGETS
 from ambassador.proxy.lane import TimedOut
-from ambassador.proxy.policies.breaker import guards_of
 from ambassador.proxy.policies.cache import SAFE, Flight
 from ambassador.proxy.policies.fallback import FAILURES, FAILURES_ELSEWHERE
 from ambassador.proxy.policies.idempotency import Repeat
-from ambassador.proxy.policies.retry import IDEMPOTENT
 from ambassador.proxy.problem import (
     error_reply,
     fallback_status,
-    forbids_retry,
     received_status,
     speaks_grpc,
 )
-from ambassador.proxy.race import race, rival_of
 from ambassador.proxy.shelf import Recording
-from ambassador.proxy.transfer import ClientGone, Impatient, Transfer
+from ambassador.proxy.transfer import ClientGone, Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -44,12 +40,10 @@ if TYPE_CHECKING:
     from ambassador.messages import Field, Fields, ResponseHead
     from ambassador.observe.trace import Trace
     from ambassador.proxy.http1 import ClientConnection
-    from ambassador.proxy.plan import RoutePlan, Upstream
+    from ambassador.proxy.plan import RoutePlan
     from ambassador.proxy.policies.breaker import Ticket
     from ambassador.proxy.policies.cache import Cache, Found, Visit
     from ambassador.proxy.policies.fallback import Fallback
-    from ambassador.proxy.policies.hedge import Hedge
-    from ambassador.proxy.policies.retry import RetryPolicy
     from ambassador.proxy.service import Table
     from ambassador.proxy.shelf import Kept, Shelf
     from ambassador.proxy.upstream.endpoint import Endpoint
@@ -63,55 +57,28 @@ _ALLOW: Final = (b"allow", b"GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH, TRACE
 _CLIENT_GONE_STATUS: Final = 499  # nginx's number for a client that left before its answer; only in the log
 
 
-Charge: TypeAlias = "ProxyError | Awaitable[None] | None"
-"""What an upstream's own limits say to an attempt: None to go on."""
 Fallen: TypeAlias = "tuple[ProxyError | None, int, str]"
 """What a fallback is in place of: a failure, or an answer (None), with its status; and which fallback it is."""
 Verdict: TypeAlias = "Reply | ProxyError | Awaitable[Reply | None] | None"
 """What policies say before the first attempt: None to go on."""
 
 
-class Exchange:
+class Exchange(Attempts):
     """One request on one client connection. `run` answers it and never raises but for `ClientGone`."""
 
-    # Defaults in the class, not slots: most requests change few of them (0.6 us a request).
     _plan: RoutePlan | None = None
     _verdict: Verdict = None
-    transfer: Transfer
-    """Made before the first attempt."""
-    paid = False
-    """The upstream's quota was charged for what is sent next."""
-    max_forwards: int | None = None
-    trace: Trace | None = None
-    attempts = 0
-    """Those that were begun and not refused by a breaker."""
-    _prepared = False
-    _charged: Charge = None
-    attempt: Attempt | None = None
-    """The present one."""
-    _last_endpoint: Endpoint | None = None
-    _tried: tuple[Endpoint, ...] = ()
-    _caller_at = inf
     _status = 0
     _code: str | None = None
     _client_left = False
-    _hedged = False
-    _upstream_s = 0.0
     _fallen: Fallen | None = None
     _visit: Visit | None = None
     _cache_note: bytes | None = None
     _replayed = False
-    _is_final = False
-    """Another attempt would have been made, and is ruled out: nobody in front should make it either."""
 
     def __init__(self, client: ClientConnection, request: Request) -> None:
-        service = client.listener.service
-        self.client = client
-        self.request = request
-        self.service = service
-        self._table = service.table
-        self.lane = service.lane
-        self._started = service.lane.now
+        super().__init__(client, request)
+        self._table = self.service.table
         self._bytes_before = client.bytes_written
 
     async def run(self) -> None:
@@ -265,7 +232,7 @@ class Exchange:
                     raise DeadlineExceeded("the caller's deadline has passed")
                 self._caller_at = self._started + left_s
 
-    # Attempts
+    # Going up
 
     def _forward(self, plan: RoutePlan) -> Awaitable[None]:
         """Have the upstream answer, or what the route has in its place."""
@@ -286,6 +253,15 @@ class Exchange:
 
     def _answered(self, plan: RoutePlan) -> Awaitable[None]:
         return self._attempts(plan) if plan.cache is None else self._through_cache(plan, plan.cache)
+
+    async def _attempts(self, plan: RoutePlan) -> None:
+        connection, failed = await self._until_answer(plan)
+        if failed:
+            head = connection.reader.head
+            assert head is not None
+            if await self._fall_back(plan, None, head.status):
+                return
+        await self._relay(plan, connection)
 
     async def _through_cache(self, plan: RoutePlan, cache: Cache) -> None:
         """Answer with what is kept, or what another request brings; else go up, and leave the answer there."""
@@ -320,269 +296,6 @@ class Exchange:
                 client.rest_until = inf
             if answer is not None:
                 return answer
-
-    def _prepare(self, plan: RoutePlan) -> None:
-        """Before the first attempt: the clock of the whole starts."""
-        self._prepared = True
-        if self.request.expects_continue:
-            self.client.send_continue(self.request)
-        self.transfer = Transfer(self.client, self.request, plan, self._started)
-        self.transfer.caller_at = self._caller_at
-
-    async def _attempts(self, plan: RoutePlan) -> None:
-        retry = plan.retry
-        if not self._prepared:
-            self._prepare(plan)
-        self._count_on_budget(retry)
-        transfer = self.transfer
-        while True:
-            connection: Http1Connection | None = None
-            failure: UpstreamError | None = None
-            try:
-                attempt = self.attempt
-                if attempt is None or attempt.connection is None:
-                    attempt = self._begin_attempt(plan)
-                connection = await (
-                    attempt.until_head() if plan.hedge is None else self._until_head(plan, plan.hedge)
-                )
-                await self._hear(plan, connection)
-            except UpstreamError as error:
-                failure = error
-                reason = outcome = reason_of(error)
-                if self.attempt is not None:
-                    self.attempt.settle(reason)  # before it is asked whether the breaker is open
-            else:
-                head = connection.reader.head
-                assert head is not None
-                assert self.attempt is not None
-                found = self.attempt.found
-                if head.status not in plan.failing and not found:
-                    return await self._relay(plan, connection)
-                outcome = STATUS_TEXT[head.status]
-                reason = outcome if retry is None else retry.reason(outcome, found)
-            delay = self._retry_delay(plan, reason)
-            if delay is None or not await self._is_affordable(plan):
-                if failure is not None:
-                    self._count(plan, outcome)
-                    try:
-                        raise failure
-                    finally:
-                        del failure  # its traceback holds this frame
-                assert connection is not None
-                assert head is not None
-                if not await self._fall_back(plan, None, head.status):
-                    await self._relay(plan, connection)
-                return None
-            self._count(plan, outcome)
-            plan.metrics.retry(reason)
-            self._leave(kept=transfer.upload_done)
-            await self._sleep(delay)
-
-    async def _hear(self, plan: RoutePlan, connection: Http1Connection) -> None:
-        """Take what the answer says beyond this request, and look into it where the route does that.
-
-        Raises `UpstreamError` if it breaks off meanwhile.
-        """
-        attempt, content, head = self.attempt, plan.content, connection.reader.head
-        assert attempt is not None
-        assert head is not None
-        self._upstream_s = self.lane.now - self.transfer.sent_at
-        keeper = self.request.keeper
-        if content is None and keeper is None:
-            return attempt.hear(head)
-        if content is not None:
-            attempt.found = content.by_head(head)
-        attempt.hear(head)
-        most = 0 if keeper is None else keeper.most
-        if content is not None and content.looks_inside:
-            most = max(most, LOOKED_AT)
-        if most and not is_stream(head):
-            await self.transfer.peek(connection, most)
-            reader = connection.reader
-            if content is not None:
-                attempt.found |= content.by_body(head, reader.hold_body(), complete=reader.complete)
-
-    def _count_on_budget(self, retry: RetryPolicy | None) -> None:
-        """A first attempt earns a part of a retry. Of a request that is a retry of somebody in front, it is one."""
-        if retry is None or (self.attempt is not None and self.attempt.connection is not None):
-            return  # there is no budget, or it was counted when it was sent
-        if b"x-ambassador-attempt" not in self.request.special:
-            retry.budget.deposit(self._started)
-        elif self.client.peer.believed:  # else anybody could spend what is there for others
-            retry.budget.spend(self._started)
-
-    async def _until_head(self, plan: RoutePlan, hedge: Hedge) -> Http1Connection:
-        """The present attempt until the head of its answer, with a second one beside it if it takes long: the present
-        one is then the one that was answered. Raises as `Attempt.until_head`.
-        """
-        attempt = self.attempt
-        assert attempt is not None
-        first = self.attempts <= 1
-        repeatable = first and self._may_repeat()
-        if repeatable:
-            self.transfer.patience_s = hedge.delay_s
-        try:
-            connection = await attempt.until_head()
-        except Impatient:
-            rival = None
-            if repeatable and hedge.withdraw():
-                rival = rival_of(self, plan)
-            if rival is None:
-                connection = await attempt.until_head()
-            else:
-                self._tried = (*self._tried, rival.endpoint)
-                self._hedged = True
-                plan.metrics.retry("hedge")
-                began = self.transfer.sent_at
-                await race(self, plan, rival)
-                winner = self.attempt
-                assert winner is not None
-                assert winner.connection is not None
-                hedge.observe(self.lane.now - began, self.lane.now)
-                return winner.connection
-        if first:
-            hedge.observe(self.lane.now - self.transfer.sent_at, self.lane.now)
-        return connection
-
-    def _may_repeat(self) -> bool:
-        """The request may be at two endpoints at once, and all of it is here."""
-        request, special = self.request, self.request.special
-        return (
-            (request.method in IDEMPOTENT or b"idempotency-key" in special)
-            and request.complete
-            and self.transfer.replayable
-            and b"x-ambassador-attempt" not in special
-        )
-
-    def pick(self, upstream: Upstream) -> Endpoint:
-        """An endpoint for the next attempt, not one that was tried if there is another. Raises `NoEndpoint`."""
-        key = None if upstream.key is None else upstream.key(self.request, self.request.client_ip)
-        return upstream.only or upstream.pick(self._tried, key)
-
-    def follow(self, attempt: Attempt) -> None:
-        """Of two attempts, this one is the present one from now on."""
-        if attempt is not self.attempt:
-            self.attempt = attempt
-            if attempt.sent_at is not None:
-                self.transfer.follow(attempt.sent_at, attempt.until)
-
-    def _begin_attempt(self, plan: RoutePlan) -> Attempt:
-        """The next attempt, at an endpoint that is picked for it unless that was done. Raises `NoEndpoint`."""
-        upstream, attempt = plan.upstream, self.attempt
-        assert upstream is not None
-        if self._caller_at != inf or self.attempts:
-            self.check_time(plan)
-        self.attempts += 1
-        self.transfer.begin_attempt()
-        if attempt is None:
-            attempt = self.attempt = Attempt(self, plan, self.pick(upstream))
-        if upstream.only is None:
-            self._tried = (*self._tried, attempt.endpoint)
-        return attempt
-
-    def check_time(self, plan: RoutePlan) -> None:
-        """Raises what there is to say if an attempt that began now could not finish in time."""
-        now = self.lane.now
-        if plan.cannot_finish(self.transfer.deadline - now, now):
-            raise self.transfer.lacking()
-
-    def _retry_delay(self, plan: RoutePlan, reason: str) -> float | None:
-        """How long to wait before another attempt, or None if there must be none."""
-        retry, request, special = plan.retry, self.request, self.request.special
-        if retry is None or self.attempts > retry.attempts or not self.transfer.replayable:
-            return None
-        if b"x-ambassador-attempt" in special or not retry.allows(
-            reason, request.method, keyed=b"idempotency-key" in special
-        ):
-            return None
-        attempt = self.attempt
-        head = None
-        if attempt is not None and attempt.connection is not None:
-            head = attempt.connection.reader.head
-        after = None
-        if head is not None and (reason.isdigit() or reason == CONTENT):
-            if forbids_retry(head.special.get(b"proxy-status", b"")):
-                return None
-            value = head.special.get(b"retry-after", b"")
-            after = float(value) if value.isdigit() and len(value) < 9 else None
-        delay = retry.delay_s(self.attempts, self.service.random(), after)
-        now = self.lane.now
-        if delay is None or plan.cannot_finish(self.transfer.deadline - now - delay, now):
-            return None
-        only = None if plan.upstream is None or attempt is None else plan.upstream.only
-        if any(breaker.is_open for breaker in (plan.gates if only is None else guards_of(plan.gates, only))):
-            self._is_final = True
-            return None  # what there is says more than that the breaker is open
-        if retry.budget.withdraw(now):
-            return delay
-        self._is_final = True
-        return None
-
-    async def _is_affordable(self, plan: RoutePlan) -> bool:
-        """Charge the next attempt to the upstream's own limits now, while there still is an answer to give."""
-        try:
-            await self.pay(plan, inf)
-        except (Limited, DeadlineExceeded):
-            self._is_final = True
-            return False
-        return True
-
-    async def pay(self, plan: RoutePlan, until: float) -> bool:
-        """Charge an attempt to the upstream's own limits, once; whether that took a wait, not beyond `until`.
-
-        Raises `Limited`, and `DeadlineExceeded` when the caller's deadline passed meanwhile.
-        """
-        upstream = plan.upstream
-        assert upstream is not None
-        if upstream.charge is None or self.paid:
-            return False
-        charged, self._charged = self._charged, None
-        if isinstance(charged, ProxyError):
-            raise charged
-        if charged is None:
-            charged = upstream.charge(self.request)
-        if charged is not None:
-            await self._queue(charged, upstream.name, until)
-        self.paid = True
-        return charged is not None
-
-    async def _queue(self, charged: Awaitable[None], upstream: str, until: float) -> None:
-        """Wait for a quota: not beyond what the request, or the breaker's probe, has time for. The upstream's own time
-        begins afterwards.
-        """
-        transfer, client = self.transfer, self.client
-        began = self.lane.now
-        client.rest_until = min(transfer.deadline, until)
-        try:
-            await charged
-        except TimedOut:
-            if self.lane.now >= self._caller_at:
-                raise DeadlineExceeded("the caller's deadline passed") from None
-            raise Limited(
-                f"the quota of upstream {upstream} is spent for longer than the request may take"
-            ) from None
-        finally:
-            client.rest_until = inf
-        transfer.put_off(self.lane.now - began, until)
-
-    async def _sleep(self, delay: float) -> None:
-        """Wait before a retry, unless the client leaves."""
-        lane, client, link = self.lane, self.client, self.client.link
-        until = lane.now + delay
-        self.check_presence()
-        while lane.now < until:
-            link.interest = client.leaving(self.request)
-            try:
-                await client.strand.wait(until)
-            except TimedOut:
-                pass
-            finally:
-                link.interest = 0
-            self.check_presence()
-
-    def check_presence(self) -> None:
-        """Raises `ClientGone` if the client has left, and what is wrong with a request that it left unfinished."""
-        self.client.check_presence(self.request)
 
     # When all have failed
 
@@ -814,23 +527,6 @@ class Exchange:
         """The answer is complete, or given up because of `failure`: free the endpoint and the connection."""
         self._count(plan, failure or STATUS_TEXT[self._status])
         self._leave(kept=self.transfer.upload_done and failure is None)
-
-    def _count(self, plan: RoutePlan, outcome: str) -> None:
-        """The present attempt has come to its end; there is none where no endpoint was."""
-        if self.attempt is not None:
-            self.attempt.count(outcome)
-        else:
-            plan.metrics.attempt(outcome, 0.0)
-
-    def _leave(self, *, kept: bool) -> None:
-        """The present attempt is over. `kept`: so is the connection, if its exchange happens to be complete."""
-        attempt, self.attempt = self.attempt, None
-        assert attempt is not None
-        if self._prepared and self.transfer.recorder is not None:
-            self.transfer.recorder.abandon()
-            self.transfer.recorder = None
-        self._last_endpoint = attempt.endpoint
-        attempt.leave(kept=kept)
 
     async def _answer(self, reply: Reply) -> None:
         """Answer with something made here."""

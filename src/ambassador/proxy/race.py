@@ -15,11 +15,11 @@ from ambassador.proxy.lane import TimedOut
 from ambassador.proxy.transfer import ClientGone
 
 if TYPE_CHECKING:
-    from ambassador.proxy.exchange import Exchange
+    from ambassador.proxy.attempts import Attempts
     from ambassador.proxy.plan import RoutePlan
 
 
-def rival_of(exchange: Exchange, plan: RoutePlan) -> Attempt | None:
+def rival_of(exchange: Attempts, plan: RoutePlan) -> Attempt | None:
     """A second attempt, begun beside the present one, at an endpoint that was not tried if there is another.
 
     None: it cannot be made at once, and nothing was begun.
@@ -36,7 +36,7 @@ def rival_of(exchange: Exchange, plan: RoutePlan) -> Attempt | None:
     return None
 
 
-async def race(exchange: Exchange, plan: RoutePlan, rival: Attempt) -> None:
+async def race(exchange: Attempts, plan: RoutePlan, rival: Attempt) -> None:
     """Wait for the first good head, of the present attempt or of `rival`; its attempt is then the present one.
 
     Raises `UpstreamError` when neither came to one (that of the attempt which is then the present one), and
@@ -57,7 +57,7 @@ async def race(exchange: Exchange, plan: RoutePlan, rival: Attempt) -> None:
         raise
 
 
-def _is_decided(exchange: Exchange, plan: RoutePlan, racing: list[Attempt]) -> bool:
+def _is_decided(exchange: Attempts, plan: RoutePlan, racing: list[Attempt]) -> bool:
     """Look what has come; whether there is a winner, the present attempt from then on."""
     for attempt in tuple(racing):
         try:
@@ -81,7 +81,7 @@ def _is_decided(exchange: Exchange, plan: RoutePlan, racing: list[Attempt]) -> b
     return False
 
 
-def _drop(exchange: Exchange, racing: list[Attempt], attempt: Attempt, outcome: str) -> None:
+def _drop(exchange: Attempts, racing: list[Attempt], attempt: Attempt, outcome: str) -> None:
     """One that is out of the race; the other is the present attempt."""
     racing.remove(attempt)
     attempt.count(outcome)
@@ -89,7 +89,7 @@ def _drop(exchange: Exchange, racing: list[Attempt], attempt: Attempt, outcome: 
     attempt.leave(kept=False)
 
 
-async def _wait(exchange: Exchange, racing: list[Attempt]) -> None:
+async def _wait(exchange: Attempts, racing: list[Attempt]) -> None:
     """Wait for either, for the client to leave, or for the deadline that is next."""
     client = exchange.client
     client_link = client.link
