@@ -19,10 +19,10 @@ The life of a request
     `redirect.py`, `respond.py`. One that must wait gives a coroutine, which rests by the request's `waiter`
     (`messages.py`).
  7. REPEAT: an attempt (`proxy/attempt.py`), and more (`proxy/attempts.py`) while `proxy/policies/retry.py` allows.
-    Everything in 8 to 10 is done for each. None begins that is sure not to end in time (`proxy/soonest.py`).
-    Where `proxy/policies/hedge.py` says that one takes long, a second runs beside it (`proxy/race.py`). Outside of it
-    all, `proxy/policies/cache.py` gives earlier answers again and joins identical requests (`proxy/shelf.py` keeps the answers, `proxy/freshness.py`
-    has the rules), and `fallback.py` says what is answered when all attempts failed.
+    Everything in 8 to 10 is done for each. None begins that is sure not to end in time (`proxy/soonest.py`). Where
+    `proxy/policies/hedge.py` says that one takes long, a second runs beside it (`proxy/race.py`). Outside of it all,
+    `proxy/policies/cache.py` gives earlier answers again and joins identical requests (`proxy/shelf.py` keeps the
+    answers, `proxy/freshness.py` has the rules), and `fallback.py` says what is answered when all attempts failed.
  8. An endpoint is picked: one of those in use (`proxy/upstream/tiers.py`), as `balance` says (`balance.py`, `ring.py`).
     A connection is taken from its pool (`pool.py`, `endpoint.py`), or opened (`connect.py`). Breakers and cool-downs
     may refuse the attempt (`proxy/policies/breaker.py`, `cooldown.py`). All replicas share a circuit
