@@ -208,6 +208,12 @@ def test_no_route_is_told_with_every_reason() -> None:
     assert len(explanation.considered) == len(ROUTES)
 
 
+def test_options_of_the_whole_server_is_answered_where_no_route_takes_it() -> None:
+    explanation = explain(CONFIG, "OPTIONS", "*", [("Host", "nowhere")])
+    assert (explanation.code, explanation.status, explanation.route) == (None, 204, None)
+    assert "  answer    204: with Allow; no route takes it\n" in render(explanation)
+
+
 @pytest.mark.parametrize(
     "url",
     [

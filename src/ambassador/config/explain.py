@@ -85,7 +85,7 @@ class Line(Struct, frozen=True, kw_only=True):
 
 class Explanation(Struct, frozen=True, kw_only=True):
     """The whole answer; times in seconds. Without a route, `code` and `status` are those of the answer that the caller
-    would get, and `problem` says why; with one they are None.
+    would get (no code: it is no error), and `problem` says why; with one they are None.
     """
 
     method: str
@@ -181,6 +181,8 @@ def _explain(config: Config, request: Request, asked: Explanation) -> Explanatio
         for route, match in zip(config.routes[:taken], specs, strict=False)
         if (reason := why_not(match, request.host, path, request.method, request)) is not None
     )
+    if found is None and request.target == b"*":
+        return _but(asked, considered=considered, status=204, problem="with Allow; no route takes it")
     if found is None:
         return _but(
             asked,
@@ -592,7 +594,8 @@ def render(explanation: Explanation) -> str:
     if explanation.path is not None and explanation.path != _path_of(explanation.url):
         rows.append(("path", f"{explanation.path} after normalising"))
     if explanation.route is None:
-        rows.append(("answer", f"{explanation.status} {explanation.code}: {explanation.problem}"))
+        code = "" if explanation.code is None else f" {explanation.code}"
+        rows.append(("answer", f"{explanation.status}{code}: {explanation.problem}"))
     else:
         rows.append(("route", f"{explanation.route}   {explanation.place}   matched {explanation.matched}"))
     rows += [("", text) for text in _considered_texts(explanation.considered)]

@@ -265,6 +265,7 @@ class Supervisor:
             admin = self._admin_for(checked)
         except (BindError, SecretError) as error:
             self._log.error("reload: %s", error)
+            self._log.error("not reloaded; generation %d is served on", self._deployment.generation)
             return LastReload(ok=False, at=time.time(), errors=(str(error),))
         done = await Reload(self._deployment, self._crew, self._log).apply(checked)
         if not done.ok:
