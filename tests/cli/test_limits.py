@@ -17,6 +17,7 @@ LIMIT: dict[str, Any] = {
     "admitted": 1000,
     "limited": 7,
     "fallback": 3,
+    "credit": 2,
 }
 
 
@@ -25,7 +26,7 @@ def test_limits_are_listed(service: FakeService, capsys: pytest.CaptureFixture[s
     assert main(["limits"]) == 0
     head, row = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["LIMIT", "RATE", "BURST"]
-    assert row.split() == ["r/limit", "100/s", "100", "r", "42", "1000", "7", "3"]
+    assert row.split() == ["r/limit", "100/s", "100", "r", "42", "1000", "7", "3", "2"]
     assert main(["limits", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [LIMIT]
 

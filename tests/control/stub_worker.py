@@ -95,6 +95,13 @@ class StubPlane:
     def ejections(self) -> dict[str, tuple[int, int]]:
         return {}
 
+    @property
+    def generation(self) -> int:
+        return 1
+
+    def counts(self, *, whole: bool) -> Iterator[bytes]:
+        yield b""
+
     def beat(self) -> float:
         return 0.0
 

@@ -29,6 +29,7 @@ from ambassador.control.orders import (
     Brief,
     Commit,
     Committed,
+    Counted,
     Discovered,
     Drain,
     Failed,
@@ -69,6 +70,7 @@ class FakePlane:
     open_breakers: dict[str, tuple[int, int]] = field(default_factory=dict)
     ejections: dict[str, tuple[int, int]] = field(default_factory=dict)
     error: Exception | None = None
+    generation: int = 1
 
     def prepare(self, config: Config, brief: Brief) -> Iterator[None]:
         yield
@@ -115,6 +117,9 @@ class FakePlane:
     def act(self, data: bytes, done: Callable[[bytes], None]) -> None:
         self.acts.append((data, done))
 
+    def counts(self, *, whole: bool) -> Iterator[bytes]:
+        yield b"all" if whole else b"few"
+
     def beat(self) -> float:
         return 1.5
 
@@ -142,7 +147,12 @@ class Boss:
         await trio.testing.wait_all_tasks_blocked()
 
     async def report(self) -> Report:
-        while isinstance(report := await self.channel.receive(), Beat):
+        while isinstance(report := await self.channel.receive(), Beat | Counted):
+            pass
+        return report
+
+    async def counts(self) -> Counted:
+        while not isinstance(report := await self.channel.receive(), Counted):
             pass
         return report
 
@@ -255,6 +265,21 @@ async def test_what_takes_a_moment_is_answered_when_it_is_done(boss: Boss, autoj
     assert data == b"slow"
     done(b"obeyed")
     assert await boss.report() == Answer(id=8, data=b"obeyed")
+
+
+async def test_counts_are_told_when_they_have_changed_and_at_the_end(
+    boss: Boss, autojump_clock: MockClock
+) -> None:
+    begun = trio.current_time()
+    assert await boss.counts() == Counted(generation=1, lines=b"few")
+    assert 1.9 < trio.current_time() - begun < 2.1
+    await trio.sleep(5.9)
+    boss.plane.generation = 2
+    assert await boss.counts() == Counted(generation=2, lines=b"few")
+    assert 7.9 < trio.current_time() - begun < 8.1
+    await boss.order(Drain(delay_s=0.0, timeout_s=1.0, last=False))
+    assert await boss.counts() == Counted(generation=2, lines=b"all")
+    await boss.ended.wait()
 
 
 async def test_beats_come_twice_a_second(boss: Boss, autojump_clock: MockClock) -> None:

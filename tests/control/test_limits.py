@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ambassador.control.limits import LimitViews, answer
+from ambassador.control.limits import Counts, LimitViews, PastCounts, answer, counted
 from ambassador.proxy.limit_keys import MOST_TOLD, LimitStatus
 
 
@@ -26,6 +26,7 @@ def a_status(
         age_s=age_s,
         admitted=admitted,
         fallback=admitted // 10,
+        credit=admitted // 6,
         limited=limited,
     )
 
@@ -46,6 +47,7 @@ def test_counts_are_added_and_the_youngest_answer_says_what_is_left() -> None:
     upstreams, route = views.views()
     assert (route.name, route.rate, route.burst, route.key) == ("r/limit", "100/s", 100, "r")
     assert (route.balance, route.admitted, route.limited, route.fallback) == (25, 42, 3, 4)
+    assert route.credit == 7
     assert (upstreams.name, upstreams.balance) == ("@u/limit", 80)
 
 
@@ -59,3 +61,39 @@ def test_busiest_keys_come_first_and_not_all_are_told() -> None:
     more = [a_status(key=f"m{number}", limited=100 - number) for number in range(MOST_TOLD)]
     views = list(views_of(keys, more).views())
     assert [view.key for view in views] == [each.key for each in more]
+
+
+def counts(generation: int, *statuses: LimitStatus) -> Counts:
+    return Counts(generation, counted(list(statuses)))
+
+
+def test_counts_of_workers_that_have_ended_stay_in_the_sums() -> None:
+    past = PastCounts()
+    past.fold(
+        counts(1, a_status(held=9.0, left=0.0, age_s=0.0, admitted=30, limited=4), a_status(key="never"))
+    )
+    past.fold(counts(1, a_status(admitted=12), a_status("@u/limit", "u", admitted=1)))
+    views = views_of([a_status(left=20.0, age_s=0.1, admitted=5)])
+    assert sum(1 for _ in views.add_past(past.of(1))) == 2
+    upstreams, route = views.views()
+    assert (route.admitted, route.fallback, route.credit, route.limited) == (47, 4, 7, 4)
+    assert route.balance == 20  # of the bucket only those know that live
+    assert (upstreams.admitted, upstreams.balance) == (1, 100)
+
+
+def test_counts_of_an_earlier_config_are_over() -> None:
+    past = PastCounts()
+    past.fold(counts(1, a_status(admitted=30)))
+    assert not list(past.of(2))
+    past.fold(counts(2, a_status(admitted=4)))
+    past.fold(counts(1, a_status(admitted=30)))
+    assert [each.admitted for each in past.of(2)] == [4]
+    assert not list(past.of(1))
+
+
+def test_past_keys_that_were_used_least_are_forgotten_first() -> None:
+    past = PastCounts()
+    past.fold(counts(1, *(a_status(key=str(number), admitted=number) for number in range(1, 10_002))))
+    kept = [each.admitted for each in past.of(1)]
+    assert len(kept) == 5000
+    assert min(kept) == 5002

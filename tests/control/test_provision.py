@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 import pytest
 import trio
 
-from ambassador.control.orders import Message, Start
+from ambassador.control.limits import counted
+from ambassador.control.orders import Counted, Message, Start
 from ambassador.control.output import Output
 from ambassador.control.provision import Equipment
 from ambassador.control.store import StoreServer
+from ambassador.proxy.limit_keys import LimitStatus
 from ambassador.state.frames import HELLO, Answers, Questions, Unpacker, decode_reply, pack
 from ambassador.state.protocol import Lease, Leased
 from tests.control.test_deployment import deployment
@@ -26,6 +28,7 @@ class FakeWorker:
     def __init__(self) -> None:
         self.generation = 0
         self.ended = False
+        self.counted: Counted | None = None
         self.left: list[object] = []
         self.on_leaving = self.left.append
 
@@ -91,6 +94,22 @@ async def test_every_worker_tells_when_the_replica_started(
     assert workers[0].start.started == workers[1].start.started == equipment._deployment.started
     for worker in workers:
         await worker.store.aclose()
+
+
+async def test_counts_of_a_worker_that_has_ended_are_kept(
+    equipment: Equipment, nursery: trio.Nursery
+) -> None:
+    told = LimitStatus(
+        name="r/limit", rate="1/s", burst=1, key="r", held=0.0, left=0.0, age_s=None,
+        admitted=5, fallback=0, credit=0, limited=2,
+    )  # fmt: skip
+    silent, worker = (equip(equipment, nursery) for _ in range(2))
+    worker.counted = Counted(generation=1, lines=counted([told]))
+    for each in (silent, worker):
+        equipment.settle(each)  # type: ignore[arg-type]
+        await each.store.aclose()
+    (kept,) = equipment._deployment.past_counts.of(1)
+    assert (kept.admitted, kept.limited) == (5, 2)
 
 
 async def test_a_worker_that_is_cut_off_from_the_store_is_replaced(

@@ -176,6 +176,20 @@ def test_limit_keeps_its_bucket_when_workers_die(proxy: Ambassador) -> None:
     assert statuses([fetch(proxy.url, "/died") for _ in range(8)]) == [429] * 8
 
 
+def test_counts_of_a_limit_are_kept_when_workers_are_replaced(proxy: Ambassador) -> None:
+    assert statuses(ask(proxy, "/died", 4)) == [429] * 4
+    before, told = pids(proxy), limits(proxy)["died/limit", "died"]
+    proxy.running.process.send_signal(signal.SIGUSR2)
+    wait_until(lambda: len(pids(proxy)) == 2 and not pids(proxy) & before, "two other workers")
+    assert told["limited"] >= 4
+
+    def are_the_same() -> bool:
+        now = limits(proxy).get(("died/limit", "died"), {})
+        return all(now.get(count) == told[count] for count in ("admitted", "limited"))
+
+    wait_until(are_the_same, "the same counts as before")
+
+
 def test_quota_is_charged_for_retries_and_its_refusal_hides_no_answer(
     proxy: Ambassador, origin: Origin
 ) -> None:
@@ -193,7 +207,7 @@ def test_limits_are_listed_by_the_command(proxy: Ambassador) -> None:
     assert listed.returncode == 0
     told = {(each["name"], each["key"]): each for each in json.loads(listed.stdout)}
     assert set(told["tenants/limit", "listed"]) == {
-        "name", "rate", "burst", "key", "balance", "admitted", "limited", "fallback",
+        "name", "rate", "burst", "key", "balance", "admitted", "limited", "fallback", "credit",
     }  # fmt: skip
     assert told["tenants/limit", "listed"]["balance"] == 3
     assert "listed" in proxy.command("limits").stdout

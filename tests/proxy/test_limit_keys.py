@@ -189,6 +189,15 @@ def test_lines_follow_the_balance() -> None:
     assert [line.split(b";")[1] for line in seen] == [b"r=79", b"r=78", b"r=77", b"r=76", b"r=75"]
 
 
+def test_what_a_credit_admits_is_counted_apart_from_the_fallback() -> None:
+    world, _, worker = one_worker(Config(rate=(10, 1), burst=10, mode="bounded", credit=5))
+    for _ in range(3):  # before the store's first answer
+        assert worker.request() is None
+    world.run(0.01)
+    (status,) = worker.policy.status()
+    assert (status.admitted, status.credit, status.fallback) == (3, 3, 0)
+
+
 def test_status_tells_the_busiest_keys() -> None:
     world, _, worker = one_worker(Config(rate=(10, 1), burst=5, per="client_ip"))
     for number in range(30):

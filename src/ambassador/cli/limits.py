@@ -16,7 +16,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="list the rate limits of the service",
         description="List every limit that was used, with its busiest keys: what is left, and what this replica has "
         "admitted and refused since the config was loaded. FALLBACK is what was admitted while the state store was "
-        "late or away.",
+        "late or away, CREDIT what `mode: bounded` admitted ahead of the store's tokens.",
     )
     add_live(parser)
 
@@ -33,6 +33,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(limits))
         return OK
-    head = ("LIMIT", "RATE", "BURST", "KEY", "BALANCE", "ADMITTED", "LIMITED", "FALLBACK")
+    head = ("LIMIT", "RATE", "BURST", "KEY", "BALANCE", "ADMITTED", "LIMITED", "FALLBACK", "CREDIT")
     print(table(head, [[each[name.lower()] for name in ("name", *head[1:])] for each in limits]))
     return OK

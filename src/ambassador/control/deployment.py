@@ -14,6 +14,7 @@ import msgspec
 
 from ambassador.config.schema import Config
 from ambassador.control.discovery.directory import Directory
+from ambassador.control.limits import PastCounts
 from ambassador.control.listeners import keyed
 from ambassador.control.orders import Brief, SocketRef
 from ambassador.control.pages import Pages
@@ -56,6 +57,7 @@ class Deployment:
         self.generation = 1
         self.bindings: dict[str, Binding] = {}
         self.pages = pages
+        self.past_counts = PastCounts()
         self.directory = directory
         self._unhealthy = unhealthy
         self._encoded = encode_config(config)

@@ -37,6 +37,7 @@ from ambassador.control.orders import (
     Brief,
     Commit,
     Committed,
+    Counted,
     Discovered,
     Drain,
     Drained,
@@ -58,6 +59,7 @@ from ambassador.control.orders import (
 from ambassador.control.turns import Turns
 
 _BEAT_EVERY_S = 0.5
+_COUNT_EVERY_S = 2.0
 _TURN_S = 0.001  # as long as the lane's, so that a worker whose clients never rest compiles at half its speed
 _POLL_S = 0.02
 _EMPTY_WITHIN_S = 2.0  # a queue that grows as fast as it is emptied is left at some point
@@ -125,6 +127,15 @@ class Plane(Protocol):
     @property
     def ejections(self) -> Mapping[str, tuple[int, int]]:
         """Of each upstream that has had ejections: endpoints that are ejected, and ejections so far."""
+
+    @property
+    def generation(self) -> int:
+        """The number of the generation that is served."""
+
+    def counts(self, *, whole: bool) -> Iterator[bytes]:
+        """What limits have counted since it is served, in steps: lines as of `limits.counted`. Unless `whole`, without
+        those that it would take long to look through.
+        """
 
     def beat(self) -> float:
         """Write down the gauges; returns the loop's longest turn since the last call, in milliseconds."""
@@ -214,12 +225,14 @@ class Duties:
         self._drain: _Drain | None = None
         self._nursery: trio.Nursery | None = None
         self._turns = Turns(turn_s=_TURN_S)
+        self._counted: Counted | None = None
 
     async def run(self, terminations: AsyncIterator[int]) -> None:
         """Obey until drained. The plane is left as it is then: idle, or out of time."""
         try:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self._beat)
+                self._nursery.start_soon(self._count)
                 self._nursery.start_soon(self._leave_on_signal, terminations)
                 await self._hear()
         finally:
@@ -283,6 +296,21 @@ class Duties:
             )
             self._channel.post(beat)
             await trio.sleep(_BEAT_EVERY_S)
+
+    async def _count(self) -> None:
+        """Tell what limits have counted: should this worker die, that is what is known of it."""
+        while True:
+            await trio.sleep(_COUNT_EVERY_S)
+            generation = self._plane.generation
+            lines = await self._turns.take(self._plane.counts(whole=False))
+            if self._plane.generation == generation:
+                self._post_counts(b"".join(lines))
+
+    def _post_counts(self, lines: bytes) -> None:
+        counted = Counted(generation=self._plane.generation, lines=lines)
+        if counted != self._counted:
+            self._counted = counted
+            self._channel.post(counted)
 
     async def _leave_on_signal(self, terminations: AsyncIterator[int]) -> None:
         """Ask to be replaced rather than leave the slot without a worker."""
@@ -401,6 +429,7 @@ class Duties:
         if self._drain is None:
             self._drain = _Drain(stop_at, stop_at + timeout_s, last=last)
             self._plane.drain(last=last)
+            self._post_counts(b"".join(self._plane.counts(whole=True)))  # it is asked no more
             self._nursery.start_soon(self._finish, self._drain)
         else:
             self._drain.hasten(stop_at, stop_at + timeout_s)
@@ -419,6 +448,7 @@ class Duties:
                 if trio.current_time() >= drain.finishing.deadline - _LAST_SECOND_S:
                     self._plane.close_idle()
                 await trio.sleep(_POLL_S)
+        self._post_counts(b"".join(self._plane.counts(whole=True)))
         self._nursery.cancel_scope.cancel()
 
 

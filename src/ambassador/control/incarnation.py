@@ -19,6 +19,7 @@ from ambassador.control.orders import (
     Beat,
     Commit,
     Committed,
+    Counted,
     Failed,
     Leaving,
     Message,
@@ -62,6 +63,8 @@ class Incarnation:
         self.serving: tuple[int, ...] = ()
         self.error: str | None = None
         self.beat = Beat(connections=0, inflight=0, loop_lag_ms=0.0)
+        self.counted: Counted | None = None
+        """What its limits had counted when it told last."""
         self.settled = trio.Event()
         """Set when it is ready or has ended, whichever comes first."""
         self.gone = trio.Event()
@@ -113,6 +116,8 @@ class Incarnation:
         match report:
             case Beat():
                 self.beat = report
+            case Counted():
+                self.counted = report
             case Ready():
                 self.ready = True
                 self.settled.set()

@@ -2,6 +2,9 @@
 
 A worker knows what it holds and what its last answer of the store said. So of what is left in the store the youngest
 answer counts, and to it is added what all of them hold; what other replicas hold is not known here.
+
+What workers that have ended had counted stays in the sums until another config is loaded: they tell it when they end,
+and every few seconds, for the case that they are killed.
 """
 
 from __future__ import annotations
@@ -17,14 +20,16 @@ import msgspec
 from ambassador.proxy.limit_keys import MOST_TOLD, LimitStatus
 
 _ENCODER: Final = msgspec.json.Encoder()
+_MOST_PAST: Final = 10_000
+"""Keys of workers that have ended; beyond, the half that was used least is forgotten."""
 _LINE: Final = msgspec.json.Decoder(LimitStatus)
 
 
 class LimitView(msgspec.Struct, frozen=True, kw_only=True):
     """`/api/limits`: one key of a limit. Counts are this replica's since the config was loaded.
 
-    `balance` is what is left for all that share the state, as far as this replica knows. `fallback`: of `admitted`,
-    what was admitted without the store's tokens.
+    `balance` is what is left for all that share the state, as far as this replica knows. Of `admitted`, `fallback` was
+    admitted while the store was late or away, and `credit` ahead of its tokens in bounded mode.
     """
 
     name: str
@@ -35,22 +40,66 @@ class LimitView(msgspec.Struct, frozen=True, kw_only=True):
     admitted: int
     limited: int
     fallback: int
+    credit: int
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """What one worker had counted: lines as of `counted`, and the generation of the config that it served."""
+
+    generation: int
+    lines: bytes
+
+
+class PastCounts:
+    """What workers that have ended had counted since the config was loaded."""
+
+    def __init__(self) -> None:
+        self._generation = 0
+        self._keys: dict[tuple[str, str], LimitStatus] = {}
+
+    def fold(self, counts: Counts) -> None:
+        """Add the last counts of a worker that has ended. Those of an earlier config are over."""
+        if counts.generation > self._generation:
+            self._generation = counts.generation
+            self._keys.clear()
+        if counts.generation == self._generation:
+            for line in counts.lines.splitlines():
+                self._add(_LINE.decode(line))
+        if len(self._keys) > _MOST_PAST:
+            busiest = heapq.nlargest(_MOST_PAST // 2, self._keys.items(), key=lambda each: _traffic(each[1]))
+            self._keys = dict(busiest)
+
+    def of(self, generation: int) -> Iterable[LimitStatus]:
+        """The sums of those that served this generation."""
+        return list(self._keys.values()) if generation == self._generation else ()
+
+    def _add(self, told: LimitStatus) -> None:
+        key = told.name, told.key
+        known = self._keys.get(key)
+        self._keys[key] = msgspec.structs.replace(
+            told,
+            admitted=told.admitted + (known.admitted if known else 0),
+            fallback=told.fallback + (known.fallback if known else 0),
+            credit=told.credit + (known.credit if known else 0),
+            limited=told.limited + (known.limited if known else 0),
+        )
 
 
 class _Sum:
     """One key over all workers."""
 
-    __slots__ = ("admitted", "fallback", "first", "held", "limited", "youngest")
+    __slots__ = ("admitted", "credit", "fallback", "first", "held", "limited", "youngest")
 
     def __init__(self, first: LimitStatus) -> None:
         self.first = self.youngest = first
         self.held = 0.0
-        self.admitted = self.fallback = self.limited = 0
+        self.admitted = self.fallback = self.credit = self.limited = 0
 
     def add(self, status: LimitStatus) -> None:
         self.held += status.held
         self.admitted += status.admitted
         self.fallback += status.fallback
+        self.credit += status.credit
         self.limited += status.limited
         if _age_s(status) < _age_s(self.youngest):
             self.youngest = status
@@ -66,7 +115,12 @@ class _Sum:
             admitted=self.admitted,
             limited=self.limited,
             fallback=self.fallback,
+            credit=self.credit,
         )
+
+
+def _traffic(status: LimitStatus) -> int:
+    return status.admitted + status.limited
 
 
 def _age_s(status: LimitStatus) -> float:
@@ -78,6 +132,17 @@ def answer(statuses: list[LimitStatus]) -> bytes:
     return _ENCODER.encode_lines(statuses)
 
 
+def counted(statuses: list[LimitStatus]) -> bytes:
+    """The same of keys that were used, without what is only true now."""
+    return _ENCODER.encode_lines(
+        [
+            msgspec.structs.replace(each, held=0.0, left=float(each.burst), age_s=None)
+            for each in statuses
+            if _traffic(each)
+        ]
+    )
+
+
 class LimitViews:
     """Adds up what workers answer."""
 
@@ -87,12 +152,20 @@ class LimitViews:
     def add(self, answers: Iterable[bytes]) -> Iterator[None]:
         """Add all workers' answers, a step for each key."""
         for line in itertools.chain.from_iterable(map(bytes.splitlines, answers)):
-            status = _LINE.decode(line)
-            sums = self._sums.setdefault(status.name, {})
-            if status.key not in sums:
-                sums[status.key] = _Sum(status)
-            sums[status.key].add(status)
+            self._add(_LINE.decode(line))
             yield
+
+    def add_past(self, statuses: Iterable[LimitStatus]) -> Iterator[None]:
+        """Add what workers had counted that are no longer asked, likewise. To be called last."""
+        for status in statuses:
+            self._add(status)
+            yield
+
+    def _add(self, status: LimitStatus) -> None:
+        sums = self._sums.setdefault(status.name, {})
+        if status.key not in sums:
+            sums[status.key] = _Sum(status)
+        sums[status.key].add(status)
 
     def views(self) -> Iterator[LimitView]:
         """By name, of each the keys with most traffic."""

@@ -203,6 +203,15 @@ class Beat(Message, frozen=True):
     """Of each upstream that has had ejections: endpoints that are ejected, and ejections so far."""
 
 
+class Counted(Message, frozen=True):
+    """What limits have counted since the config was loaded, to be kept when the worker ends, or dies: sent every few
+    seconds if it has changed, and when a drain begins and ends. `lines` as of `limits.counted`.
+    """
+
+    generation: int
+    lines: bytes
+
+
 class Answer(Message, frozen=True):
     """The answer to `Ask`: `tasks` as JSON, `replicas` as `roll` makes it; `upstreams`, `breakers` and `limits` as
     `answer` of `sums`, `breakers` and `limits` does.
@@ -227,5 +236,5 @@ class Drained(Message, frozen=True):
 
 
 Report: TypeAlias = (
-    Ready | Failed | Prepared | Refused | Committed | Beat | Answer | Leaving | Stopped | Drained
+    Ready | Failed | Prepared | Refused | Committed | Beat | Counted | Answer | Leaving | Stopped | Drained
 )

@@ -9,6 +9,7 @@ import trio
 
 from ambassador.control.deployment import Deployment, pair
 from ambassador.control.incarnation import Incarnation
+from ambassador.control.limits import Counts
 from ambassador.control.orders import Sockets, Start
 from ambassador.control.output import Output, copy_lines
 from ambassador.control.reload import catch_up
@@ -78,6 +79,9 @@ class Equipment:
     def settle(self, worker: Incarnation) -> None:
         """Keep the counters of a worker that has ended."""
         self._deployment.pages.settle(worker)
+        if worker.counted is not None:
+            counts = Counts(worker.counted.generation, worker.counted.lines)
+            self._deployment.past_counts.fold(counts)
 
     @property
     def drain_timeout_s(self) -> float:

@@ -36,7 +36,7 @@ from ambassador.control.discovery.dns import Resolver
 from ambassador.control.health import HealthChecks, watched_upstreams
 from ambassador.control.host import raise_descriptor_limit, usable_cpus
 from ambassador.control.incarnation import WORKER_MODULE
-from ambassador.control.limits import LimitView, LimitViews
+from ambassador.control.limits import Counts, LimitView, LimitViews, PastCounts
 from ambassador.control.logs import ACCESS_LOG, why_not_writable
 from ambassador.control.names import host_names, sources
 from ambassador.control.orders import Addresses, Discovered, Health, Reopen
@@ -62,6 +62,7 @@ from ambassador.control.store import StoreServer
 from ambassador.control.sums import UpstreamStatus, UpstreamSums
 from ambassador.control.turns import Turns
 from ambassador.observe.families import Figures, Traffic
+from ambassador.proxy.limit_keys import LimitStatus
 
 _OUTPUT_TIMEOUT_S = 1.0
 _ADMIN_MOVES_AFTER_S = 1.0  # an answer that is under way on the old address
@@ -484,7 +485,18 @@ class Supervisor:
         """The limits' keys with most traffic, over all workers."""
         views = LimitViews()
         await self._turns.take(views.add(await self._crew.ask("limits")))
+        await self._turns.take(views.add_past(self._past_counts()))
         return views.views()
+
+    def _past_counts(self) -> Iterator[LimitStatus]:
+        """What limits have counted in workers that have ended, and in those that are about to."""
+        generation = self._deployment.generation
+        ending = PastCounts()
+        for worker in self._crew.live:
+            if worker not in self._crew.current and worker.counted is not None:
+                ending.fold(Counts(worker.counted.generation, worker.counted.lines))
+        yield from self._deployment.past_counts.of(generation)
+        yield from ending.of(generation)
 
     async def override(self, order: Override) -> Outcome:
         """Hold a breaker open or closed, or let go of it."""

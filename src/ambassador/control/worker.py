@@ -54,6 +54,7 @@ from ambassador.state.store_thread import Store
 
 _YOUNG_OBJECTS = 20_000
 _STATE_WITHIN_S = 0.5  # a worker that is to count with others waits so long for their store before it serves
+_FEW_KEYS = 2000  # of a limit: to find the busiest among them takes 0.5 ms
 _LOG_TIMEOUT_S = 1.0  # to write the last lines, at the end
 
 
@@ -334,6 +335,20 @@ class WorkerPlane:
             give(limits.answer([each for policy in self._service.table.limits for each in policy.status()]))
         else:
             give(msgspec.json.encode(self._tasks()) if what == "tasks" else answer(self._upstreams()))
+
+    @property
+    def generation(self) -> int:
+        """The number of the generation that is served."""
+        return self._scopes.generation
+
+    def counts(self, *, whole: bool) -> Iterator[bytes]:
+        """What limits have counted since it is served, in steps: lines as of `limits.counted`. Unless `whole`, without
+        those that it would take long to look through.
+        """
+        for policy in self._service.table.limits:
+            for limit in policy.limits:
+                if whole or limit.size <= _FEW_KEYS:
+                    yield limits.counted(limit.status())
 
     def act(self, data: bytes, done: Callable[[bytes], None]) -> None:
         """Carry out an override of a breaker."""

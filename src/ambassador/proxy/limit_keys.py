@@ -57,7 +57,9 @@ class LimitStatus(Struct, frozen=True, kw_only=True, gc=False):
     admitted: int
     """Tokens that requests have spent."""
     fallback: int
-    """Of these, what was admitted without the store's tokens: by a credit, or because it was late or away."""
+    """Of these, what was admitted without the store's tokens, because it was late or away."""
+    credit: int
+    """Of these, what was admitted by the credit of bounded mode, ahead of the store's tokens."""
     limited: int
     """Requests that were refused."""
 
@@ -206,6 +208,11 @@ class Limit:
         """All there are."""
         return itertools.chain(self.accounts.values(), self._older.values())
 
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return len(self.accounts) + len(self._older)
+
     def cost_of(self, request: Request) -> float:
         """What a request takes. Raises `Limited` when its header does not hold a number."""
         if self.cost is not None:
@@ -272,7 +279,8 @@ class Limit:
             left=min(float(self.source.terms.depth), max(0.0, account.left) + gain),
             age_s=age_s,
             admitted=round(account.spent + account.otherwise),
-            fallback=round(account.otherwise),
+            fallback=round(account.otherwise - account.credited),
+            credit=round(account.credited),
             limited=account.limited,
         )
 

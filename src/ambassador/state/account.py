@@ -171,7 +171,7 @@ class Account(Holding):
     """What one worker has of one key. See the module's docstring."""
 
     __slots__ = (
-        "_born_us", "_known_store", "_mark", "_own", "_refused_until", "_settled_at", "_share", "_told_expired", "limited", "otherwise", "owed", "source",
+        "_born_us", "_known_store", "_mark", "_own", "_refused_until", "_settled_at", "_share", "_told_expired", "credited", "limited", "otherwise", "owed", "source",
     )  # fmt: skip
 
     def __init__(self, key: str, source: Source, now: float) -> None:
@@ -182,6 +182,8 @@ class Account(Holding):
         """Admitted by a fallback while the store was away, and not yet a debt."""
         self.otherwise = 0.0
         """Tokens that were spent without being held."""
+        self.credited = 0.0
+        """Of these, those that the credit of bounded mode covered: the store is told of them at once."""
         self.limited = 0
         """Requests that were refused."""
         self._share: Holding | None = None
@@ -239,6 +241,7 @@ class Account(Holding):
         self.otherwise += cost
         self.arrive(cost)
         if self._has_credit(cost, now):
+            self.credited += cost
             self.debt += cost
             return
         if self.source.on_loss == "open":

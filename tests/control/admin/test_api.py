@@ -99,7 +99,15 @@ class FakeService:
         return iter(
             [
                 LimitView(
-                    name="r/limit", rate="1/s", burst=1, key="r", balance=1, admitted=2, limited=3, fallback=0
+                    name="r/limit",
+                    rate="1/s",
+                    burst=1,
+                    key="r",
+                    balance=1,
+                    admitted=2,
+                    limited=3,
+                    fallback=0,
+                    credit=0,
                 )
             ]
         )
@@ -236,6 +244,7 @@ async def test_limits_are_told(service: FakeService) -> None:
         "admitted": 2,
         "limited": 3,
         "fallback": 0,
+        "credit": 0,
     }
 
 
