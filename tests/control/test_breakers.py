@@ -34,7 +34,7 @@ def a_status(
     state: str = "closed",
     slot: int | None = None,
 ) -> BreakerStatus:
-    local: dict[str, str | float] | None = None if slot is None else {"replica": "r", "slot": slot}
+    local: dict[str, str | int | float] | None = None if slot is None else {"replica": "r", "slot": slot}
     return BreakerStatus(
         name=name,
         scope="upstream",
@@ -60,6 +60,7 @@ def test_youngest_view_of_each_breaker_counts_and_local_ones_are_gathered() -> N
     billing, other = views.views()
     assert (billing.name, billing.epoch, billing.state) == ("billing", 7, "open")
     assert [each["slot"] for each in billing.local] == [1, 2]
+    assert msgspec.json.encode(billing.local[0]) == b'{"replica":"r","slot":1}'
     assert (other.name, other.local) == ("x", [])
 
 

@@ -680,6 +680,43 @@ def test_news_of_a_failed_probe_say_so_and_which_trip_it_is() -> None:
     assert told[4] == "breaker up: half_open to open for 8.0 s (trip 3): a probe failed"
 
 
+@pytest.mark.parametrize("slot", [0, 1])
+def test_news_of_a_slow_probe_say_how_slow_it_was(slot: int) -> None:
+    fleet = a_fleet(slots=2, slow=0.5)
+    told: list[str] = []
+    trip(fleet)
+    fleet.collect = lambda worker: _collect(fleet, worker, told)  # type: ignore[method-assign]
+    fleet.advance(2.5)
+    worker = fleet.workers[slot]
+    fleet.enter(worker)
+    fleet.deliver()
+    given = fleet.enter(worker)
+    assert isinstance(given, ProbePass)
+    worker.gate.settle(given, SLOW, fleet.now, 0.5, 0.213)
+    fleet.collect(worker)
+    fleet.deliver()
+    assert any("to open for 4.0 s (trip 2): a probe was slow (0.21 s)" in text for text in told)
+    # The first worker tells of the circuit: another one's probe is told by that one, apart.
+    assert ("breaker up: a probe was slow (0.21 s)" in told) is (slot != 0)
+
+
+def test_window_that_is_told_is_empty_while_it_is_not_closed() -> None:
+    fleet = a_fleet()
+    (worker,) = fleet.workers
+    trip(fleet)
+    assert worker.gate.row is not None
+    assert worker.gate.row.failures > 0
+    assert worker.gate.status(fleet.now).window == (0, 0, 0)
+    fleet.advance(2.5)
+    recover(fleet, worker)
+    assert state(worker) is State.CLOSED
+    fleet.advance(3)
+    assert fleet.request(worker, GOOD)
+    fleet.advance(0.5)
+    fleet.deliver()
+    assert worker.gate.status(fleet.now).window == (1, 0, 0)
+
+
 def test_news_of_a_circuit_that_was_put_back_do_not_invent_a_window() -> None:
     fleet = a_fleet(slots=2)
     trip(fleet)

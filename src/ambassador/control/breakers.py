@@ -39,7 +39,7 @@ class BreakerView(msgspec.Struct, frozen=True, kw_only=True):
     retry_at: float | None
     window: dict[str, int]
     epoch: int
-    local: list[dict[str, str | float]]
+    local: list[dict[str, str | int | float]]
 
 
 class Override(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +89,7 @@ class BreakerViews:
 
     def __init__(self) -> None:
         self._youngest: dict[str, BreakerStatus] = {}
-        self._local: dict[str, list[dict[str, str | float]]] = {}
+        self._local: dict[str, list[dict[str, str | int | float]]] = {}
 
     def add(self, answers: Iterable[bytes]) -> Iterator[None]:
         """Add all workers' answers, a step for each breaker."""

@@ -47,7 +47,7 @@ class BreakerStatus(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     as_of: float
     """When the store said so; 0: never."""
-    local: dict[str, str | float] | None
+    local: dict[str, str | int | float] | None
     """This worker has opened its own: `replica`, `slot`, `retry_in_s`, `why`."""
 
 
@@ -232,7 +232,7 @@ class Breakers(Timer):
                 "by": known.forced_by,
                 "reason": known.forced_reason,
             }
-        local: dict[str, str | float] | None = None
+        local: dict[str, str | int | float] | None = None
         if known.own_left_s is not None:
             local = {
                 "replica": self._replica,

@@ -99,7 +99,7 @@ class Gate:
     """
 
     __slots__ = (
-        "_alone_since", "_fast", "_known", "_leases", "_next_read", "_own", "_peers", "_ramp_from", "_replica",
+        "_alone_since", "_fast", "_known", "_leases", "_next_read", "_own", "_peers", "_probe_slow", "_ramp_from", "_replica",
         "_reporting", "_seen", "_slot", "_urgent", "_urgent_until", "_vote", "consecutive", "flush_at", "is_open",
         "name", "news", "outbox", "rules", "stamp",
     )  # fmt: skip
@@ -142,6 +142,8 @@ class Gate:
         self._reporting = False
         self._own = OwnBreaker(rules)
         self._ramp_from = -inf
+        self._probe_slow = ""
+        """What the last probe of this worker has to say, if it was too slow."""
 
     @property
     def row(self) -> Row | None:
@@ -252,11 +254,15 @@ class Gate:
         seen.requests += 1
         return True
 
-    def settle(self, given: Pass, result: Result, now: float, random: float) -> None:
-        """An attempt has ended (or got no further than this gate: NOTHING). Once for each pass."""
+    def settle(
+        self, given: Pass, result: Result, now: float, random: float, seconds: float | None = None
+    ) -> None:
+        """An attempt has ended (or got no further than this gate: NOTHING). Once for each pass. `seconds`: how long it
+        took, for the log.
+        """
         stamp = given
         if isinstance(given, ProbePass):
-            self._settle_probe(given, result, now, random)
+            self._settle_probe(given, result, now, random, seconds)
             if given.lease != OWN_PROBE:
                 return
             stamp = given.stamp
@@ -281,8 +287,16 @@ class Gate:
         self.flush_at = min(self.flush_at, now + FLUSH_S)
         self._fast = None if self._seen.in_row or now < self._urgent_until else self.stamp
 
-    def _settle_probe(self, given: ProbePass, result: Result, now: float, random: float) -> None:
+    def _settle_probe(
+        self, given: ProbePass, result: Result, now: float, random: float, seconds: float | None
+    ) -> None:
         good = given.verdict(result, now, slow_is_good=self.rules.slow > 1)
+        self._probe_slow = ""
+        if good is False and result is Result.SLOW and seconds is not None:
+            self._probe_slow = f"a probe was slow ({seconds:.2f} s)"
+            if self._slot:
+                # The circuit's own news come from the first worker, who does not know it.
+                self._say(self._probe_slow)
         if given.lease != OWN_PROBE:
             verb = Verb.LOST if good is None else Verb.OK if good else Verb.FAILED
             self.outbox.append(Probe(self.name, given.lease, verb, self.rules))
@@ -489,7 +503,7 @@ class Gate:
             self._refresh(now)
             return
         self._new_stamp(row.epoch, now)
-        text = self._known.text(before)
+        text = self._known.text(before, self._probe_slow)
         if row.forced or row.state is not State.CLOSED or was != text:
             # A new worker finds what has been so for a while.
             self._say(f"it is {text}" if before is None else f"{was} to {text}", fleet=True)
@@ -533,6 +547,10 @@ class Gate:
         )
 
     def _fleet_window(self, now: float) -> tuple[int, int, int]:
-        """The circuit's window as last heard; what this worker saw if that is too long ago."""
+        """The circuit's window as last heard; what this worker saw if that is too long ago. A change has emptied it: the
+        row has what tripped it, for the log, and nothing is counted before it is closed again.
+        """
+        if self._known.state(now) is not State.CLOSED or self._known.forced(now):
+            return 0, 0, 0
         known = self._known.window(now, self.rules.window_ms) if self._peers.up else None
         return self.window(now) if known is None else known

@@ -146,8 +146,10 @@ class KnownCircuit:
             return f"forced {printable(self.row.forced)}"
         return STATE_WORDS[self.row.state]
 
-    def text(self, before: Row | None) -> str:
-        """Its state, and the numbers that caused it. `before`: the row until then."""
+    def text(self, before: Row | None, probe: str = "") -> str:
+        """Its state, and the numbers that caused it. `before`: the row until then; `probe`: what is known of the probe
+        that failed.
+        """
         row = self.row
         assert row is not None
         if row.forced:
@@ -155,11 +157,11 @@ class KnownCircuit:
             by, reason = printable(row.forced_by), printable(row.forced_reason)
             return f"forced {printable(row.forced)} by {by or '-'}: {reason}"
         if row.state is State.OPEN:
-            return _trip_text(row, before)
+            return _trip_text(row, before, probe)
         return STATE_WORDS[row.state]
 
 
-def _trip_text(row: Row, before: Row | None) -> str:
+def _trip_text(row: Row, before: Row | None, probe: str) -> str:
     seconds = max(0.0, (row.open_until_us - row.since_us) / 1e6)
     text = f"open for {seconds:.1f} s (trip {row.trips})"
     if row.reporters:
@@ -169,7 +171,7 @@ def _trip_text(row: Row, before: Row | None) -> str:
         )
     if before is not None and before.state is not State.CLOSED:
         # Probes are in no window. Of a row that was put back into a store nobody knows the window any more.
-        return f"{text}: a probe failed"
+        return f"{text}: {probe or 'a probe failed'}"
     return text
 
 

@@ -300,7 +300,7 @@ class Breaker:
     def answered(self, given: Pass, status: int, seconds: float, now: float) -> None:
         """`settle` for an answer that came to its end."""
         if status in self._statuses or seconds > self._slow_s or not self.gate.count(given, now):
-            self._settle(given, self._result(str(status), seconds, NOTHING), now)
+            self._settle(given, self._result(str(status), seconds, NOTHING), now, seconds)
 
     def settle(
         self, given: Pass, outcome: str, seconds: float, now: float, found: frozenset[str] = NOTHING
@@ -310,10 +310,10 @@ class Breaker:
         `seconds`: from the attempt's first byte sent to its answer's end (of a stream: to the headers). `found`: the
         content conditions that the answer met.
         """
-        self._settle(given, self._result(outcome, seconds, found), now)
+        self._settle(given, self._result(outcome, seconds, found), now, seconds)
 
-    def _settle(self, given: Pass, result: Result, now: float) -> None:
-        self.gate.settle(given, result, now, self._breakers.random())
+    def _settle(self, given: Pass, result: Result, now: float, seconds: float) -> None:
+        self.gate.settle(given, result, now, self._breakers.random(), seconds)
         self._breakers.attend(self)
 
     def _result(self, outcome: str, seconds: float, found: frozenset[str]) -> Result:
