@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "deploy" / "examples").glob("*.yaml"))
@@ -40,3 +41,13 @@ def test_configs_of_the_documentation_pass_the_check(page: Path, tmp_path: Path)
         config = tmp_path / f"{number}.yaml"
         config.write_text(text)
         check(config)
+
+
+def test_haproxy_of_the_compose_file_may_open_what_its_maxconn_needs() -> None:
+    compose = ROOT / "deploy" / "compose"
+    found = re.search(r"^    maxconn (\d+)$", (compose / "haproxy.cfg").read_text(), re.MULTILINE)
+    assert found is not None
+    services = yaml.safe_load((compose / "compose.yaml").read_text())["services"]
+    limit = services["haproxy"]["ulimits"]["nofile"]
+    # Both sides of a connection, and checks, listeners and the like.
+    assert limit["soft"] == limit["hard"] >= 2 * int(found[1]) + 1000
