@@ -11,7 +11,7 @@ The string literal under a field is its reference documentation; every field has
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta, Struct
 
@@ -27,6 +27,14 @@ class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     aliases: ClassVar[Mapping[str, str]] = {}
     """Other spellings of a key, each with the key it stands for."""
+
+    @classmethod
+    def refusal(cls, field: str, value: Any) -> str | None:  # noqa: ARG003 - of those that override it
+        """What is wrong with a written value whatever the other fields hold, beyond what its type says; None: nothing.
+
+        It is told even where other fields of the mapping are wrong too, which keeps `conflicts` from being asked.
+        """
+        return None
 
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
         """Combinations of good values that are wrong together: a field (None: the whole) and the problem with it.

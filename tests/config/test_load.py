@@ -555,7 +555,7 @@ TREES = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(TREES)
 def test_any_tree_gives_a_config_or_problems(tree: object) -> None:
     text = msgspec.json.encode(tree).decode()
@@ -563,14 +563,14 @@ def test_any_tree_gives_a_config_or_problems(tree: object) -> None:
     assert (result.config is None) == bool(result.errors)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(alphabet=st.sampled_from(list("abc:{}[]*&!|>-?,#'\"\n \t%@`~<10")), max_size=40))
 def test_any_text_gives_a_config_or_problems(text: str) -> None:
     result = load_string(text)
     assert (result.config is None) == bool(result.errors)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_any_change_of_a_good_file_gives_a_config_or_problems(data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(CONTRACT)))
@@ -676,6 +676,19 @@ def test_what_is_left_out_because_of_an_error_is_not_called_missing() -> None:
         """
     )
     assert [problem.level for problem in result.problems] == ["error"]
+
+
+def test_every_bad_value_of_a_breaker_is_told_in_one_run() -> None:
+    loaded = load_string("""
+        version: 1
+        listen: 127.0.0.1:80
+        routes:
+          - name: a
+            to: http://h
+            breaker: {quorum: 300%, window: 0.5s, probes: 0, errors: 0%, open_for: 10s..5s, slow: {percent: 0%}}
+    """)
+    told = [problem.path.removeprefix("routes[0].breaker.") for problem in loaded.errors]
+    assert sorted(told) == ["errors", "open_for", "probes", "quorum", "slow", "slow.percent", "window"]
 
 
 def test_two_breakers_of_one_name_are_told_beside_other_errors() -> None:

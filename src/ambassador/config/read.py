@@ -87,6 +87,8 @@ def build(value: Any) -> Any:
     """The Structs, tuples and dicts of what was read, or BAD; reports combinations that cannot be."""
     if isinstance(value, Part):
         built = {key: build(inner) for key, inner in value.values.items()}
+        if value.section is not None:
+            _refuse(value.section, built, value)
         if any(inner is BAD for inner in built.values()):
             return BAD
         return built if value.section is None else _build_section(value.section, built, value)
@@ -94,6 +96,17 @@ def build(value: Any) -> Any:
         values = tuple(build(inner) for inner in value.values)
         return BAD if any(inner is BAD for inner in values) else values
     return value
+
+
+def _refuse(section: type[Section], values: dict[str, Any], part: Part) -> None:
+    """Report the values that are wrong by themselves, and put BAD in their place."""
+    names = {field.encode_name: field.name for field in _fields(section)}
+    for key, value in values.items():
+        problem = None if value is BAD else section.refusal(names[key], value)
+        if problem is not None:
+            node, path = part.place(key)
+            node.report(path, problem)
+            values[key] = BAD
 
 
 def _build_section(section: type[Section], values: dict[str, Any], part: Part) -> Any:

@@ -10,7 +10,7 @@ Strings that go on the wire are checked here once (tokens, no CR, LF or NUL) and
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from msgspec import Meta, field
 
@@ -196,15 +196,20 @@ class State(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     expected_replicas: Count | None = None
     """Into how many parts limits fall when Redis is away before this replica has heard how many there are."""
 
+    @classmethod
+    def refusal(cls, field: str, value: Any) -> str | None:
+        """A wait beyond which there is no answer any more."""
+        if field == "max_wait" and value > STATE_ANSWERS_WITHIN_S:
+            within = format_duration(STATE_ANSWERS_WITHIN_S)
+            return f"is longer than {within}, after which the store counts as lost"
+        return None
+
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
-        """Passwords for what asks for none, and a wait beyond which there is no answer any more."""
+        """Passwords for what asks for none."""
         if self.password is not None and self.url == "local":
             yield "password", "needs the 'url' of a Redis"
         if self.sentinel_password is not None and "+sentinel:" not in self.url:
             yield "sentinel_password", "needs a 'url' with Sentinels, 'redis+sentinel://…'"
-        if self.max_wait > STATE_ANSWERS_WITHIN_S:
-            within = format_duration(STATE_ANSWERS_WITHIN_S)
-            yield "max_wait", f"is longer than {within}, after which the store counts as lost"
 
 
 class Endpoint(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -547,8 +547,9 @@ class Gate:
         )
 
     def _fleet_window(self, now: float) -> tuple[int, int, int]:
-        """The circuit's window as last heard; what this worker saw if that is too long ago. A change has emptied it: the
-        row has what tripped it, for the log, and nothing is counted before it is closed again.
+        """The circuit's window as last heard; what this worker saw if that is too long ago.
+
+        A change has emptied it: the row has what tripped it, for the log, and nothing counts before it is closed again.
         """
         if self._known.state(now) is not State.CLOSED or self._known.forced(now):
             return 0, 0, 0

@@ -94,19 +94,32 @@ def test_defaults_are_those_of_the_reference() -> None:
 @pytest.mark.parametrize(
     ("config", "field"),
     [
-        (Config(errors=0.0), "errors"),
         (Config(errors=None, consecutive=0), None),
         (Config(failures=()), "failures"),
-        (Config(window=0.5), "window"),
-        (Config(open_for=(0.01, 1.0)), "open_for"),
     ],
 )
-def test_impossible_values_are_found(config: Config, field: str | None) -> None:
+def test_impossible_combinations_are_found(config: Config, field: str | None) -> None:
     assert [name for name, _ in config.conflicts()] == [field]
 
 
+@pytest.mark.parametrize(
+    ("field", "bad", "good"),
+    [
+        ("errors", 0.0, 0.01),
+        ("errors", 0.0, None),
+        ("window", 0.5, 1.0),
+        ("window", 3601.0, 3600.0),
+        ("open_for", (0.01, 1.0), (0.1, 0.1)),
+    ],
+)
+def test_impossible_values_are_found(field: str, bad: object, good: object) -> None:
+    assert Config.refusal(field, bad)
+    assert Config.refusal(field, good) is None
+
+
 def test_slow_share_of_nothing_is_impossible() -> None:
-    assert [name for name, _ in Slow(over=1.0, percent=0.0).conflicts()] == ["percent"]
+    assert Slow.refusal("percent", 0.0)
+    assert Slow.refusal("percent", 0.5) is None
 
 
 def test_names_tell_what_is_guarded() -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from math import inf
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Protocol, TypeAlias
 from weakref import ref
 
 from msgspec import Meta
@@ -64,10 +64,12 @@ class Slow(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     percent: Fraction = 0.8
     """The share of slow answers that opens the breaker."""
 
-    def conflicts(self) -> Iterator[tuple[str | None, str]]:
+    @classmethod
+    def refusal(cls, field: str, value: Any) -> str | None:
         """A share that is always reached."""
-        if not self.percent:
-            yield "percent", "0% would open the breaker at the first answer"
+        if field == "percent" and not value:
+            return "0% would open the breaker at the first answer"
+        return None
 
 
 class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -115,18 +117,23 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The share of replicas (with one replica: of its workers) that must see the failures, and at least two where two
     live. One that sees them without a quorum opens for itself only."""
 
+    @classmethod
+    def refusal(cls, field: str, value: Any) -> str | None:
+        """Values that a breaker cannot work with."""
+        if field == "errors" and value == 0:
+            return "0% would open the breaker at the first answer; 'off' does not look at errors"
+        if field == "window" and not 1 <= value <= 3600:
+            return "must be from 1s to 1h"
+        if field == "open_for" and value[0] < 0.1:
+            return "must be at least 100ms"
+        return None
+
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
-        """Values with which a breaker would always or never open."""
-        if self.errors == 0:
-            yield "errors", "0% would open the breaker at the first answer; 'off' does not look at errors"
+        """Values with which a breaker would never open."""
         if self.errors is None and self.slow is None and not self.consecutive:
             yield None, "would never open: 'errors' and 'slow' are off and 'consecutive' is 0"
         if not self.failures and (self.errors is not None or self.consecutive):
             yield "failures", "must not be empty"
-        if self.window < 1 or self.window > 3600:
-            yield "window", "must be from 1s to 1h"
-        if self.open_for[0] < 0.1:
-            yield "open_for", "must be at least 100ms"
 
     @property
     def kinds(self) -> frozenset[str]:

@@ -19,7 +19,7 @@ import itertools
 import math
 from bisect import insort
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 from msgspec import Meta
 
@@ -85,6 +85,13 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     status: Annotated[int, Meta(ge=400, le=599)] = 429
     """The status of a refusal."""
 
+    @classmethod
+    def refusal(cls, field: str, value: Any) -> str | None:
+        """A quota of which a part would be left over."""
+        if field == "quota" and value is not None and (value[0] != int(value[0]) or value[0] < 1):
+            return "must be a whole number for each window"
+        return None
+
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
         """Not exactly one of `rate` and `quota`, or a cost that could never be paid."""
         if self.credit is not None and self.mode != "bounded":
@@ -92,12 +99,8 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if (self.rate is None) == (self.quota is None):
             yield None, "needs exactly one of 'rate' and 'quota'"
             return
-        if self.quota is not None:
-            if self.burst is not None:
-                yield "burst", "has no meaning with 'quota', whose windows begin full"
-            if self.quota[0] != int(self.quota[0]) or self.quota[0] < 1:
-                yield "quota", "must be a whole number for each window"
-                return
+        if self.quota is not None and self.burst is not None:
+            yield "burst", "has no meaning with 'quota', whose windows begin full"
         depth = self.terms.depth
         if not self.cost.startswith("header:") and int(self.cost) > depth:
             share = "" if depth == self.whole else f", {100 * (1 - PHI):.0f} % of the burst of {self.whole}"
