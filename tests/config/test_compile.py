@@ -476,7 +476,7 @@ URLS = st.lists(st.sampled_from([f"http://10.0.0.{last}:8080" for last in range(
 
 
 @given(st.lists(URLS, max_size=12))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_endpoints_are_the_last_ones_told_and_those_that_stayed(lists: list[list[str]]) -> None:
     async def live() -> None:
         async with a_lane() as lane:

@@ -967,7 +967,7 @@ def scripts(draw: st.DrawFn) -> list[Step]:
 
 
 @seed(1)
-@settings(deadline=None, max_examples=200, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, database=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(SETTINGS), scripts())
 def test_both_ways_are_the_same_whatever_happens(setting: Setting, steps: list[Step]) -> None:
     assert_same(setting, *steps)

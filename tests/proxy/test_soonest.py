@@ -102,4 +102,4 @@ class AnyHistory(RuleBasedStateMachine):
 
 
 TestAnyHistory = AnyHistory.TestCase
-TestAnyHistory.settings = settings(max_examples=60, deadline=None, derandomize=True)
+TestAnyHistory.settings = settings(max_examples=60, derandomize=True)

@@ -267,7 +267,7 @@ def test_latencies_are_told_and_the_limit_is_heard_by_all() -> None:
     assert drops == before + 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 12), st.booleans())
 def test_never_more_in_use_than_there_are(seed: int, workers: int, most: int, lossy: bool) -> None:
     chance = random.Random(seed)

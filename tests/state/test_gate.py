@@ -878,4 +878,4 @@ class AnyHistory(RuleBasedStateMachine):
 
 
 TestAnyHistory = AnyHistory.TestCase
-TestAnyHistory.settings = settings(max_examples=60, stateful_step_count=60, deadline=None, derandomize=True)
+TestAnyHistory.settings = settings(max_examples=60, stateful_step_count=60, derandomize=True)

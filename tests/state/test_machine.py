@@ -435,7 +435,6 @@ def test_store_keeps_its_promises_whatever_happens(opener: str) -> None:
         settings=settings(
             max_examples=70 if opener == "memory" else 15,  # a server's step is a round trip
             stateful_step_count=50,
-            deadline=None,
             derandomize=True,
             suppress_health_check=[HealthCheck.too_slow],
         ),

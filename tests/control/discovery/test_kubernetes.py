@@ -348,7 +348,7 @@ async def carry_out(api: FakeApi, step: tuple[Any, ...]) -> None:
 @given(
     st.lists(STEP, max_size=30), st.sampled_from(["status", "event"]), st.integers(1, 3), st.integers(5, 400)
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_watch_ends_up_with_what_the_cluster_has(
     steps: list[tuple[Any, ...]], gone_as: str, page: int, chunk: int
 ) -> None:

@@ -233,4 +233,4 @@ class FlightMachine(RuleBasedStateMachine):
 
 
 TestFlights = FlightMachine.TestCase
-TestFlights.settings = settings(deadline=None, max_examples=200)
+TestFlights.settings = settings(max_examples=200)

@@ -366,7 +366,7 @@ def test_worker_that_ends_gives_its_permits_back() -> None:
     assert fleet.requests[1].state == "runs"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 5), st.integers(0, 4))
 def test_never_more_than_the_limit_and_nothing_is_lost(
     seed: int, workers: int, most: int, queue: int

@@ -200,7 +200,7 @@ def test_shared_budget_without_a_store_is_the_workers_part_of_the_floor() -> Non
     assert spent == 4 * int(10 * 1.0 / 4)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32),
     percent=st.sampled_from([0.0, 0.1, 0.2, 0.5]),

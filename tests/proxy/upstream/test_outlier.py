@@ -440,5 +440,5 @@ class Machine(RuleBasedStateMachine):
                 assert endpoint.ejected_until <= self.shared.time.now + 40.01
 
 
-Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestEjections = Machine.TestCase
