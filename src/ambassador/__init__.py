@@ -45,7 +45,8 @@ The life of a request
 
 Around it
 - `cli/` is the command, a module for each subcommand. `control/service.py` starts the supervisor
-  (`control/supervisor.py`), which keeps the workers (`crew.py`), reloads (`reload.py`, with a process that checks the
+  (`control/supervisor.py`), which keeps the workers (`crew.py`) and what must outlive them (`pages.py`, `limits.py`,
+  `deployment.py`), reloads (`reload.py`, with a process that checks the
   config: `checker.py`) and serves the admin API (`control/admin/`).
 - `control/worker.py` builds a worker's parts, and is the only place that does.
 - What workers and replicas share is in stores (`state/protocol.py` says what one can be asked). A policy asks through
