@@ -11,7 +11,7 @@ store is far away the service makes requests wait less than is shown here.
 
 import heapq
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -26,7 +26,14 @@ REQUESTS = 100_000
 """About so many are simulated in each scenario, within the bounds of its length."""
 MOST_OF_BUSY = 64
 """With more workers 60 busy keys are over a million requests a second, which takes minutes to simulate."""
-SCHEMA = 1
+SCHEMA = 2
+COSTLY = (
+    ("cost 4", "10/s, burst 20, each takes 4, 300 %", 10.0, 20, (4,)),
+    ("cost 8", "10/s, burst 20, each takes 8, 300 %", 10.0, 20, (8,)),
+    ("cost 10", "100/s, burst 100, each takes 10, 300 %", 100.0, 100, (10,)),
+    ("mixed costs", "10/s, burst 20, of 8 one takes 8, the others 1, 300 %", 10.0, 20, (1,) * 7 + (8,)),
+)
+"""Name, load, rate, burst and costs of the scenarios in which requests cost more than one token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +50,8 @@ class Scenario:
     demand: float
     skew: float = 0.0
     keys: int = 1
+    costs: tuple[int, ...] = (1,)
+    """What a request takes: one of these, all as often. `rate`, `burst` and `demand` are in tokens."""
     rtt_s: float = RTT_S
     jitter: float = 0.0
     """By how much of itself each way takes more or less, at most."""
@@ -52,8 +61,13 @@ class Scenario:
     @property
     def seconds(self) -> float:
         """How long it is simulated."""
-        wanted = REQUESTS / (self.rate * self.demand * self.keys)
+        wanted = REQUESTS * self.mean_cost / (self.rate * self.demand * self.keys)
         return min(self.longest_s, max(self.shortest_s, wanted))
+
+    @property
+    def mean_cost(self) -> float:
+        """Tokens that a request takes on average."""
+        return sum(self.costs) / len(self.costs)
 
 
 def scenarios(workers: int) -> list[Scenario]:
@@ -122,6 +136,10 @@ def scenarios(workers: int) -> list[Scenario]:
             rtt_s=0.03,
             jitter=0.4,
         ),
+        *(
+            Scenario(name=name, about=about, workers=workers, rate=rate, burst=burst, demand=3.0, costs=costs)
+            for name, about, rate, burst, costs in COSTLY
+        ),
         *([busy] if workers <= MOST_OF_BUSY else []),
     ]
 
@@ -133,6 +151,8 @@ class Outcome:
     scenario: Scenario
     seconds: float
     requests: int
+    asked: int
+    """Tokens that they would take, as are the next two."""
     admitted: int
     possible: int
     """What a single bucket of the whole limit, asked by everybody for nothing, would have admitted: the smaller of the
@@ -140,7 +160,9 @@ class Outcome:
     excess: float
     """The most that was admitted in any window beyond burst + rate * length, of all keys: never above 0."""
     fairness: float
-    """Jain's index over the workers, of the part of its requests that each had admitted: 1 is perfectly fair."""
+    """Jain's index over the workers, of the part of its tokens that each had admitted: 1 is perfectly fair."""
+    greatest: float
+    """The part of the requests of the greatest cost that was admitted, in parts of that of all tokens."""
     waited: float
     """Part of the requests that waited for the store, for one round trip mostly."""
     expired: float
@@ -152,16 +174,17 @@ class Outcome:
 class _Worker:
     """One worker: what it holds of each key, and who waits for it."""
 
-    __slots__ = ("admitted", "holdings", "load", "rate", "requests", "waiting")
+    __slots__ = ("admitted", "asked", "holdings", "load", "rate", "waiting")
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
         self.load = Load()
         self.holdings: dict[int, Holding] = {}
-        self.waiting: dict[int, deque[bool]] = {}
-        """Of each key, whether a lease was sent that counts it."""
-        self.requests = 0
+        self.waiting: dict[int, deque[tuple[int, bool]]] = {}
+        """Of each key, what each takes, and whether a lease was sent that counts it."""
+        self.asked = 0
         self.admitted = 0
+        """Tokens."""
 
 
 class Simulation:
@@ -177,7 +200,10 @@ class Simulation:
         self._number = 0
         self._operations = 0
         self._waited = 0
-        self._times: dict[int, list[float]] = {}
+        self._times: dict[int, list[tuple[float, int]]] = {}
+        self._requests: Counter[int] = Counter()
+        """By what they take."""
+        self._admitted: Counter[int] = Counter()
 
     def run(self) -> Outcome:
         """Simulate it."""
@@ -223,39 +249,49 @@ class Simulation:
 
     def _arrives(self, now: float, number: int) -> None:
         worker = self._workers[number]
-        worker.requests += 1
+        costs = self._scenario.costs
+        cost = costs[0] if len(costs) == 1 else self._random.choice(costs)
+        worker.asked += cost
+        self._requests[cost] += 1
         key = self._random.randrange(self._scenario.keys) if self._scenario.keys > 1 else 0
         holding = worker.holdings.get(key)
         if holding is None:
             holding = worker.holdings[key] = Holding(str(key), self._terms, now)
             worker.waiting[key] = deque()
         queue = worker.waiting[key]
-        if not queue and holding.take(1.0, now):
-            self._admit(worker, key, now)
+        if not queue and holding.take(cost, now):
+            self._admit(worker, key, cost, now)
             self._ask(now, number, key, holding)
             return
-        holding.arrive(1.0)
+        holding.arrive(cost)
         if now < holding.held_until and not holding.asking:
             return
-        if not holding.asking and holding.retry_after_s(1.0, now) > 0.0 and now - holding.seen_at < 1.0:
+        lacks = cost - holding.tokens(now)
+        if not holding.asking and holding.retry_after_s(lacks, now) > 0.0 and now - holding.seen_at < 1.0:
             return
         self._waited += 1
-        queue.append(False)
+        queue.append((cost, False))
         self._ask(now, number, key, holding)
 
-    def _admit(self, worker: _Worker, key: int, now: float) -> None:
-        worker.admitted += 1
-        self._times.setdefault(key, []).append(now)
+    def _admit(self, worker: _Worker, key: int, cost: int, now: float) -> None:
+        worker.admitted += cost
+        self._admitted[cost] += 1
+        self._times.setdefault(key, []).append((now, cost))
 
     def _ask(self, now: float, number: int, key: int, holding: Holding) -> None:
         worker = self._workers[number]
         queue = worker.waiting[key]
-        fresh = queue.count(False)
+        first = queue[0][0] if queue else 1
+        fresh = sum(cost for cost, counted in queue if not counted)
         lease = holding.ask(
-            now, worker.load, waiting=float(len(queue)), fresh=float(fresh or bool(queue)), first=1.0
+            now,
+            worker.load,
+            waiting=float(sum(cost for cost, _ in queue)),
+            fresh=float(fresh or (first if queue else 0)),
+            first=float(first),
         )
         if lease is not None:
-            worker.waiting[key] = deque([True] * len(queue))
+            worker.waiting[key] = deque((cost, True) for cost, _ in queue)
             self._at(now + self._way_s(), number, key, lease)
 
     def _answered(self, now: float, number: int, key: int, answer: Leased, asked: Lease) -> None:
@@ -263,29 +299,34 @@ class Simulation:
         holding = worker.holdings[key]
         holding.answered(answer, asked, now, self._random.random(), worker.load)
         queue = worker.waiting[key]
-        while queue and holding.take(1.0, now):
-            queue.popleft()
-            holding.unarrive(1.0)
-            self._admit(worker, key, now)
+        while queue and holding.take(queue[0][0], now):
+            cost, _ = queue.popleft()
+            holding.unarrive(cost)
+            self._admit(worker, key, cost, now)
         if queue and now < holding.held_until:
             queue.clear()
         self._ask(now, number, key, holding)
 
     def _outcome(self, seconds: float) -> Outcome:
         scenario, workers = self._scenario, self._workers
-        parts = [worker.admitted / worker.requests for worker in workers if worker.requests]
+        parts = [worker.admitted / worker.asked for worker in workers if worker.asked]
         holdings = [holding for worker in workers for holding in worker.holdings.values()]
         leased = sum(holding.leased for holding in holdings)
-        requests = sum(worker.requests for worker in workers)
+        asked = sum(worker.asked for worker in workers)
+        admitted = sum(worker.admitted for worker in workers)
+        requests = self._requests.total()
+        greatest = max(self._requests)
         most = (scenario.burst + scenario.rate * seconds) * scenario.keys
         return Outcome(
             scenario=scenario,
             seconds=seconds,
             requests=requests,
-            admitted=sum(worker.admitted for worker in workers),
-            possible=int(min(requests, most)),
+            asked=asked,
+            admitted=admitted,
+            possible=int(min(asked, most)),
             excess=max(excess(times, scenario.rate) for times in self._times.values()) - scenario.burst,
             fairness=jain(parts),
+            greatest=self._admitted[greatest] / self._requests[greatest] / (admitted / asked),
             waited=self._waited / requests,
             expired=sum(holding.expired for holding in holdings) / leased,
             operations=self._operations / seconds,
@@ -293,18 +334,20 @@ class Simulation:
 
 
 def _spread(scenario: Scenario) -> list[float]:
-    """The demand of each worker, requests a second."""
+    """What each worker is asked, requests a second."""
     weights = [1 / (number + 1) ** scenario.skew for number in range(scenario.workers)]
-    whole = scenario.rate * scenario.demand * scenario.keys
+    whole = scenario.rate * scenario.demand * scenario.keys / scenario.mean_cost
     return [whole * weight / sum(weights) for weight in weights]
 
 
-def excess(times: Sequence[float], rate: float) -> float:
-    """The most that was admitted in any window beyond rate * its length."""
+def excess(taken: Sequence[tuple[float, int]], rate: float) -> float:
+    """The most that was admitted in any window beyond rate * its length: `taken` are times in order, and tokens."""
     most, least = 0.0, float("inf")
-    for count, time in enumerate(times):
+    count = 0
+    for time, cost in taken:
         least = min(least, count - rate * time)
-        most = max(most, count + 1 - rate * time - least)
+        count += cost
+        most = max(most, count - rate * time - least)
     return most
 
 

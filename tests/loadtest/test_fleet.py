@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -11,9 +12,9 @@ from loadtest.__main__ import UsageError, choose_workers
 from loadtest.fleet import Outcome, Scenario, Simulation, excess, jain
 
 
-def simulated(**settings: float) -> Outcome:
+def simulated(**settings: Any) -> Outcome:
     usual = {"workers": 4, "rate": 400.0, "burst": 400, "demand": 1.0, "shortest_s": 3.0, "longest_s": 3.0}
-    return Simulation(Scenario(name="s", about="a", **{**usual, **settings})).run()  # type: ignore[arg-type]
+    return Simulation(Scenario(name="s", about="a", **{**usual, **settings})).run()
 
 
 def test_demand_under_the_limit_passes() -> None:
@@ -34,6 +35,24 @@ def test_overload_admits_the_limit_and_no_more(burst: int, skew: float, demand: 
     assert fleet.never_over([outcome]) is (outcome.excess <= 1e-6)
 
 
+@pytest.mark.parametrize(("cost", "usable"), [(2, 0.98), (4, 0.98), (8, 0.96), (16, 0.7)])
+def test_costs_use_the_rate_in_full(cost: int, usable: float) -> None:
+    """A cost of 16 is all that the bucket holds: it is full before the next request comes."""
+    outcome = simulated(rate=10.0, burst=20, demand=3.0, costs=(cost,), shortest_s=200.0, longest_s=200.0)
+    assert outcome.excess <= 1e-6
+    assert outcome.admitted > usable * outcome.possible
+    assert outcome.expired < 0.02
+
+
+def test_large_costs_are_not_starved_by_small_ones() -> None:
+    outcome = simulated(
+        rate=10.0, burst=20, demand=3.0, costs=(1,) * 7 + (8,), shortest_s=200.0, longest_s=200.0
+    )
+    assert outcome.admitted > 0.97 * outcome.possible
+    assert outcome.excess <= 1e-6
+    assert outcome.greatest > 0.3
+
+
 def test_overload_is_shared_fairly() -> None:
     assert simulated(demand=3.0, skew=1.0).fairness > 0.98
 
@@ -49,8 +68,9 @@ def test_same_seed_gives_the_same_outcome() -> None:
 
 
 def test_excess_is_the_greatest_burst() -> None:
-    assert excess([0.0, 0.0, 0.0, 1.0, 2.0], 1.0) == 3
-    assert excess([0.0, 1.0, 2.0, 2.0], 1.0) == 2
+    assert excess([(time, 1) for time in (0.0, 0.0, 0.0, 1.0, 2.0)], 1.0) == 3
+    assert excess([(time, 1) for time in (0.0, 1.0, 2.0, 2.0)], 1.0) == 2
+    assert excess([(0.0, 5), (1.0, 2)], 1.0) == 6
     assert excess([], 1.0) == 0
 
 

@@ -452,7 +452,8 @@ def test_lost_quota_is_told_again_by_those_who_used_it() -> None:
     bench = Bench(window_terms(1000, 86400))
     bench.pump(30)
     bench.fleet.deliver()
-    bench.spend(30)
+    for _ in range(30):
+        bench.spend()
     bench.buckets[0].clear()
     bench.pump(1)
     bench.fleet.deliver()
@@ -503,6 +504,36 @@ def test_lost_quota_is_told_again_by_a_worker_that_nobody_asks() -> None:
     assert bench.account.debt == 0
     assert bench.account.used >= 30
     assert bench.buckets[0]["k"].tokens == -bench.account.used
+
+
+def test_spent_quota_that_the_store_forgot_admits_nobody_who_only_heard_of_it() -> None:
+    bench = Bench(window_terms(40, 86400))
+    bench.pump()
+    bench.buckets[0]["k"] = bucket.Bucket(-40.0, 0, bench.fleet.clock.now_us // 86_400_000_000)
+    bench.fleet.deliver()
+    assert not bench.ready()
+    assert bench.account.used == 0
+    bench.buckets[0].clear()
+    bench.born_us = 2
+    bench.go_on(1.1)
+    bench.pump()
+    lease = bench.fleet.pending[0]
+    assert isinstance(lease, Lease)
+    assert not lease.knows  # of anything that is left
+    bench.fleet.deliver()
+    assert not bench.ready()
+    assert bench.account.debt == 0
+
+
+def test_who_knows_that_a_quota_is_not_spent_says_so() -> None:
+    bench = Bench(window_terms(40, 86400))
+    bench.pump()
+    bench.fleet.deliver()
+    bench.pump(9)
+    first, second = bench.fleet.asked
+    assert isinstance(first, Lease)
+    assert isinstance(second, Lease)
+    assert (first.knows, second.knows) == (False, True)
 
 
 def test_expired_tokens_are_told() -> None:

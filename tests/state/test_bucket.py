@@ -4,9 +4,10 @@ import math
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from ambassador.state import holding
 from ambassador.state.bucket import Bucket, first, is_sound
 from ambassador.state.protocol import Lease
 
@@ -71,6 +72,73 @@ def test_first_bucket_follows_the_birth_rule_or_begins_full() -> None:
     assert first(window, NOW_US, NOW_US).lease(window, NOW_US).granted == 20
 
 
+@given(
+    rate=st.sampled_from([1 / 360, 1 / 60, 0.5, 1.0, 7.0, 100.0]),
+    burst=st.integers(1, 60),
+    steps=st.lists(
+        st.tuples(st.floats(0.0, 3.0), st.integers(1, 70), st.floats(0.0, 1.0), st.integers(0, 8)),
+        max_size=40,
+    ),
+    wipes=st.lists(st.integers(0, 39), max_size=3, unique=True),
+)
+def test_bucket_of_a_wiped_store_keeps_the_burst_whenever_tokens_are_spent(
+    rate: float, burst: int, steps: list[tuple[float, int, float, int]], wipes: list[int]
+) -> None:
+    """Tokens are spent at any time of their life; over one loss nothing is added, over more what `birth` says."""
+    terms = holding.terms(rate, burst)
+    assume(burst >= holding.SMALL_BURST)
+    asked = lease(rate, terms.depth, birth=terms.birth)
+    now_s, born_us = 0.0, NOW_US - 10**12
+    bucket = first(asked, NOW_US, born_us)
+    spent: list[tuple[float, int]] = []
+    for number, (step, want, part, need) in enumerate(steps):
+        now_s += step * min(1.0 / rate, 20.0)
+        now_us = NOW_US + math.floor(now_s * 1e6)
+        if number in wipes:
+            born_us = now_us
+            bucket = first(asked, now_us, born_us)
+        took = bucket.lease(msgspec.structs.replace(asked, want=want, first=need), now_us)
+        assert took.granted == 0 or took.granted >= min(need, want)
+        spent.append((now_s + part * terms.life_s, took.granted))
+    spent.sort()
+    losses = sum(number < len(steps) for number in wipes)
+    assert worst(spent, rate) <= burst + max(0, losses - 1) * terms.birth + 1e-4 * rate + 1e-6
+
+
+def worst(spent: list[tuple[float, int]], rate: float) -> float:
+    """The most that was spent in any window beyond what came in."""
+    most, least, count = 0.0, math.inf, 0
+    for at, tokens in spent:
+        least = min(least, count - rate * at)
+        count += tokens
+        most = max(most, count - rate * at - least)
+    return most
+
+
+def test_bucket_of_a_slow_limit_is_not_empty_after_a_loss() -> None:
+    terms = holding.terms(10 / 3600, 10)
+    bucket = first(lease(terms.rate, terms.depth, birth=terms.birth), NOW_US, NOW_US)
+    assert bucket.lease(lease(terms.rate, terms.depth, want=5), NOW_US).granted == 1
+    assert bucket.lease(lease(terms.rate, terms.depth, want=5), NOW_US + 5_000_000).granted == 1
+
+
+def test_reserve_is_not_for_a_bucket_that_never_fills() -> None:
+    bucket = Bucket(3, NOW_US)
+    bucket.lease(lease(rate=0, want=5, first=5, lacks=5, demand=9), NOW_US)
+    assert bucket.lease(lease(rate=0, want=5), NOW_US).granted == 3
+
+
+def test_reserve_grows_with_who_lacks_more_and_ends_when_it_is_taken() -> None:
+    bucket = Bucket(0, NOW_US)
+    for lacks in (5, 9, 7):
+        bucket.lease(lease(want=lacks, first=lacks, lacks=lacks, demand=99), NOW_US)
+    assert bucket.reserved == 9
+    assert bucket.lease(lease(want=8, first=8, demand=99), NOW_US + 850_000).granted == 0
+    assert bucket.lease(lease(want=9, first=9, demand=99), NOW_US + 950_000).granted == 9
+    assert bucket.lease(lease(want=1, lacks=5, demand=99), NOW_US + 1_050_000).granted == 1
+    assert bucket.reserved_until_us <= NOW_US + 950_000  # the others' turn
+
+
 def test_bucket_whose_depth_shrinks_holds_no_more() -> None:
     bucket = Bucket(20, NOW_US)
     assert bucket.lease(lease(depth=5, want=20), NOW_US).granted == 5
@@ -86,13 +154,13 @@ def test_sharers_are_the_greater_number_of_two_epochs() -> None:
 
 
 @pytest.mark.parametrize("wrong", [-1.0, math.nan, math.inf, -math.inf, 1e300])
-@pytest.mark.parametrize("field", ["rate", "depth", "debt", "credit", "demand"])
+@pytest.mark.parametrize("field", ["rate", "depth", "debt", "credit", "demand", "birth"])
 def test_amounts_that_cannot_be_are_unsound(field: str, wrong: float) -> None:
     assert not is_sound(msgspec.structs.replace(lease(), **{field: wrong}))
 
 
 def test_counts_that_cannot_be_are_unsound() -> None:
-    for field in ("want", "least", "window_s", "back"):
+    for field in ("want", "least", "window_s", "back", "first", "lacks"):
         assert not is_sound(msgspec.structs.replace(lease(), **{field: -1}))
     assert not is_sound(lease(start=math.nan))
     assert is_sound(lease(start=-3))

@@ -12,6 +12,8 @@ from ambassador.state.protocol import (
     EPOCH_S,
     MAX_KEY_BYTES,
     MAX_VALUE_BYTES,
+    MOST_RESERVE_US,
+    TELLING_US,
     Answer,
     Beat,
     Beaten,
@@ -205,7 +207,68 @@ def test_quota_is_a_window_of_the_calendar(backend: Backend) -> None:
 
 def test_quota_of_a_wiped_store_begins_full(backend: Backend) -> None:
     backend.wipe()
-    assert lease(backend, want=10, window_s=3600, start=1).granted == 10
+    assert lease(backend, want=10, window_s=3600, start=1, knows=True).granted == 10
+
+
+def test_quota_of_a_wiped_store_is_not_for_who_knows_nothing_until_the_others_have_told(
+    backend: Backend,
+) -> None:
+    backend.wipe()
+    assert lease(backend, want=10, window_s=3600).granted == 0
+    assert lease(backend, want=0, debt=7, window_s=3600).left == 3
+    backend.advance(TELLING_US / 1e6 + 0.01)
+    assert lease(backend, want=10, window_s=3600).granted == 3
+
+
+def test_bucket_of_a_wiped_store_begins_with_what_is_free_of_the_burst(backend: Backend) -> None:
+    backend.wipe()
+    assert lease(backend, want=9, birth=2.5).granted == 2
+    assert lease(backend, "deep", birth=99).left == 10
+
+
+def test_bucket_gives_the_first_all_that_it_needs_or_nothing(backend: Backend) -> None:
+    assert lease(backend, want=12, least=12, first=6).granted == 6
+    assert lease(backend, want=12, least=12, first=6).granted == 0
+    assert lease(backend, want=12, least=12, first=1).granted == 4
+    assert lease(backend, "other", want=10, least=10, first=4).granted == 10
+    assert lease(backend, "less", want=3, first=99).granted == 3
+
+
+def test_first_is_not_cut_by_what_others_ask_for(backend: Backend) -> None:
+    lease(backend, demand=99, tells_demand=True)
+    assert lease(backend, want=9, first=4, demand=1).granted == 4
+
+
+def test_bucket_holds_back_for_who_needs_more_than_is_there(stepping: Backend) -> None:
+    loud: dict[str, Any] = {"demand": 100.0, "rate": 10.0}
+    assert lease(stepping, want=6, **loud).granted == 6
+    assert lease(stepping, want=8, least=8, first=8, lacks=8, **loud).granted == 0
+    stepping.advance(0.3)
+    assert lease(stepping, want=1, least=1, first=1, **loud).granted == 0
+    assert lease(stepping, rate=10.0).left == pytest.approx(7)
+    stepping.advance(0.2)
+    assert lease(stepping, want=3, least=3, first=1, **loud).granted == 1
+    assert lease(stepping, want=8, least=8, first=8, lacks=8, **loud).granted == 8
+    stepping.advance(0.1)
+    assert lease(stepping, want=8, least=8, first=8, lacks=8, **loud).granted == 0
+    assert lease(stepping, want=1, least=1, first=1, **loud).granted == 1  # the small have their turn
+
+
+def test_bucket_holds_back_for_a_bounded_time(stepping: Backend) -> None:
+    slow: dict[str, Any] = {"demand": 100.0, "rate": 0.1}
+    lease(stepping, want=9, **slow)
+    assert lease(stepping, want=8, least=8, first=8, lacks=8, **slow).granted == 0
+    assert lease(stepping, want=1, **slow).granted == 0
+    stepping.advance(MOST_RESERVE_US / 1e6 - 0.1)
+    assert lease(stepping, want=1, **slow).granted == 0
+    stepping.advance(0.2)
+    assert lease(stepping, want=1, **slow).granted == 1
+
+
+def test_bucket_that_is_enough_for_all_holds_nothing_back(stepping: Backend) -> None:
+    assert lease(stepping, want=6, rate=10.0, demand=9.0).granted == 6
+    assert lease(stepping, want=8, least=8, first=8, lacks=8, rate=10.0, demand=9.0).granted == 0
+    assert lease(stepping, want=1, rate=10.0, demand=9.0).granted == 1
 
 
 def test_quota_takes_back_what_is_of_its_window(backend: Backend) -> None:

@@ -41,6 +41,7 @@ class Bench:
             self.now += 0.05
             self.holding.arrive(rate * 0.05)
             self.holding._fold(self.now)
+        self.holding.unit = 1.0  # they were many
 
     def spends(self, cost: float = 1.0) -> bool:
         """The short decision, as policies make it."""
@@ -58,6 +59,8 @@ class Bench:
         (100.0, 100, 80, 0.2, True),
         (10.0, 10, 8, 0.2, True),
         (1.0, 4, 4, 0.05, False),
+        (1.0, 10, 8, 2.0, False),
+        (1 / 360, 10, 8, 5.0, False),
         (100.0, 1, 1, 0.05, False),
         (1000.0, 50, 40, 0.01, True),
         (100000.0, 5, 4, 0.01, True),
@@ -206,9 +209,9 @@ def test_short_lived_tokens_are_asked_for_again_before_the_bucket_is_full() -> N
     assert bench.ask(1) is not None
 
 
-@pytest.mark.parametrize(("left", "ahead"), [(20.0, True), (3.0, False)])
+@pytest.mark.parametrize(("left", "ahead"), [(20.0, True), (2.0, False)])
 def test_last_tokens_of_a_slow_bucket_are_not_leased_ahead(left: float, *, ahead: bool) -> None:
-    bench = Bench(rate=0.1, burst=50)  # whose tokens live 100 s
+    bench = Bench(rate=1.5, burst=750)  # whose tokens live 100 s
     bench.demand(20.0)
     bench.lease(1.0, 1, left)
     bench.holding.take(1, bench.now)
@@ -278,7 +281,8 @@ def test_lease_that_was_overtaken_is_spent_first() -> None:
     bench.holding.rtt_s = 0.1
     first = bench.ask()
     bench.now += 0.05
-    bench.holding.arrive(50)
+    for _ in range(50):
+        bench.holding.arrive(1)
     second = bench.ask(50)
     assert first is not None
     assert second is not None
@@ -355,6 +359,62 @@ def test_tokens_that_expired_on_their_way_are_known() -> None:
     assert bench.holding.in_vain
     bench.lease(2, granted=2)
     assert not bench.holding.in_vain
+
+
+def test_cost_is_asked_for_as_a_whole() -> None:
+    bench = Bench(10, 20)
+    bench.holding.arrive(12)
+    lease = bench.ask(20, first=12)
+    assert lease is not None
+    assert (lease.want, lease.least, lease.first, lease.lacks) == (16, 16, 12, 12)
+    bench.answer(lease, 0, 7.0)
+    assert bench.holding.held_until == pytest.approx(bench.now + 0.5)  # when 12 can be there
+    bench.now += 0.6
+    lease = bench.ask(12, first=12)
+    assert lease is not None
+    assert lease.lacks == 0  # it was told
+    bench.answer(lease, 12, 1.0)
+    assert bench.holding.take(12, bench.now)
+
+
+def test_what_is_in_hand_is_not_asked_for_again() -> None:
+    bench = Bench(10, 20)
+    bench.lease(4, 4)
+    lease = bench.ask(10, first=10)
+    assert lease is not None
+    assert (lease.want, lease.first) == (6, 6)
+
+
+def test_lots_ahead_are_of_whole_costs() -> None:
+    bench = Bench()
+    for _ in range(60):
+        bench.now += 0.05
+        for _ in range(3):
+            bench.holding.arrive(7)
+        bench.holding._fold(bench.now)
+    lease = bench.ask(7, first=7)
+    assert lease is not None
+    assert (lease.want % 7, lease.first) == (0, 7)
+    assert lease.want >= 400 * 0.05
+    for _ in range(40):
+        bench.holding.arrive(1)
+    assert bench.holding.unit < 1.1
+
+
+def test_what_is_held_back_for_others_is_not_asked_about_at_once() -> None:
+    bench = Bench(10, 20)
+    bench.lease(1, 0, left=6.0)
+    assert bench.holding.is_quiet
+    assert bench.holding.held_until >= bench.now + 0.03
+
+
+def test_slow_limits_lease_on_demand_only() -> None:
+    bench = Bench(1.0, 1000)
+    bench.demand(50.0)
+    lease = bench.lease(1, 1)
+    assert lease.want == 1
+    assert bench.ask() is None
+    assert lease.birth == pytest.approx(195)
 
 
 def test_scarcity_of_slow_rates_lasts_until_a_token_is_there() -> None:

@@ -469,6 +469,9 @@ class Account(Holding):
         forgotten = counted < told or bool(born_us and answer.born_us and born_us != answer.born_us)
         if forgotten:
             self.debt += max(0.0, told)
+            if self.seen_at > -inf and self.left < 1:
+                # The window was used up, by others perhaps: what the store gave out again pays for that.
+                self.debt = max(self.debt, answer.granted + lease.debt)
         return forgotten
 
     @property

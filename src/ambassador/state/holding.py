@@ -53,6 +53,13 @@ PHI: Final = 0.2
 SMALL_BURST: Final = 5
 SMALL_LIFE_S: Final = 0.05
 SHORTEST_LIFE_S: Final = 0.01
+SLOW_RATE: Final = 1.0
+"""Limits of so many tokens a second and less lease on demand whatever they are asked for. So their tokens need not live
+as long as the burst allows, and after a loss of the store's data that part of the burst is for new clients: else the
+first request of each would be refused, of a limit by the hour for minutes."""
+SLOW_LIFE_S: Final = 5.0
+"""How long their tokens live: what one request did not take in the end (another limit refused it, its client went) is
+for the next until then. Longer would leave less after a loss."""
 LONGEST_HOLD_S: Final = 1.0
 """A bucket that is empty for longer is asked again all the same: its rate may have been raised, or its data lost."""
 KEY_OPS: Final = 500.0
@@ -95,6 +102,8 @@ WORTH_SCARCE: Final = 6.0
 1,054 a second in place of 548 with a burst of 70 ms at 150 % of the rate."""
 SCARCE_S: Final = 1.0
 """For so long after the bucket gave too little tokens count as scarce."""
+UNIT_MEMORY: Final = 8
+"""A great cost is remembered for about so many requests."""
 QUIET_PART: Final = 2
 """Who asks for less than this part of the rate is far under the limit."""
 LONG_LIFE_S: Final = 1.0
@@ -127,15 +136,23 @@ class Terms(msgspec.Struct, frozen=True):
     window_s: int = 0
     """The length of the calendar window; 0: a bucket that refills."""
 
+    @property
+    def birth(self) -> float:
+        """What the bucket of a store that lost its data may begin with (`bucket.py` has the proof)."""
+        return 0.0 if self.window_s else max(0.0, self.burst - self.depth - self.rate * self.life_s)
+
 
 def terms(rate: float, burst: float) -> Terms:
     """The terms of a bucket that gains `rate` > 0 tokens a second and has a burst of `burst` >= 1."""
     if burst < SMALL_BURST:
         return Terms(rate, burst, max(1, math.floor(burst)), SMALL_LIFE_S, ahead=False)
     life_s = max(PHI * burst / rate, SHORTEST_LIFE_S)
+    is_slow = rate <= SLOW_RATE
+    if is_slow:
+        life_s = min(life_s, SLOW_LIFE_S)
     # floor(0.8 * 10) must be 8 whatever binary fractions say.
     depth = max(1, math.floor((1 - PHI) * burst + 1e-9))
-    return Terms(rate, burst, depth, life_s, ahead=True)
+    return Terms(rate, burst, depth, life_s, ahead=not is_slow)
 
 
 def window_terms(amount: int, window_s: int) -> Terms:
@@ -201,9 +218,9 @@ class Holding:
     """
 
     __slots__ = (
-        "_arrived", "_base", "_epoch", "_expires", "_first", "_folded_at", "_later", "_out",
-        "_plan", "asking", "balance", "blocked", "debt", "demand", "expired", "extra", "held_until", "in_vain", "key", "leased",
-        "left", "most", "reserve", "rtt_s", "rush", "seen_at", "sent_at", "sharers", "start", "terms", "until", "window",
+        "_arrived", "_base", "_epoch", "_expires", "_folded_at", "_later", "_out",
+        "_plan", "asking", "balance", "blocked", "debt", "demand", "expired", "extra", "held_until", "in_vain", "key", "lacking", "leased",
+        "left", "most", "reserve", "rtt_s", "rush", "seen_at", "sent_at", "sharers", "start", "terms", "unit", "until", "window",
         "window_ends",
     )  # fmt: skip
 
@@ -253,10 +270,11 @@ class Holding:
         """What the bucket is lowered to by the next lease; None: it is not."""
         self.debt = 0.0
         """Spent without a lease and not yet acknowledged."""
-        self._first = 1.0
+        self.unit, self.lacking = 1.0, 0.0
+        """What a request takes: the greatest cost of late, seen where the short decision did not do. And the greatest
+        that found too little since the last lease."""
         self._epoch = -1
-        self.leased = 0.0
-        self.expired = 0.0
+        self.leased = self.expired = 0.0
         """Tokens that nobody spent in time."""
 
     # Spending
@@ -282,12 +300,18 @@ class Holding:
         if self.balance < cost:
             return False
         self.balance -= cost
+        self._see(cost)
         self._aim(now)
         return True
 
     def arrive(self, cost: float) -> None:
         """Count a request that found too little: demand is what is asked for, not what is given."""
         self._arrived += cost
+        self.lacking = max(self.lacking, cost)
+        self._see(cost)
+
+    def _see(self, cost: float) -> None:
+        self.unit = max(cost, self.unit + (cost - self.unit) / UNIT_MEMORY)
 
     def unarrive(self, cost: float) -> None:
         """What was counted by `arrive` is spent after all, which counts by itself."""
@@ -363,6 +387,7 @@ class Holding:
         if not terms.ahead:
             return False
         worth = WORTH_AMPLE if self._plan.lasting else WORTH_SCARCE if self._is_scarce(now) else WORTH_TOKENS
+        worth *= self.unit
         if self.demand * (min(terms.life_s, 1.0) - self.rtt_s) < worth:
             return False
         # The last tokens of a slow bucket are nobody's before they are needed: in one worker's hand they would be
@@ -373,8 +398,8 @@ class Holding:
         """Below this many tokens a lease would come too late."""
         if self._is_far:
             meanwhile = self.demand * SLOW_RTT * self.rtt_s
-            return meanwhile + 2 * math.sqrt(meanwhile) + 1.0
-        return self.demand * 2 * self.rtt_s + 1.0
+            return meanwhile + 2 * math.sqrt(meanwhile) + self.unit
+        return self.demand * 2 * self.rtt_s + self.unit
 
     def _aim(self, now: float) -> None:
         """Set what the short decision must keep to."""
@@ -428,8 +453,8 @@ class Holding:
         """The lease that is to be sent now, or None.
 
         `waiting` are the costs of all that wait, `fresh` of those among them for which nothing was asked yet, and of
-        the first: what the store does not cut. `first` is that first one's alone: with less the worker need not come
-        again. Whoever gets a lease sends it, and then calls `answered` or `lost`.
+        the first: what the store does not cut. `first` is that first one's alone: less is of no use. Whoever gets a
+        lease sends it, and then calls `answered` or `lost`.
         """
         if self._out and not (self._may_overlap(now) and now >= self._out[-1].at + self._plan.spacing_s):
             return None
@@ -448,9 +473,14 @@ class Holding:
         if want <= 0.0 and (debt <= 0.0 or self._out):
             self._aim(now)
             return None
-        if not self._out:
-            self._first = first
-        return self._send(now, load, math.ceil(want), math.ceil(min(fresh, want)))
+        need = first - held - coming if waiting else 0.0
+        return self._send(
+            now,
+            load,
+            math.ceil(want),
+            math.ceil(min(fresh, want)),
+            math.ceil(need if need > 0 else self.unit),
+        )
 
     def _make_plan(self, keys: int, now: float) -> _Plan:
         """How to lease ahead with so many active keys. If they are so many that an operation in 50 ms for each were too
@@ -492,8 +522,9 @@ class Holding:
                 return 0.0
         else:
             lot = self.demand * self._lot_s(load.keys)
-        lot = math.floor(lot) if self._is_scarce(now) else math.ceil(lot)
-        return max(1.0, min(lot, self._largest()))
+        unit = math.ceil(self.unit)
+        lot = unit * (math.floor(lot / unit) if self._is_scarce(now) else math.ceil(lot / unit))
+        return max(unit, min(lot, self._largest()))
 
     def _far_level(self, demand: float, full: float) -> float:
         mean = demand * (self._plan.spacing_s + SLOW_RTT * self.rtt_s)
@@ -523,7 +554,7 @@ class Holding:
             return max(1.0, left / (4 * self.sharers))
         return math.ceil(self.terms.depth / 2)
 
-    def _send(self, now: float, load: Load, want: int, least: int) -> Lease:
+    def _send(self, now: float, load: Load, want: int, least: int, first: int = 0) -> Lease:
         terms = self.terms
         epoch = int(now / EPOCH_S)
         tells = epoch != self._epoch
@@ -543,7 +574,12 @@ class Holding:
             window_s=terms.window_s,
             start=self.start,
             most=self.most,
+            first=min(first, want),
+            lacks=math.ceil(self.lacking),
+            birth=terms.birth,
+            knows=bool(terms.window_s) and self.seen_at > -inf and now < self.window_ends and self.left >= 1,
         )
+        self.lacking = 0.0
         if not self._out:
             self.sent_at = now
         self._out.append(_Out(lease, now, debt))
@@ -588,9 +624,9 @@ class Holding:
         if granted > 0.0:
             self._store(granted, expires, now)
         if answer.granted < asked.want and not (
-            answer.left >= terms.depth / 2 and answer.granted >= asked.least
+            answer.left >= terms.depth / 2 and answer.granted >= max(1, asked.least)
         ):
-            self._hold(answer, now, random, load)
+            self._hold(answer, asked, now, random, load)
         self._aim(now)
 
     def _store(self, granted: float, expires: float, now: float) -> None:
@@ -612,13 +648,16 @@ class Holding:
             insort(self._later, (expires, granted))
             self.extra += granted
 
-    def _hold(self, answer: Leased, now: float, random: float, load: Load) -> None:
+    def _hold(self, answer: Leased, asked: Lease, now: float, random: float, load: Load) -> None:
         # Who is far under the limit finds an empty bucket by accident (the store lost its data): its leases are few.
-        pace = 0.0 if self.is_quiet else self.span_s(load.keys) * (0.75 + random / 2)
+        # Unless what is there is held back for somebody else.
+        is_held_back = not answer.granted and answer.left >= max(1, asked.first)
+        soon = self.is_quiet and not is_held_back
+        pace = 0.0 if soon else self.span_s(load.keys) * (0.75 + random / 2)
         if self.terms.window_s:
             next_token = self.window_ends - now if answer.left < 1 else 0.0
         else:
-            missing = max(1.0, self._first - answer.granted) - answer.left
+            missing = max(1.0, asked.first - answer.granted) - answer.left
             next_token = max(0.0, missing) / self.terms.rate
         self.held_until = now + max(pace, min(next_token, LONGEST_HOLD_S))
 

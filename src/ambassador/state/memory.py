@@ -31,6 +31,7 @@ from ambassador.state.protocol import (
     BEAT_TTL_US,
     MAX_KEY_BYTES,
     MAX_VALUE_BYTES,
+    TELLING_US,
     Answer,
     Beat,
     Beaten,
@@ -266,7 +267,7 @@ class MemoryStore:
                 return _FULL
             kept = bucket.first(lease, now_us, None if self._full else self._born_us)
             self._buckets.add(key, kept)
-        return kept.lease(lease, now_us, self._born_us)
+        return kept.lease(lease, now_us, self._born_us, 0 if self._full else self._born_us + TELLING_US)
 
     # Circuits
 

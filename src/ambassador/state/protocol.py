@@ -41,6 +41,13 @@ SETTLING_US: Final = 400_000
 """A circuit does not trip by percentage before its window is so old (state of 10 ms ago is not the fleet's)."""
 BUCKETS: Final = 10
 """Of a circuit's window."""
+RESERVE_GRACE_US: Final = 1_000_000
+"""So long a cost that has come together waits to be taken: whoever was refused comes again after whole seconds."""
+MOST_RESERVE_US: Final = 5_000_000
+"""So long tokens are held back for a lease that does not come again."""
+TELLING_US: Final = 1_500_000
+"""In so long every worker has heard that the store lost its data, from the answer to a beat (one a second), and has
+told what it used of a calendar window."""
 
 
 class StoreLost(Exception):
@@ -61,15 +68,24 @@ class Lease(_Message, tag="lease", frozen=True):
     """Take up to `want` tokens out of the bucket `key`. Answered by `Leased`.
 
     The bucket holds at most `depth` tokens and gains `rate` a second. It is made by the first operation that names it:
-    full, or, if the store itself is younger than the time to fill it, with what it would have gained since the store
-    began (so a wiped store gives no free burst). Refilling is exact, a clock that steps backwards counts as standing
-    still (time goes on from where it then is), one that steps forward fills the bucket at most. In order: refilled,
-    `credit` added up to `depth`, `back` added, `debt` taken, demand told, granted.
+    full, or, if the store itself is younger than the time to fill it, with `birth` and what it would have gained since
+    the store began (so a wiped store gives no free burst). Refilling is exact, a clock that steps backwards counts as
+    standing still (time goes on from where it then is), one that steps forward fills the bucket at most. In order:
+    refilled, `credit` added up to `depth`, `back` added, `debt` taken, demand told, granted.
 
     Of `tokens` in the bucket it grants `min(want, floor(tokens), max(least, ceil(tokens * demand / all demands)))`:
     everybody has a part in proportion to its demand, and what somebody already waits for is not cut. All demands are
     the sum told in this epoch or that told in the last one, whichever is greater, and never less than `demand`; if they
     are 0 it is `min(want, floor(tokens))`. Epochs are numbered by the store's clock: `now_us // (EPOCH_S * 10^6)`.
+
+    Requests may cost more than one token, and a part of a cost is of no use: in a worker's hand it expires. So a grant
+    of less than `want` is a multiple of `first`, the whole of it is not cut by the others' demand, and what is not
+    granted stays in the bucket. That great costs come together though small ones are asked for all the time: while all
+    demands are above the rate, a lease that says what somebody `lacks` and is not granted as much, with less left, has
+    that amount held back from leases with a lower `first`, who then have only what is there beyond it. It ends when a
+    grant reaches it, and at the latest when the amount should have been there for RESERVE_GRACE_US, or after
+    MOST_RESERVE_US, if nobody says again that he lacks it or more. Then nothing is held back for as long as the amount
+    takes to come in: at least half of the rate is for the small.
     """
 
     key: str
@@ -103,6 +119,19 @@ class Lease(_Message, tag="lease", frozen=True):
     most: float | None = None
     """What the bucket is lowered to before anything else but refilling: a share that was used before has
     refilled since, though the fleet's bucket, for which it stands, has not. None, and with `window_s`: nothing."""
+    first: int = 0
+    """What the first of those that wait needs, or one request where nobody waits: less is of no use, so less is not
+    granted. 0 and 1: any amount is of use. No more than `want` counts."""
+    lacks: int = 0
+    """The most that a request needed which found too little since this worker's last lease, whether it waits or was
+    refused."""
+    birth: float = 0.0
+    """What the bucket of a store that lost its data begins with, at most `depth`; see `bucket.first`. Without meaning
+    with `window_s`."""
+    knows: bool = False
+    """With `window_s`: this worker has heard how much of the window was left, and that was something. Who does not is
+    granted nothing in the first TELLING_US of a store that lost its data: by then those who used the window have said
+    so."""
 
 
 class Leased(_Message, tag="leased", frozen=True):

@@ -17,7 +17,7 @@ from ambassador.messages import Request
 from ambassador.proxy.policies.limit import Config, LimitPolicy, compile_limits
 from ambassador.state import bucket
 from ambassador.state.account import OnLoss
-from ambassador.state.protocol import Answer, Event, Lease, Leased, Operation
+from ambassador.state.protocol import TELLING_US, Answer, Event, Lease, Leased, Operation
 
 LOST_AFTER_S = 0.25
 RETRY_S = 0.05
@@ -64,7 +64,7 @@ class Store:
         found = self.buckets.get(operation.key)
         if found is None:
             found = self.buckets[operation.key] = bucket.first(operation, now_us, self._born_us)
-        return found.lease(operation, now_us, self._born_us)
+        return found.lease(operation, now_us, self._born_us, self._born_us + TELLING_US)
 
     def wipe(self) -> None:
         self.buckets.clear()
