@@ -13,6 +13,7 @@ from redis.crc import key_slot
 
 from ambassador.state.memory import MemoryStore
 from ambassador.state.protocol import (
+    MAX_VALUE_BYTES,
     Answer,
     Beat,
     Beaten,
@@ -114,11 +115,11 @@ def _name(operation: Operation) -> str:
         Report("b", "a", 0, 0, msgspec.structs.replace(RULES, window_ms=0)),
         Probe("b", "i" * 201, Verb.ASK, RULES),
         Force("b", "ajar", RULES),
-        Force("b", "open", RULES, reason="r" * 70_000),
+        Force("b", "open", RULES, reason="r" * (MAX_VALUE_BYTES + 1)),
         Restore("b", Row(0, State.OPEN, 1, 0, 0, 0, "ajar", 0, "", "", 0, 0, 0, 0, 0)),
         Token("t", "steal"),
-        Token("t", "store", value=b"x" * 70_000),
-        Beat("a", 0, b"x" * 70_000),
+        Token("t", "store", value=b"x" * (MAX_VALUE_BYTES + 1)),
+        Beat("a", 0, b"x" * (MAX_VALUE_BYTES + 1)),
         Put("\N{SNOWMAN}" * 67, b""),
         Put("n", b"", ttl_ms=-1),
     ],
@@ -190,6 +191,10 @@ class _Walk:
             back_window=now_us // (window_s * 1_000_000) - pick([0, 1]) if window_s else 0,
             start=pick([None, 3.0, -4.0]) if key == "never fills" else None,
             most=pick([None, None, 3.0, -4.0]),
+            first=pick([0, 1, 2, 4, 9]),
+            lacks=pick([0, 0, 1, 4, 9]),
+            birth=pick([0.0, 1.5]),
+            knows=pick([True, False]),
         )
 
     def _report(self, now_us: int) -> Operation:
