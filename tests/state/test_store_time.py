@@ -56,13 +56,20 @@ def test_clock_that_was_set_is_believed_at_once() -> None:
     assert time.here(us(6 - 120)) == pytest.approx(6.05, abs=1e-5)
 
 
-def test_best_answer_is_believed_for_a_minute() -> None:
+def test_best_answer_is_believed_until_clocks_may_have_drifted_by_more_than_a_newer_one_is_wrong() -> None:
     time = StoreTime()
     time.heard(us(5), 5.0, 5.0)
-    time.heard(us(6.09), 6.0, 6.1)
-    assert time.here(us(9)) == pytest.approx(9, abs=1e-5)
     time.heard(us(70.09), 70.0, 70.1)
-    assert time.here(us(71)) == pytest.approx(70.96, abs=1e-5)
+    assert time.here(us(71)) == pytest.approx(71, abs=1e-5)
+    time.heard(us(80.009), 80.0, 80.01)
+    assert time.here(us(81)) == pytest.approx(80.996, abs=1e-5)
+
+
+def test_answer_that_was_long_under_way_is_not_believed_though_the_best_one_is_old() -> None:
+    time = StoreTime()
+    time.heard(us(5), 5.0, 5.001)
+    time.heard(us(95), 68.0, 95.0)
+    assert time.here(us(100)) == pytest.approx(100, abs=0.001)
 
 
 def test_there_is_the_inverse_of_here() -> None:

@@ -1,8 +1,10 @@
 """The store's clock as this process sees it: microseconds over there to seconds of the monotonic clock here.
 
 Pure: both times come as arguments. An answer bounds the difference of the clocks by half of its round trip, so the
-answer with the smallest one is believed (Cristian's algorithm), for a minute: clocks drift. One that contradicts it
-means that the store's clock was set, or that another store answers; then the newer one is believed at once.
+answer with the smallest one is believed (Cristian's algorithm), until clocks may have drifted by more than a newer one
+can be wrong by. An answer that was long under way is never believed for its age alone: it may be wrong by half of that
+time. One that contradicts what is believed means that the store's clock was set, or that another store answers; then
+the newer one is believed at once.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ from __future__ import annotations
 from math import inf
 from typing import Final
 
-_BELIEVED_S: Final = 60.0
-"""Quartz drifts by up to 50 µs a second: 3 ms in this time."""
+_DRIFT: Final = 1e-4
+"""Quartz drifts by up to 50 µs a second, and there are two clocks: 6 ms in a minute."""
 _SLACK_S: Final = 0.02
 """Answers are met once a batch of the lane, so a round trip may look shorter than it was by a batch or two."""
 
@@ -38,8 +40,9 @@ class StoreTime:
                 return
         else:
             offset, error = now_us / 1e6 - (asked_at + now) / 2, (now - asked_at) / 2
-        contradicted = abs(offset - self._offset_s) > error + self._error_s + _SLACK_S
-        if error <= self._error_s or contradicted or now - self._at > _BELIEVED_S:
+        believed_error = self._error_s + (now - self._at) * _DRIFT
+        contradicted = abs(offset - self._offset_s) > error + believed_error + _SLACK_S
+        if error <= believed_error or contradicted:
             self._offset_s, self._error_s, self._at = offset, error, now
         self.known = True
 

@@ -182,6 +182,13 @@ class Ejections(msgspec.Struct, frozen=True, array_like=True):
         kept[url] = Ejection(now_us + int(seconds * 1e6), times, why)
         return Ejections(kept, self.total + 1)
 
+    def withdraw(self, url: str, ejection: Ejection, before: Ejection | None) -> Ejections | None:
+        """Without `ejection` of `url`, which was never in force: `before` was there. None if another one has come."""
+        if self.by_url.get(url) != ejection:
+            return None
+        kept = {other: known for other, known in self.by_url.items() if other != url}
+        return Ejections(kept if before is None else {**kept, url: before}, self.total - 1)
+
     def pardon(self, url: str, now_us: int) -> Ejections | None:
         """With the ejection of `url` over now, though remembered; None if it is not ejected."""
         known = self.by_url.get(url)
@@ -383,7 +390,10 @@ class Detector:
         wanted = self.ejections.eject(watch.url, urls, self._time.there(now), self.config, why)
         if wanted is None:
             return
-        self._put(wanted, partial(self._tell, wanted, watch.url))
+        put = partial(
+            self._ejected, watch.url, wanted.by_url[watch.url], self.ejections.by_url.get(watch.url)
+        )
+        self._put(wanted, put)
 
     def pardon(self, url: str) -> None:
         """End an ejection for all workers: the endpoint was away as a whole, and has come back."""
@@ -391,13 +401,17 @@ class Detector:
         if wanted is not None and not self._asking:
             self._put(wanted, None)
 
-    def _put(self, wanted: Ejections, done: Callable[[], None] | None) -> None:
+    def _put(self, wanted: Ejections, done: Callable[[Named | None], None] | None) -> None:
         self._asking = True
         put = Put(self._name, _encode(wanted), _REMEMBERED_MS, expect=self.version, publish=True)
         self.store.ask(put, partial(self._answered, wanted, done, self._clock.now))
 
     def _answered(
-        self, wanted: Ejections, done: Callable[[], None] | None, asked_at: float, answer: Answer | None
+        self,
+        wanted: Ejections,
+        done: Callable[[Named | None], None] | None,
+        asked_at: float,
+        answer: Answer | None,
     ) -> None:
         self._asking = False
         if isinstance(answer, Named):
@@ -408,11 +422,22 @@ class Detector:
         else:
             self._take(wanted)  # the store is away: for this worker alone
         if done is not None:
-            done()
+            done(answer if isinstance(answer, Named) else None)
 
-    def _tell(self, wanted: Ejections, url: str) -> None:
-        ejection = wanted.by_url[url]
-        seconds = ejection.until_us / 1e6 - self._time.there(self._clock.now) / 1e6
+    def _ejected(self, url: str, ejection: Ejection, before: Ejection | None, answer: Named | None) -> None:
+        """`url` is ejected, unless that took so long that the ejection is past: then there was none."""
+        now_us = self._time.there(self._clock.now)
+        if ejection.until_us <= (now_us if answer is None else answer.now_us):
+            self._withdraw(url, ejection, before)
+        elif ejection.until_us > now_us:
+            self._tell(url, ejection, (ejection.until_us - now_us) / 1e6)
+
+    def _withdraw(self, url: str, ejection: Ejection, before: Ejection | None) -> None:
+        wanted = self.ejections.withdraw(url, ejection, before)
+        if wanted is not None and not self._asking:
+            self._put(wanted, None)
+
+    def _tell(self, url: str, ejection: Ejection, seconds: float) -> None:
         self._log.warning(
             "upstream %s: %s is ejected for %.0f s: %s (time %d)",
             self.name, url, seconds, ejection.why, ejection.times,
