@@ -184,8 +184,13 @@ BOTH_WAYS = {
 @pytest.mark.parametrize("case", BOTH_WAYS)
 @pytest.mark.parametrize("request_", [GET, b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nab"])
 async def test_both_ways_are_the_same(
-    monkeypatch: pytest.MonkeyPatch, origin: Origin, case: str, request_: bytes
+    mock_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    origin: Origin,
+    case: str,
+    request_: bytes,
 ) -> None:
+    """Time stands still: on a slow machine a lease would be given up after `max_wait`, in one of the ways only."""
     settings, answers, statuses = BOTH_WAYS[case]
     told = []
     for _ in range(2):
