@@ -23,12 +23,12 @@ The life of a request
     `proxy/policies/hedge.py` says that one takes long, a second runs beside it (`proxy/race.py`). Outside of it all,
     `proxy/policies/cache.py` gives earlier answers again and joins identical requests (`proxy/shelf.py` keeps the
     answers, `proxy/freshness.py` has the rules), and `fallback.py` says what is answered when all attempts failed.
- 8. An endpoint is picked: one of those in use (`proxy/upstream/tiers.py`), as `balance` says (`balance.py`, `ring.py`).
-    A connection is taken from its pool (`pool.py`, `endpoint.py`), or opened (`connect.py`). Breakers and cool-downs
-    may refuse the attempt (`proxy/policies/breaker.py`, `cooldown.py`). All replicas share a circuit
-    (`state/circuit.py`); a worker's view of it is `state/known_circuit.py`, and what it lets through, tells and decides
-    by itself `state/gate.py`; `proxy/breakers.py` connects the two. Directly before the first byte the upstream's own
-    quota is charged (`proxy/policies/limit.py` again).
+ 8. An endpoint of the upstream (`proxy/upstream/upstream.py`) is picked: one of those in use (`tiers.py`), as
+    `balance` says (`balance.py`, `ring.py`). A connection is taken from its pool (`pool.py`, `endpoint.py`), or opened
+    (`connect.py`). Breakers and cool-downs may refuse the attempt (`proxy/policies/breaker.py`, `cooldown.py`). All
+    replicas share a circuit (`state/circuit.py`); a worker's view of it is `state/known_circuit.py`, and what it lets
+    through, tells and decides by itself `state/gate.py`; `proxy/breakers.py` connects the two. Directly before the
+    first byte the upstream's own quota is charged (`proxy/policies/limit.py` again).
  9. SHAPE: the outgoing head is made: what passes, what the proxy adds, what the route changes
     (`proxy/policies/headers.py`, `rewrite.py`, with values from `proxy/template.py`; `proxy/framing.py` says what
     they may not touch).

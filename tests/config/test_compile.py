@@ -21,11 +21,12 @@ from ambassador.errors import Limited, NoEndpoint
 from ambassador.messages import Reply, Request
 from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.lane import Lane
-from ambassador.proxy.plan import RoutePlan, Upstream
+from ambassador.proxy.plan import RoutePlan
 from ambassador.proxy.policies.cooldown import Cooldowns
 from ambassador.proxy.policies.retry import SharedRetryBudget
 from ambassador.proxy.service import Table
 from ambassador.proxy.upstream.endpoint import Endpoint
+from ambassador.proxy.upstream.upstream import Upstream
 from tests.proxy.harness import Counts, a_lane
 from tests.state.fakes import no_scopes
 

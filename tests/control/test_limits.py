@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ambassador.control.limits import Counts, LimitViews, PastCounts, answer, counted
+from ambassador.control.limits import LimitViews, PastCounts, answer, counted
+from ambassador.control.orders import Counted
 from ambassador.proxy.limit_keys import MOST_TOLD, LimitStatus
 
 
@@ -63,8 +64,8 @@ def test_busiest_keys_come_first_and_not_all_are_told() -> None:
     assert [view.key for view in views] == [each.key for each in more]
 
 
-def counts(generation: int, *statuses: LimitStatus) -> Counts:
-    return Counts(generation, counted(list(statuses)))
+def counts(generation: int, *statuses: LimitStatus) -> Counted:
+    return Counted(generation=generation, lines=counted(list(statuses)))
 
 
 def test_counts_of_workers_that_have_ended_stay_in_the_sums() -> None:

@@ -5,20 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import trio
 import trio.testing
 
 from tests.proxy.harness import GET, OK, Origin, a_plane, bounded, config, finished, until
-
-
-@pytest.fixture
-def origin() -> Iterator[Origin]:
-    origin = Origin()
-    yield origin
-    origin.close()
 
 
 async def test_connection_closed_while_idle_is_replaced_without_a_retry(origin: Origin) -> None:

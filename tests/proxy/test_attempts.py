@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 import trio.testing
@@ -14,13 +13,6 @@ from tests.state.harness import OneStore
 
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\nbusy"
 RETRY = "{attempts: 3, when: [503], backoff: 1ms..1ms}"
-
-
-@pytest.fixture
-def origin() -> Iterator[Origin]:
-    origin = Origin()
-    yield origin
-    origin.close()
 
 
 def within(milliseconds: int, name: str = "x-envoy-upstream-rq-timeout-ms", unit: str = "") -> bytes:

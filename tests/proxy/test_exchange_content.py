@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator
 
 import pytest
 import trio
@@ -31,13 +30,6 @@ def chunked(*pieces: bytes) -> bytes:
 
 FAILED = answer(ERROR)
 FINE = answer(b'{"status": "fine"}')
-
-
-@pytest.fixture
-def origin() -> Iterator[Origin]:
-    origin = Origin()
-    yield origin
-    origin.close()
 
 
 async def serves(talk: Talk, *answers: bytes) -> None:

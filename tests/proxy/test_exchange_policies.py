@@ -6,7 +6,7 @@ The store is the one of a worker's supervisor, in this process, and answers when
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
@@ -54,13 +54,6 @@ class Shared(OneStore):
 
     def probes(self, verb: Verb) -> list[Probe]:
         return [each for each in self.scope.asked if isinstance(each, Probe) and each.verb is verb]
-
-
-@pytest.fixture
-def origin() -> Iterator[Origin]:
-    origin = Origin()
-    yield origin
-    origin.close()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ left behind.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable
 
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
@@ -976,13 +976,6 @@ def test_both_ways_are_the_same_whatever_happens(setting: Setting, steps: list[S
 # Over real sockets
 
 _NEW_EACH_TIME = re.compile(rb"(x-request-id|traceparent|x-request-deadline): [^\r]*")
-
-
-@pytest.fixture
-def origin() -> Iterator[Origin]:
-    origin = Origin()
-    yield origin
-    origin.close()
 
 
 async def _no_ride(client: ClientConnection) -> Exchange | None:

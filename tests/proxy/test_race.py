@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -14,13 +14,6 @@ from tests.proxy.harness import GET, OK, Origin, Plane, Talk, a_plane, config, f
 HEDGE = "{after: 50ms, max: 100%}"
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\nbusy"
 SECOND = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecond"
-
-
-@pytest.fixture
-def origin() -> Iterator[Origin]:
-    origin = Origin()
-    yield origin
-    origin.close()
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ upstream would share a name: that is an error, unless they come from `defaults`,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
@@ -15,7 +15,9 @@ from ambassador.config.read import Part
 from ambassador.config.schema import Config, Route, Upstream
 from ambassador.proxy.policies import breaker
 
-__all__ = ["Made", "breakers_of", "check_breakers", "contents_by_upstream", "upstream_breakers"]
+__all__ = [
+    "Made", "breakers_of", "check_breakers", "contents_by_upstream", "scopes_by_upstream", "upstream_breakers",
+]  # fmt: skip
 
 
 class Made(Struct, frozen=True, kw_only=True):
@@ -30,25 +32,24 @@ class Made(Struct, frozen=True, kw_only=True):
 
 def upstream_breakers(config: Config, upstream: str) -> dict[str, breaker.Config]:
     """The breakers that guard an upstream, by scope: `upstream`, `endpoint`, both, or none."""
-    return _by_scope(config.routes, config.upstreams).get(upstream, {})
+    return scopes_by_upstream(config).get(upstream, {})
 
 
 def contents_by_upstream(config: Config) -> dict[str, frozenset[str]]:
     """What the breakers of each upstream look for in answers (`proxy.content`), those of its endpoints too."""
     return {
         name: frozenset().union(*(each.contents for each in scopes.values()))
-        for name, scopes in _by_scope(config.routes, config.upstreams).items()
+        for name, scopes in scopes_by_upstream(config).items()
     }
 
 
-def _by_scope(
-    routes: Iterable[Route], upstreams: dict[str, Upstream]
-) -> dict[str, dict[str, breaker.Config]]:
+def scopes_by_upstream(config: Config) -> dict[str, dict[str, breaker.Config]]:
+    """`upstream_breakers` of all that have any: it goes through every route, once."""
     found: dict[str, dict[str, breaker.Config]] = {}
-    for name, upstream in upstreams.items():
+    for name, upstream in config.upstreams.items():
         if upstream.breaker is not None:
             found[name] = {upstream.breaker.scope: upstream.breaker}
-    for route in routes:
+    for route in config.routes:
         if route.to is not None and route.breaker is not None and route.breaker.scope != "route":
             found.setdefault(route.to, {}).setdefault(route.breaker.scope, route.breaker)
     return found
@@ -56,7 +57,7 @@ def _by_scope(
 
 def breakers_of(config: Config) -> Iterator[Made]:
     """Every breaker of a config."""
-    for name, scopes in _by_scope(config.routes, config.upstreams).items():
+    for name, scopes in scopes_by_upstream(config).items():
         if "upstream" in scopes:
             yield Made(name=name, config=scopes["upstream"], upstream=name)
         if "endpoint" in scopes:

@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterator, Sequence
 from math import ceil
 
-from ambassador.config.breakers import upstream_breakers
+from ambassador.config.breakers import contents_by_upstream
 from ambassador.config.discover import Discover
 from ambassador.config.read import Part
 from ambassador.config.schema import Config, Match, Route, Upstream
 from ambassador.config.units import format_duration, format_rate
 from ambassador.proxy.content import CONTENT
 from ambassador.proxy.policies import breaker, limit
+from ambassador.proxy.policies.retry import IDEMPOTENT
 
 _FULL_USE_S = 0.05
 """A smaller burst is gone before a worker is asked again (`state.holding`: the pace when tokens are scarce)."""
@@ -20,8 +21,6 @@ _FULL_USE_S = 0.05
 _LONG_WAIT_S = 60.0
 
 _SECRETS = {"admin": ("token",), "state": ("password", "sentinel_password", "secret_key")}
-IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
-"""RFC 9110 9.2.2."""
 
 
 def warn(
@@ -39,9 +38,10 @@ def warn(
 
     `whole`: nothing of the config was left out because of errors, so that what is missing is missing.
     """
+    named = contents_by_upstream(config)
     for route, part in zip(config.routes, routes, strict=True):
         _warn_of_retry(route, part)
-        _warn_of_content(config, route, part)
+        _warn_of_content(named, route, part)
         _warn_of_timeout(route, part)
         _warn_of_fallback(route, part)
         _warn_of_limits(config, route.limit, part)
@@ -78,11 +78,10 @@ def _warn_of_retry(route: Route, part: Part) -> None:
         )
 
 
-def _warn_of_content(config: Config, route: Route, part: Part) -> None:
+def _warn_of_content(named: dict[str, frozenset[str]], route: Route, part: Part) -> None:
     if route.to is None or route.retry is None or CONTENT not in route.retry.when or route.retry.contents:
         return
-    named = route.breaker is not None and route.breaker.contents
-    if not named and not any(each.contents for each in upstream_breakers(config, route.to).values()):
+    if not (route.breaker is not None and route.breaker.contents) and not named.get(route.to):
         node, path = part.place("retry")
         node.report(
             path,

@@ -15,13 +15,13 @@ from weakref import ref
 from msgspec import structs
 
 from ambassador.config import schema
-from ambassador.config.breakers import breakers_of, contents_by_upstream, upstream_breakers
+from ambassador.config.breakers import breakers_of, contents_by_upstream, scopes_by_upstream
 from ambassador.config.discover import own_host
 from ambassador.config.schema import PathRegex
 from ambassador.proxy import limit_keys
 from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.content import NOTHING, Contents
-from ambassador.proxy.plan import RoutePlan, Timeouts, Upstream
+from ambassador.proxy.plan import RoutePlan, Timeouts
 from ambassador.proxy.policies import concurrency, fault, headers, limit, retry
 from ambassador.proxy.policies.breaker import endpoint_name, route_name
 from ambassador.proxy.policies.cache import Cache
@@ -44,6 +44,7 @@ from ambassador.proxy.upstream.health import Marks
 from ambassador.proxy.upstream.outlier import Outliers
 from ambassador.proxy.upstream.pool import Pool
 from ambassador.proxy.upstream.ring import key_reader
+from ambassador.proxy.upstream.upstream import Upstream
 from ambassador.state.holding import Load
 
 if TYPE_CHECKING:
@@ -153,9 +154,9 @@ def compile_steps(
         gates[made.name] = breakers.get(made.name, made.config, scopes)
         yield
     guards = [
-        (upstreams[name], _EndpointGuard(scopes_of["endpoint"], breakers, scopes))
-        for name, each in config.upstreams.items()
-        if each.discover is not None and "endpoint" in (scopes_of := upstream_breakers(config, name))
+        (upstreams[name], _EndpointGuard(by_scope["endpoint"], breakers, scopes))
+        for name, by_scope in scopes_by_upstream(config).items()
+        if config.upstreams[name].discover is not None and "endpoint" in by_scope
     ]
     for guarded, guard in guards:
         gates.update((made.name, made) for made in guard.prepare(guarded))
@@ -165,6 +166,7 @@ def compile_steps(
         for route in config.routes
         if route.cache is not None
     }
+    spoils = tuple(caches.values())
     named = contents_by_upstream(config)
     plans: list[tuple[MatchSpec, RoutePlan]] = []
     walls: list[tuple[Bulkhead, concurrency.Config, concurrency.Counts]] = []
@@ -183,7 +185,8 @@ def compile_steps(
             gates=gates,
             scopes=scopes,
             bulkhead=bulkhead,
-            caches=caches,
+            cache=caches.get(route.name),
+            spoils=spoils,
             kept=kept,
             named=named,
         )
@@ -461,7 +464,8 @@ def _plan(
     gates: Mapping[str, Breaker],
     scopes: Scopes,
     bulkhead: Bulkhead | None,
-    caches: Mapping[str, Cache],
+    cache: Cache | None,
+    spoils: Sequence[Cache],
     kept: _KeptAnswers,
     named: Mapping[str, frozenset[str]],
 ) -> RoutePlan:
@@ -518,7 +522,7 @@ def _plan(
             fallback=fallback,
             hedge=hedge,
             cache=cache,
-            spoils=tuple(caches.values()),
+            spoils=spoils,
             elsewhere=elsewhere,
             content=_content(
                 None if retry is None else route.retry,
@@ -548,7 +552,7 @@ def _plan(
         admit=admit,
         fallback=fallback,
         hedge=None if route.hedge is None else Hedge(route.hedge),
-        cache=caches.get(route.name),
+        cache=cache,
         elsewhere=elsewhere,
     )
 

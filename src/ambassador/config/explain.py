@@ -441,8 +441,11 @@ def _hedge_line(config: hedge.Config, request: Request) -> Line:
 
 
 def _is_idempotent(request: Request) -> bool:
-    names = {_text(name).lower() for name, _ in request.headers}
-    return request.method in retry.IDEMPOTENT or "idempotency-key" in names
+    return request.method in retry.IDEMPOTENT or _is_keyed(request)
+
+
+def _is_keyed(request: Request) -> bool:
+    return any(name.lower() == b"idempotency-key" for name, _ in request.headers)
 
 
 def _breaker_lines(config: Config, route: Route) -> Iterable[Line]:
@@ -548,8 +551,7 @@ def _idempotency_line(config: idempotency.Config, request: Request) -> Line:
 def _fallback_lines(config: Config, fallback: Fallback, request: Request) -> Iterable[Line]:
     """In the order in which they are tried."""
     if fallback.to is not None:
-        keyed = any(name.lower() == b"idempotency-key" for name, _ in request.headers)
-        always = fallback.methods == "all" or keyed or request.method in retry.IDEMPOTENT
+        always = fallback.methods == "all" or _is_idempotent(request)
         text = (
             f"one attempt at {_upstream_line(fallback.to, config.upstreams[fallback.to], config.zone).text}"
         )
@@ -572,7 +574,7 @@ def _retried(config: retry.Config, condition: str, request: Request) -> bool:
     """`connect` and `refused_stream` apply to every method; the rest only where sending twice does no harm."""
     if condition in ("connect", "refused_stream") or config.methods == "all":
         return True
-    if any(name.lower() == b"idempotency-key" for name, _ in request.headers):
+    if _is_keyed(request):
         return True
     methods = retry.IDEMPOTENT if config.methods == "idempotent" else config.methods
     return request.method in methods

@@ -100,7 +100,7 @@ def build(value: Any) -> Any:
 
 def _refuse(section: type[Section], values: dict[str, Any], part: Part) -> None:
     """Report the values that are wrong by themselves, and put BAD in their place."""
-    names = {field.encode_name: field.name for field in _fields(section)}
+    names = _names(section)
     for key, value in values.items():
         problem = None if value is BAD else section.refusal(names[key], value)
         if problem is not None:
@@ -112,7 +112,7 @@ def _refuse(section: type[Section], values: dict[str, Any], part: Part) -> None:
 def _build_section(section: type[Section], values: dict[str, Any], part: Part) -> Any:
     if not _required(section) <= values.keys():
         return BAD
-    names = {field.encode_name: field.name for field in _fields(section)}
+    names = _names(section)
     built = section(**{names[key]: value for key, value in values.items()})
     good = True
     for key, problem in built.conflicts():
@@ -151,6 +151,12 @@ def merge(default: Any, own: Any) -> Any:
 @cache
 def _required(section: type[Section]) -> frozenset[str]:
     return frozenset(field.encode_name for field in _fields(section) if field.required)
+
+
+@cache
+def _names(section: type[Section]) -> dict[str, str]:
+    """The fields of a section by the keys that are written."""
+    return {field.encode_name: field.name for field in _fields(section)}
 
 
 @cache

@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from ambassador.control.orders import Counted
 from ambassador.proxy.limit_keys import MOST_TOLD, LimitStatus
 
 _ENCODER: Final = msgspec.json.Encoder()
@@ -43,13 +44,6 @@ class LimitView(msgspec.Struct, frozen=True, kw_only=True):
     credit: int
 
 
-class Counts(msgspec.Struct, frozen=True):
-    """What one worker had counted: lines as of `counted`, and the generation of the config that it served."""
-
-    generation: int
-    lines: bytes
-
-
 class PastCounts:
     """What workers that have ended had counted since the config was loaded."""
 
@@ -57,7 +51,7 @@ class PastCounts:
         self._generation = 0
         self._keys: dict[tuple[str, str], LimitStatus] = {}
 
-    def fold(self, counts: Counts) -> None:
+    def fold(self, counts: Counted) -> None:
         """Add the last counts of a worker that has ended. Those of an earlier config are over."""
         if counts.generation > self._generation:
             self._generation = counts.generation

@@ -9,7 +9,6 @@ import trio
 
 from ambassador.control.deployment import Deployment, pair
 from ambassador.control.incarnation import Incarnation
-from ambassador.control.limits import Counts
 from ambassador.control.orders import Sockets, Start
 from ambassador.control.output import Output, copy_lines
 from ambassador.control.reload import catch_up
@@ -80,8 +79,7 @@ class Equipment:
         """Keep the counters of a worker that has ended."""
         self._deployment.pages.settle(worker)
         if worker.counted is not None:
-            counts = Counts(worker.counted.generation, worker.counted.lines)
-            self._deployment.past_counts.fold(counts)
+            self._deployment.past_counts.fold(worker.counted)
 
     @property
     def drain_timeout_s(self) -> float:

@@ -36,7 +36,7 @@ from ambassador.control.discovery.dns import Resolver
 from ambassador.control.health import HealthChecks, watched_upstreams
 from ambassador.control.host import raise_descriptor_limit, usable_cpus
 from ambassador.control.incarnation import WORKER_MODULE
-from ambassador.control.limits import Counts, LimitView, LimitViews, PastCounts
+from ambassador.control.limits import LimitView, LimitViews, PastCounts
 from ambassador.control.logs import ACCESS_LOG, why_not_writable
 from ambassador.control.names import host_names, sources
 from ambassador.control.orders import Addresses, Discovered, Health, Reopen
@@ -494,7 +494,7 @@ class Supervisor:
         ending = PastCounts()
         for worker in self._crew.live:
             if worker not in self._crew.current and worker.counted is not None:
-                ending.fold(Counts(worker.counted.generation, worker.counted.lines))
+                ending.fold(worker.counted)
         yield from self._deployment.past_counts.of(generation)
         yield from ending.of(generation)
 

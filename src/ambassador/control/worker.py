@@ -41,7 +41,6 @@ from ambassador.proxy.lane import Lane
 from ambassador.proxy.limit_keys import Limit
 from ambassador.proxy.listener import Listener, ListenerLimits
 from ambassador.proxy.overload import Monitor, memory_in_use
-from ambassador.proxy.plan import Upstream
 from ambassador.proxy.policies.concurrency import Bulkheads
 from ambassador.proxy.policies.cooldown import Cooldowns
 from ambassador.proxy.service import Service, Table
@@ -49,6 +48,7 @@ from ambassador.proxy.shelf import Shelves
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.health import Marks
 from ambassador.proxy.upstream.outlier import Outliers
+from ambassador.proxy.upstream.upstream import Upstream
 from ambassador.state.protocol import Roll
 from ambassador.state.store_thread import Store
 

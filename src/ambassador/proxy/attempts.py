@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from ambassador.messages import Request
     from ambassador.observe.trace import Trace
     from ambassador.proxy.http1 import ClientConnection
-    from ambassador.proxy.plan import RoutePlan, Upstream
+    from ambassador.proxy.plan import RoutePlan
     from ambassador.proxy.policies.hedge import Hedge
     from ambassador.proxy.policies.retry import RetryPolicy
     from ambassador.proxy.upstream.endpoint import Endpoint
     from ambassador.proxy.upstream.h1 import Http1Connection
+    from ambassador.proxy.upstream.upstream import Upstream
 
 Charge: TypeAlias = "ProxyError | Awaitable[None] | None"
 """What an upstream's own limits say to an attempt: None to go on."""

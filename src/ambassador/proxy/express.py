@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ambassador.messages import Request, ResponseHead
     from ambassador.observe.access_log import AccessLog
     from ambassador.observe.trace import Trace
+    from ambassador.proxy.exchange import Verdict
     from ambassador.proxy.http1 import ClientConnection
     from ambassador.proxy.plan import RoutePlan
     from ambassador.proxy.service import Service, Table
@@ -112,6 +113,8 @@ async def ride(client: ClientConnection) -> Exchange | None:
     receive = link.sock.recv
     previous: Known | None = None
     forwarding = b""
+    keyed: Known | None = None
+    key: int | None = None
     log = _Log(client)
     while True:
         # The next request
@@ -170,9 +173,9 @@ async def ride(client: ClientConnection) -> Exchange | None:
                 if refusal is not None:
                     await _refuse(client, known, trace, request_id, refusal)
                     continue
-                exchange = Exchange(client, _request(client, known, body, request_id))
-                exchange.take_over(known.table, plan, trace, refused)
-                return exchange
+                return _board(
+                    client, known, _request(client, known, body, request_id), trace, verdict=refused
+                )
         if plan.admit:
             request = _request(client, known, body, request_id)
             verdict = admit(plan, request)
@@ -185,14 +188,13 @@ async def ride(client: ClientConnection) -> Exchange | None:
                 if refusal is not None:
                     await _refuse(client, known, trace, request_id, refusal)
                     continue
-                exchange = Exchange(client, request)
-                exchange.take_over(known.table, plan, trace, verdict)
-                return exchange
-        endpoint = upstream.only or (
-            upstream.pick_or_none()
-            if upstream.key is None
-            else upstream.pick_or_none(upstream.key(known.request, client.peer.ip))
-        )
+                return _board(client, known, request, trace, verdict=verdict)
+        if upstream.key is None:
+            endpoint = upstream.only or upstream.pick_or_none()
+        else:
+            if known is not keyed:
+                keyed, key = known, upstream.key(known.request, client.peer.ip)
+            endpoint = upstream.only or upstream.pick_or_none(key)
         connection = endpoint.pool.take() if endpoint is not None else None
         if endpoint is None or connection is None:
             return _board(
@@ -266,7 +268,7 @@ async def ride(client: ClientConnection) -> Exchange | None:
             if answer is None:
                 service.inflight -= 1
                 request = request or _request(client, known, body, request_id)
-                exchange = _board(client, known, request, trace, None)
+                exchange = _board(client, known, request, trace)
                 exchange.take_attempt(endpoint, connection, ticket, sent_at=now, failure=failure)
                 return exchange
             content = b"".join(connection.reader.body)
@@ -351,18 +353,19 @@ async def _refuse(
         seconds = service.lane.now - now
         known.plan.metrics.settled(Overloaded.status // 100, seconds)
         if service.access_log is not None:
-            size = client.bytes_written - written
-            service.access_log.write(
-                _refused_record(client, known, trace, request_id, size=size, seconds=seconds)
-            )
+            record = _record(client, known, trace, request_id, Overloaded.status)
+            record.ts, record.duration_ms = service.wall_s() - seconds, seconds * 1000
+            record.code, record.bytes_out = Overloaded.code, client.bytes_written - written
+            service.access_log.write(record)
 
 
-def _refused_record(
-    client: ClientConnection, known: Known, trace: Trace, request_id: bytes, *, size: int, seconds: float
+def _record(
+    client: ClientConnection, known: Known, trace: Trace, request_id: bytes, status: int
 ) -> AccessRecord:
+    """What is said of a request that met no endpoint, but for its times and the size of the answer."""
     request = known.request
     return AccessRecord(
-        ts=client.listener.service.wall_s() - seconds,
+        ts=0.0,
         request_id=request_id,
         trace_id=trace.trace_id,
         client=request.client,
@@ -371,11 +374,10 @@ def _refused_record(
         host=request.host,
         path=request.path,
         query=request.query,
-        status=Overloaded.status,
-        code=Overloaded.code,
+        status=status,
         bytes_in=0,
-        bytes_out=size,
-        duration_ms=seconds * 1000,
+        bytes_out=0,
+        duration_ms=0.0,
         upstream_ms=None,
         route=known.plan.name,
         upstream=known.upstream.name,
@@ -492,27 +494,14 @@ class _Log:
         self, known: Known, endpoint: Endpoint, trace: Trace, request_id: bytes, answer: ResponseHead
     ) -> AccessRecord:
         """What is said of a request, but for its times and the size of the answer."""
-        request = known.request
-        return AccessRecord(
-            ts=0.0,
-            request_id=request_id,
-            trace_id=trace.trace_id,
-            client=request.client,
-            client_ip=self._client.peer.ip,
-            method=request.method,
-            host=request.host,
-            path=request.path,
-            query=request.query,
-            status=answer.status,
-            bytes_in=known.size,
-            bytes_out=0,
-            duration_ms=0.0,
-            upstream_ms=0.0,
-            route=known.plan.name,
-            upstream=known.upstream.name,
-            endpoint=endpoint.url,
-            attempts=1,
+        record = _record(self._client, known, trace, request_id, answer.status)
+        record.endpoint, record.attempts, record.bytes_in, record.upstream_ms = (
+            endpoint.url,
+            1,
+            known.size,
+            0.0,
         )
+        return record
 
 
 def _request(client: ClientConnection, known: Known, body: bytes, request_id: bytes) -> Request:
@@ -526,11 +515,19 @@ def _request(client: ClientConnection, known: Known, body: bytes, request_id: by
 
 
 def _board(
-    client: ClientConnection, known: Known, request: Request, trace: Trace, endpoint: Endpoint | None
+    client: ClientConnection,
+    known: Known,
+    request: Request,
+    trace: Trace,
+    endpoint: Endpoint | None = None,
+    *,
+    verdict: Verdict = None,
 ) -> Exchange:
-    """The exchange that goes on with an admitted request, and with the endpoint that was picked for it, if any."""
+    """The exchange that goes on with a request behind the `verdict` of the ADMIT policies, and with the endpoint that
+    was picked for it, if any.
+    """
     exchange = Exchange(client, request)
-    exchange.take_over(known.table, known.plan, trace, None)
+    exchange.take_over(known.table, known.plan, trace, verdict)
     if endpoint is not None:
         exchange.take_endpoint(endpoint)
     return exchange

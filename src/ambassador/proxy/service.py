@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from ambassador.observe.access_log import AccessLog
     from ambassador.observe.metrics import WorkerMetrics
     from ambassador.proxy.lane import Lane
-    from ambassador.proxy.plan import RouteMetrics, RoutePlan, Upstream
+    from ambassador.proxy.plan import RouteMetrics, RoutePlan
     from ambassador.proxy.policies.limit import LimitPolicy
     from ambassador.proxy.routing import Router
+    from ambassador.proxy.upstream.upstream import Upstream
 
     Taker = Callable[[Sequence["Server"], Mapping[str, Sequence[str]]], None]
 

@@ -34,7 +34,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from ambassador.state.holding import Holding, Load, OwnShare, Terms, terms, window_terms
-from ambassador.state.protocol import Lease, Leased, Refused
+from ambassador.state.protocol import TELLING_US, Lease, Leased, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,7 @@ _REFUSED_S: Final = 1.0
 _UNHEARD_S: Final = 0.05
 """A share of a key that was never heard of holds what comes in so long, while the store is only late: what is admitted
 until its first answer is a debt, and no more than 5 % of what a second gives."""
-_TELLING_S: Final = 1.5
+_TELLING_S: Final = TELLING_US / 1e6
 """If the store forgot that a calendar window was used up, nothing is taken for so long: the others ask once a second
 (`LONGEST_HOLD_S`), and tell it then."""
 _SETTLING_S: Final = 0.5

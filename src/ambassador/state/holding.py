@@ -676,13 +676,6 @@ class Holding:
         there = self.left + self.terms.rate * (now - self.seen_at)
         return max(held, (cost - there) / self.terms.rate)
 
-    def known(self, now: float) -> float:
-        """Tokens that are left as far as this worker knows: its own and what the bucket had at the last answer."""
-        if now >= self._expires:
-            self._advance(now)
-        there = max(0.0, self.left)
-        return min(self.balance + self.extra + there, self.terms.burst)
-
     def lack(self, now: float) -> float:
         """What the bucket lacks from full, if nobody else has taken anything since the last answer."""
         if self.seen_at == -inf:

@@ -15,7 +15,7 @@ The keys, all with a time to live but for `gen`, forces and values without an en
     PREFIX:v1:{sNN}:val:NAME        a named value: struct, see value.lua
     PREFIX:v1:{sNN}:live            who is alive, by the time of the last beat: a sorted set
     PREFIX:v1:{sNN}:info            what each of them tells: a hash
-    PREFIX:v1:{sNN}:terms           the names of limits' terms that they tell, by the last time: a sorted set
+    PREFIX:v1:{sNN}:terms           the name of the limits' terms that each replica tells: a hash
     PREFIX:v1:ev                    the channel of events
 
 NN is `protocol.tag_of` of the name; of those who are alive there is one list, so one shard.

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from email.utils import formatdate
 
@@ -36,13 +35,6 @@ def ok(body: bytes = b"ok", *fields: bytes, status: bytes = b"200 OK") -> bytes:
 
 FRESH = b"cache-control: max-age=60"
 GET = get()
-
-
-@pytest.fixture
-def origin() -> Iterator[Origin]:
-    origin = Origin()
-    yield origin
-    origin.close()
 
 
 class World:

@@ -9,10 +9,10 @@ import pytest
 
 from ambassador.messages import Fields
 from ambassador.proxy.lane import Lane
-from ambassador.proxy.plan import Upstream
 from ambassador.proxy.policies.cooldown import Config, Cooldown, Cooldowns, retry_after_s
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.pool import Pool
+from ambassador.proxy.upstream.upstream import Upstream
 from ambassador.state.memory import MemoryStore
 from tests.proxy.stores import SharedStore
 

@@ -70,13 +70,6 @@ def test_client_errors_are_never_failures_of_the_upstream(retried: frozenset[int
 
 
 @pytest.fixture
-def origin() -> Iterator[Origin]:
-    origin = Origin()
-    yield origin
-    origin.close()
-
-
-@pytest.fixture
 def other() -> Iterator[Origin]:
     origin = Origin()
     yield origin

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable
 
 import pytest
 import trio
@@ -94,13 +94,6 @@ def test_nothing_to_do_is_a_conflict() -> None:
 
 
 # On the way of a request
-
-
-@pytest.fixture
-def origin() -> Iterator[Origin]:
-    origin = Origin()
-    yield origin
-    origin.close()
 
 
 async def test_aborted_request_is_a_problem_and_goes_nowhere(origin: Origin) -> None:

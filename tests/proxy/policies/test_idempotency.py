@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Generator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -46,13 +46,6 @@ def post(
     lines = "".join(f"{field}\r\n" for field in (f"idempotency-key: {key}", *fields))
     size = len(body) if length is None else length
     return f"POST {path} HTTP/1.1\r\nhost: a\r\n{lines}content-length: {size}\r\n\r\n".encode() + body
-
-
-@pytest.fixture
-def origin() -> Iterator[Origin]:
-    origin = Origin()
-    yield origin
-    origin.close()
 
 
 class World:

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ambassador.proxy.plan import Upstream
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.outlier import (
     WINDOW_S,
@@ -21,6 +20,7 @@ from ambassador.proxy.upstream.outlier import (
     most_ejected,
     worst,
 )
+from ambassador.proxy.upstream.upstream import Upstream
 from ambassador.state.protocol import Put
 from tests.proxy.stores import SharedStore
 

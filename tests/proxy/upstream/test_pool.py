@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 import trio
@@ -20,13 +20,6 @@ from tests.proxy.harness import Origin, a_lane, until, unused_port
 async def lane() -> AsyncIterator[Lane]:
     async with a_lane() as lane:
         yield lane
-
-
-@pytest.fixture
-def origin() -> Iterator[Origin]:
-    origin = Origin()
-    yield origin
-    origin.close()
 
 
 def a_pool(

@@ -133,8 +133,6 @@ class Bulkhead:
         self.name = name
         self.config = config
         self.store = store
-        self.refused = 0
-        """Requests that were answered `overloaded`."""
         self._clock = clock
         self._counts: Counts | None = None
         self._queue: dict[_Entry, None] = {}
@@ -290,7 +288,6 @@ class Bulkhead:
         self.hand.waiting = len(self._queue)
 
     def _refuse(self) -> Overloaded:
-        self.refused += 1
         if self._counts is not None:
             self._counts.limited()
         return Overloaded(f"{self.hand.limit} requests of route {self.name} may be in progress at once")

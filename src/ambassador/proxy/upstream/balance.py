@@ -112,7 +112,8 @@ class RoundRobin:
 
     def know(self, endpoints: Sequence[Endpoint]) -> None:
         """See `Choice`."""
-        self._turns = {each: turn for each, turn in self._turns.items() if each in endpoints}
+        known = frozenset(endpoints)
+        self._turns = {each: turn for each, turn in self._turns.items() if each in known}
 
 
 class LeastRequest:

@@ -82,7 +82,7 @@ def spread(
     """
     tiers: list[Tier] = []
     below = 0.0
-    shares = list(_levels(endpoints, able, standing))
+    shares = list(_levels(endpoints, frozenset(able), frozenset(standing)))
     whole = sum(share for share, _, _ in shares)
     for share, level, panic in shares:
         for part, members in _zones(level, endpoints, "" if panic else zone):
