@@ -48,7 +48,8 @@ Around it
   (`control/supervisor.py`), which keeps the workers (`crew.py`) and what must outlive them (`pages.py`, `limits.py`,
   `deployment.py`), reloads (`reload.py`, with a process that checks the
   config: `checker.py`) and serves the admin API (`control/admin/`).
-- `control/worker.py` builds a worker's parts, and is the only place that does.
+- `control/worker.py` builds a worker's parts, and is the only place that does. What it knows beyond the life of one
+  table is in `proxy/lasting.py`.
 - What workers and replicas share is in stores (`state/protocol.py` says what one can be asked). A policy asks through
   a `state/scope.py` and is answered later: by the supervisor's store (`state/local_scope.py`, a socket), or by the
   fleet's (`state/remote_scope.py`, threads). `control/scopes.py` opens both and drives them with the lane. Requests

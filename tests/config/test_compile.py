@@ -19,10 +19,9 @@ from ambassador.config.discover import Discover, Found, Server
 from ambassador.config.load import load_text
 from ambassador.errors import Limited, NoEndpoint
 from ambassador.messages import Reply, Request
-from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.lane import Lane
+from ambassador.proxy.lasting import Lasting
 from ambassador.proxy.plan import RoutePlan
-from ambassador.proxy.policies.cooldown import Cooldowns
 from ambassador.proxy.policies.retry import SharedRetryBudget
 from ambassador.proxy.service import Table
 from ambassador.proxy.upstream.endpoint import Endpoint
@@ -294,33 +293,31 @@ async def test_breakers_guard_plans_and_endpoints(lane: Lane) -> None:
 
 
 async def test_breaker_outlives_a_table_and_one_that_is_only_prepared_changes_nothing(lane: Lane) -> None:
-    breakers = Breakers(lane)
+    lasting = Lasting(lane)
     text = HEAD + "routes: [{name: r, to: 'http://e', breaker: {scope: endpoint}}]"
     tables = [
-        compile_table(load_text(text), lane, Counts(), {}, no_scopes(), breakers=breakers) for _ in range(2)
+        compile_table(load_text(text), lane, Counts(), {}, no_scopes(), lasting=lasting) for _ in range(2)
     ]
-    assert not breakers.breakers
+    assert not lasting.breakers.breakers
     tables[0].begin()
     scopes = no_scopes()
-    first = compile_table(load_text(text), lane, Counts(), {}, scopes, breakers=breakers)
+    first = compile_table(load_text(text), lane, Counts(), {}, scopes, lasting=lasting)
     first.begin()
-    second = compile_table(load_text(text), lane, Counts(), {}, scopes, breakers=breakers)
+    second = compile_table(load_text(text), lane, Counts(), {}, scopes, lasting=lasting)
     assert second.upstreams["r"].endpoints[0].gate is None  # it counts for the table that is served
     second.begin()
     assert second.upstreams["r"].endpoints[0].gate is first.upstreams["r"].endpoints[0].gate
 
 
 async def test_table_with_breakers_goes_when_it_is_replaced(lane: Lane) -> None:
-    breakers, cooldowns, scopes = Breakers(lane), Cooldowns(lane), no_scopes()
+    lasting, scopes = Lasting(lane), no_scopes()
     text = HEAD + (
         "upstreams: {u: {endpoints: ['http://e:1'], breaker: {scope: endpoint}, cooldown: endpoint}}\n"
         "routes: [{name: r, to: u}]"
     )
 
     def made() -> Table:
-        made = compile_table(
-            load_text(text), lane, Counts(), {}, scopes, breakers=breakers, cooldowns=cooldowns
-        )
+        made = compile_table(load_text(text), lane, Counts(), {}, scopes, lasting=lasting)
         made.begin()
         return made
 
@@ -448,9 +445,10 @@ async def test_source_that_nobody_has_changes_nothing(lane: Lane) -> None:
 
 async def test_endpoints_that_were_found_have_breakers_of_their_own(lane: Lane) -> None:
     text = HEAD + FOUND.replace("connections: {max: 7}", "breaker: {scope: endpoint, consecutive: 2}")
-    breakers, scopes = Breakers(lane), no_scopes()
+    lasting, scopes = Lasting(lane), no_scopes()
+    breakers = lasting.breakers
     told = found("http://10.0.0.1:8080")
-    made = compile_table(load_text(text), lane, Counts(), {}, scopes, found=[told], breakers=breakers)
+    made = compile_table(load_text(text), lane, Counts(), {}, scopes, found=[told], lasting=lasting)
     made.begin()
     take(made, found("http://10.0.0.1:8080", "http://10.0.0.2:8080"))
     first, second = made.upstreams["u"].endpoints
@@ -464,7 +462,7 @@ async def test_endpoints_that_were_found_have_breakers_of_their_own(lane: Lane) 
         {},
         scopes,
         found=[found("http://10.0.0.2:8080")],
-        breakers=breakers,
+        lasting=lasting,
     )
     again.begin()
     (kept,) = again.upstreams["u"].endpoints

@@ -15,12 +15,11 @@ import trio
 
 from ambassador.config.compile import compile_table
 from ambassador.config.load import load_text
-from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.http1_parser import Limits
 from ambassador.proxy.lane import Lane
+from ambassador.proxy.lasting import Lasting
 from ambassador.proxy.limit_keys import NoCounts
 from ambassador.proxy.listener import Listener, ListenerLimits
-from ambassador.proxy.policies.concurrency import Bulkheads
 from ambassador.proxy.service import Service
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.state.scope import Scopes
@@ -195,16 +194,15 @@ class Plane:
         self.counts = Counts()
         self.lane = lane
         self.clients = clients
-        self.breakers = Breakers(lane)
-        self.bulkheads = Bulkheads(lane)
+        lasting = Lasting(lane)
+        self.breakers, self.bulkheads = lasting.breakers, lasting.bulkheads
         table = compile_table(
             load_text(config),
             lane,
             self.counts,
             {},
             scopes or no_scopes(),
-            breakers=self.breakers,
-            bulkheads=self.bulkheads,
+            lasting=lasting,
         )
         table.begin()
         self.service = Service(lane, table, name="test", access_log=None)

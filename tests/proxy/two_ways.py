@@ -29,8 +29,8 @@ from ambassador.proxy.express import ride
 from ambassador.proxy.http1 import ClientConnection
 from ambassador.proxy.http1_parser import SEEN_HEADS
 from ambassador.proxy.lane import Lane
+from ambassador.proxy.lasting import Lasting
 from ambassador.proxy.listener import ListenerLimits
-from ambassador.proxy.policies.cooldown import Cooldowns
 from ambassador.proxy.policies.retry import RetryBudget
 from ambassador.proxy.service import Table
 from ambassador.proxy.splice import Splice
@@ -152,8 +152,8 @@ class World:
         self.deposits: list[float] = []
         self._tables: list[Table] = []
         self.store = SharedStore(1)
-        self._breakers = Breakers(plane.lane, random=lambda: 0.5)  # asked more often in the long way
-        self._cooldowns = Cooldowns(plane.lane)
+        breakers = Breakers(plane.lane, random=lambda: 0.5)  # asked more often in the long way
+        self._lasting = Lasting(plane.lane, breakers=breakers, bulkheads=plane.bulkheads)
         service = plane.service
         service.tracer = Tracer(random.Random(1), sample=0.5)
         service.random = random.Random(2).random
@@ -176,8 +176,7 @@ class World:
         service = self.plane.service
         service.table.retire()
         table = compile_table(
-            _load(config), self.plane.lane, self.counts, {}, self.store.scopes_of(0), breakers=self._breakers,
-            cooldowns=self._cooldowns, bulkheads=self.plane.bulkheads,
+            _load(config), self.plane.lane, self.counts, {}, self.store.scopes_of(0), lasting=self._lasting
         )  # fmt: skip
         table.begin()
         for upstream in table.upstreams.values():

@@ -19,14 +19,13 @@ from ambassador.config.breakers import breakers_of, contents_by_upstream, scopes
 from ambassador.config.discover import own_host
 from ambassador.config.schema import PathRegex
 from ambassador.proxy import limit_keys
-from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.content import NOTHING, Contents
+from ambassador.proxy.lasting import Lasting
 from ambassador.proxy.plan import RoutePlan, Timeouts
 from ambassador.proxy.policies import concurrency, fault, headers, limit, retry
 from ambassador.proxy.policies.breaker import endpoint_name, route_name
 from ambassador.proxy.policies.cache import Cache
-from ambassador.proxy.policies.concurrency import LABEL, Bulkhead, Bulkheads
-from ambassador.proxy.policies.cooldown import Cooldowns
+from ambassador.proxy.policies.concurrency import LABEL, Bulkhead
 from ambassador.proxy.policies.fallback import Fallback, LastGood
 from ambassador.proxy.policies.hedge import Hedge
 from ambassador.proxy.policies.idempotency import Idempotency
@@ -37,11 +36,8 @@ from ambassador.proxy.policies.retry import RetryPolicy
 from ambassador.proxy.policies.rewrite import KEEP, Rewrite, location_rewriter, path_rewriter
 from ambassador.proxy.routing import MatchSpec, Router, spec
 from ambassador.proxy.service import Table
-from ambassador.proxy.shelf import Shelf, Shelves
 from ambassador.proxy.upstream.balance import CHOICES
 from ambassador.proxy.upstream.endpoint import Endpoint
-from ambassador.proxy.upstream.health import Marks
-from ambassador.proxy.upstream.outlier import Outliers
 from ambassador.proxy.upstream.pool import Pool
 from ambassador.proxy.upstream.ring import key_reader
 from ambassador.proxy.upstream.upstream import Upstream
@@ -51,11 +47,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 
     from ambassador.config.discover import Found
+    from ambassador.proxy.breakers import Breakers
     from ambassador.proxy.lane import Lane
     from ambassador.proxy.plan import AdmitHook, RouteMetrics, ShapeHook
     from ambassador.proxy.policies import breaker
     from ambassador.proxy.policies.breaker import Breaker
     from ambassador.proxy.service import Server, Taker
+    from ambassador.proxy.shelf import Shelf, Shelves
     from ambassador.proxy.upstream.connect import Address
     from ambassador.state.scope import Scopes
 
@@ -80,34 +78,16 @@ def compile_table(
     scopes: Scopes,
     *,
     found: Sequence[Found] = (),
-    breakers: Breakers | None = None,
-    cooldowns: Cooldowns | None = None,
-    shelves: Shelves | None = None,
-    marks: Marks | None = None,
-    outliers: Outliers | None = None,
-    bulkheads: Bulkheads | None = None,
+    lasting: Lasting | None = None,
 ) -> Table:
     """The table for a worker.
 
     `addresses`: what the names of upstreams resolve to, as far as it is known; `found`: what the sources of others
     have said; `scopes`: where policies share.
-    `breakers`, `cooldowns`, `shelves`, `marks`, `outliers` and `bulkheads` are the worker's, which outlive its tables;
-    None: this table has its own. Nothing of them is changed before the table is served (`Table.begin`).
+    `lasting`: the worker's, which outlives its tables; None: this table has its own. Nothing of it is changed before
+    the table is served (`Table.begin`).
     """
-    steps = compile_steps(
-        config,
-        lane,
-        counters,
-        addresses,
-        scopes,
-        found=found,
-        breakers=breakers,
-        cooldowns=cooldowns,
-        shelves=shelves,
-        marks=marks,
-        outliers=outliers,
-        bulkheads=bulkheads,
-    )
+    steps = compile_steps(config, lane, counters, addresses, scopes, found=found, lasting=lasting)
     while True:
         try:
             next(steps)
@@ -124,20 +104,10 @@ def compile_steps(
     scopes: Scopes,
     *,
     found: Sequence[Found] = (),
-    breakers: Breakers | None = None,
-    cooldowns: Cooldowns | None = None,
-    shelves: Shelves | None = None,
-    marks: Marks | None = None,
-    outliers: Outliers | None = None,
-    bulkheads: Bulkheads | None = None,
+    lasting: Lasting | None = None,
 ) -> Generator[None, None, Table]:
     """The same, a step for each upstream and route: 500 routes take 25 ms, and a worker serves clients meanwhile."""
-    breakers = breakers or Breakers(lane)
-    cooldowns = cooldowns or Cooldowns(lane)
-    shelves = shelves or Shelves()
-    marks = marks or Marks()
-    outliers = outliers or Outliers(lane)
-    bulkheads = bulkheads or Bulkheads(lane)
+    lasting = lasting or Lasting(lane)
     limits = _Limits(config.state, lane, scopes, counters)
     upstreams: dict[str, Upstream] = {}
     zone = own_zone(config, os.environ)
@@ -151,16 +121,16 @@ def compile_steps(
         yield
     gates: dict[str, Breaker] = {}
     for made in breakers_of(config):
-        gates[made.name] = breakers.get(made.name, made.config, scopes)
+        gates[made.name] = lasting.breakers.get(made.name, made.config, scopes)
         yield
     guards = [
-        (upstreams[name], _EndpointGuard(by_scope["endpoint"], breakers, scopes))
+        (upstreams[name], _EndpointGuard(by_scope["endpoint"], lasting.breakers, scopes))
         for name, by_scope in scopes_by_upstream(config).items()
         if config.upstreams[name].discover is not None and "endpoint" in by_scope
     ]
     for guarded, guard in guards:
         gates.update((made.name, made) for made in guard.prepare(guarded))
-    kept = _KeptAnswers(config, shelves)
+    kept = _KeptAnswers(config, lasting.shelves)
     caches = {
         route.name: Cache(route.cache, lane, kept.shelf(route, "cache", route.cache.most, route.cache.ignore))
         for route in config.routes
@@ -172,7 +142,7 @@ def compile_steps(
     walls: list[tuple[Bulkhead, concurrency.Config, concurrency.Counts]] = []
     for route in config.routes:
         held = route.concurrency
-        bulkhead = None if held is None else bulkheads.get(route.name, held, scopes.replica)
+        bulkhead = None if held is None else lasting.bulkheads.get(route.name, held, scopes.replica)
         if bulkhead is not None and held is not None:
             walls.append((bulkhead, held, counters.limit(route.name, LABEL)))
         plan = _plan(
@@ -195,10 +165,10 @@ def compile_steps(
     for name, cooled in upstreams.items():
         cooling = config.upstreams[name].cooldown
         if cooling is not None:
-            cooled.cooldown = cooldowns.get(cooling, cooled, scopes.fleet)
+            cooled.cooldown = lasting.cooldowns.get(cooling, cooled, scopes.fleet)
             cooled.follow(cooled.cooldown.follow)
     detectors = [
-        outliers.get(each.outlier, upstreams[name], scopes.replica)
+        lasting.outliers.get(each.outlier, upstreams[name], scopes.replica)
         for name, each in config.upstreams.items()
         if each.outlier is not None
     ]
@@ -210,15 +180,18 @@ def compile_steps(
         takers=takers,
         debug_headers=config.telemetry.debug_headers,
         begins=(
-            partial(breakers.install, tuple(gates.values()), max_wait_s=config.state.max_wait),
+            partial(lasting.breakers.install, tuple(gates.values()), max_wait_s=config.state.max_wait),
             partial(_guard_endpoints, tuple(upstreams.values()), gates),
             *(partial(guard.begin, guarded) for guarded, guard in guards),
-            partial(cooldowns.install, [each.cooldown for each in upstreams.values() if each.cooldown]),
-            partial(shelves.install, kept.shelves),
-            partial(outliers.install, detectors),
-            partial(bulkheads.install, walls),
             partial(
-                marks.install, [upstreams[name] for name, each in config.upstreams.items() if each.health]
+                lasting.cooldowns.install, [each.cooldown for each in upstreams.values() if each.cooldown]
+            ),
+            partial(lasting.shelves.install, kept.shelves),
+            partial(lasting.outliers.install, detectors),
+            partial(lasting.bulkheads.install, walls),
+            partial(
+                lasting.marks.install,
+                [upstreams[name] for name, each in config.upstreams.items() if each.health],
             ),
         ),
     )

@@ -38,13 +38,12 @@ from ambassador.observe.metrics import NO_NAME, BlockKey, LimitMetrics, Page, Ro
 from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.http1_parser import Limits
 from ambassador.proxy.lane import Lane
+from ambassador.proxy.lasting import Lasting
 from ambassador.proxy.limit_keys import Limit
 from ambassador.proxy.listener import Listener, ListenerLimits
 from ambassador.proxy.overload import Monitor, memory_in_use
 from ambassador.proxy.policies.concurrency import Bulkheads
-from ambassador.proxy.policies.cooldown import Cooldowns
 from ambassador.proxy.service import Service, Table
-from ambassador.proxy.shelf import Shelves
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.health import Marks
 from ambassador.proxy.upstream.outlier import Outliers
@@ -110,18 +109,14 @@ class WorkerPlane:
         scopes.use(config.state)
         scopes.generation = start.brief.generation
         me = f"{start.replica}.{start.slot}.{secrets.token_hex(4)}"
-        self._breakers = Breakers(
+        log = logging.getLogger("ambassador")
+        self._lasting = Lasting(
             lane,
-            replica=start.replica,
-            slot=start.slot,
-            key=me,
-            log=logging.getLogger("ambassador"),
+            breakers=Breakers(lane, replica=start.replica, slot=start.slot, key=me, log=log),
+            bulkheads=Bulkheads(lane, holder=me),
+            marks=Marks(start.brief.unhealthy),
+            outliers=Outliers(lane, log=log, tells=start.slot == 0),
         )
-        self._cooldowns = Cooldowns(lane)
-        self._shelves = Shelves()
-        self._bulkheads = Bulkheads(lane, holder=me)
-        self._marks = Marks(start.brief.unhealthy)
-        self._outliers = Outliers(lane, log=logging.getLogger("ambassador"), tells=start.slot == 0)
         table = compile_table(
             config,
             lane,
@@ -129,17 +124,14 @@ class WorkerPlane:
             start.brief.addresses,
             scopes.scopes,
             found=start.brief.found,
-            breakers=self._breakers,
-            cooldowns=self._cooldowns,
-            shelves=self._shelves,
-            marks=self._marks,
-            outliers=self._outliers,
-            bulkheads=self._bulkheads,
+            lasting=self._lasting,
         )
         table.begin()
         scopes.govern(_shared_limits(table))
-        log = self._open_log(config.telemetry)
-        self._service = Service(lane, table, name=start.instance, access_log=log, metrics=self._metrics)
+        access_log = self._open_log(config.telemetry)
+        self._service = Service(
+            lane, table, name=start.instance, access_log=access_log, metrics=self._metrics
+        )
         self._monitor: Monitor | None = None
         self._watch_overload(config)
 
@@ -167,12 +159,7 @@ class WorkerPlane:
             brief.addresses,
             scopes,
             found=brief.found,
-            breakers=self._breakers,
-            cooldowns=self._cooldowns,
-            shelves=self._shelves,
-            marks=self._marks,
-            outliers=self._outliers,
-            bulkheads=self._bulkheads,
+            lasting=self._lasting,
         )
         changed = config.telemetry != self._config.telemetry
         log = self._open_log(config.telemetry) if changed else None
@@ -262,7 +249,7 @@ class WorkerPlane:
     def set_unhealthy(self, unhealthy: Mapping[str, Mapping[str, str]]) -> None:
         """Of these upstreams other endpoints are unhealthy now. What is prepared learns of it when it is served."""
         self._lane.tick()
-        self._marks.learn(unhealthy)
+        self._lasting.marks.learn(unhealthy)
 
     def take_found(self, found: Found) -> None:
         """A source has other endpoints now, for what is prepared as well."""
@@ -329,7 +316,7 @@ class WorkerPlane:
             self._scopes.scopes.fleet.ask(Roll(), lambda told: give(encode_roll(told)))
         elif what == "breakers":
             self._lane.tick()
-            give(breakers.answer(self._breakers.status()))
+            give(breakers.answer(self._lasting.breakers.status()))
         elif what == "limits":
             self._lane.tick()
             give(limits.answer([each for policy in self._service.table.limits for each in policy.status()]))
@@ -360,7 +347,7 @@ class WorkerPlane:
         self._lane.tick()
         try:
             if order.here_us:
-                self._breakers.force_here(
+                self._lasting.breakers.force_here(
                     order.name,
                     order.to,
                     now_us=order.here_us,
@@ -370,7 +357,7 @@ class WorkerPlane:
                 )
                 obeyed(True)
             else:
-                self._breakers.force(
+                self._lasting.breakers.force(
                     order.name, order.to, for_ms=order.for_ms, by=order.by, reason=order.reason, done=obeyed
                 )
         except KeyError:
@@ -379,12 +366,12 @@ class WorkerPlane:
     @property
     def open_breakers(self) -> Mapping[str, tuple[int, int]]:
         """Breakers that are not closed: epoch and state."""
-        return self._breakers.open
+        return self._lasting.breakers.open
 
     @property
     def ejections(self) -> Mapping[str, tuple[int, int]]:
         """Of each upstream that has had ejections: endpoints that are ejected, and ejections so far."""
-        return self._outliers.figures()
+        return self._lasting.outliers.figures()
 
     def _tasks(self) -> list[dict[str, object]]:
         root = trio.lowlevel.current_root_task()
@@ -423,7 +410,7 @@ class WorkerPlane:
         """Give the stores what is still to be told, and what was leased of calendar quotas."""
         for policy in self._service.table.limits:
             policy.retire()
-        self._bulkheads.leave()
+        self._lasting.bulkheads.leave()
         if self._monitor is not None:
             self._monitor.stop()
         if self._last:

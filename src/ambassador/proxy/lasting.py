@@ -1,0 +1,44 @@
+"""What a worker knows that outlives its tables: a reload must neither close a breaker nor forget what is kept.
+
+Each part gives a table that is being made what this had before under the same name (`get`), and changes nothing until
+that table is served (`install`, by `service.Table.begin`): one that is only prepared may yet be dropped.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ambassador.proxy.breakers import Breakers
+from ambassador.proxy.policies.concurrency import Bulkheads
+from ambassador.proxy.policies.cooldown import Cooldowns
+from ambassador.proxy.shelf import Shelves
+from ambassador.proxy.upstream.health import Marks
+from ambassador.proxy.upstream.outlier import Outliers
+
+if TYPE_CHECKING:
+    from ambassador.proxy.lane import Lane
+
+
+class Lasting:
+    """The lasting parts of one worker. What is not given is made: one for a worker that is alone."""
+
+    __slots__ = ("breakers", "bulkheads", "cooldowns", "marks", "outliers", "shelves")
+
+    def __init__(
+        self,
+        lane: Lane,
+        *,
+        breakers: Breakers | None = None,
+        bulkheads: Bulkheads | None = None,
+        cooldowns: Cooldowns | None = None,
+        marks: Marks | None = None,
+        outliers: Outliers | None = None,
+    ) -> None:
+        self.breakers = breakers or Breakers(lane)
+        self.bulkheads = bulkheads or Bulkheads(lane)
+        self.cooldowns = cooldowns or Cooldowns(lane)
+        self.marks = marks or Marks()
+        """What the supervisor's health checks have found."""
+        self.outliers = outliers or Outliers(lane)
+        self.shelves = Shelves()
+        """The answers that routes keep."""
