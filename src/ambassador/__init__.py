@@ -73,7 +73,7 @@ Import rules, which `tox -e lint` checks
 - Within the data plane only `proxy/lane.py` imports trio. A policy imports no other policy.
 - Each third-party library has one door: httptools in `proxy/http1_parser.py`, h11 in `control/admin/http.py`,
   httpcore in `control/http_client.py`, PyYAML in `config/`, dnspython in `control/discovery/`, re2 in
-  `proxy/path_regex.py`, redis-py in `state/redis_nodes.py`.
+  `proxy/path_regex.py`, PyJWT in `proxy/jose.py`, redis-py in `state/redis_nodes.py`.
 """
 
 __version__ = "0.1.0"
