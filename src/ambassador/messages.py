@@ -54,6 +54,15 @@ class Keeper(Protocol):
         request was seen. Only the first call counts.
         """
 
+    def free(self) -> None:
+        """There is no answer to keep. After `keep` without effect."""
+
+    async def told(self, waiter: Waiter) -> None:
+        """After `keep` or `free`: return when repeats elsewhere know of it, or after a short while.
+
+        Raises what the waiter's `rest` raises.
+        """
+
 
 class Request(msgspec.Struct, gc=False, eq=False):
     """One request as a codec delivers it: the head at once, the body piece by piece.

@@ -453,7 +453,12 @@ def _plan(
     if route.idempotency is not None:
         replica = scopes.fleet if config.state.url == "local" else scopes.replica
         once = Idempotency(
-            route.idempotency, route=route.name, clock=lane, fleet=scopes.fleet, replica=replica
+            route.idempotency,
+            route=route.name,
+            clock=lane,
+            fleet=scopes.fleet,
+            replica=replica,
+            max_wait_s=config.state.max_wait,
         )
         admit.append(once.hook)
     if route.redirect is not None:

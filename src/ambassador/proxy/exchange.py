@@ -396,16 +396,22 @@ class Exchange(Attempts):
             if complete:
                 self.transfer.end_record(whole=True)
         fields = self._response_fields(plan, head)
-        if request.keeper is not None:
-            whole_body = bytes(body) if reader.complete and not reader.trailers else None
-            request.keeper.keep(status, fields, whole_body, whole=self.transfer.upload_done)
+        keeper = request.keeper
+        if keeper is not None:
+            body = bytes(body)  # what a view shows does not hold while somebody waits
+            whole_body = body if reader.complete and not reader.trailers else None
+            keeper.keep(status, fields, whole_body, whole=self.transfer.upload_done)
         sized = head.content_length is not None or status in (204, 304) or request.method == "HEAD"
         if not complete:
+            if keeper is not None:
+                await keeper.told(client)
             client.start_response(
                 request, status, fields, body, sized=sized, complete=False, reason=head.reason
             )
             return await self._relay_rest(plan, connection)
         self._finish(plan, None)
+        if keeper is not None:
+            await keeper.told(client)
         client.start_response(request, status, fields, body, sized=sized, complete=True, reason=head.reason)
         if client.blocked is not None or client.write_failed:
             await client.drained(client.limits.body_timeout)
@@ -543,8 +549,12 @@ class Exchange(Attempts):
         if self._plan is not None and self._plan.limit is not None:
             fields += self._plan.limit.answer_fields(request)
         self._status = reply.status
-        if request.keeper is not None and request.keeper.reached:
-            request.keeper.keep(reply.status, fields, reply.body, whole=self.transfer.upload_done)
+        if request.keeper is not None:
+            if request.keeper.reached:
+                request.keeper.keep(reply.status, fields, reply.body, whole=self.transfer.upload_done)
+            else:
+                request.keeper.free()
+            await request.keeper.told(self.client)
         self.client.start_response(request, reply.status, fields, body, sized=True, complete=True)
         await self.client.drained(self.client.limits.body_timeout)
 

@@ -234,9 +234,108 @@ async def test_what_never_went_up_uses_up_no_key() -> None:
         for _ in range(2):
             await client.send(post())
             assert (await problem(client))[:2] == (503, "connect_failed")
-            await finished(world.planes[0])
-            await until(lambda: not world.shared.scopes[0].pending)
-            world.shared.clock.advance(0.01)
+        client.close()
+
+
+class HeldBack:
+    """A first whose answer has come from the origin and waits for the store, which answers when the test says so."""
+
+    def __init__(self, shared: SharedStore, client: Talk, plane: Plane) -> None:
+        self.shared = shared
+        self.client = client
+        self.plane = plane
+
+    @property
+    def is_answered(self) -> bool:
+        return self.client.stream.socket.fileno() >= 0 and self.plane.service.inflight == 0
+
+
+@asynccontextmanager
+async def held_back(origin: Origin, answer: bytes = CREATED) -> AsyncIterator[HeldBack]:
+    shared = SharedStore(1)
+    async with a_plane(config(origin.url, **ROUTE), scopes=shared.scopes_of(0)) as plane:
+        client = await plane.connect()
+        await client.send(post())
+        await until(lambda: shared.scopes[0].pending)
+        shared.deliver()
+        talk = await carried_out(origin, answer=answer)
+        await until(lambda: shared.scopes[0].pending)
+        await turns()
+        yield HeldBack(shared, client, plane)
+        client.close()
+        talk.close()
+
+
+@pytest.mark.parametrize("answer", [CREATED, BROKEN])
+async def test_answer_is_with_the_store_before_it_is_passed_on(origin: Origin, answer: bytes) -> None:
+    async with held_back(origin, answer) as held:
+        assert not held.is_answered
+        assert held.plane.endpoint.inflight == 0  # the upstream is not held up
+        held.shared.deliver()
+        assert (await held.client.answer())[1] == answer.partition(b"\r\n\r\n")[2]
+        await finished(held.plane)
+
+
+async def test_store_that_is_late_holds_no_answer_for_longer(
+    origin: Origin, mock_clock: trio.testing.MockClock
+) -> None:
+    async with held_back(origin) as held:
+        mock_clock.jump(0.02)
+        assert await held.client.answer() == (201, b"made")
+        assert held.shared.scopes[0].pending
+        held.shared.deliver()
+        await held.client.send(post())
+        await until(lambda: held.shared.scopes[0].pending)
+        held.shared.deliver()
+        assert await held.client.answer() == (201, b"made")
+
+
+async def test_store_that_is_lost_holds_no_answer(origin: Origin) -> None:
+    async with held_back(origin) as held:
+        held.shared.scopes[0].drop()
+        held.shared.deliver()
+        assert await held.client.answer() == (201, b"made")
+
+
+async def test_client_that_leaves_while_its_answer_is_held_back_leaves_nothing(origin: Origin) -> None:
+    async with held_back(origin) as held:
+        held.client.reset()
+        await turns()
+        held.shared.deliver()
+        await finished(held.plane)
+
+
+async def test_cancellation_while_an_answer_is_held_back_leaves_nothing(origin: Origin) -> None:
+    async with held_back(origin) as held:
+        held.plane.clients.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await until(lambda: held.plane.service.connections == 0)
+        held.shared.deliver()
+
+
+async def test_answer_that_streams_is_known_before_its_head_is_passed_on(origin: Origin) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with held_back(origin, head + b"4\r\ndata\r\n0\r\n\r\n") as held:
+        assert not held.is_answered
+        held.shared.deliver()
+        await held.client.head()
+        assert await held.client.exactly(14) == b"4\r\ndata\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [[""], ["  "], ["a", "a"], ["a", "b"], ["", "a"]],
+    ids=["empty", "blank", "twice the same", "two", "empty and another"],
+)
+async def test_key_that_is_none_is_refused(origin: Origin, keys: list[str]) -> None:
+    async with a_world(origin) as world:
+        client = await world.client()
+        lines = "".join(f"Idempotency-Key: {key}\r\n" for key in keys)
+        await client.send(f"POST / HTTP/1.1\r\nhost: a\r\n{lines}content-length: 0\r\n\r\n".encode())
+        status, code, head = await problem(client)
+        assert (status, code) == (400, "bad_request")
+        assert b"\r\nproxy-status: " in head
+        assert not world.shared.scopes[0].asked
         client.close()
 
 
@@ -753,6 +852,22 @@ def test_request_that_ends_before_anything_went_up_frees_its_key() -> None:
     shared.deliver()
     shared.advance(0.01)
     assert not stored(shared).version
+
+
+async def test_key_that_was_freed_is_free_at_once() -> None:
+    shared = SharedStore(1)
+    scope = shared.scopes[0]
+    policy = Idempotency(Config(), route="r", clock=Lane(shared), fleet=scope, replica=scope)
+    for _ in range(3):
+        attempted = Attempted(policy)
+        while attempted.request.keeper is None:
+            shared.deliver()
+            attempted.go_on()
+        attempted.request.keeper.free()
+        attempted.request.keeper.free()
+        shared.deliver()
+        attempted.request.end(503, 0.1)
+    assert not scope.pending
 
 
 def test_request_that_ends_without_an_answer_keeps_its_key_for_a_while() -> None:

@@ -2,7 +2,7 @@
 
 Phase ADMIT, the last of it: whoever is refused before uses up no key. What a key stands for is a named value of the
 fleet's store, changed by compare-and-set: first a *mark* that the request is in flight, then a *record* of its answer.
-One round trip before the request goes up, one after its answer is there; requests without a key meet a look-up.
+One round trip before the request goes up, one before its answer is passed on; requests without a key meet a look-up.
 
 Source: draft-ietf-httpapi-idempotency-key-header (409 while the first is in flight, 422 for another request with the
 key, the first's result for a repeat, "success or an error"), and Stripe's API, which keeps the answer "regardless of
@@ -19,6 +19,9 @@ The rules that hold here
 - Bodies are digested as they stream. A record knows how much of the body that was, so an answer that came before the
   body's end is compared by the part that was seen.
 - Nothing that is asked of the store twice may count twice: a put whose answer was lost is recognised by its value.
+- Who has the answer may ask again, anywhere: so the store has the record, or the key back, before the answer is passed
+  on. A store that is late holds it for `state.max_wait` and no longer. (The other way, a repeat that waits for a first
+  that has just ended, costs questions and time of every repeat that comes too early, and can but hope.)
 """
 
 from __future__ import annotations
@@ -29,9 +32,9 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import msgspec
 
-from ambassador.errors import AlreadyDone, KeyInUse, KeyReused, StateUnavailable
+from ambassador.errors import AlreadyDone, BadRequest, KeyInUse, KeyReused, StateUnavailable
 from ambassador.messages import Reply
-from ambassador.proxy.lane import Timer
+from ambassador.proxy.lane import Timer, ended_by
 from ambassador.settings import BytesOrNone, MatchHeader, Seconds, Section
 from ambassador.state.protocol import MAX_VALUE_BYTES, Get, Named, Put, Refused
 
@@ -47,6 +50,10 @@ more, so that a slow worker does not lose it."""
 RENEW_S: Final = 5.0
 MOST_BYTES: Final = 64 * 1024
 """Of a body that is kept. With the fields, which have the rest of `MAX_VALUE_BYTES`."""
+_FREED_MS: Final = 1
+"""What a store keeps for at least. An empty value means that the key is free."""
+_TRIES: Final = 3
+"""To take a key that was freed a moment ago: others may want it as well."""
 _TRY_AGAIN_S: Final = 1.0
 _GIVE_UP_S: Final = 60.0
 """A record that the store did not take is offered again each second, for so long."""
@@ -70,11 +77,12 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     header: MatchHeader = "idempotency-key"
-    """The header with the key. Requests without it are not held to anything. Keys of different credentials
-    (`authorization`, `x-api-key`, `cookie`) and of different routes are different keys."""
+    """The header with the key. Requests without it are not held to anything; an empty key, or two of them, are
+    `bad_request`. Keys of different credentials (`authorization`, `x-api-key`, `cookie`) and of different routes are
+    different keys."""
 
     ttl: Seconds = 86400.0
-    """How long an answer is kept. Stripe: 24 h."""
+    """How long an answer is kept, at least 15 s. Stripe: 24 h."""
 
     max: BytesOrNone = MOST_BYTES
     """The longest body that is kept; at most 64 KiB. Of a longer answer only that it was given is: a repeat is told
@@ -223,7 +231,7 @@ class Claim(Timer):
 
     __slots__ = (
         "_asked", "_clock", "_digest", "_give_up_at", "_head", "_name", "_policy", "_renewing", "_short", "_store",
-        "_ttl_ms", "_value", "_version", "kept", "most", "reached",
+        "_ttl_ms", "_value", "_version", "_waiter", "kept", "most", "reached",
     )  # fmt: skip
 
     def __init__(self, policy: Idempotency, store: Scope, name: str, head: bytes, version: int) -> None:
@@ -243,6 +251,7 @@ class Claim(Timer):
         self._asked: bytes | None = None
         """What is being put."""
         self._give_up_at = 0.0
+        self._waiter: Waiter | None = None
         self._digest = BodyDigest()
         self._renewing = True
         self.most = policy.most
@@ -274,9 +283,9 @@ class Claim(Timer):
             value = self._short
         self._want(value, round(self._policy.ttl_s * 1000))
 
-    def end(self, status: int, seconds: float) -> None:  # noqa: ARG002 - what `Request.at_end` calls with
-        """The request has ended. Without an answer to keep: free the key if nothing has gone up; else the mark lives
-        out its time, since nobody knows what was done.
+    def free(self) -> None:
+        """There will be no answer to keep. Free the key if nothing has gone up; else the mark lives out its time, since
+        nobody knows what was done.
         """
         if self.kept:
             return
@@ -284,7 +293,24 @@ class Claim(Timer):
         self._renewing = False
         self._clock.disarm(self)
         if not self.reached:
-            self._want(b"", 1)
+            self._want(b"", _FREED_MS)
+
+    async def told(self, waiter: Waiter) -> None:
+        """Wait until the store has said something to what it was told last, no longer than `state.max_wait`.
+
+        Raises what the waiter's `rest` raises.
+        """
+        until = self._clock.now + ended_by(self._policy.max_wait_s)
+        self._waiter = waiter
+        try:
+            while self._asked is not None and self._clock.now < until:
+                await waiter.rest(until)
+        finally:
+            self._waiter = None
+
+    def end(self, status: int, seconds: float) -> None:  # noqa: ARG002 - what `Request.at_end` calls with
+        """The request has ended."""
+        self.free()
 
     # The store
 
@@ -313,6 +339,11 @@ class Claim(Timer):
 
     def _answered(self, answer: Answer | None) -> None:
         asked, self._asked = self._asked, None
+        self._learn(asked, answer)
+        if self._waiter is not None and self._asked is None:
+            self._waiter.wake()
+
+    def _learn(self, asked: bytes | None, answer: Answer | None) -> None:
         if isinstance(answer, Refused) and self._short not in (None, asked):
             assert self._short is not None
             self._value = self._short  # that it was done must be known, if nothing more can be
@@ -357,7 +388,17 @@ class _Question:
 class Idempotency:
     """The policy of one route. `replica` is what there is while `fleet` is lost; they may be the same."""
 
-    def __init__(self, config: Config, *, route: str, clock: Clock, fleet: Scope, replica: Scope) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        route: str,
+        clock: Clock,
+        fleet: Scope,
+        replica: Scope,
+        max_wait_s: float = 0.02,
+    ) -> None:
+        """`max_wait_s`: how long an answer may be held back for a store."""
         self._route = route
         self._header = config.header.encode()
         self._fleet = fleet
@@ -365,6 +406,7 @@ class Idempotency:
         self.clock = clock
         self.ttl_s = config.ttl
         self.most = config.max
+        self.max_wait_s = max_wait_s
         self._also_local_until = 0.0
         """Until then an answer may be in the replica's store only."""
         self._offered = 0
@@ -373,14 +415,17 @@ class Idempotency:
     def hook(self, request: Request) -> Awaitable[Reply | None] | None:
         """The ADMIT hook: None for requests without a key; else it takes a look into the store.
 
-        Raises `KeyInUse`, `KeyReused`, `StateUnavailable`.
+        Raises `BadRequest`, and when awaited `KeyInUse`, `KeyReused`, `StateUnavailable`.
         """
         if request.method not in METHODS:
             return None
-        key = b",".join(value for name, value in request.headers if name.lower() == self._header)
-        if not key or request.waiter is None:
+        keys = [value.strip() for name, value in request.headers if name.lower() == self._header]
+        if not keys or request.waiter is None:
             return None
-        return self._look(request, request.waiter, name_of(self._route, request, key))
+        if len(keys) > 1 or not keys[0]:
+            # Whoever sends one means to be safe, and would not be.
+            raise BadRequest(f"{'more than one' if keys[0] else 'an empty'} {self._header.decode()}")
+        return self._look(request, request.waiter, name_of(self._route, request, keys[0]))
 
     def may_wait(self, claim: Claim) -> bool:  # noqa: ARG002 - any of them counts alike
         """Whether one more record may wait for a store that is away."""
@@ -404,14 +449,20 @@ class Idempotency:
         request.at_end(claim.end)
         if self._replica is not None and store is self._fleet and self.clock.now < self._also_local_until:
             here = await self._ask(self._replica, Get(name), waiter)
-            if here is not None and here.version:
+            if here is not None and here.version and here.value:
                 return _reply(here.value, head)
         request.keeper = claim
         return None
 
     async def _mark(self, store: Scope, waiter: Waiter, name: str, head: bytes) -> Named | None:
-        put = Put(name, _encode(Mark(head)), ttl_ms=round(MARK_S * 1000), expect=0)
-        return await self._ask(store, put, waiter)
+        value, ttl_ms = _encode(Mark(head)), round(MARK_S * 1000)
+        found: Named | None = None
+        for _ in range(_TRIES):
+            expect = 0 if found is None else found.version
+            found = await self._ask(store, Put(name, value, ttl_ms=ttl_ms, expect=expect), waiter)
+            if found is None or found.done or found.value:
+                break
+        return found
 
     async def _ask(self, store: Scope, operation: Put | Get, waiter: Waiter) -> Named | None:
         """What the store says, which takes no longer than it does to be lost: the one wait that `state.max_wait` does
