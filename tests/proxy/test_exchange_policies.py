@@ -432,6 +432,32 @@ async def test_request_sent_again_after_a_connection_closed_while_idle_is_charge
         nursery.cancel_scope.cancel()
 
 
+async def test_silent_store_holds_a_request_no_longer_than_promised_over_all_its_limits(
+    mock_clock: trio.testing.MockClock, origin: Origin, shared: Shared
+) -> None:
+    text = config(origin.url, upstream="limit: {rate: 5/m, burst: 5}", route="limit: {rate: 5/m, burst: 5}")
+    async with a_plane(text, scopes=shared.scopes_of(0)) as plane:
+        client = await plane.connect()
+        await client.send(GET)
+        route, upstream = plane.service.table.limits
+        await until(lambda: route.waiting + upstream.waiting)
+        began = trio.current_time()
+        waits = 0
+        while route.waiting + upstream.waiting:
+            waits += 1
+            ahead = plane.lane._next_due - trio.current_time()
+            assert ahead > 0
+            mock_clock.jump(ahead)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        assert waits >= 2
+        assert 0.015 < trio.current_time() - began <= 0.02
+        talk = await origin.takes(b"")
+        await talk.send(OK)
+        assert await client.answer() == (200, b"ok")
+        client.close()
+        talk.close()
+
+
 async def test_time_that_a_quota_takes_is_not_the_upstreams(
     mock_clock: trio.testing.MockClock, origin: Origin, shared: Shared
 ) -> None:

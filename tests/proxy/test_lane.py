@@ -597,11 +597,11 @@ async def test_a_deadline_moved_later_costs_no_second_bucket(mock_clock: MockClo
         await wait_all_tasks_blocked()
         other.send(b"x")
         await wait_all_tasks_blocked()
-        assert list(strands.lane._buckets) == [round(1.0 / TICK_S) + 1]
+        assert list(strands.lane._buckets) == [pytest.approx(1.0 + TICK_S)]
         mock_clock.jump(1.5)
         await wait_all_tasks_blocked()
         assert outcome == []
-        assert list(strands.lane._buckets) == [round(5.0 / TICK_S) + 1]
+        assert list(strands.lane._buckets) == [pytest.approx(5.0 + TICK_S)]
         mock_clock.jump(4.0)
         await wait_all_tasks_blocked()
         assert outcome == [5.5]
@@ -666,7 +666,7 @@ async def test_a_disarmed_timer_does_not_fire_and_may_be_armed_again(autojump_cl
         await trio.sleep(2.0)
         assert len(alarm.fired) == 1
         assert strands.lane._buckets == {}
-        assert strands.lane._due_keys == []
+        assert strands.lane._dues == []
 
 
 async def test_a_timer_may_disarm_others_of_its_bucket(autojump_clock: MockClock) -> None:
@@ -1309,11 +1309,11 @@ async def test_nothing_is_left_of_100_000_connections(mock_clock: MockClock) -> 
         assert not lane._runnable
         assert not lane._closing
         assert not any(lane._buckets.values())
-        assert len(lane._buckets) == len(lane._due_keys)
+        assert len(lane._buckets) == len(lane._dues)
         mock_clock.jump(75.0)
         await wait_all_tasks_blocked()
         assert lane._buckets == {}
-        assert lane._due_keys == []
+        assert lane._dues == []
 
 
 def test_the_flags_are_epolls() -> None:
@@ -1322,19 +1322,38 @@ def test_the_flags_are_epolls() -> None:
 
 
 @pytest.mark.parametrize("promised_s", [0.001, TICK_S, 0.02, 5.0])
-async def test_wait_is_over_when_it_was_promised(mock_clock: MockClock, promised_s: float) -> None:
+@pytest.mark.parametrize("phase", [0.0, 0.3, 0.9])
+async def test_wait_is_over_when_it_was_promised(
+    autojump_clock: MockClock, promised_s: float, phase: float
+) -> None:
+    """However far the present tick is gone, and also where an earlier deadline is still armed."""
     assert promised_s / 2 <= ended_by(promised_s) < promised_s
     ended: list[float] = []
 
     async def body(strand: Strand) -> None:
-        await strand.sleep_until(strand.lane.now + ended_by(promised_s))
-        ended.append(trio.current_time())
+        await strand.sleep_until(100 * TICK_S + phase * TICK_S)
+        began = strand.lane.now
+        strand.deadline = began + promised_s / 3
+        strand.lane.arm(strand)
+        strand.exact = True
+        await strand.sleep_until(began + ended_by(promised_s))
+        ended.append(trio.current_time() - began)
 
     async with running() as strands:
-        began = trio.current_time()
         strands.start(body)
-        await wait_all_tasks_blocked(0.005)
-        mock_clock.jump(max(promised_s, ended_by(promised_s) + TICK_S))
-        await wait_all_tasks_blocked(0.005)
-        assert ended
-        assert ended[0] - began <= max(promised_s, TICK_S * 1.5)
+        await trio.sleep(10.0)
+    (took,) = ended
+    assert ended_by(promised_s) <= took <= promised_s
+
+
+async def test_exact_timer_is_put_back_to_its_own_time(autojump_clock: MockClock) -> None:
+    """Its deadline was moved: what was armed for the old one finds the new one, and no tick's end."""
+    async with running() as strands:
+        exact = Alarm(strands.lane, 1.0)
+        exact.exact = True
+        strands.lane.arm(exact)
+        exact.deadline = 2.0013
+        await trio.sleep(1.5)
+        assert exact.fired == []
+        await trio.sleep(1.0)
+        assert exact.fired == [2.0013]

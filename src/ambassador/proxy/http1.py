@@ -195,11 +195,13 @@ class ClientConnection(Wire):
             gone = self.listener.gone if self.reader.at_rest else BROKEN
         if not link.ready & gone:
             link.interest = gone
+            self.strand.exact = True
             try:
                 await self.strand.wait(until)
             except TimedOut:
                 return
             finally:
+                self.strand.exact = False
                 link.interest = 0
         if link.ready & gone:
             raise ClientGone

@@ -15,7 +15,8 @@ Rules that hold here
 - Every wake-up may be spurious: the waiter looks at `ready`, tries the I/O, and expects EAGAIN.
 - A strand has at most one pending wake-up (`parked` falls when it is resumed); a cancellation replaces its wait.
 - Descriptors are closed at the end of a batch, so that a number cannot be reused within one.
-- Deadlines are absolute seconds of trio's clock, kept in buckets of 4 ms: one store per wait in the usual case.
+- Deadlines are absolute seconds of trio's clock, kept in buckets of 4 ms: one store per wait in the usual case. Those
+  of `exact` timers are not rounded up to a bucket's end.
 - The lane must outlive its strands: it lives in an outer nursery and is stopped last. Should it end before them all
   the same (cancelled together with them, or by an error of a callback), it hands them back to trio: with their
   cancellation if there is one, else with an error. Nobody else would ever resume them.
@@ -60,14 +61,17 @@ _INTEREST: Final = READ | WRITE | READ_CLOSED | select.EPOLLET
 _TICKS_PER_S: Final = 250  # a fifth of the shortest wait that is promised, `state.max_wait`
 TICK_S: Final = 1 / _TICKS_PER_S
 """A deadline is noticed so much later at most, while the lane is not behind."""
+_WAKING_S: Final = 0.002
+"""An exact deadline is met so much later at most, while the lane is not behind: epoll counts in milliseconds, and who
+wakes has others before it (0.1 to 0.9 ms with four workers on two cores)."""
 _BATCH: Final = 64  # events a batch: at 15 us each, about 1 ms before anything else has its turn
 _TRIO_EVERY_S: Final = 0.002  # under load trio's own tasks get their turn this often (cost: 0.5 %)
 _LINGER_S: Final = 0.001  # after a batch, wait this long in our own epoll before the way through trio
 
 
 def ended_by(seconds: float) -> float:
-    """How long to wait for a wait that is over after `seconds`, and not up to a tick later."""
-    return max(seconds - TICK_S, seconds / 2)
+    """How long an exact timer may wait for what is to be over after `seconds`: whoever waits goes on by then."""
+    return max(seconds - _WAKING_S, seconds / 2)
 
 
 class TimedOut(Exception):
@@ -93,10 +97,13 @@ _PARK: Final = _Parked((_PARKED,))
 class Timer:
     """Something that has a deadline: base of `Strand`, and of sweeps that want a call now and then."""
 
-    __slots__ = ("_bucket", "_due", "deadline")
+    __slots__ = ("_bucket", "_due", "deadline", "exact")
 
     def __init__(self) -> None:
         self.deadline = inf
+        self.exact = False
+        """Its deadline is a promise: noticed at that time, not at the end of its tick. Each then has its own bucket, so
+        it is for waits that are rare."""
         self._due = inf
         self._bucket: set[Timer] | None = None
 
@@ -161,8 +168,8 @@ class Strand(Timer):
         """Sleep until a link with this strand has one of the flags of its `interest`, or until `deadline`.
 
         The caller has looked at `Link.ready` and set `Link.interest`; it clears the interest afterwards, and expects
-        that nothing may have happened. Raises `TimedOut` at the deadline (`TICK_S` late at most, never early) and
-        `trio.Cancelled` when the task is cancelled.
+        that nothing may have happened. Raises `TimedOut` at the deadline (`TICK_S` late at most unless `exact`, never
+        early) and `trio.Cancelled` when the task is cancelled.
         """
         self.deadline = deadline
         if deadline < self._due:
@@ -279,7 +286,7 @@ class Lane:
     """
 
     __slots__ = (
-        "_buckets", "_clock", "_closing", "_detached", "_due_keys", "_epoll", "_handed_over", "_in_batch", "_kick_fd",
+        "_buckets", "_clock", "_closing", "_detached", "_dues", "_epoll", "_handed_over", "_in_batch", "_kick_fd",
         "_links", "_next_due", "_runnable", "_timekeeper", "lag_s", "now",
     )  # fmt: skip
 
@@ -291,8 +298,8 @@ class Lane:
         self._closing: list[socket.socket] = []
         self._detached: set[Strand] = set()
         self._runnable: deque[Strand] = deque()
-        self._buckets: dict[int, set[Timer]] = {}
-        self._due_keys: list[int] = []
+        self._buckets: dict[float, set[Timer]] = {}
+        self._dues: list[float] = []
         self._next_due = inf
         self._timekeeper: trio.CancelScope | None = None
         self._in_batch = False
@@ -510,12 +517,13 @@ class Lane:
         if timer.deadline == inf:
             timer._due, timer._bucket = inf, None
             return
-        key = int(timer.deadline * _TICKS_PER_S) + 1
-        due = key / _TICKS_PER_S  # compared as it is, for 0.29 * 100 < 29
-        bucket = self._buckets.get(key)
+        due = timer.deadline
+        if not timer.exact:
+            due = (int(due * _TICKS_PER_S) + 1) / _TICKS_PER_S
+        bucket = self._buckets.get(due)
         if bucket is None:
-            bucket = self._buckets[key] = set()
-            heapq.heappush(self._due_keys, key)
+            bucket = self._buckets[due] = set()
+            heapq.heappush(self._dues, due)
             if due < self._next_due:
                 self._next_due = due
                 if self._timekeeper is not None:
@@ -532,11 +540,11 @@ class Lane:
         timer._due = timer.deadline = inf
 
     def _expire(self) -> None:
-        now, keys = self.now, self._due_keys
+        now, dues = self.now, self._dues
         due: list[set[Timer]] = []
-        while keys and keys[0] / _TICKS_PER_S <= now:
-            due.append(self._buckets.pop(heapq.heappop(keys)))
-        self._next_due = keys[0] / _TICKS_PER_S if keys else inf
+        while dues and dues[0] <= now:
+            due.append(self._buckets.pop(heapq.heappop(dues)))
+        self._next_due = dues[0] if dues else inf
         for bucket in due:
             while bucket:  # popped one by one, for a timer may disarm another
                 timer = bucket.pop()

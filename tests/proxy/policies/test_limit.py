@@ -20,6 +20,7 @@ from ambassador.proxy.policies.limit import Config
 from ambassador.state.holding import terms
 from tests.proxy.policies.limit_world import (
     Line,
+    Rest,
     Store,
     Worker,
     World,
@@ -413,6 +414,28 @@ def test_request_that_waits_for_tokens_is_not_decided_by_the_fallback() -> None:
     assert counts(worker) == (30, 0)
     (made,) = worker.policy.limits
     assert made.account(a_request()).otherwise == 0
+
+
+@pytest.mark.parametrize("wait", [0.0, 5.0])
+def test_request_that_has_waited_elsewhere_is_not_refused_for_that(wait: float) -> None:
+    world = World()
+    worker = Worker(
+        world,
+        [Config(rate=(20, 1), wait=wait)],
+        fleet=Line(Store(world), delay=lambda: 0.1),
+        replica=Line(Store(world), delay=lambda: 0.1),
+    )
+    began = world.now
+    rest = Rest(world, lambda _: None)
+    request = a_request()
+    request.waiter, request.held_s = rest, 0.02
+    waiting = worker.policy.hook()(request)
+    assert waiting is not None
+    rest.start(waiting)
+    assert worker.policy.waiting == 0
+    assert world.now == began
+    (made,) = worker.policy.limits
+    assert made.account(request).debt == 1
 
 
 def test_quiet_client_waits_for_what_a_wiped_store_will_soon_have() -> None:

@@ -251,7 +251,9 @@ class LimitPolicy:
             raise self._refuse(short, now)
         asked = [key for key, cost in short if not key.queue and asks(key, cost, now)]
         waiter = request.waiter
-        if waiter is None or last <= now or self.waiting >= MOST_WAITING:
+        # Who has waited for the store as long as it may elsewhere is decided by the fallback, and not refused for that.
+        never = last <= now and not self._strict
+        if waiter is None or never or self.waiting >= MOST_WAITING:
             raise self._refuse(short, now)
         entry = Entry(
             next(self._numbers),
@@ -296,7 +298,9 @@ class LimitPolicy:
         finally:
             now = clock.now
             self.waiting -= 1
-            request.held_s += max(0.0, min(now, entry.lease_until) - began)
+            # Who goes on waiting for tokens does not wait for an answer any more.
+            until = entry.lease_until if self._wait_s else now
+            request.held_s += max(0.0, min(now, until) - began)
             self._leave(entry, now)
 
     def _counts_of(self, key: Key) -> Counts:
