@@ -367,7 +367,7 @@ def test_mistake_in_a_route_has_its_place(text: str, error: str) -> None:
          "2:55: error: upstreams.u.endpoints[0].priority: must be 0 to 127, got 128"),
         ("listen: a:1\nzone: env:1", "2:7: error: zone: '1' is no name of an environment variable"),
         ("listen: a:1\nupstreams: {u: {endpoints: [http://a], tls: {ca: /x}}}",
-         "2:40: error: upstreams.u.tls: 'tls' is not supported by this version"),
+         "2:45: error: upstreams.u.tls: has no effect: no endpoint is 'https://…'"),
         ("listen: a:1\nupstreams: {u: {endpoints: [http://a], health: {grpc: true}}}",
          "2:49: error: upstreams.u.health.grpc: 'grpc' is not supported by this version"),
         ("listen: a:1\nupstreams: {u: {endpoints: [http://a], health: {expect: 399-200}}}",

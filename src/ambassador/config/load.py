@@ -15,6 +15,7 @@ import glob
 import itertools
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,6 +25,7 @@ from msgspec import Struct, structs
 
 from ambassador.config import check, words
 from ambassador.config.breakers import check_breakers
+from ambassador.config.certificates import check_files
 from ambassador.config.node import LINE_BREAK, Node, Source
 from ambassador.config.problem import ConfigError, Problem, in_order
 from ambassador.config.read import BAD, Items, Part, build, merge, read
@@ -61,8 +63,8 @@ class Loaded(Struct, frozen=True, kw_only=True):
 
     places: dict[str, str] = {}
     """What an error of a setting begins with that only shows when the setting is used, `file:line:col: error: path`:
-    of `listeners[N]` (its address), `admin.address`, `admin.token`, `control`, `telemetry.access_log`, as far as they
-    are written."""
+    of `listeners[N]` (its address), `listeners[N].tls`, `upstreams.NAME.tls`, `admin.address`, `admin.token`,
+    `control`, `telemetry.access_log`, as far as they are written."""
 
     @property
     def errors(self) -> tuple[Problem, ...]:
@@ -368,7 +370,8 @@ def _load(sources: list[tuple[Source, str | None]], problems: list[Problem], fol
             matches=assembly.matches,
             whole=whole,
         )
-    if not whole:
+        check_files(config, assembly.listeners, assembly.upstreams, now=time.time())
+    if any(problem.level == "error" for problem in problems):
         config = None
     files = tuple(name for name in assembly.files if name != TEXT)
     places = {} if config is None else dict(assembly.places())
@@ -500,6 +503,13 @@ class _Assembly:
             routes=tuple(route for route, _ in routes), upstreams=upstreams, **{"listeners": (), **known}
         )
 
+    @property
+    def listeners(self) -> list[Part]:
+        """The parts of the listeners that could be read, in order."""
+        listeners = None if self.document is None else self.document.values.get("listeners")
+        values = listeners.values if isinstance(listeners, Items) else []
+        return [part for part in values if isinstance(part, Part)]
+
     def places(self) -> Iterator[tuple[str, str]]:
         """See `Loaded.places`. After `finish`."""
         document = self.document
@@ -508,6 +518,9 @@ class _Assembly:
         listeners = document.values.get("listeners")
         for at, listener in enumerate(listeners.values if isinstance(listeners, Items) else []):
             yield from _places(f"listeners[{at}]", listener, "address")
+            yield from _places(f"listeners[{at}].tls", listener, "tls")
+        for name, upstream in self.upstreams.items():
+            yield from _places(f"upstreams.{name}.tls", upstream, "tls")
         for section, keys in (("admin", ("address", "token")), ("telemetry", ("access_log",))):
             for key in keys:
                 yield from _places(f"{section}.{key}", document.values.get(section), key)

@@ -16,7 +16,7 @@ from msgspec import Meta, field
 
 from ambassador.config.discover import Discover, Kubernetes
 from ambassador.config.units import format_duration
-from ambassador.proxy import overload
+from ambassador.proxy import key_files, overload
 from ambassador.proxy.policies import (
     breaker,
     cache,
@@ -128,13 +128,15 @@ class Listener(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     later: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "protocol": ("http",),
         "mode": ("reverse",),
-        "tls": ("off", "false"),
         "proxy_protocol": ("off", "false"),
         "to": (),
     }
 
     address: ListenAddress
     """`host:port`, `[v6]:port` or `unix:/path`. Port 0 lets the system choose one."""
+
+    tls: key_files.ServerConfig | None = None
+    """TLS with the clients. Unset: none."""
 
     trusted: tuple[Cidr, ...] = ()
     """Networks of load balancers whose `X-Forwarded-*` headers are kept and appended to; from others they are
@@ -263,7 +265,6 @@ class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     later: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "protocol": ("auto", "http1"),
-        "tls": (),
         "auth": (),
     }
 
@@ -293,6 +294,10 @@ class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     connections: Connections = Connections()
     """Bounds on connections to each endpoint."""
 
+    tls: key_files.ClientConfig | None = None
+    """TLS with the endpoints: with those whose URL is `https`, and with all that `discover` finds by `dns`, `srv` or
+    `kubernetes`. Unset: `https` endpoints are verified by the system's authorities."""
+
     limit: Limits | None = None
     """A quota of the remote service, or a list of them: every attempt is charged, retries too, directly before its
     first byte."""
@@ -311,7 +316,7 @@ class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
         """Endpoints in two ways, or in none; limits that share a name; a scope that an upstream has not; a `hash` that
-        is missing, or too much.
+        is missing, or too much; TLS that nobody speaks.
         """
         if not self.endpoints and self.discover is None:
             yield None, "needs one of 'endpoints' and 'discover'"
@@ -324,6 +329,13 @@ class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             yield "balance", "'ring_hash' needs 'hash': header:NAME, cookie:NAME or client_ip"
         if self.hash is not None and self.balance != "ring_hash":
             yield "hash", f"belongs to 'balance: ring_hash', not to '{self.balance}'"
+        if self.tls is not None and self.endpoints and not self.has_https:
+            yield "tls", "has no effect: no endpoint is 'https://…'"
+
+    @property
+    def has_https(self) -> bool:
+        """Whether one of the endpoints that are written speaks TLS."""
+        return any(endpoint.url.startswith("https://") for endpoint in self.endpoints)
 
 
 class PathRegex(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -241,6 +241,30 @@ def file_path(text: str) -> str:
     return text
 
 
+def pem_file(text: str) -> str:
+    """The absolute path of a PEM file, also as `file:/path`, as secrets are written."""
+    return file_path(text.removeprefix("file:"))
+
+
+def tls_version(text: str) -> str:
+    """`1.2` or `1.3`."""
+    version = re.sub(r"\ATLS ?v?", "", text, flags=re.IGNORECASE)
+    if version in ("1.2", "1.3"):
+        return version
+    hint = "older ones are not safe any more" if version in ("1", "1.0", "1.1") else None
+    raise Wrong(f"must be 1.2 or 1.3, not {text!r}", hint)
+
+
+def server_name(text: str) -> str:
+    """The name of a server, or its IP address, without a port; in lower case."""
+    if ":" in text:
+        try:
+            return str(_ip_address(text.strip("[]"), 6))
+        except Wrong:
+            raise Wrong(f"{text!r} is not the name of a server", "write it without a port") from None
+    return _host_name(text)
+
+
 def kubernetes_name(text: str) -> str:
     """The name of a Service or a namespace (RFC 1123 label)."""
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text, re.ASCII):

@@ -1,0 +1,175 @@
+"""What is wrong with the files of TLS that a config names, at the settings that name them; reads these files.
+
+A file that is missing, holds something else or does not belong to the other is an error: with it nothing could be
+served. What works today and not for long, or works for others too, is a warning.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from ambassador.config.node import Node
+from ambassador.config.read import Items, Part
+from ambassador.config.schema import Config
+from ambassador.proxy.certificate import Certificate
+from ambassador.proxy.key_files import (
+    ClientConfig,
+    Content,
+    FileError,
+    ServerConfig,
+    load_authorities,
+    load_chain,
+    named_files,
+    read_certificates,
+    read_file,
+    readable_by_all,
+)
+
+__all__ = ["SOON_S", "check_files", "ends"]
+
+SOON_S: Final = 14 * 86400.0
+"""Seconds before a certificate's end that it is warned of. Certificates of 90 days are renewed after 60 (RFC 8555's
+implementers), so one that is so near to its end has not been."""
+
+
+class _Finding(Struct, frozen=True):
+    """Something about the file that a setting names; `hint` as in a Problem."""
+
+    label: str
+    text: str
+    level: Literal["error", "warning"] = "error"
+    hint: str | None = None
+
+
+def check_files(
+    config: Config, listeners: Sequence[Part], upstreams: Mapping[str, Part], *, now: float
+) -> None:
+    """Report what is wrong. `listeners` are the parts of `config.listeners`; `now` in unix seconds. It may block."""
+    # The config has no listeners at all where one of them is wrong.
+    for listener, part in zip(config.listeners, listeners, strict=False):
+        if listener.tls is not None:
+            _report(part, _findings(listener.tls, now))
+    for name, part in upstreams.items():
+        tls = config.upstreams[name].tls
+        if tls is not None:
+            _report(part, _findings(tls, now))
+
+
+def ends(certificate: Certificate, now: float) -> str | None:
+    """What there is to warn of about when a certificate is good; None: nothing."""
+    if certificate.not_before > now:
+        return f"is not good before {_day(certificate.not_before)}"
+    if certificate.not_after <= now:
+        return f"expired on {_day(certificate.not_after)}"
+    if certificate.not_after <= now + SOON_S:
+        return f"expires on {_day(certificate.not_after)}, in {_days(certificate.not_after - now)}"
+    return None
+
+
+def _day(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _days(seconds: float) -> str:
+    days = int(seconds // 86400)
+    return "less than a day" if days == 0 else "1 day" if days == 1 else f"{days} days"
+
+
+def _report(part: Part, findings: Iterator[_Finding]) -> None:
+    within = part.values.get("tls")
+    for finding in findings:
+        node, path = _place(within, finding.label) if isinstance(within, Part) else part.place("tls")
+        node.report(path, finding.text, finding.hint, level=finding.level)
+
+
+def _place(part: Part, label: str) -> tuple[Node, str]:
+    """Where a setting stands: `cert`, or `certificates[1].key`."""
+    outer, _, inner = label.partition(".")
+    if not inner:
+        return part.place(label)
+    name, _, number = outer.rstrip("]").partition("[")
+    items = part.values.get(name)
+    item = items.values[int(number)] if isinstance(items, Items) else None
+    return item.place(inner) if isinstance(item, Part) else part.place(name)
+
+
+def _findings(config: ServerConfig | ClientConfig, now: float) -> Iterator[_Finding]:
+    if isinstance(config, ClientConfig) and not config.verify:
+        yield _Finding(
+            "verify",
+            "anybody on the way can pretend to be the endpoint: its certificate is not verified",
+            "warning",
+            "name its authority with 'ca', or its name with 'sni'",
+        )
+    cert: Content | None = None
+    for label, path in named_files(config):
+        try:
+            content = read_file(label, path)
+        except FileError as error:
+            cert = None
+            yield _wrong(error)
+            continue
+        if label.endswith("cert"):
+            cert = content
+            yield from _certificate(content, now)
+        elif label.endswith("key"):
+            yield from _key(cert, content)
+        else:
+            yield from _authorities(content, now)
+
+
+def _wrong(error: FileError) -> _Finding:
+    return _Finding(error.label, f"'{error.path}' {error.problem}")
+
+
+def _certificate(content: Content, now: float) -> Iterator[_Finding]:
+    try:
+        found = read_certificates(content)
+    except FileError as error:
+        yield _wrong(error)
+        return
+    for certificate in found:
+        problem = ends(certificate, now)
+        if problem is not None:
+            which = "the certificate" if certificate is found[0] else f"the authority '{certificate.subject}'"
+            yield _Finding(content.label, f"{which} in '{content.path}' {problem}", "warning")
+
+
+def _key(cert: Content | None, key: Content) -> Iterator[_Finding]:
+    if readable_by_all(key.path):
+        yield _Finding(
+            key.label, f"everybody on this machine can read '{key.path}'", "warning", "chmod 640, or 600"
+        )
+    if cert is None:
+        return
+    try:
+        load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), cert, key)
+    except FileError as error:
+        if error.label != cert.label or _is_certificate(cert):
+            yield _wrong(error)
+
+
+def _is_certificate(content: Content) -> bool:
+    """Whether what is wrong with it has not been told yet."""
+    try:
+        return bool(read_certificates(content))
+    except FileError:
+        return False
+
+
+def _authorities(content: Content, now: float) -> Iterator[_Finding]:
+    try:
+        found = load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), content)
+    except FileError as error:
+        yield _wrong(error)
+        return
+    for certificate in found:
+        problem = ends(certificate, now)
+        if problem is not None:
+            name = f" '{certificate.subject}'" if certificate.subject else ""
+            yield _Finding(content.label, f"the authority{name} in '{content.path}' {problem}", "warning")

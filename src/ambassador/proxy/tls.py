@@ -1,0 +1,350 @@
+"""TLS contexts: made from the files that the config names, and made again when the files have changed.
+
+A context that is in use is never changed: a new one takes its place, for new connections. What cannot be used, a
+certificate whose key has not been written yet, say, leaves the old one in its place; that is said once, and once more
+when it is well again.
+
+One `Keyring` is there for a process's life, and `Material` in it for all listeners and upstreams with the same files,
+since a context with the system's authorities takes half a megabyte and 20 ms. Reading and making may block, so
+`Keyring.reread` belongs into a thread; what it found is put in force by `Keyring.take`, which only sets references.
+
+- TLS 1.2 with the ciphers of Python's own default: AEAD or SHA-2, with forward secrecy; TLS 1.3 as OpenSSL has it.
+- No compression, no renegotiation. An end without good-bye is an error: what it cut off would look complete (the
+  option that OpenSSL 3 has for the contrary, and `ssl` sets, is taken back).
+- Sessions resume within one context of one worker: tickets are encrypted with keys that it alone has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import ssl
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from msgspec import Struct, structs
+
+from ambassador.proxy.certificate import Certificate, covers
+from ambassador.proxy.key_files import (
+    ClientConfig,
+    Content,
+    FileError,
+    Pem,
+    ServerConfig,
+    load_authorities,
+    load_chain,
+    named_files,
+    read_certificates,
+    read_file,
+)
+
+if TYPE_CHECKING:
+    from ambassador.proxy.upstream.endpoint import Endpoint
+
+__all__ = ["ClientTls", "Keyring", "Material", "Reread", "ServerTls"]
+
+CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES:DHE+AES:!aNULL:!eNULL:!aDSS:!SHA1:!AESCCM"
+"""Of TLS 1.2. The same as Python's default, which a build of Python may have changed."""
+PROTOCOLS: Final = ("http/1.1",)
+"""What is spoken over TLS, for ALPN (RFC 7301)."""
+_VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+_IGNORE_CUT: Final = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+
+Config: TypeAlias = ServerConfig | ClientConfig
+
+
+class _Made(Struct, frozen=True, kw_only=True):
+    """A context, the digest of the files that it was made of, and the certificates in these."""
+
+    digest: bytes
+    context: ssl.SSLContext
+    pems: tuple[Pem, ...]
+
+
+class Material:
+    """What comes of one TLS section's files. Raises `FileError` when they cannot be used, and blocks while reading."""
+
+    __slots__ = ("_failed", "_made", "config", "problem", "users")
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.users: set[str] = set()
+        """Whose it is, for the log: `listener 0.0.0.0:8443`, `upstream billing`."""
+        self.problem: str | None = None
+        """Why what the files hold now is not in use; None: it is."""
+        self._made = _make(config, _read(config, {}))
+        self._failed = b""
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """What new connections are made with. Another one each time the files have changed."""
+        return self._made.context
+
+    @property
+    def pems(self) -> tuple[Pem, ...]:
+        """The files of certificates that are in use."""
+        return self._made.pems
+
+    def reread(self, known: dict[str, Content | FileError]) -> Reread | None:
+        """What has changed since the last time; None: nothing. It blocks. `known`: the files that were read already,
+        by path. Changes nothing: see `take`.
+        """
+        try:
+            contents = _read(self.config, known)
+        except FileError as error:
+            return None if str(error) == self.problem else Reread(self, None, b"", str(error))
+        digest = _digest(contents)
+        if digest == self._made.digest:
+            return None if self.problem is None else Reread(self, self._made, b"", None)
+        if digest == self._failed and self.problem is not None:
+            return None
+        try:
+            return Reread(self, _make(self.config, contents), b"", None)
+        except FileError as error:
+            return Reread(self, None, digest, str(error))
+
+    def take(self, made: _Made | None, failed: bytes, problem: str | None) -> None:
+        """Put in force what was found: a context, or the `problem` that there is none (`failed`: of which content)."""
+        if made is not None:
+            self._made = made
+        self._failed = failed
+        self.problem = problem
+
+
+class Reread(Struct, frozen=True):
+    """What `Material.reread` found."""
+
+    material: Material
+    made: _Made | None
+    failed: bytes
+    problem: str | None
+
+
+class ServerTls:
+    """What a listener shows its clients."""
+
+    __slots__ = ("material",)
+
+    def __init__(self, material: Material) -> None:
+        self.material = material
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """What the next connection is made with."""
+        return self.material.context
+
+
+class ClientTls:
+    """How an upstream's `https` endpoints are spoken to. `sni`: the name of all of them; None: each has its own."""
+
+    __slots__ = ("material", "sni")
+
+    def __init__(self, material: Material, sni: str | None) -> None:
+        self.material = material
+        self.sni = sni
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """What the next connection is made with. A connection made with another one is not to be used again."""
+        return self.material.context
+
+    def server_name(self, endpoint: Endpoint) -> str:
+        """The name, or the IP address, that the endpoint's certificate must be for; a name is asked for too (SNI)."""
+        return self.sni or host_of(endpoint.authority.decode("ascii"))
+
+
+class Keyring:
+    """All TLS of one process. `log` None: nothing is said of what changes."""
+
+    def __init__(self, log: logging.Logger | None = None) -> None:
+        self._log = log
+        self._materials: dict[Config, Material] = {}
+
+    def server(self, config: ServerConfig, user: str) -> ServerTls:
+        """For a listener. Raises `FileError`; blocks where these files are not in use yet."""
+        return ServerTls(self._get(config, user))
+
+    def client(self, config: ClientConfig, user: str) -> ClientTls:
+        """For an upstream. Raises `FileError`; blocks where these files are not in use yet."""
+        return ClientTls(self._get(structs.replace(config, sni=None), user), config.sni)
+
+    def _get(self, config: Config, user: str) -> Material:
+        material = self._materials.get(config)
+        if material is None:
+            material = self._materials[config] = Material(config)
+        material.users.add(user)
+        return material
+
+    def keep(self, used: Iterable[ServerTls | ClientTls]) -> None:
+        """Forget all but these."""
+        materials = {each.material.config: each.material for each in used}
+        self._materials = materials
+
+    @property
+    def materials(self) -> Mapping[Config, Material]:
+        """Everything in use, by config; upstreams' without `sni`."""
+        return self._materials
+
+    def reread(self) -> list[Reread]:
+        """What has changed in the files since the last time. It blocks, and changes nothing: it may run in a thread."""
+        known: dict[str, Content | FileError] = {}
+        found = [material.reread(known) for material in list(self._materials.values())]
+        return [each for each in found if each is not None]
+
+    def take(self, found: Iterable[Reread]) -> None:
+        """Put in force what `reread` has found."""
+        for each in found:
+            material = each.material
+            before = material.problem
+            material.take(each.made, each.failed, each.problem)
+            if self._log is not None:
+                self._tell(self._log, material, before, made=each.made is not None)
+
+    def _tell(self, log: logging.Logger, material: Material, before: str | None, *, made: bool) -> None:
+        users = ", ".join(sorted(material.users))
+        if material.problem is not None:
+            log.error("tls of %s: %s; what was in use stays in use", users, material.problem)
+        elif made:
+            again = "well again" if before is not None else "changed"
+            log.info("tls of %s: the files are %s, and in use for new connections", users, again)
+
+
+def host_of(authority: str) -> str:
+    """The host of `host`, `host:port` or `[v6]:port`, without brackets."""
+    if authority.startswith("["):
+        return authority[1:].partition("]")[0]
+    return authority.partition(":")[0]
+
+
+def chosen(names: Iterable[tuple[str, ...]], host: str) -> int | None:
+    """Which of several certificates, each with its names, a client gets that asks for `host` (lower case): the first
+    that has the whole name, else the first with a wildcard for it; None: none of them is for it.
+    """
+    wild = None
+    for at, each in enumerate(names):
+        if host in each:
+            return at
+        if wild is None and covers(each, host):
+            wild = at
+    return wild
+
+
+# Contexts
+
+
+def _read(config: Config, known: dict[str, Content | FileError]) -> list[Content]:
+    """The files of a config, of which each is read once. Raises `FileError`."""
+    contents = []
+    for label, path in named_files(config):
+        held = known.get(path)
+        if held is None:
+            try:
+                held = read_file(label, path)
+            except FileError as error:
+                held = error
+            known[path] = held
+        if isinstance(held, FileError):
+            raise FileError(label, path, held.problem)
+        contents.append(structs.replace(held, label=label))
+    return contents
+
+
+def _digest(contents: Iterable[Content]) -> bytes:
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(b"%d:" % len(content.data))
+        digest.update(content.data)
+    return digest.digest()
+
+
+def _make(config: Config, contents: list[Content]) -> _Made:
+    """Raises `FileError`."""
+    if isinstance(config, ServerConfig):
+        context, pems = server_context(config, contents)
+    else:
+        context, pems = client_context(config, contents)
+    return _Made(digest=_digest(contents), context=context, pems=tuple(pems))
+
+
+def server_context(config: ServerConfig, contents: list[Content]) -> tuple[ssl.SSLContext, list[Pem]]:
+    """A context for clients, from the files in the order of `named_files`. Raises `FileError`."""
+    ca = contents[-1] if config.client_ca is not None else None
+    pairs = contents[:-1] if ca is not None else contents
+    found: list[tuple[Certificate, ssl.SSLContext]] = []
+    pems: list[Pem] = []
+    for cert, key in zip(pairs[::2], pairs[1::2], strict=True):
+        context = _context(ssl.PROTOCOL_TLS_SERVER, config.min_version)
+        found.append((load_chain(context, cert, key), context))
+        pems.append(_pem(cert))
+        if ca is not None:
+            load_authorities(context, ca)
+            context.verify_mode = ssl.CERT_REQUIRED if config.require_client_cert else ssl.CERT_OPTIONAL
+    if ca is not None:
+        pems.append(_pem(ca))
+    (_, first), *others = found
+    if others:
+        first.sni_callback = _Choice([each.names for each, _ in found], [each for _, each in others])
+    return first, pems
+
+
+class _Choice:
+    """Chooses the context by the name that a client asks for. Holds only `others`: the first one holds it."""
+
+    def __init__(self, names: list[tuple[str, ...]], others: list[ssl.SSLContext]) -> None:
+        self._names = names
+        self._others = others
+
+    def __call__(self, sock: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        at = None if name is None else chosen(self._names, name.lower())
+        if at:
+            sock.context = self._others[at - 1]
+
+
+def client_context(config: ClientConfig, contents: list[Content]) -> tuple[ssl.SSLContext, list[Pem]]:
+    """A context for an upstream, from the files in the order of `named_files`. Raises `FileError`."""
+    context = _context(ssl.PROTOCOL_TLS_CLIENT, config.min_version)
+    pems: list[Pem] = []
+    if config.ca is not None:
+        load_authorities(context, contents[-1])
+    elif config.verify:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    if config.cert is not None:
+        load_chain(context, contents[0], contents[1])
+        pems.append(_pem(contents[0]))
+    if config.ca is not None:
+        pems.append(_pem(contents[-1]))
+    context.hostname_checks_common_name = False
+    if not config.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context, pems
+
+
+def _context(protocol: int, min_version: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = _VERSIONS[min_version]
+    context.set_ciphers(CIPHERS)
+    context.set_alpn_protocols(PROTOCOLS)
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.options &= ~_IGNORE_CUT
+    # An authority below the root may be the one that is trusted.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
+def _pem(content: Content) -> Pem:
+    found = read_certificates(content)
+    if content.label.endswith("cert"):
+        found = found[:1]
+    return Pem(
+        label=content.label,
+        path=content.path,
+        certificate=min(found, key=lambda each: each.not_after),
+    )
+
+
+def expiries(materials: Iterable[Material]) -> Iterator[tuple[Material, Pem]]:
+    """Every file of certificates in use."""
+    for material in materials:
+        for pem in material.pems:
+            yield material, pem
