@@ -31,7 +31,7 @@ The life of a request
     first byte the upstream's own quota is charged (`proxy/policies/limit.py` again).
  9. SHAPE: the outgoing head is made: what passes, what the proxy adds, what the route changes
     (`proxy/policies/headers.py`, `rewrite.py`, with values from `proxy/template.py`; `proxy/framing.py` says what
-    they may not touch).
+    they may not touch). Last of all the upstream's credential is put on (`proxy/credentials/`, a file for each kind).
 10. It is sent and the answer's head awaited (`proxy/transfer.py`, which moves the bodies both ways meanwhile and keeps
     the time; the syntax is the connection's, `proxy/upstream/h1.py`). Large bodies are not even copied
     (`proxy/splice.py`). Both sides write through `proxy/wire.py`, which is where back pressure is. A client that is
@@ -69,7 +69,7 @@ Around it
   `settings.py` has the vocabulary.
 
 Import rules, which `tox -e lint` checks
-- cli > control > config > proxy > state > observe > settings, messages, errors, printable: never upwards.
+- cli > control > config > proxy > state > observe > settings, messages, errors, printable, secret: never upwards.
 - Within the data plane only `proxy/lane.py` imports trio. A policy imports no other policy.
 - Each third-party library has one door: httptools in `proxy/http1_parser.py`, h11 in `control/admin/http.py`,
   httpcore in `control/http_client.py`, PyYAML in `config/`, dnspython in `control/discovery/`, re2 in

@@ -215,6 +215,16 @@ class BreakerOpen(ProxyError):
     proxy_error = "destination_unavailable"
 
 
+class CredentialUnavailable(ProxyError):
+    """What the upstream must be shown cannot be had: nothing was sent to it."""
+
+    code = "credential_unavailable"
+    status = 503
+    grpc_status = 14
+    title = "Credential unavailable"
+    proxy_error = "proxy_configuration_error"
+
+
 class UpstreamError(ProxyError):
     """The upstream did not give a usable answer, after all attempts allowed."""
 

@@ -249,3 +249,12 @@ def test_content_that_nobody_names_is_told() -> None:
     assert "none of this route names any" in told
     assert warnings(route % ", breaker: {failures: [{json: a=b}]}") == []
     assert warnings("routes: [{name: r, to: 'http://a', retry: {when: [content, {json: a=b}]}}]") == []
+
+
+def test_secret_of_an_upstream_that_is_not_here_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AMBASSADOR_TEST_TOKEN", raising=False)
+    loaded = load_string(
+        "version: 1\nlisten: 127.0.0.1:80\nroutes: [{name: r, to: u}]\nupstreams:\n"
+        "  u: {endpoints: [http://127.0.0.1:1], auth: {basic: {user: a, password: env:AMBASSADOR_TEST_TOKEN}}}"
+    )
+    assert [warning.path for warning in loaded.warnings] == ["upstreams.u.auth.basic.password"]

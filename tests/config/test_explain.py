@@ -155,6 +155,17 @@ def test_lines_tell_what_would_be_done() -> None:
     assert texts == ["request: remove b, set x-id: {param.id}", "response: add c: d"]
 
 
+def test_credential_is_told_of_and_never_shown() -> None:
+    config = load_text(
+        "version: 1\nlisten: 127.0.0.1:80\n"
+        "upstreams: {u: {endpoints: [http://127.0.0.1:1], auth: {bearer: env:HOME}}}\nroutes: [{name: r, to: u}]"
+    )
+    lines = {line.what: line for line in explain(config, "GET", "/").lines}
+    assert lines["credential"].key == "upstreams.u.auth"
+    assert lines["credential"].text.startswith("a bearer token; ")
+    assert "HOME" not in lines["credential"].text
+
+
 def test_budget_of_retries_that_is_shared_is_said_to_be() -> None:
     config = load_text(
         "version: 1\nlisten: 127.0.0.1:80\n"

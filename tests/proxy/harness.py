@@ -194,7 +194,7 @@ class Plane:
         self.counts = Counts()
         self.lane = lane
         self.clients = clients
-        lasting = Lasting(lane)
+        self.lasting = lasting = Lasting(lane)
         self.breakers, self.bulkheads = lasting.breakers, lasting.bulkheads
         table = compile_table(
             load_text(config),

@@ -697,6 +697,35 @@ def test_head_is_remembered_with_all_that_a_route_may_go_by() -> None:
     assert [line["route"] for line in seen.lines] == ["r", "q", "h"] * 3
 
 
+AUTHED = (
+    "version: 1\nlisten: 127.0.0.1:80\nupstreams:\n"
+    f"  u: {{endpoints: ['{URL}'], auth: {{allow_plaintext: true, KIND}}}}\n"
+    "routes: [{name: r, to: u}]"
+)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["bearer: env:KEY", "basic: {user: a, password: env:KEY}", "header: {name: X-Key, value: env:KEY}"],
+)
+def test_credential_is_put_in_both_ways(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setenv("KEY", "k3y")
+    setting = Setting(AUTHED.replace("KIND", kind))
+    fields = (b"", b"Authorization: theirs\r\n", b"A: b\r\nX_KEY: theirs\r\nx-key: theirs\r\nC: d\r\n")
+    requests = [GET[:-2] + field + b"\r\n" for field in fields] + [POST]
+    steps = [step for request in requests for _ in range(2) for step in (sends(request), answers(OK))]
+    assert_same(setting, *WARM, *steps, passes(1.0), *steps)
+    _, rides = play(setting, [*WARM, *steps])
+    assert (rides.exchanges, rides.handed_over) == (1, 1)
+
+
+def test_credential_that_is_not_there_is_missed_in_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KEY", raising=False)
+    setting = Setting(AUTHED.replace("KIND", "bearer: env:KEY"))
+    seen = assert_same(setting, sends(GET), sends(GET), passes(1.0), sends(POST))
+    assert [line["code"] for line in seen.lines] == ["credential_unavailable"] * 3
+
+
 def test_memory_of_heads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ambassador.proxy.express, "_REMEMBERED", 16)
     sizes: list[int] = []

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import cache
 from math import ceil
+
+from msgspec import inspect
 
 from ambassador.config.breakers import contents_by_upstream
 from ambassador.config.discover import Discover
-from ambassador.config.read import Part
+from ambassador.config.read import Items, Part
 from ambassador.config.schema import Config, Match, Route, Upstream
 from ambassador.config.units import format_duration, format_rate
 from ambassador.proxy.content import CONTENT
 from ambassador.proxy.policies import breaker, limit
 from ambassador.proxy.policies.retry import IDEMPOTENT
+from ambassador.settings import Section
 
 _FULL_USE_S = 0.05
 """A smaller burst is gone before a worker is asked again (`state.holding`: the pace when tokens are scarce)."""
 
 _LONG_WAIT_S = 60.0
-
-_SECRETS = {"admin": ("token",), "state": ("password", "sentinel_password", "secret_key")}
 
 
 def warn(
@@ -54,7 +56,9 @@ def warn(
     for name, part in upstreams.items():
         _warn_of_source(config.upstreams[name].discover, part)
     _warn_of_shadows(matches)
-    _warn_of_secrets(document)
+    for holder in (document, *upstreams.values()):
+        if holder is not None:
+            _warn_of_secrets(holder)
     if not whole:
         return
     _warn_of_unused(config, upstreams)
@@ -205,9 +209,6 @@ def _warn_of_source(source: Discover | None, part: Part) -> None:
     if source.file is not None and not os.access(source.file, os.R_OK):
         node, path = within.place("file")
         node.report(path, f"'{source.file}' cannot be read here", level="warning")
-    inner = within.values.get("kubernetes")
-    if source.kubernetes is not None and isinstance(inner, Part) and source.kubernetes.token is not None:
-        _warn_of_secret(source.kubernetes.token, inner, "token")
 
 
 def _warn_of_unused(config: Config, upstreams: dict[str, Part]) -> None:
@@ -220,13 +221,32 @@ def _warn_of_unused(config: Config, upstreams: dict[str, Part]) -> None:
             )
 
 
-def _warn_of_secrets(document: Part | None) -> None:
-    for section, keys in _SECRETS.items():
-        part = document.values.get(section) if document is not None else None
-        for key in keys:
-            secret = part.values.get(key) if isinstance(part, Part) else None
-            if isinstance(part, Part) and isinstance(secret, str):
-                _warn_of_secret(secret, part, key)
+def _warn_of_secrets(part: Part) -> None:
+    """Of all in it, and in what is inside it."""
+    secrets = frozenset[str]() if part.section is None else _secrets(part.section)
+    for key, value in part.values.items():
+        if isinstance(value, Part):
+            _warn_of_secrets(value)
+        elif isinstance(value, Items):
+            for inner in value.values:
+                if isinstance(inner, Part):
+                    _warn_of_secrets(inner)
+        elif key in secrets and isinstance(value, str):
+            _warn_of_secret(value, part, key)
+
+
+@cache
+def _secrets(section: type[Section]) -> frozenset[str]:
+    """The keys of a section that name a secret."""
+    info = inspect.type_info(section)
+    assert isinstance(info, inspect.StructType)
+    return frozenset(field.encode_name for field in info.fields if _is_secret(field.type))
+
+
+def _is_secret(info: inspect.Type) -> bool:
+    if isinstance(info, inspect.UnionType):
+        return any(map(_is_secret, info.types))
+    return isinstance(info, inspect.Metadata) and (info.extra or {}).get("form") == "secret"
 
 
 def _warn_of_secret(secret: str, part: Part, key: str) -> None:

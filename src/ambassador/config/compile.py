@@ -16,6 +16,7 @@ from msgspec import structs
 
 from ambassador.config import schema
 from ambassador.config.breakers import breakers_of, contents_by_upstream, scopes_by_upstream
+from ambassador.config.credentials import compile_credential, needs_guard
 from ambassador.config.discover import own_host
 from ambassador.config.schema import PathRegex
 from ambassador.proxy import limit_keys
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
     from ambassador.config.discover import Found
     from ambassador.proxy.breakers import Breakers
+    from ambassador.proxy.credentials import Means
     from ambassador.proxy.lane import Lane
     from ambassador.proxy.plan import AdmitHook, RouteMetrics, ShapeHook
     from ambassador.proxy.policies import breaker
@@ -112,7 +114,9 @@ def compile_steps(
     upstreams: dict[str, Upstream] = {}
     zone = own_zone(config, os.environ)
     for name, upstream in config.upstreams.items():
-        upstreams[name] = _upstream(name, upstream, lane, addresses, limits=limits, zone=zone)
+        upstreams[name] = _upstream(
+            name, upstream, lane, addresses, limits=limits, zone=zone, means=lasting.means
+        )
         yield
     takers = _takers(config, upstreams, lane)
     for each in found:
@@ -317,8 +321,9 @@ def _upstream(
     *,
     limits: _Limits,
     zone: str,
+    means: Means,
 ) -> Upstream:
-    endpoints = [_endpoint(each, config.connections, lane, addresses) for each in config.endpoints]
+    endpoints = [_endpoint(each, config, lane, addresses) for each in config.endpoints]
     quota = limits.of_upstream(name, config)
     return Upstream(
         name,
@@ -326,6 +331,7 @@ def _upstream(
         random.random,
         lane,
         charge=None if quota is None else quota.hook(),
+        credential=None if config.auth is None else compile_credential(config.auth, name, means),
         balance=CHOICES[config.balance](),
         key=None if config.hash is None else key_reader(config.hash),
         zone=zone if config.zone_aware else "",
@@ -366,7 +372,7 @@ def _take(
     for server in servers:
         endpoint = known.get(server.url)
         if endpoint is None:
-            endpoint = _endpoint(schema.Endpoint(url=server.url), config.connections, lane, addresses)
+            endpoint = _endpoint(schema.Endpoint(url=server.url), config, lane, addresses)
             if host is not None:
                 endpoint.authority = host.encode("ascii")
         endpoint.weight, endpoint.zone, endpoint.priority = server.weight, server.zone, server.priority
@@ -396,10 +402,11 @@ class _Endpoint(Endpoint):
 
 def _endpoint(
     config: schema.Endpoint,
-    connections: schema.Connections,
+    upstream: schema.Upstream,
     lane: Lane,
     addresses: Mapping[str, Sequence[str]],
 ) -> Endpoint:
+    connections = upstream.connections
     path, host, port = None, "", "0"
     if config.url.startswith("unix:"):
         path = config.url.removeprefix("unix:")
@@ -413,6 +420,7 @@ def _endpoint(
         weight=config.weight,
         zone=config.zone or "",
         priority=config.priority,
+        guarded=needs_guard(upstream.auth, config.url),
     )
     if path is None and endpoint.host in addresses:
         endpoint.resolve(addresses[endpoint.host])

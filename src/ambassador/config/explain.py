@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from msgspec import Struct
 
+from ambassador.config import credentials
 from ambassador.config.breakers import upstream_breakers
 from ambassador.config.discover import own_host, source_name
 from ambassador.config.schema import (
@@ -255,6 +256,8 @@ def _forwarding_lines(config: Config, route: Route, to: str, request: Request) -
     if route.cache is not None:
         yield _cache_line(route.cache, request)
     yield _upstream_line(to, upstream, config.zone)
+    if upstream.auth is not None:
+        yield _credential_line(to, upstream.auth)
     yield from _limit_lines(upstream.limit, f"upstreams.{to}.limit")
     yield _timeout_line(route.timeout, request)
     yield _retry_line(route.retry, request)
@@ -389,6 +392,11 @@ def _endpoint_text(endpoint: Endpoint, upstream: Upstream) -> str:
     if upstream.zone_aware and endpoint.zone:
         notes.append(f"zone {endpoint.zone}")
     return f"{endpoint.url} ({', '.join(notes)})" if notes else endpoint.url
+
+
+def _credential_line(upstream: str, auth: credentials.Auth) -> Line:
+    text = f"{credentials.describe(auth)}; what the client sends under the same name is dropped"
+    return Line(what="credential", text=text, key=f"upstreams.{upstream}.auth")
 
 
 def _timeout_line(timeout: Timeout, request: Request) -> Line:

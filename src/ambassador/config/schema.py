@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from msgspec import Meta, field
 
+from ambassador.config.credentials import Auth, goes_bare
 from ambassador.config.discover import Discover, Kubernetes
 from ambassador.config.units import format_duration
 from ambassador.proxy import key_files, overload
@@ -61,6 +62,7 @@ from ambassador.state.bridge import ANSWER_WITHIN_S as STATE_ANSWERS_WITHIN_S
 
 __all__ = [
     "Admin",
+    "Auth",
     "Config",
     "Connections",
     "Defaults",
@@ -260,12 +262,17 @@ def _shared_names(limits: tuple[limit.Config, ...] | None) -> Iterator[tuple[str
         seen.add(each.label)
 
 
+_BARE = (
+    "is plaintext HTTP to another host, over which the credential of 'auth' is not sent; 'allow_plaintext: true' in"
+    " 'auth' lets it"
+)
+
+
 class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A service: one or more endpoints that do the same."""
 
     later: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "protocol": ("auto", "http1"),
-        "auth": (),
     }
 
     endpoints: Annotated[tuple[Endpoint, ...], Meta(extra={"form": "endpoints"})] = ()
@@ -298,6 +305,9 @@ class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """TLS with the endpoints: with those whose URL is `https`, and with all that `discover` finds by `dns`, `srv` or
     `kubernetes`. Unset: `https` endpoints are verified by the system's authorities."""
 
+    auth: Auth | None = None
+    """What every attempt is given to prove who sends it. Unset: only what clients send."""
+
     limit: Limits | None = None
     """A quota of the remote service, or a list of them: every attempt is charged, retries too, directly before its
     first byte."""
@@ -322,6 +332,9 @@ class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             yield None, "needs one of 'endpoints' and 'discover'"
         if self.endpoints and self.discover is not None:
             yield "discover", "is in place of 'endpoints', and both are there"
+        for number, endpoint in enumerate(self.endpoints):
+            if goes_bare(self.auth, endpoint.url):
+                yield f"endpoints.{number}", _BARE
         yield from _shared_names(self.limit)
         if self.breaker is not None and self.breaker.scope == "route":
             yield "breaker", "'scope: route' belongs to the breaker of a route"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 from ambassador.config import schema
-from ambassador.control.secret import SecretError, read_secret
+from ambassador.secret import SecretError, read_secret
 from ambassador.state.protocol import Answer, Operation, StoreLost
 from ambassador.state.redis import RedisStore
 from ambassador.state.store_thread import Subscription

@@ -14,11 +14,11 @@ from ambassador.control.host import Unsupported, check_platform
 from ambassador.control.incarnation import WORKER_MODULE
 from ambassador.control.logs import log_to_stderr
 from ambassador.control.places import Unusable
-from ambassador.control.secret import SecretError
 from ambassador.control.signals import obey_signals
 from ambassador.control.slots import BindError
 from ambassador.control.socket_path import UnsafeDirectory
 from ambassador.control.supervisor import Announcement, Supervisor
+from ambassador.secret import SecretError
 
 Announce = Callable[[Announcement], str]
 """What to print when clients are served."""

@@ -46,7 +46,6 @@ from ambassador.control.places import Unusable, blaming, told
 from ambassador.control.provision import Equipment
 from ambassador.control.reload import LastReload, Reload
 from ambassador.control.roll import Replica, decode_roll
-from ambassador.control.secret import SecretError, read_secret
 from ambassador.control.slots import BindError
 from ambassador.control.state_watch import StateWatch
 from ambassador.control.status import (
@@ -63,6 +62,7 @@ from ambassador.control.sums import UpstreamStatus, UpstreamSums
 from ambassador.control.turns import Turns
 from ambassador.observe.families import Figures, Traffic
 from ambassador.proxy.limit_keys import LimitStatus
+from ambassador.secret import SecretError, read_secret
 
 _OUTPUT_TIMEOUT_S = 1.0
 _ADMIN_MOVES_AFTER_S = 1.0  # an answer that is under way on the old address

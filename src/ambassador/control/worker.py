@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
@@ -36,6 +37,7 @@ from ambassador.control.sums import ConnectionCounts, EndpointStatus, UpstreamSt
 from ambassador.observe.access_log import AccessLog
 from ambassador.observe.metrics import NO_NAME, BlockKey, LimitMetrics, Page, RouteMetrics, decode_blocks
 from ambassador.proxy.breakers import Breakers
+from ambassador.proxy.credentials import Means
 from ambassador.proxy.http1_parser import Limits
 from ambassador.proxy.lane import Lane
 from ambassador.proxy.lasting import Lasting
@@ -48,12 +50,14 @@ from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.health import Marks
 from ambassador.proxy.upstream.outlier import Outliers
 from ambassador.proxy.upstream.upstream import Upstream
+from ambassador.secret import Secrets
 from ambassador.state.protocol import Roll
 from ambassador.state.store_thread import Store
 
 _YOUNG_OBJECTS = 20_000
 _STATE_WITHIN_S = 0.5  # a worker that is to count with others waits so long for their store before it serves
 _FEW_KEYS = 2000  # of a limit: to find the busiest among them takes 0.5 ms
+_SECRETS_EVERY_S = 1.0  # a secret that was replaced is in use so soon
 _LOG_TIMEOUT_S = 1.0  # to write the last lines, at the end
 
 
@@ -95,6 +99,7 @@ class WorkerPlane:
         lane: Lane,
         *,
         scopes: WorkerScopes,
+        means: Means,
     ) -> None:
         self._page = page
         self._scopes = scopes
@@ -116,6 +121,7 @@ class WorkerPlane:
             bulkheads=Bulkheads(lane, holder=me),
             marks=Marks(start.brief.unhealthy),
             outliers=Outliers(lane, log=log, tells=start.slot == 0),
+            means=means,
         )
         table = compile_table(
             config,
@@ -490,6 +496,21 @@ def _settle_garbage() -> None:
     gc.set_threshold(_YOUNG_OBJECTS, 10, 10)
 
 
+def _quiet() -> logging.Logger:
+    """For workers that would repeat what the first one says."""
+    log = logging.getLogger("ambassador.quiet")
+    log.disabled = True
+    return log
+
+
+async def _keep_current(kept: Secrets) -> None:
+    """Read secrets again, for ever: in a thread, since a mount may hang."""
+    while True:
+        await trio.sleep(_SECRETS_EVERY_S)
+        if kept.has_files:
+            await trio.to_thread.run_sync(kept.refresh, abandon_on_cancel=True)
+
+
 def _open_fleet(state: schema.State) -> Store:
     try:
         from ambassador.control.fleet import FleetStore  # noqa: PLC0415 - 50 ms that only those pay who need it
@@ -517,7 +538,10 @@ async def open_plane(
             started=start.started,
             open_remote=_open_fleet,
         )
-        plane = WorkerPlane(start, config, page, log_fd, lane, scopes=scopes)
+        secrets_kept = Secrets(None if start.slot == 0 else _quiet())
+        outer.start_soon(_keep_current, secrets_kept)
+        means = Means(secrets_kept, time.time)
+        plane = WorkerPlane(start, config, page, log_fd, lane, scopes=scopes, means=means)
         await scopes.wait_up(_STATE_WITHIN_S)
         _settle_garbage()
         try:

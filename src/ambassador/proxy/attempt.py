@@ -14,12 +14,18 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from ambassador.errors import ConnectFailed, UpstreamError, UpstreamReset, UpstreamTimeout
+from ambassador.errors import (
+    ConnectFailed,
+    CredentialUnavailable,
+    UpstreamError,
+    UpstreamReset,
+    UpstreamTimeout,
+)
 from ambassador.messages import RequestHead
 from ambassador.proxy.content import CONTENT, NOTHING
 from ambassador.proxy.fields import tokens
 from ambassador.proxy.forwarding import deadline_fields
-from ambassador.proxy.lane import BROKEN, HANGUP, READ, WRITE
+from ambassador.proxy.lane import BROKEN, HANGUP, READ, WRITE, TimedOut
 from ambassador.proxy.policies.breaker import Refusal, Ticket, closed, enter, guards_of, settle
 from ambassador.proxy.policies.retry import IDEMPOTENT
 from ambassador.proxy.transfer import ClientGone
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
 
     from ambassador.messages import Fields, Request, ResponseHead
     from ambassador.proxy.attempts import Attempts
+    from ambassador.proxy.credentials import Credential
     from ambassador.proxy.lane import Link
     from ambassador.proxy.plan import RoutePlan
     from ambassador.proxy.upstream.endpoint import Endpoint
@@ -84,6 +91,8 @@ class Attempt:
         if connection is None:
             upstream, endpoint = plan.upstream, self.endpoint
             assert upstream is not None
+            if upstream.credential is not None:
+                await self._have(upstream.credential)
             if upstream.cooldown is not None or plan.gates or endpoint.gate is not None:
                 await self._enter()
             connection = endpoint.pool.take()
@@ -104,6 +113,27 @@ class Attempt:
             exchange.paid = True
             return await self._on_new()
         return connection
+
+    async def _have(self, credential: Credential) -> None:
+        """Have in hand what the upstream will be shown. Raises `CredentialUnavailable`: no attempt was made then."""
+        exchange = self._exchange
+        transfer = exchange.transfer
+        try:
+            if self.endpoint.withheld and not self.endpoint.addresses:
+                raise credential.unavailable("is not sent over plaintext HTTP")
+            fetched = credential.ready(exchange.request)
+            if fetched is None:
+                return
+            exchange.client.rest_until = transfer.attempt_deadline
+            try:
+                await fetched
+            except TimedOut:
+                raise transfer.missed() from None
+            finally:
+                exchange.client.rest_until = inf
+        except CredentialUnavailable:
+            exchange.attempts -= 1
+            raise
 
     async def _enter(self) -> None:
         """Ask the cool-down and the breakers. Raises `BreakerOpen`: no attempt was made then."""
@@ -212,6 +242,8 @@ class Attempt:
         now = exchange.lane.now
         if plan.cannot_finish(exchange.transfer.deadline - now, now):
             return False
+        if upstream.credential is not None and not is_in_hand(upstream.credential, exchange.request):
+            return False
         if upstream.cooldown is not None and upstream.cooldown.left(exchange.request.passing, endpoint) > 0:
             return False
         if plan.gates or endpoint.gate is not None:
@@ -304,6 +336,9 @@ class Attempt:
             head.sized = False
         if b"te" in request.special:
             head.takes_trailers = b"trailers" in tokens(request.special[b"te"])
+        assert plan.upstream is not None
+        if plan.upstream.credential is not None:
+            plan.upstream.credential.put(request, head, self.endpoint)
         exchange.paid = False
         exchange.transfer.start(connection, head)
 
@@ -406,6 +441,15 @@ class Attempt:
                 connection.release()
             else:
                 connection.close()
+
+
+def is_in_hand(credential: Credential, request: Request) -> bool:
+    """Whether an attempt can be made with it at once. Raises `CredentialUnavailable`."""
+    fetched = credential.ready(request)
+    if fetched is None:
+        return True
+    fetched.close()  # type: ignore[attr-defined]  # a coroutine that was never begun
+    return False
 
 
 def reason_of(error: UpstreamError) -> str:

@@ -57,6 +57,8 @@ class Attempts:
     _tried: tuple[Endpoint, ...] = ()
     _caller_at = inf
     _hedged = False
+    _renewed = False
+    """The upstream's credential was fetched again because of a 401."""
     _upstream_s = 0.0
     _is_final = False
     """Another attempt would have been made, and is ruled out: nobody in front should make it either."""
@@ -109,6 +111,11 @@ class Attempts:
                 found = self.attempt.found
                 if head.status not in plan.failing and not found:
                     return connection, False
+                if head.status == 401 and self._renews(plan):
+                    self._count(plan, "401")
+                    plan.metrics.retry("401")
+                    self._leave(kept=transfer.upload_done)
+                    continue
                 outcome = STATUS_TEXT[head.status]
                 reason = outcome if retry is None else retry.reason(outcome, found)
             delay = self._retry_delay(plan, reason)
@@ -125,6 +132,17 @@ class Attempts:
             plan.metrics.retry(reason)
             self._leave(kept=transfer.upload_done)
             await self._sleep(delay)
+
+    def _renews(self, plan: RoutePlan) -> bool:
+        """Whether the upstream is asked once more, with a fresh credential: it did not act on what it refused."""
+        credential = None if plan.upstream is None else plan.upstream.credential
+        if credential is None or self._renewed or not self.transfer.replayable:
+            return False
+        now = self.lane.now
+        if plan.cannot_finish(self.transfer.deadline - now, now):
+            return False
+        self._renewed = True
+        return credential.refused(self.request)
 
     def _count_on_budget(self, retry: RetryPolicy | None) -> None:
         """A first attempt earns a part of a retry. Of a request that is a retry of somebody in front, it is one."""

@@ -79,7 +79,18 @@ class _Refusal:
 class Known:
     """The head of a plain request, and all that was worked out for it."""
 
-    __slots__ = ("has_ids", "host", "plan", "refusal", "request", "size", "start", "table", "upstream")
+    __slots__ = (
+        "has_ids",
+        "host",
+        "lines",
+        "plan",
+        "refusal",
+        "request",
+        "size",
+        "start",
+        "table",
+        "upstream",
+    )
 
     def __init__(self, request: Request, table: Table, plan: RoutePlan) -> None:
         assert plan.upstream is not None
@@ -93,6 +104,11 @@ class Known:
         if request.query is not None:
             path = b"%b?%b" % (path, request.query)
         self.start = b"%b %b HTTP/1.1\r\nhost: " % (request.method.encode(), path)
+        assert request.lines is not None
+        self.lines = request.lines
+        """What passes, but for the fields in whose place the upstream's credential is."""
+        if plan.credential is not None:
+            self.lines = wire_lines(plan.credential.others(request.passing))
         self.host = request.authority if plan.keep_host else plan.host
         """What is sent as Host; None or empty: the endpoint's own."""
         self.refusal: _Refusal | None = None
@@ -189,6 +205,8 @@ async def ride(client: ClientConnection) -> Exchange | None:
                     await _refuse(client, known, trace, request_id, refusal)
                     continue
                 return _board(client, known, request, trace, verdict=verdict)
+        if plan.ending_at != now and not plan.end_heads(now, service.wall_s()):
+            return _board(client, known, request or _request(client, known, body, request_id), trace)
         if upstream.key is None:
             endpoint = upstream.only or upstream.pick_or_none()
         else:
@@ -222,9 +240,7 @@ async def ride(client: ClientConnection) -> Exchange | None:
                 return exchange
         if known is not previous:
             previous = known
-            forwarding = _forwarding_lines(client, known.request)
-        if plan.deadline_at != now:
-            plan.set_deadline(now, service.wall_s())
+            forwarding = _forwarding_lines(client, known)
         if plan.retry is not None:
             plan.retry.budget.deposit(now)
         service.inflight += 1
@@ -232,7 +248,7 @@ async def ride(client: ClientConnection) -> Exchange | None:
         host = known.host or endpoint.authority
         connection.begin(
             strand,
-            b"".join((known.start, host, forwarding, request_id, _PARENT, parent, plan.deadline, body)),
+            b"".join((known.start, host, forwarding, request_id, _PARENT, parent, plan.ending, body)),
         )
         up = connection.link
         count = 0
@@ -418,6 +434,7 @@ def _learn(client: ClientConnection, head: bytes, size: int) -> Known | None:
         if (
             plan.upstream is None
             or plan.upstream.cooldown is not None
+            or (plan.credential is not None and plan.credential.varies)
             or plan.content is not None
             or plan.shape_request
             or plan.shape_response
@@ -440,11 +457,11 @@ def _learn(client: ClientConnection, head: bytes, size: int) -> Known | None:
     return known
 
 
-def _forwarding_lines(client: ClientConnection, request: Request) -> bytes:
+def _forwarding_lines(client: ClientConnection, known: Known) -> bytes:
     """What goes upstream between the host and the request id."""
-    assert request.lines is not None
+    request = known.request
     fields = [*client.peer.fields(request), (b"via", client.listener.service.via.extend(request))]
-    return b"\r\n%b%bx-request-id: " % (request.lines, wire_lines(fields))
+    return b"\r\n%b%bx-request-id: " % (known.lines, wire_lines(fields))
 
 
 class _Log:

@@ -6,14 +6,17 @@ that table is served (`install`, by `service.Table.begin`): one that is only pre
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from ambassador.proxy.breakers import Breakers
+from ambassador.proxy.credentials import Means
 from ambassador.proxy.policies.concurrency import Bulkheads
 from ambassador.proxy.policies.cooldown import Cooldowns
 from ambassador.proxy.shelf import Shelves
 from ambassador.proxy.upstream.health import Marks
 from ambassador.proxy.upstream.outlier import Outliers
+from ambassador.secret import Secrets
 
 if TYPE_CHECKING:
     from ambassador.proxy.lane import Lane
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 class Lasting:
     """The lasting parts of one worker. What is not given is made: one for a worker that is alone."""
 
-    __slots__ = ("breakers", "bulkheads", "cooldowns", "marks", "outliers", "shelves")
+    __slots__ = ("breakers", "bulkheads", "cooldowns", "marks", "means", "outliers", "shelves")
 
     def __init__(
         self,
@@ -33,6 +36,7 @@ class Lasting:
         cooldowns: Cooldowns | None = None,
         marks: Marks | None = None,
         outliers: Outliers | None = None,
+        means: Means | None = None,
     ) -> None:
         self.breakers = breakers or Breakers(lane)
         self.bulkheads = bulkheads or Bulkheads(lane)
@@ -40,5 +44,7 @@ class Lasting:
         self.marks = marks or Marks()
         """What the supervisor's health checks have found."""
         self.outliers = outliers or Outliers(lane)
+        self.means = means or Means(Secrets(), time.time)
+        """What credentials are made with."""
         self.shelves = Shelves()
         """The answers that routes keep."""

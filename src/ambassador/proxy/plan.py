@@ -77,7 +77,7 @@ class RoutePlan:
     """One route. `upstream` is None where `admit` always answers (redirect, respond)."""
 
     __slots__ = (
-        "admit", "answer_within_s", "cache", "content", "deadline", "deadline_at", "elsewhere", "failing", "fallback", "gates", "hedge", "host",
+        "admit", "answer_within_s", "cache", "content", "credential", "elsewhere", "ending", "ending_at", "failing", "fallback", "gates", "hedge", "host",
         "keep_host", "keeps", "limit", "map_location", "metrics", "name", "retry", "rewrite", "shape_request", "shape_response", "soonest", "spoils", "timeouts", "upstream",
     )  # fmt: skip
 
@@ -110,9 +110,9 @@ class RoutePlan:
         self.timeouts = timeouts
         self.answer_within_s = min(timeouts.total, timeouts.per_try, timeouts.first_byte, timeouts.total_body)
         """How long a first attempt may wait for the head of its answer."""
-        self.deadline_at = -1.0
-        self.deadline = b""
-        """What ends the head of a plain request that began at `deadline_at`."""
+        self.ending_at = -1.0
+        self.ending = b""
+        """What ends the head of a plain request that began at `ending_at`: its deadline, the upstream's credential."""
         self.retry = retry
         self.fallback = fallback
         """What to do when all attempts failed."""
@@ -127,6 +127,9 @@ class RoutePlan:
         """Statuses with which an answer is perhaps not the one to give."""
         if fallback is not None:
             self.failing |= fallback.statuses
+        self.credential = None if upstream is None else upstream.credential
+        if self.credential is not None and self.credential.renewable:
+            self.failing |= {401}
         self.metrics = metrics
         self.admit = admit
         self.limit = limit
@@ -159,10 +162,18 @@ class RoutePlan:
             return bool(self.spoils)
         return self.cache is not None or (self.fallback is not None and self.fallback.last_good is not None)
 
-    def set_deadline(self, now: float, wall_s: float) -> None:
-        """Work out `deadline` for requests that begin now: one line for all of a batch of the lane."""
-        self.deadline_at = now
+    def end_heads(self, now: float, wall_s: float) -> bool:
+        """Work out `ending` for requests that begin now: the same for all of a batch of the lane. False: the upstream's
+        credential is not in hand.
+        """
+        credential = b""
+        if self.credential is not None:
+            line = self.credential.line(now)
+            if line is None:
+                return False
+            credential = line
+        self.ending_at = now
         total = self.timeouts.total
-        self.deadline = (
-            b"\r\n\r\n" if total == inf else b"\r\nx-request-deadline: %.3f\r\n\r\n" % (wall_s + total)
-        )
+        deadline = b"" if total == inf else b"\r\nx-request-deadline: %.3f" % (wall_s + total)
+        self.ending = b"%b%b\r\n\r\n" % (deadline, credential)
+        return True

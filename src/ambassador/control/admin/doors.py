@@ -10,9 +10,9 @@ from ambassador.config.schema import Admin
 from ambassador.config.words import is_loopback, split_address
 from ambassador.control.admin import http
 from ambassador.control.admin.rules import Door, refusal
-from ambassador.control.secret import SecretError, read_secret
 from ambassador.control.slots import BindError, bind_error, url_of
 from ambassador.control.unix_socket import InUse, NamedSocket
+from ambassador.secret import SecretError, read_secret
 
 _BACKLOG = 128
 

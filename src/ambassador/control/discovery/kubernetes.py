@@ -33,7 +33,7 @@ from ambassador.control.discovery.slices import (
     merge,
 )
 from ambassador.control.http_client import CallFailed, Header, Incoming, get
-from ambassador.control.secret import SecretError, read_secret
+from ambassador.secret import SecretError, read_secret
 
 T = TypeVar("T")
 

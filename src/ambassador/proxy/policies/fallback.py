@@ -13,7 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from ambassador.errors import BreakerOpen, ConnectFailed, Limited, NoEndpoint, Overloaded, UpstreamError
+from ambassador.errors import (
+    BreakerOpen,
+    ConnectFailed,
+    CredentialUnavailable,
+    Limited,
+    NoEndpoint,
+    Overloaded,
+    UpstreamError,
+)
 from ambassador.proxy import freshness
 from ambassador.proxy.shelf import Kept, Key
 
@@ -25,12 +33,12 @@ if TYPE_CHECKING:
 FAILED: Final = frozenset({500, 502, 503, 504})
 """Answers that a fallback is better than, whatever the route retries."""
 
-FAILURES: Final = (UpstreamError, BreakerOpen, Overloaded)
+FAILURES: Final = (UpstreamError, BreakerOpen, Overloaded, CredentialUnavailable)
 """How attempts fail that a fallback is for. Not `Limited`: a quota of the upstream is meant to be felt."""
 FAILURES_ELSEWHERE: Final = (*FAILURES, Limited)
 """How the attempt at the other upstream fails."""
 
-_UNSEEN: Final = (ConnectFailed, NoEndpoint, BreakerOpen, Overloaded)
+_UNSEEN: Final = (ConnectFailed, NoEndpoint, BreakerOpen, Overloaded, CredentialUnavailable)
 _REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})  # RFC 9110 9.2.2
 
 

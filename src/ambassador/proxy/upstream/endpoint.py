@@ -59,9 +59,9 @@ class Endpoint:
     """
 
     __slots__ = (
-        "added_at", "addresses", "authority", "ejected_until", "failing", "failures", "gate", "healthy", "host",
+        "added_at", "addresses", "authority", "ejected_until", "failing", "failures", "gate", "guarded", "healthy", "host",
         "inflight", "level", "mean_s", "outlier", "panic", "path", "paused_until", "peak_s", "pool", "port", "priority",
-        "sampled_at", "share", "url", "weight", "why", "zone",
+        "sampled_at", "share", "url", "weight", "why", "withheld", "zone",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +75,7 @@ class Endpoint:
         zone: str = "",
         priority: int = 0,
         added_at: float = -inf,
+        guarded: bool = False,
     ) -> None:
         self.url = url
         self.host = host
@@ -85,6 +86,9 @@ class Endpoint:
         """Its weight for now: less while it starts slowly."""
         self.zone = zone
         self.priority = priority
+        self.guarded, self.withheld = guarded, False
+        """Only loopback addresses are dialled: what it is sent is not for others to see, and it is plaintext. And
+        whether the name has others, which are not used."""
         self.added_at = added_at
         """When it came, or came back: from then on `slow_start` counts. -inf: it was always there."""
         self.healthy = True
@@ -187,13 +191,26 @@ class Endpoint:
     def resolve(self, addresses: Sequence[str]) -> None:
         """Set the IP addresses that the name has now; what is not an address is passed over."""
         found: list[Address] = []
+        self.withheld = False
         for text in addresses:
             try:
                 address = ipaddress.ip_address(text.strip("[]"))
             except ValueError:
                 continue
-            if address.version == 4:
+            if self.guarded and not is_loopback(text):
+                self.withheld = True
+            elif address.version == 4:
                 found.append((socket.AF_INET, (str(address), self.port)))
             else:
                 found.append((socket.AF_INET6, (str(address), self.port, 0, 0)))
         self.addresses = tuple(found)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this is an address of loopback; a name is none, nor is an IPv6 address with a zone."""
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return address.is_loopback if mapped is None else bool(mapped.is_loopback)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from ambassador.messages import Request
+    from ambassador.proxy.credentials import Credential
     from ambassador.proxy.policies.cooldown import Cooldown
     from ambassador.proxy.upstream.balance import Choice
     from ambassador.proxy.upstream.endpoint import Endpoint
@@ -37,7 +38,7 @@ class Upstream:
 
     __slots__ = (
         "__weakref__", "_choice", "_clock", "_due", "_followers", "_pair", "_random", "_slow_start_s", "_standing",
-        "_tiers", "_unwell", "_well", "_zone", "charge", "cooldown", "endpoints", "key", "measured",
+        "_tiers", "_unwell", "_well", "_zone", "charge", "cooldown", "credential", "endpoints", "key", "measured",
         "name", "only", "shut",
     )  # fmt: skip
 
@@ -49,6 +50,7 @@ class Upstream:
         clock: Clock | None = None,
         *,
         charge: Callable[[Request], Awaitable[None] | None] | None = None,
+        credential: Credential | None = None,
         balance: Choice | None = None,
         key: Callable[[Request, str], int | None] | None = None,
         zone: str = "",
@@ -58,6 +60,8 @@ class Upstream:
         self.charge = charge
         """Charges an attempt to the upstream's own limits, directly before its first byte: as an ADMIT hook. None: it
         has none."""
+        self.credential = credential
+        """What it is shown with each attempt. None: nothing but what clients send."""
         self.key = key
         """What gives the hash of what should stay together, of a request and its client's address (`ring_hash`)."""
         self._followers: list[Callable[[Upstream], None]] = []
@@ -151,6 +155,8 @@ class Upstream:
         used = any(endpoint in tier.endpoints for tier in self._tiers)
         if not endpoint.addresses:
             why = "the name has no address"
+            if endpoint.withheld:
+                why = "credentials are not sent over plaintext HTTP but to loopback addresses, of which it has none"
         elif not endpoint.healthy or endpoint.ejected_until > now:
             why = endpoint.why or "unhealthy"
         elif endpoint.paused_until > now:

@@ -1,0 +1,81 @@
+"""What an upstream is shown: `upstreams.X.auth`, of which each kind is a file of `proxy/credentials/`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from ambassador.proxy.credentials import basic, bearer, header
+from ambassador.proxy.upstream.endpoint import is_loopback
+from ambassador.settings import Section
+
+if TYPE_CHECKING:
+    from ambassador.proxy.credentials import Credential, Means
+
+_KINDS: Final[Mapping[str, Any]] = {"bearer": bearer, "basic": basic, "header": header}
+"""The module of each kind: its `credential` makes one, `describe` tells of it."""
+
+
+class Auth(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What requests to this upstream are given to prove who sends them. Exactly one kind is set.
+
+    It takes the place of what clients send under the same name, and goes to no other upstream.
+    """
+
+    later: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(
+        ("oauth2", "exchange", "aws_sigv4", "hmac", "jwt"), ()
+    )
+
+    bearer: bearer.Config | None = None
+    """A token in `Authorization: Bearer`: `bearer: file:/run/secrets/token`."""
+
+    basic: basic.Config | None = None
+    """A user and a password in `Authorization: Basic`."""
+
+    header: header.Config | None = None
+    """A secret in a header of any name."""
+
+    allow_plaintext: bool = False
+    """Whether it may be sent over plaintext HTTP to other hosts. Else it only goes to loopback addresses, unix sockets
+    and over TLS."""
+
+    @property
+    def kind(self) -> str:
+        """Which of the kinds is set."""
+        return next(kind for kind in _KINDS if getattr(self, kind) is not None)
+
+    def conflicts(self) -> Iterator[tuple[str | None, str]]:
+        """No kind, or several."""
+        kinds = [kind for kind in _KINDS if getattr(self, kind) is not None]
+        if not kinds:
+            yield None, f"needs one of {', '.join(repr(kind) for kind in _KINDS)}"
+        for other in kinds[1:]:
+            yield other, f"is a second credential beside '{kinds[0]}', and an upstream has one"
+
+
+def compile_credential(auth: Auth, upstream: str, means: Means) -> Credential:
+    """The credential of the upstream with this name."""
+    kind = auth.kind
+    make: Callable[[Any, str, Means], Credential] = _KINDS[kind].credential
+    return make(getattr(auth, kind), upstream, means)
+
+
+def describe(auth: Auth) -> str:
+    """What it is, for people; never the secret."""
+    told: str = _KINDS[auth.kind].describe(getattr(auth, auth.kind))
+    return told
+
+
+def needs_guard(auth: Auth | None, url: str) -> bool:
+    """Whether the endpoint of this URL may only be reached at loopback addresses."""
+    return auth is not None and not auth.allow_plaintext and url.startswith("http://")
+
+
+def goes_bare(auth: Auth | None, url: str) -> bool:
+    """Whether the credential would travel to this endpoint for everybody on the way to see. Names are believed to be
+    loopback where RFC 6761 says so; where they lead is seen when they are dialled.
+    """
+    if not needs_guard(auth, url):
+        return False
+    host = url.removeprefix("http://").rpartition(":")[0].strip("[]")
+    return not (host == "localhost" or host.endswith(".localhost") or is_loopback(host))

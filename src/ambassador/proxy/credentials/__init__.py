@@ -1,0 +1,149 @@
+"""Credentials: what the ambassador proves to an upstream, put on each attempt last of all.
+
+One kind, one file: its settings as a `Config` Struct, and the `Credential` that is made of them. `upstreams.X.auth`
+names the kind (`config/schema.py`: `Auth`).
+
+The rules that hold here
+- A credential belongs to its upstream: a fallback, another upstream, has its own or none. Nobody follows redirects.
+- It replaces what the client, or the route's `headers`, wrote under the same names, after `Connection` had its say: a
+  client can neither send it nor make it vanish.
+- It is never in an error, a log or a `repr`.
+- Over plaintext HTTP it only goes to loopback addresses and unix sockets, unless `allow_plaintext` is written: an
+  endpoint of such an upstream has no other addresses (`Endpoint.guarded`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from ambassador.errors import CredentialUnavailable
+from ambassador.secret import Secret, SecretError, Secrets
+
+if TYPE_CHECKING:
+    from ambassador.messages import Field, Request, RequestHead
+    from ambassador.proxy.upstream.endpoint import Endpoint
+
+AUTHORIZATION: Final = "authorization"
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class Means(msgspec.Struct, frozen=True):
+    """What credentials are made with; the worker has it."""
+
+    secrets: Secrets
+    wall_s: Callable[[], float]
+    """The time of day, in seconds since 1970."""
+
+
+class Credential:
+    """What one upstream is shown. `upstream` is its name, `names` are those of the fields that it writes."""
+
+    __slots__ = ("_names", "upstream")
+
+    renewable: bool = False
+    """An upstream that answers 401 is asked again where `refused` says so."""
+    varies: bool = True
+    """It is another one for each request; else `line` has it."""
+
+    def __init__(self, upstream: str, names: Sequence[str]) -> None:
+        self.upstream = upstream
+        self._names = frozenset(map(_folded, map(str.encode, names)))
+
+    def ready(self, request: Request) -> Awaitable[None] | None:  # noqa: ARG002 - of those that must fetch something
+        """Have it in hand before an attempt. None: it is. Else to be awaited; it rests by the request's waiter.
+
+        Raises `CredentialUnavailable`, at once or when awaited.
+        """
+        return None
+
+    def put(self, request: Request, head: RequestHead, endpoint: Endpoint) -> None:
+        """Write it into the head of an attempt, in place of all fields of its names; the last thing that shapes the
+        head. Raises `CredentialUnavailable` where `ready` would.
+        """
+        raise NotImplementedError
+
+    def refused(self, request: Request) -> bool:  # noqa: ARG002 - likewise
+        """The upstream answered 401. Whether one more attempt, with a fresh credential, is worth it: asked once for a
+        request.
+        """
+        return False
+
+    def line(self, now: float) -> bytes | None:  # noqa: ARG002 - likewise
+        """What it adds to every request that begins at `now` (the lane's clock): its field, with CRLF before it. None:
+        it is not in hand, or there is none for all requests alike.
+        """
+        return None
+
+    def unavailable(self, why: str = "cannot be read") -> CredentialUnavailable:
+        """The error for whoever asks; `why` must not hold anything secret."""
+        return CredentialUnavailable(f"the credential for upstream {self.upstream} {why}")
+
+    def replace(self, head: RequestHead, *fields: Field) -> None:
+        """Write `fields` into the head, in place of all of this credential's names."""
+        head.fields = [*self.others(head.fields), *fields]
+
+    def others(self, fields: Iterable[Field]) -> list[Field]:
+        """Those of `fields` that do not have its names: in any case, and with `_` for `-`, which CGI and WSGI cannot
+        tell apart.
+        """
+        names = self._names
+        return [field for field in fields if _folded(field[0]) not in names]
+
+
+def _folded(name: bytes) -> bytes:
+    return name.lower().replace(b"_", b"-")
+
+
+class Fixed(Credential):
+    """One field, the same for all requests until a secret that it is made of changes.
+
+    `make` gives its value; it may raise `SecretError`.
+    """
+
+    __slots__ = ("_field", "_line", "_made_of", "_make", "_name", "_secrets")
+
+    varies = False
+
+    def __init__(self, upstream: str, name: str, secrets: Sequence[Secret], make: Callable[[], str]) -> None:
+        super().__init__(upstream, [name])
+        self._name = name.encode()
+        self._secrets = secrets
+        self._make = make
+        self._made_of = -1
+        self._field: Field | None = None
+        self._line = b""
+
+    def ready(self, request: Request) -> None:  # noqa: ARG002
+        """Raises `CredentialUnavailable` while a secret cannot be read, or cannot be a field's value."""
+        self._current()
+
+    def put(self, request: Request, head: RequestHead, endpoint: Endpoint) -> None:  # noqa: ARG002
+        """As `Credential.put`."""
+        self.replace(head, self._current())
+
+    def line(self, now: float) -> bytes | None:  # noqa: ARG002
+        """As `Credential.line`."""
+        try:
+            self._current()
+        except CredentialUnavailable:
+            return None
+        return self._line
+
+    def _current(self) -> Field:
+        made_of = sum(secret.version for secret in self._secrets)  # none of them ever falls
+        if made_of == self._made_of and self._field is not None:
+            return self._field
+        try:
+            value = self._make()
+        except SecretError:
+            raise self.unavailable() from None
+        if _CONTROL.search(value) is not None:
+            raise self.unavailable("cannot be the value of a header")
+        self._made_of = made_of
+        self._field = (self._name, value.encode())
+        self._line = b"\r\n%b: %b" % self._field
+        return self._field

@@ -1,0 +1,122 @@
+"""Secrets by reference: the config names where one is kept, and whoever needs it reads it then.
+
+`read_secret` reads once, for what is needed once (a token at start, a password at each connecting). `Secrets` keeps
+what requests need: each reference is read when it is first asked for, and again by `refresh`, so that a file that was
+replaced is used within a second and without a reload.
+
+The rules that hold here
+- A value is in no `repr`, no log and no error: these have the reference.
+- What was read once stays in force while the file cannot be read or is empty: a mount that is being replaced must not
+  fail requests.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Final
+from weakref import WeakValueDictionary
+
+MOST_BYTES: Final = 1024 * 1024
+"""Of one secret. A key of 16384 bits takes 13 KiB; a device that never ends must not fill the memory."""
+
+
+class SecretError(Exception):
+    """A secret cannot be read; the text never holds it."""
+
+
+def read_secret(reference: str) -> str:
+    """What `env:NAME` or `file:/path` holds now, without white space around it.
+
+    Raises `SecretError` when there is nothing, or more than `MOST_BYTES`.
+    """
+    kind, _, where = reference.partition(":")
+    try:
+        value = os.environ[where] if kind == "env" else _read(Path(where))
+    except (KeyError, OSError, ValueError):
+        raise SecretError(f"{reference}: cannot be read") from None
+    if not value.strip():
+        raise SecretError(f"{reference}: is empty")
+    return value.strip()
+
+
+def _read(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError("too long")
+    return data.decode("utf-8")
+
+
+class Secret:
+    """One secret, as it is now."""
+
+    __slots__ = ("__weakref__", "_problem", "_value", "reference", "version")
+
+    def __init__(self, reference: str) -> None:
+        self.reference = reference
+        """Where it is kept."""
+        self.version = 0
+        """Grows with each change. Set after the value: who remembers what was made of a value under the version that
+        it had *before* looking makes it again at worst once too often."""
+        self._value: str | None = None
+        self._problem = ""
+
+    @property
+    def value(self) -> str:
+        """What it holds. Raises `SecretError` as long as it never could be read."""
+        if self._value is None:
+            raise SecretError(self._problem)
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.reference}>"
+
+    def read_again(self) -> str | None:
+        """Take what is there now. Returns a new problem, in a sentence; None: there is none, or the same as before."""
+        try:
+            value = read_secret(self.reference)
+        except SecretError as error:
+            before, self._problem = self._problem, str(error)
+            return None if before == self._problem else self._problem
+        self._problem = ""
+        if value != self._value:
+            self._value = value
+            self.version += 1
+        return None
+
+
+class Secrets:
+    """The secrets of one process, by reference. Those that nobody holds any more are forgotten.
+
+    `log` is told once of each that cannot be read.
+    """
+
+    def __init__(self, log: logging.Logger | None = None) -> None:
+        self._log = log or logging.getLogger(__name__)
+        self._known: WeakValueDictionary[str, Secret] = WeakValueDictionary()
+
+    def get(self, reference: str) -> Secret:
+        """The secret that `env:NAME` or `file:/path` names, read if it is new here; the same object each time."""
+        secret = self._known.get(reference)
+        if secret is None:
+            secret = self._known[reference] = Secret(reference)
+            self._read(secret)
+        return secret
+
+    @property
+    def has_files(self) -> bool:
+        """Whether any of them can change while the process lives."""
+        return any(reference.startswith("file:") for reference in list(self._known))
+
+    def refresh(self) -> None:
+        """Read all of them again. Blocks for as long as files take to read: call it from a thread, one at a time."""
+        for secret in list(self._known.values()):
+            self._read(secret)
+
+    def _read(self, secret: Secret) -> None:
+        known = secret.version > 0
+        problem = secret.read_again()
+        if problem is not None:
+            self._log.warning("%s%s", problem, ", what was read before is used" if known else "")

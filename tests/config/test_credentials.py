@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+
+from ambassador.config.credentials import Auth, compile_credential, describe, goes_bare, needs_guard
+from ambassador.config.load import load_string
+from ambassador.proxy.credentials import basic, bearer, header
+from tests.proxy.credentials.shown import means, put
+
+BEARER = Auth(bearer=bearer.Config(token="env:T"))
+
+
+def problems(auth: str, endpoint: str = "http://127.0.0.1:1") -> list[str]:
+    text = (
+        "version: 1\nlisten: 127.0.0.1:80\n"
+        f"upstreams: {{u: {{endpoints: [{endpoint}], auth: {auth}}}}}\nroutes: [{{name: r, to: u}}]"
+    )
+    return [f"{each.path}: {each.message}" for each in load_string(text).errors]
+
+
+@pytest.mark.parametrize(
+    ("auth", "told"),
+    [
+        (BEARER, "a bearer token"),
+        (Auth(basic=basic.Config(user="u", password="env:T")), "basic, user u"),
+        (Auth(header=header.Config(name="x-key", value="env:T")), "the header x-key"),
+    ],
+)
+def test_each_kind_is_made_and_told_of(auth: Auth, told: str) -> None:
+    assert describe(auth) == told
+    assert len(put(compile_credential(auth, "u", means(T="t")))) == 1
+
+
+def test_auth_needs_exactly_one_kind() -> None:
+    assert "needs one of 'bearer'" in problems("{}")[0]
+    assert problems("{bearer: env:A, basic: {user: u, password: env:B}}") == [
+        "upstreams.u.auth.basic: is a second credential beside 'bearer', and an upstream has one"
+    ]
+
+
+def test_secret_itself_is_refused_and_not_repeated() -> None:
+    (problem,) = problems("{bearer: s3cr3t}")
+    assert "never the secret itself" in problem
+    assert "s3cr3t" not in problem
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "bare"),
+    [
+        ("http://127.0.0.1:1", False),
+        ("http://127.9.9.9:1", False),
+        ("'http://[::1]:1'", False),
+        ("'http://[::ffff:127.0.0.1]:1'", False),
+        ("http://localhost:1", False),
+        ("http://a.localhost:1", False),
+        ("unix:/run/x.sock", False),
+        ("http://10.0.0.1:1", True),
+        ("'http://[fe80::1]:1'", True),
+        ("http://billing.internal:1", True),
+        ("http://localhost.example:1", True),
+        ("http://0.0.0.0:1", True),
+    ],
+)
+def test_credential_in_plaintext_to_another_host_is_refused(endpoint: str, bare: bool) -> None:
+    found = problems("{bearer: env:T}", endpoint)
+    assert bool(found) is bare
+    if bare:
+        assert found[0].startswith("upstreams.u.endpoints[0]: is plaintext HTTP to another host")
+    assert problems("{bearer: env:T, allow_plaintext: true}", endpoint) == []
+
+
+def test_only_plaintext_needs_a_guard() -> None:
+    assert needs_guard(BEARER, "http://localhost:80")
+    assert not needs_guard(BEARER, "https://example.org:443")
+    assert not needs_guard(BEARER, "unix:/x")
+    assert not needs_guard(None, "http://example.org:80")
+    assert not needs_guard(Auth(bearer=BEARER.bearer, allow_plaintext=True), "http://example.org:80")
+    assert not goes_bare(None, "http://example.org:80")

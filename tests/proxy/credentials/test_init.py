@@ -1,0 +1,313 @@
+"""What all credentials have in common, over a real plane: what the upstream sees, and what it never does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from ambassador.errors import CredentialUnavailable
+from ambassador.messages import Request, RequestHead
+from ambassador.proxy.credentials import Credential, Fixed
+from ambassador.proxy.upstream.endpoint import Endpoint
+from ambassador.proxy.upstream.upstream import Upstream
+from ambassador.secret import Secrets
+from tests.proxy.harness import OK, Origin, Plane, Talk, a_plane, finished, until
+
+REFUSED = b"HTTP/1.1 401 Unauthorized\r\ndate: Fri, 27 Nov 2026 06:44:34 GMT\r\ncontent-length: 0\r\n\r\n"
+ANSWER = OK.replace(b"\r\ncontent", b"\r\ndate: Fri, 27 Nov 2026 06:44:34 GMT\r\ncontent")
+
+
+def authed(url: str, auth: str, *, route: str = "", upstreams: str = "") -> str:
+    return (
+        "version: 1\nlisten: 127.0.0.1:80\n"
+        f"upstreams: {{u: {{endpoints: [{url}], auth: {auth}}}{upstreams}}}\n"
+        f"routes: [{{name: r, to: u{route}}}]"
+    )
+
+
+def fields(head: bytes, name: bytes) -> list[bytes]:
+    """The values of a field."""
+    lines = [line.partition(b": ") for line in head.split(b"\r\n")[1:]]
+    return [value for key, _, value in lines if key.lower().replace(b"_", b"-") == name]
+
+
+async def seen(client: Talk, upstream: Talk, request: bytes, answer: bytes = ANSWER) -> bytes:
+    """The head with which a request arrives upstream."""
+    await client.send(request)
+    head = await upstream.head()
+    await upstream.send(answer)
+    await client.answer()
+    return head
+
+
+def asks(*lines: bytes) -> bytes:
+    return b"\r\n".join((b"GET /x HTTP/1.1", b"host: a", *lines, b"", b""))
+
+
+class Stage:
+    """A plane and an origin; what talks to them is closed in the end."""
+
+    def __init__(self, plane: Plane, origin: Origin) -> None:
+        self.plane = plane
+        self._origin = origin
+        self._talks: list[Talk] = []
+
+    async def client(self) -> Talk:
+        self._talks.append(await self.plane.connect())
+        return self._talks[-1]
+
+    async def upstream(self) -> Talk:
+        self._talks.append(await self._origin.accept())
+        return self._talks[-1]
+
+    def close(self) -> None:
+        for talk in self._talks:
+            talk.close()
+
+
+@asynccontextmanager
+async def a_stage(origin: Origin, config: str) -> AsyncIterator[Stage]:
+    async with a_plane(config) as plane:
+        stage = Stage(plane, origin)
+        try:
+            yield stage
+        finally:
+            stage.close()
+
+
+async def begun(stage: Stage) -> tuple[Talk, Talk]:
+    """Both ends, after a first request: the next one finds an idle connection, and takes the short way."""
+    client = await stage.client()
+    await client.send(asks())
+    upstream = await stage.upstream()
+    await upstream.head()
+    await upstream.send(ANSWER)
+    await client.answer()
+    return client, upstream
+
+
+async def test_client_cannot_send_what_the_upstream_is_shown(origin: Origin, tmp_path: Path) -> None:
+    (tmp_path / "t").write_text("ours")
+    async with a_stage(origin, authed(origin.url, f"{{bearer: 'file:{tmp_path}/t'}}")) as stage:
+        client, upstream = await begun(stage)
+        for lines in (
+            (),
+            (b"authorization: Bearer theirs",),
+            (b"Authorization: Basic x", b"AUTHORIZATION: Bearer theirs"),
+            (b"Authorization: Bearer theirs", b"connection: keep-alive, authorization"),
+            (b"connection: authorization",),
+            (b"connection: close, Authorization",),
+        ):
+            head = await seen(client, upstream, asks(*lines))
+            assert fields(head, b"authorization") == [b"Bearer ours"]
+            assert b"theirs" not in head
+
+
+async def test_names_are_told_apart_as_gateways_tell_them(origin: Origin, tmp_path: Path) -> None:
+    (tmp_path / "t").write_text("ours")
+    auth = f"{{header: {{name: X-Api-Key, value: 'file:{tmp_path}/t'}}}}"
+    async with a_stage(origin, authed(origin.url, auth)) as stage:
+        client, upstream = await begun(stage)
+        head = await seen(client, upstream, asks(b"x-api-key: a", b"X_Api_Key: b", b"x-api_key: c", b"y: d"))
+        assert fields(head, b"x-api-key") == [b"ours"]
+        assert fields(head, b"y") == [b"d"]
+
+
+async def test_secret_that_changed_is_sent_from_then_on(origin: Origin, tmp_path: Path) -> None:
+    (tmp_path / "t").write_text("one")
+    async with a_stage(origin, authed(origin.url, f"{{bearer: 'file:{tmp_path}/t'}}")) as stage:
+        client, upstream = await begun(stage)
+        assert fields(await seen(client, upstream, asks()), b"authorization") == [b"Bearer one"]
+        (tmp_path / "t").write_text("two")
+        stage.plane.lasting.means.secrets.refresh()
+        assert fields(await seen(client, upstream, asks()), b"authorization") == [b"Bearer two"]
+        assert fields(await seen(client, upstream, asks()), b"authorization") == [b"Bearer two"]
+
+
+@pytest.mark.parametrize("content", [None, "", "two\nlines", "nul\0"])
+async def test_secret_that_cannot_be_had_is_a_coded_answer_and_nothing_is_sent(
+    origin: Origin, tmp_path: Path, content: str | None
+) -> None:
+    if content is not None:
+        (tmp_path / "t").write_text(content)
+    async with a_stage(origin, authed(origin.url, f"{{bearer: 'file:{tmp_path}/t'}}")) as stage:
+        client = await stage.client()
+        for _ in range(2):
+            await client.send(asks())
+            status, body = await client.answer()
+            assert status == 503
+            assert b'"credential_unavailable"' in body
+            assert b"upstream u" in body
+            assert str(tmp_path).encode() not in body
+            assert b"lines" not in body
+        (tmp_path / "t").write_text("late")
+        stage.plane.lasting.means.secrets.refresh()
+        await client.send(asks())
+        upstream = await stage.upstream()
+        assert fields(await upstream.head(), b"authorization") == [b"Bearer late"]
+        await upstream.send(ANSWER)
+        assert (await client.answer())[0] == 200
+        assert stage.plane.counts.attempts == ["200"]
+
+
+async def test_secret_that_cannot_be_had_leaves_it_to_the_fallback(origin: Origin, tmp_path: Path) -> None:
+    config = authed(
+        origin.url,
+        f"{{bearer: 'file:{tmp_path}/t'}}",
+        route=", fallback: {to: other}",
+        upstreams=f", other: {{endpoints: [{origin.url}]}}",
+    )
+    async with a_stage(origin, config) as stage:
+        client = await stage.client()
+        await client.send(asks(b"authorization: Bearer theirs"))
+        upstream = await stage.upstream()
+        head = await upstream.head()
+        assert fields(head, b"authorization") == [
+            b"Bearer theirs"
+        ]  # the other upstream is shown nothing of ours
+        await upstream.send(ANSWER)
+        assert (await client.answer())[0] == 200
+
+
+async def test_credential_is_not_sent_in_plaintext_to_where_a_name_leads(
+    origin: Origin, tmp_path: Path
+) -> None:
+    (tmp_path / "t").write_text("ours")
+    config = authed(f"http://localhost:{origin.address[1]}", f"{{bearer: 'file:{tmp_path}/t'}}")
+    async with a_stage(origin, config) as stage:
+        stage.plane.service.table.set_addresses("localhost", ("192.0.2.1", "2001:db8::1"))
+        client = await stage.client()
+        await client.send(asks())
+        status, body = await client.answer()
+        assert (status, b"plaintext" in body) == (503, True)
+        assert "plaintext" in stage.plane.service.table.upstreams["u"].why_not(stage.plane.endpoint)
+        stage.plane.service.table.set_addresses("localhost", ("192.0.2.1", "127.0.0.1"))
+        await client.send(asks())
+        upstream = await stage.upstream()
+        assert fields(await upstream.head(), b"authorization") == [b"Bearer ours"]
+        await upstream.send(ANSWER)
+        assert (await client.answer())[0] == 200
+
+
+class Renewed(Credential):
+    """A token that is fetched, and may be fetched again once it was refused."""
+
+    renewable = True
+
+    def __init__(self, *, waits: bool = False) -> None:
+        super().__init__("u", ["authorization"])
+        self.number = 1
+        self.waits = waits
+        self.refusals = 0
+
+    def ready(self, request: Request) -> Awaitable[None] | None:
+        return self._fetch(request) if self.waits else None
+
+    async def _fetch(self, request: Request) -> None:
+        assert request.waiter is not None
+        request.waiter.wake()
+        await request.waiter.rest(float("inf"))
+        self.waits = False
+
+    def put(self, request: Request, head: RequestHead, endpoint: Endpoint) -> None:
+        self.replace(head, (b"authorization", b"%d" % self.number))
+
+    def refused(self, request: Request) -> bool:
+        self.refusals += 1
+        self.number += 1
+        return True
+
+
+async def test_upstream_that_says_401_is_asked_once_more_with_a_fresh_one(
+    origin: Origin,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    renewed = Renewed()
+    monkeypatch.setattr("ambassador.config.compile.compile_credential", lambda *_: renewed)
+    async with a_stage(origin, authed(origin.url, "{bearer: 'env:HOME'}", route=", retry: off")) as stage:
+        client = await stage.client()
+        await client.send(b"POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbody")
+        upstream = await stage.upstream()
+        assert fields(await upstream.head(), b"authorization") == [b"1"]
+        assert await upstream.exactly(4) == b"body"
+        await upstream.send(REFUSED)
+        assert fields(await upstream.head(), b"authorization") == [b"2"]
+        assert await upstream.exactly(4) == b"body"
+        await upstream.send(ANSWER)
+        assert (await client.answer())[0] == 200
+        await client.send(asks())
+        for number in (b"2", b"3"):
+            assert fields(await upstream.head(), b"authorization") == [number]
+            await upstream.send(REFUSED)
+        assert (await client.answer())[0] == 401  # not asked for ever
+        assert renewed.refusals == 2
+        await finished(stage.plane)
+        assert stage.plane.counts.attempts == ["401", "200", "401", "401"]
+
+
+async def test_wait_for_a_credential_ends_with_the_request(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Never(Renewed):
+        async def _fetch(self, request: Request) -> None:
+            assert request.waiter is not None
+            while True:
+                await request.waiter.rest(float("inf"))
+
+    never = Never(waits=True)
+    monkeypatch.setattr("ambassador.config.compile.compile_credential", lambda *_: never)
+    async with a_stage(origin, authed(origin.url, "{bearer: 'env:HOME'}", route=", timeout: 30ms")) as stage:
+        client = await stage.client()
+        await client.send(asks())
+        assert (await client.answer())[0] == 504
+        await client.send(asks())
+        await until(lambda: stage.plane.service.inflight == 1)
+        client.reset()
+        await finished(stage.plane)
+
+
+async def test_credential_that_is_fetched_is_waited_for(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ambassador.config.compile.compile_credential", lambda *_: Renewed(waits=True))
+    async with a_stage(origin, authed(origin.url, "{bearer: 'env:HOME'}")) as stage:
+        client = await stage.client()
+        await client.send(asks())
+        upstream = await stage.upstream()
+        assert fields(await upstream.head(), b"authorization") == [b"1"]
+        await upstream.send(ANSWER)
+        assert (await client.answer())[0] == 200
+
+
+def test_fixed_credential_is_made_again_only_when_a_secret_changes(tmp_path: Path) -> None:
+    file = tmp_path / "t"
+    file.write_text("one")
+    secrets = Secrets(logging.getLogger("test"))
+    secret = secrets.get(f"file:{file}")
+    made: list[str] = []
+
+    def make() -> str:
+        made.append(secret.value)
+        return secret.value
+
+    credential = Fixed("u", "X-Key", [secret], make)
+    assert credential.line(0.0) == credential.line(1.0) == b"\r\nX-Key: one"
+    assert made == ["one"]
+    file.write_text("two")
+    secrets.refresh()
+    assert credential.line(1.0) == b"\r\nX-Key: two"
+    file.write_text("bad\r\nx: y")
+    secrets.refresh()
+    assert credential.line(1.0) is None
+    with pytest.raises(CredentialUnavailable) as raised:
+        credential.ready(Request("GET", b"/", [], 1))
+    assert "bad" not in raised.value.detail
+    assert "two" not in repr(credential)
+
+
+def test_upstream_without_a_credential_is_shown_what_clients_send() -> None:
+    assert Upstream("u", [], lambda: 0.5).credential is None
