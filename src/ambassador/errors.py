@@ -182,6 +182,16 @@ class AlreadyDone(ProxyError):
     proxy_error = "http_request_denied"
 
 
+class NotCached(ProxyError):
+    """The request would have an answer from the cache only (RFC 9111 5.2.1.7), and there is none."""
+
+    code = "not_cached"
+    status = 504
+    grpc_status = 5
+    title = "Not in the cache"
+    proxy_error = "proxy_internal_response"
+
+
 class StateUnavailable(ProxyError):
     """The store is lost, and there is nothing else to decide by. Nothing was sent."""
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ambassador.proxy import freshness
 from ambassador.proxy.freshness import (
+    Said,
     allows,
     by_name,
     cache_control,
@@ -88,12 +89,14 @@ def test_dates_that_are_none_are_none(value: bytes | None) -> None:
         ({b"expires": http(DATE + 30), b"date": http(DATE)}, 30),
         ({b"expires": http(DATE - 30), b"date": http(DATE)}, 0),
         ({b"expires": b"0", b"date": http(DATE)}, 0),
-        ({b"expires": http(DATE + 30)}, 0),
+        ({b"expires": http(DATE + 30)}, 25),
+        ({b"expires": http(DATE + 30), b"date": b"today"}, 0),
+        ({b"expires": http(DATE)}, 0),
         ({b"expires": http(DATE + 30), b"date": http(DATE), b"cache-control": b"max-age=5"}, 5),
     ],
 )
 def test_lifetime_is_the_first_that_is_said(fields: dict[bytes, bytes], expected: float | None) -> None:
-    assert lifetime_s(cache_control(fields.get(b"cache-control")), fields) == expected
+    assert lifetime_s(cache_control(fields.get(b"cache-control")), fields, http(DATE + 5)) == expected
 
 
 @pytest.mark.parametrize(
@@ -152,6 +155,43 @@ def test_what_may_be_stored_may_be_shared(members: set[bytes]) -> None:
     for authorized in (False, True):
         if may_store(200, control, {}, authorized=authorized):
             assert may_share(control, {})
+
+
+def said(*fields: tuple[bytes, bytes], status: int = 200, default_s: float | None = None) -> Said:
+    return Said(status, list(fields), date=http(DATE), default_lifetime_s=default_s)
+
+
+def test_head_is_of_when_it_came_unless_it_says_when() -> None:
+    assert said((b"Expires", http(DATE + 9))).lifetime_s == 9.0
+    assert said((b"Expires", http(DATE + 9)), (b"Date", http(DATE + 2))).lifetime_s == 7.0
+    assert (said().date, said((b"Date", b"then")).date) == (http(DATE), b"then")
+
+
+def test_lifetime_of_the_config_holds_for_heads_that_say_none() -> None:
+    assert said(default_s=60.0).lifetime_s == 60.0
+    assert said().lifetime_s == 0.0
+    assert said((b"cache-control", b"max-age=5"), default_s=60.0).lifetime_s == 5.0
+    assert said((b"cache-control", b"no-cache"), default_s=60.0).lifetime_s == 0.0
+    assert said(status=404, default_s=60.0).lifetime_s == 0.0
+
+
+def test_public_is_what_may_be_kept_and_is_fresh() -> None:
+    fresh = (b"cache-control", b"max-age=5")
+    assert said(fresh).is_public(authorized=False)
+    assert not said(fresh).is_public(authorized=True)
+    assert not said().is_public(authorized=False)
+    assert said(default_s=1.0).is_public(authorized=False)
+    assert not said((b"cache-control", b"max-age=0"), default_s=1.0).is_public(authorized=False)
+    assert not said(fresh, (b"set-cookie", b"a=b")).is_public(authorized=False)
+    assert not said(fresh, status=500).is_public(authorized=False)
+
+
+@given(st.sets(st.sampled_from([b"no-store", b"private", b"public", b"no-cache", b"max-age=1"])))
+def test_what_is_public_may_be_stored_and_shared(members: set[bytes]) -> None:
+    each = said((b"cache-control", b",".join(members)))
+    for authorized in (False, True):
+        assert each.may_store(authorized=authorized) >= each.is_public(authorized=authorized)
+        assert each.may_share() >= each.may_store(authorized=authorized)
 
 
 def test_what_must_be_validated_is_never_stale() -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ambassador.messages import Fields, Request, ResponseHead
+from ambassador.proxy.freshness import Said
 from ambassador.proxy.shelf import Kept, Key, Recording, Shelf, Shelves, uri_of
 
 DATE = b"Fri, 27 Nov 2026 06:44:34 GMT"
@@ -39,7 +40,8 @@ def a_head(fields: Fields | None = None, status: int = 200) -> ResponseHead:
 def kept(
     key: Key, body: bytes = b"ok", fields: Fields | None = None, *, now: float = 0.0, age_s: float = 0.0
 ) -> Kept:
-    return Kept(key, a_head(fields), body, now=now, age_s=age_s, date=DATE)
+    head = a_head(fields)
+    return Kept(key, head, body, Said(head.status, head.passing, date=DATE), now=now, age_s=age_s)
 
 
 # What an answer is found by
@@ -131,24 +133,21 @@ def test_renewed_answer_has_the_new_fields_and_the_old_body() -> None:
     )
     new = old.renewed(news, now=50.0, age_s=1.0, date=DATE, default_lifetime_s=None)
     assert new.body == b"abc"
-    assert (new.fields[b"x"], new.fields[b"content-type"], new.fields[b"content-length"]) == (
-        b"new",
-        b"t",
-        b"3",
-    )
-    assert (new.fields[b"etag"], new.fields[b"date"], new.head.status) == (b'"1"', DATE, 200)
+    assert dict(new.head.passing) == {
+        b"x": b"new",
+        b"Content-Type": b"t",
+        b"content-length": b"3",
+        b"cache-control": b"max-age=9",
+        b"ETag": b'"1"',
+        b"date": DATE,
+    }
+    assert (new.said.fields[b"etag"], new.head.status) == (b'"1"', 200)
     assert (new.left_s(50.0), new.age_s(50.0)) == (8.0, 1.0)
 
 
-def test_lifetime_of_the_config_holds_for_answers_that_say_none() -> None:
-    def lifetime(fields: Fields, status: int = 200) -> float:
-        head = a_head(fields, status)
-        return Kept(a_key(), head, b"", now=0, age_s=0, date=DATE, default_lifetime_s=60.0).lifetime_s
-
-    assert lifetime([]) == 60.0
-    assert lifetime([(b"cache-control", b"max-age=5")]) == 5.0
-    assert lifetime([(b"cache-control", b"no-cache")]) == 0.0
-    assert lifetime([], 404) == 0.0
+def test_renewed_answer_is_fresh_as_the_config_says_where_it_says_nothing() -> None:
+    new = kept(a_key()).renewed(a_head(status=304), now=0.0, age_s=0.0, date=DATE, default_lifetime_s=60.0)
+    assert new.left_s(0.0) == 60.0
 
 
 # The place

@@ -13,13 +13,21 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from ambassador.errors import DeadlineExceeded, Fault, NoRoute, Overloaded, ProxyError, UpstreamError
+from ambassador.errors import (
+    DeadlineExceeded,
+    Fault,
+    NoRoute,
+    NotCached,
+    Overloaded,
+    ProxyError,
+    UpstreamError,
+)
 from ambassador.messages import Reply, Request
 from ambassador.observe.access_log import AccessRecord
 from ambassador.proxy.attempt import STATUS_TEXT, Attempt, reason_of
 from ambassador.proxy.attempts import Attempts, Charge
 from ambassador.proxy.forwarding import caller_deadline_s, max_forwards
-from ambassador.proxy.freshness import by_name, initial_age_s, is_unchanged
+from ambassador.proxy.freshness import Said, by_name, initial_age_s, is_unchanged
 from ambassador.proxy.http1_parser import HEALTH_TARGETS
 from ambassador.proxy.lane import TimedOut
 from ambassador.proxy.policies.cache import SAFE, Flight
@@ -274,7 +282,8 @@ class Exchange(Attempts):
             if found is not None:
                 await self._replay(plan, found.kept, found.note)
             elif visit.only_if_cached:
-                await self._answer(Reply(504, [self._cache_status(b"fwd=miss")]))
+                self._cache_note = b"detail=only-if-cached"
+                raise NotCached("the request takes an answer from the cache only, and there is none")
             else:
                 await self._attempts(plan)
         finally:
@@ -419,15 +428,23 @@ class Exchange(Attempts):
     async def _keep(self, plan: RoutePlan, head: ResponseHead) -> bool:
         """See to it that the answer is kept if it may be. True: what is kept already holds still, and was given."""
         request, visit, now = self.request, self._visit, self.lane.now
-        wall_s, date = self.service.wall_s(), self.service.http_date()
-        takers: list[tuple[Shelf, Callable[[bytes | None], None]]] = []
         if request.method not in SAFE and head.status < 400:
             for cache in plan.spoils:
                 cache.invalidate(request, head)
-        if self.attempt is not None and self.attempt.found:
+        last_good = None if plan.fallback is None else plan.fallback.last_good
+        if (visit is None and last_good is None) or (self.attempt is not None and self.attempt.found):
             return False
+        said = Said(
+            head.status,
+            head.passing,
+            date=self.service.http_date(),
+            default_lifetime_s=None if plan.cache is None else plan.cache.ttl_s,
+        )
+        delay_s = now - self.transfer.sent_at
+        age_s = initial_age_s(said.fields, wall_s=self.service.wall_s(), delay_s=delay_s)
+        takers: list[tuple[Shelf, Callable[[bytes | None], None]]] = []
         if visit is not None and plan.cache is not None:
-            found = visit.hear(head, sent_at=self.transfer.sent_at, wall_s=wall_s, date=date)
+            found = visit.hear(head, said, age_s)
             if found is not None:
                 self._finish(plan, None)
                 await self._replay(plan, found.kept, found.note)
@@ -435,11 +452,9 @@ class Exchange(Attempts):
             self._cache_note = visit.note
             if visit.wants_body():
                 takers.append((plan.cache.shelf, visit.take))
-        last_good = None if plan.fallback is None else plan.fallback.last_good
         if last_good is not None:
-            age_s = initial_age_s(by_name(head.passing), wall_s=wall_s, delay_s=now - self.transfer.sent_at)
             take = last_good.taker(
-                request, self.client.peer.fields(request), head, now=now, age_s=age_s, date=date
+                request, self.client.peer.fields(request), head, said, now=now, age_s=age_s
             )
             if take is not None:
                 takers.append((last_good.shelf, take))
@@ -455,7 +470,7 @@ class Exchange(Attempts):
         status, reason, body = kept.head.status, kept.head.reason, kept.body
         fields = self._response_fields(plan, kept.head)
         fields.append((b"age", b"%d" % kept.age_s(self.lane.now)))
-        if status == 200 and is_unchanged(kept.fields, by_name(request.headers)):
+        if status == 200 and is_unchanged(kept.said.fields, by_name(request.headers)):
             status, reason, body = 304, b"", b""
             fields = [field for field in fields if field[0].lower() not in _OF_A_BODY]
         elif request.method == "HEAD":
@@ -544,6 +559,8 @@ class Exchange(Attempts):
         fields.append((b"date", self.service.http_date()))
         if self._fallen is not None:
             fields.append(self._fallen_field(self._fallen))
+        if self._cache_note is not None:
+            fields.append(self._cache_status(self._cache_note))
         if request.request_id:
             fields.append((b"x-request-id", request.request_id))
         if self._plan is not None and self._plan.limit is not None:

@@ -69,10 +69,11 @@ def date_s(value: bytes | None) -> float | None:
         return None
 
 
-def lifetime_s(directives: Directives, fields: Mapping[bytes, bytes]) -> float | None:
+def lifetime_s(directives: Directives, fields: Mapping[bytes, bytes], came: bytes) -> float | None:
     """How long an answer is fresh for a shared cache, from its making (4.2.1); None: it does not say.
 
-    `no-cache` is 0: it may be used again only when validated.
+    `no-cache` is 0: it may be used again only when validated. `came`: the HTTP date of its coming, for one that has no
+    `Date` (RFC 9110 6.6.1).
     """
     if b"no-cache" in directives:
         return 0.0
@@ -81,7 +82,7 @@ def lifetime_s(directives: Directives, fields: Mapping[bytes, bytes]) -> float |
             return float(seconds(directives[name]))
     if b"expires" not in fields:
         return None
-    expires, date = date_s(fields[b"expires"]), date_s(fields.get(b"date"))
+    expires, date = date_s(fields[b"expires"]), date_s(fields.get(b"date", came))
     if expires is None or date is None:
         return 0.0
     return max(0.0, expires - date)
@@ -116,6 +117,39 @@ def may_share(directives: Directives, fields: Mapping[bytes, bytes]) -> bool:
         and b"content-range" not in fields
         and b"*" not in vary_names(fields)
     )
+
+
+class Said:
+    """What the head of an answer says of its being kept: read once, for all that ask."""
+
+    __slots__ = ("date", "directives", "fields", "lifetime_s", "status")
+
+    def __init__(
+        self, status: int, fields: Fields, *, date: bytes, default_lifetime_s: float | None = None
+    ) -> None:
+        """`date`: the time of day when it came. `default_lifetime_s`: how long one is fresh that says nothing of it;
+        None: not at all.
+        """
+        self.status = status
+        self.fields = by_name(fields)
+        self.directives = cache_control(self.fields.get(b"cache-control"))
+        self.date = self.fields.get(b"date", date)
+        lifetime = lifetime_s(self.directives, self.fields, date)
+        if lifetime is None and status in DEFAULT_STORABLE:
+            lifetime = default_lifetime_s
+        self.lifetime_s = lifetime or 0.0
+
+    def may_share(self) -> bool:
+        """Whether it may be given to another request of the same client with the same credentials."""
+        return may_share(self.directives, self.fields)
+
+    def may_store(self, *, authorized: bool) -> bool:
+        """Whether it may be kept, `authorized`: as the answer to a request with `Authorization`."""
+        return may_store(self.status, self.directives, self.fields, authorized=authorized)
+
+    def is_public(self, *, authorized: bool) -> bool:
+        """Whether it may be given to others as it is: what a cache may keep, and need not ask about at once."""
+        return self.lifetime_s > 0 and self.may_store(authorized=authorized)
 
 
 def may_be_stale(directives: Directives) -> bool:

@@ -78,11 +78,9 @@ class Kept:
         "_initial_age_s",
         "_since",
         "body",
-        "directives",
-        "fields",
         "head",
         "key",
-        "lifetime_s",
+        "said",
         "size",
         "vary",
     )
@@ -92,26 +90,25 @@ class Kept:
         key: Key,
         head: ResponseHead,
         body: bytes,
+        said: freshness.Said,
         *,
         now: float,
         age_s: float,
-        date: bytes,
-        default_lifetime_s: float | None = None,
     ) -> None:
-        """`age_s`: how old it was at `now`, and `date` the time of day then. `default_lifetime_s`: of one that says
-        nothing of it.
-        """
+        """`said`: what `head` says. `age_s`: how old it was at `now`."""
         self.key = key
         self.body = body
-        self._take_head(head, date, default_lifetime_s)
+        self.said = said
+        self._take_head(head)
         self._since, self._initial_age_s = now, age_s
-        self.vary = freshness.selected(freshness.vary_names(self.fields), key.fields)
+        self.vary = freshness.selected(freshness.vary_names(said.fields), key.fields)
         texts = [*self.head.passing, *key.fields.items()]
         self.size = (
             _OVERHEAD + len(body) + len(key.uri) + sum(len(name) + len(value) for name, value in texts)
         )
 
-    def _take_head(self, head: ResponseHead, date: bytes, default_lifetime_s: float | None) -> None:
+    def _take_head(self, head: ResponseHead) -> None:
+        date = self.said.date
         passing = [field for field in head.passing if field[0].lower() not in _NOT_KEPT]
         if b"date" not in head.special:  # RFC 9110 6.6.1: who receives it without says when that was
             passing.append((b"date", date))
@@ -121,12 +118,6 @@ class Kept:
         self.head.reason = head.reason
         self.head.passing = passing
         self.head.special = {**head.special, b"date": head.special.get(b"date", date)}
-        self.fields = freshness.by_name(passing)
-        self.directives = freshness.cache_control(self.fields.get(b"cache-control"))
-        lifetime = freshness.lifetime_s(self.directives, self.fields)
-        if lifetime is None and head.status in freshness.DEFAULT_STORABLE:
-            lifetime = default_lifetime_s
-        self.lifetime_s = lifetime or 0.0
 
     def renewed(
         self, head: ResponseHead, *, now: float, age_s: float, date: bytes, default_lifetime_s: float | None
@@ -140,9 +131,8 @@ class Kept:
         both.special = {name: value for name, value in self.head.special.items() if name != b"date"}
         if b"date" in head.special:
             both.special[b"date"] = head.special[b"date"]
-        return Kept(
-            self.key, both, self.body, now=now, age_s=age_s, date=date, default_lifetime_s=default_lifetime_s
-        )
+        said = freshness.Said(both.status, both.passing, date=date, default_lifetime_s=default_lifetime_s)
+        return Kept(self.key, both, self.body, said, now=now, age_s=age_s)
 
     def age_s(self, now: float) -> float:
         """Its age (4.2.3)."""
@@ -150,7 +140,7 @@ class Kept:
 
     def left_s(self, now: float) -> float:
         """For how long it is fresh still; negative: since when it is stale."""
-        return self.lifetime_s - self.age_s(now)
+        return self.said.lifetime_s - self.age_s(now)
 
     def held_s(self, now: float) -> float:
         """Since when the upstream has not said anything else."""

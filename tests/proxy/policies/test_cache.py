@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from contextlib import ExitStack
 from email.utils import formatdate
 
@@ -14,6 +16,7 @@ import trio.testing
 
 from ambassador.config.load import load_string
 from ambassador.messages import Request, ResponseHead
+from ambassador.proxy.freshness import Said
 from ambassador.proxy.policies.cache import Cache, Config, Flight, Found, Visit
 from tests.proxy.harness import Origin, Plane, Talk, a_plane, config, finished, until
 
@@ -46,8 +49,8 @@ class World:
         self.stack = stack
         self.upstream: Talk | None = None
 
-    async def client(self, request: bytes = b"") -> Talk:
-        client = await self.plane.connect()
+    async def client(self, request: bytes = b"", ip: str = "127.0.0.1") -> Talk:
+        client = Talk(await trio.open_tcp_stream(*self.plane.address, local_address=ip))
         self.stack.callback(client.close)
         if request:
             await client.send(request)
@@ -315,8 +318,33 @@ async def test_requests_can_ask_for_younger_answers(
         assert b"fwd=request" in head
         await world.fetch(get(b"/", b"pragma: no-cache"), ok(b"six", FRESH), 3)
         await world.kept(get(b"/", b"cache-control: only-if-cached"), b"six")
+
+
+async def test_request_that_takes_nothing_but_what_is_kept_is_told_that_there_is_none(origin: Origin) -> None:
+    async with a_world(origin) as world:
         client = await world.client(get(b"/other", b"cache-control: only-if-cached"))
-        assert (await client.answer())[0] == 504
+        head = await client.head()
+        assert head.startswith(b"HTTP/1.1 504 ")
+        assert b'\r\nproxy-status: test; error=proxy_internal_response; details="not_cached"\r\n' in head
+        assert b"\r\ncache-status: test; detail=only-if-cached\r\n" in head
+        assert b"\r\ncontent-type: application/problem+json\r\n" in head
+        size = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        problem = json.loads(await client.exactly(size))
+        assert (problem["code"], problem["status"], problem["route"]) == ("not_cached", 504, "r")
+        await client.send(GET)
+        await (await world.asked()).send(ok())
+        assert await client.answer() == (200, b"ok")
+
+
+async def test_expiry_without_a_date_is_from_when_the_answer_came(
+    mock_clock: trio.testing.MockClock, origin: Origin
+) -> None:
+    async with a_world(origin) as world:
+        expires = b"expires: " + formatdate(time.time() + 100, usegmt=True).encode()
+        await world.fetch(GET, ok(b"one", expires), 3)
+        await world.kept(GET, b"one")
+        mock_clock.jump(200)
+        await world.fetch(GET, ok(b"two", expires), 3)
 
 
 @pytest.mark.parametrize("method", [b"POST", b"PUT", b"DELETE", b"PATCH"])
@@ -457,10 +485,10 @@ async def test_answer_that_breaks_off_is_not_kept(origin: Origin) -> None:
 # Requests that go up as one
 
 
-async def joined(world: World, count: int, request: bytes = GET) -> list[Talk]:
+async def joined(world: World, count: int, request: bytes = GET, ip: str = "127.0.0.1") -> list[Talk]:
     """Clients that wait for the request of another."""
     before = waiting(world)
-    clients = [await world.client(request) for _ in range(count)]
+    clients = [await world.client(request, ip) for _ in range(count)]
     await until(lambda: waiting(world) == before + count)
     return clients
 
@@ -491,6 +519,104 @@ async def test_identical_requests_go_up_as_one(origin: Origin, cache: str) -> No
         assert world.plane.counts.attempts == ["200"]
         assert len(the_cache(world).shelf) == 0
         await world.fetch(GET, ok(b"new"), 3)
+
+
+ELSEWHERE = "127.0.0.2"
+
+
+@pytest.mark.parametrize("cache", ["{ttl: from-response}", "{coalesce: true}"])
+async def test_answer_for_all_is_shared_by_clients(origin: Origin, cache: str) -> None:
+    async with a_world(origin, cache) as world:
+        leader = await world.client(GET)
+        talk = await world.asked()
+        (other,) = await joined(world, 1, ip=ELSEWHERE)
+        await talk.send(ok(b"ok", FRESH))
+        assert await leader.answer() == (200, b"ok")
+        assert b"collapsed" in await other.head()
+        assert await other.exactly(2) == b"ok"
+
+
+@pytest.mark.parametrize(
+    "fields", [(), (b"cache-control: max-age=0",), (b"cache-control: public",), (b'etag: "1"',)]
+)
+@pytest.mark.parametrize("cache", ["{ttl: from-response}", "{coalesce: true}"])
+async def test_answer_that_is_not_for_all_stays_with_its_client(
+    origin: Origin, cache: str, fields: tuple[bytes, ...]
+) -> None:
+    async with a_world(origin, cache) as world:
+        leader = await world.client(GET)
+        talk = await world.accepts()
+        (same,) = await joined(world, 1)
+        others = await joined(world, 2, ip=ELSEWHERE)
+        await talk.send(ok(b"one", *fields)[:-1])
+        second = await world.accepts()  # as soon as the head says so; one of them leads
+        await until(lambda: waiting(world) == 2)
+        await talk.send(b"e")
+        assert await leader.answer() == (200, b"one")
+        assert await same.answer() == (200, b"one")
+        again = await world.client(GET)  # other clients do not even wait, for a while
+        await talk.head()
+        await talk.send(ok(b"new", *fields))
+        assert await again.answer() == (200, b"new")
+        await second.send(ok(b"two", *fields))
+        for other in others:
+            assert await other.answer() == (200, b"two")
+        await finished(world.plane)
+        assert the_cache(world).flights == {}
+
+
+async def test_validated_answer_that_is_not_for_all_stays_with_its_client(
+    mock_clock: trio.testing.MockClock, origin: Origin
+) -> None:
+    fields = (b"cache-control: no-cache", b'etag: "1"')
+    async with a_world(origin) as world:
+        await world.fetch(GET, ok(b"one", *fields), 3)
+        mock_clock.jump(11)
+        leader = await world.client(GET)
+        talk = await world.asked()
+        (same,) = await joined(world, 1)
+        (other,) = await joined(world, 1, ip=ELSEWHERE)
+        await talk.send(b'HTTP/1.1 304 No\r\netag: "1"\r\ncache-control: no-cache\r\n\r\n')
+        assert await leader.answer() == (200, b"one")
+        assert await same.answer() == (200, b"one")
+        await talk.head()
+        await talk.send(ok(b"two", *fields))
+        assert await other.answer() == (200, b"two")
+
+
+async def test_answer_that_is_no_more_to_be_kept_when_validated_is_for_nobody_else(origin: Origin) -> None:
+    async with a_world(origin) as world:
+        await world.fetch(GET, ok(b"one", b"cache-control: max-age=0", b'etag: "1"'), 3)
+        leader = await world.client(GET)
+        talk = await world.asked()
+        (same,) = await joined(world, 1)
+        await talk.send(b'HTTP/1.1 304 No\r\netag: "1"\r\ncache-control: private\r\n\r\n')
+        assert await leader.answer() == (200, b"one")
+        await talk.head()
+        await talk.send(ok(b"two", FRESH))
+        assert await same.answer() == (200, b"two")
+
+
+def test_clients_with_a_name_are_told_apart_by_it_and_not_by_address() -> None:
+    cache = Cache(Config(), Clock())
+
+    def look(name: str | None, ip: str) -> object:
+        request = Request("GET", b"/", [], 1)
+        request.client, request.client_ip = name, ip
+        visit = cache.visit(request, [])
+        assert visit is not None
+        found = visit.look()
+        if found is None:
+            visit.hear(ResponseHead(200, []), Said(200, [], date=DATE), 0.0)
+        return found
+
+    assert look("a", "1") is None
+    assert isinstance(look("a", "2"), Flight)
+    assert look("b", "1") is None
+    assert look(None, "1") is None
+    assert isinstance(look(None, "1"), Flight)
+    assert look(None, "2") is None
+    assert isinstance(look(None, "2"), Flight)
 
 
 async def test_coalescing_alone_keeps_nothing(origin: Origin) -> None:
@@ -797,12 +923,13 @@ def test_memory_of_changes_is_bounded_and_forgets_towards_caution() -> None:
 def test_memory_of_what_is_not_for_others_is_bounded_and_ends() -> None:
     clock = Clock()
     cache = Cache(Config(), clock)
-    for number in range(2000):
-        cache.set_apart((b"%d" % number, b""))
-    assert not cache.is_apart((b"0", b""))
-    assert cache.is_apart((b"1999", b""))
+    for names in (cache.apart, cache.by_client):
+        for number in range(2000):
+            names.add((b"%d" % number, b""))
+        assert (b"0", b"") not in names
+        assert (b"1999", b"") in names
     clock.now = 10.0
-    assert not cache.is_apart((b"1999", b""))
+    assert (b"1999", b"") not in cache.apart
 
 
 def test_first_to_look_leads_and_the_next_waits() -> None:
@@ -832,7 +959,7 @@ def test_answer_that_has_landed_is_not_joined() -> None:
     assert first.look() is None
     flight = second.look()
     assert isinstance(flight, Flight)
-    assert first.hear(ResponseHead(200, []), sent_at=0.0, wall_s=0.0, date=DATE) is None
+    assert first.hear(ResponseHead(200, []), Said(200, [], date=DATE), 0.0) is None
     assert first.wants_body()
     first.take(b"ok")
     assert flight.answer is not None

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ambassador.messages import Fields, Request, ResponseHead
+from ambassador.proxy.freshness import Said
 from ambassador.proxy.policies.cache import Cache, Config, Flight, Found, Visit, _State
 
 DATE = b"Fri, 27 Nov 2026 06:44:34 GMT"
@@ -35,8 +36,9 @@ class Rest:
 class Client:
     """A request at the cache: goes on when it is stepped."""
 
-    def __init__(self, number: int, who: bytes, accept: bytes, cache: Cache) -> None:
+    def __init__(self, number: int, who: bytes, ip: str, accept: bytes, cache: Cache) -> None:
         self.number = number
+        self.ip = ip
         self.who = who
         self.accept = accept
         self.cache = cache
@@ -49,6 +51,7 @@ class Client:
         request = Request("GET", b"/", [(b"cookie", who), (b"accept", accept)], 1)
         request.passing = list(request.headers)
         request.path = b"/"
+        request.client_ip = ip
         visit = cache.visit(request, [])
         assert visit is not None
         self.visit: Visit = visit
@@ -102,16 +105,18 @@ def a_head(fields: Fields, status: int = 200) -> ResponseHead:
 
 
 class FlightMachine(RuleBasedStateMachine):
-    """Requests for one target, by two users with two kinds of `Accept`."""
+    """Requests for one target, by two users from two addresses with two kinds of `Accept`."""
+
+    config = Config()
 
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.cache = Cache(Config(), self.clock)
+        self.cache = Cache(self.config, self.clock)
         self.clients: list[Client] = []
         self.changes: list[float] = []
-        self.born: dict[bytes, tuple[bytes, bytes, float]] = {}
-        """Bodies: for whom, for which `Accept` (empty: any), and when they went up."""
+        self.born: dict[bytes, tuple[bytes, str, bytes, float]] = {}
+        """Bodies: for whom, for which address and `Accept` (empty: any), and when they went up."""
         self.up_since: dict[int, float] = {}
 
     def settle(self) -> None:
@@ -134,17 +139,22 @@ class FlightMachine(RuleBasedStateMachine):
 
     def check_answer(self, client: Client) -> None:
         assert client.answer is not None
-        who, accept, since = self.born[client.answer]
+        who, ip, accept, since = self.born[client.answer]
         assert who == client.who, "another's answer"
+        assert ip in ("", client.ip), "an answer that is not for all"
         assert accept in (b"", client.accept), "of another variant"
         assert not any(since <= change < client.arrived for change in self.changes), "from before a change"
 
     def up(self) -> list[Client]:
         return [each for each in self.clients if each.state == "up"]
 
-    @rule(who=st.sampled_from([b"1", b"1", b"1", b"2"]), accept=st.sampled_from([b"a", b"a", b"b"]))
-    def arrive(self, who: bytes, accept: bytes) -> None:
-        self.clients.append(Client(len(self.clients), who, accept, self.cache))
+    @rule(
+        who=st.sampled_from([b"1", b"1", b"1", b"2"]),
+        ip=st.sampled_from(["i", "i", "j"]),
+        accept=st.sampled_from([b"a", b"a", b"b"]),
+    )
+    def arrive(self, who: bytes, ip: str, accept: bytes) -> None:
+        self.clients.append(Client(len(self.clients), who, ip, accept, self.cache))
         self.settle()
 
     @precondition(lambda self: self.up())
@@ -160,10 +170,11 @@ class FlightMachine(RuleBasedStateMachine):
         client = data.draw(st.sampled_from(self.up()))
         head = a_head([fields] if fields else [], status)
         since = self.up_since[client.number]
-        assert client.visit.hear(head, sent_at=self.clock.now, wall_s=0.0, date=DATE) is None
+        assert client.visit.hear(head, Said(status, head.passing, date=DATE), 0.0) is None
         self.settle()
         body = b"%d" % client.number
-        self.born[body] = (client.who, client.accept if fields[:1] == (b"vary",) else b"", since)
+        ip = "" if fields == (b"cache-control", b"max-age=5") else client.ip
+        self.born[body] = (client.who, ip, client.accept if fields[:1] == (b"vary",) else b"", since)
         if end != "breaks off" and client.visit.wants_body():
             client.visit.take(body if end == "whole" else None)
         client.state = "drains"
@@ -232,5 +243,13 @@ class FlightMachine(RuleBasedStateMachine):
         assert all(each.leaders <= 2 for each in self.clients)
 
 
+class KeepsNothing(FlightMachine):
+    """The same where answers are not kept."""
+
+    config = Config(coalesce=True)
+
+
 TestFlights = FlightMachine.TestCase
 TestFlights.settings = settings(max_examples=200)
+TestFlightsAlone = KeepsNothing.TestCase
+TestFlightsAlone.settings = settings(max_examples=100)

@@ -6,6 +6,9 @@ RFC 9111, in the memory of each worker: `proxy/freshness.py` says what may be st
 
 Identical requests that meet make one *flight*: the first leads and goes up, the others wait for its answer to be whole.
 - Only requests that the same stored answer could answer join: the same target, credentials, and fields.
+- To whom an answer may be given is known when its head has come. One that the cache might keep (fresh, and not for one
+  user only) is for all; any other for the client who asked: the same name, or the same address where there is none.
+  Other clients' requests then make flights of their own, and do so from the start for the next seconds.
 - An answer that is not for others, too large, or a stream lets them go at once: they go up themselves, and so do
   identical ones for the next seconds. One whose body takes longer than `_BODY_S` does as well: a client that reads
   slowly must not hold up others.
@@ -20,7 +23,7 @@ import enum
 from collections import OrderedDict
 from collections.abc import Iterator
 from math import inf
-from typing import TYPE_CHECKING, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias
 
 from ambassador.proxy import freshness
 from ambassador.proxy.shelf import Kept, Key, Shelf, target
@@ -36,7 +39,8 @@ _BODY_S: Final = 1.0
 """How long after its head the body of an answer is waited for by those who have not asked for it themselves."""
 _FLIGHTS: Final = 2
 _APART_S: Final = 10.0
-"""How long requests go up by themselves after an answer that was not for others. Varnish's hit-for-miss: 120 s."""
+"""How long requests go up by themselves after an answer that was not for others, and by client after one that was for
+one client only. Varnish's hit-for-miss: 120 s."""
 _REMEMBERED: Final = 1024
 """Targets that are remembered for that, and those that were changed lately."""
 _BYPASSING: Final = frozenset({b"range", b"if-range", b"if-match", b"if-unmodified-since"})
@@ -98,17 +102,30 @@ class _State(enum.Enum):
     """Everybody goes up himself."""
 
 
+Name: TypeAlias = tuple[bytes, bytes]
+"""What identical requests have in common: `Key.uri` and `Key.who`."""
+
+
 class Flight:
-    """One request that goes up for several."""
+    """One request, of `client`, that goes up for several."""
 
-    __slots__ = ("answer", "state", "until", "waiting")
+    __slots__ = ("_client", "answer", "is_private", "name", "state", "until", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, name: tuple[bytes, bytes, bytes], client: bytes) -> None:
+        self.name = name
+        """What it is found by: of requests that are apart by client, with that."""
+        self._client = client
+        self.is_private = False
+        """The answer is for the requests of this client only."""
         self.state = _State.UNDER_WAY
         self.answer: Kept | None = None
         self.until = inf
         """When who waits goes up himself."""
         self.waiting: list[Waiter] = []
+
+    def is_for(self, client: bytes) -> bool:
+        """Whether the answer may be given to this client, as far as it is known."""
+        return not self.is_private or client == self._client
 
     def end(self, state: _State, answer: Kept | None = None) -> None:
         """It is over."""
@@ -120,6 +137,26 @@ class Flight:
         """Have all that wait look again."""
         for waiter in self.waiting:
             waiter.wake()
+
+
+class _Lately:
+    """Names for which something held lately: each for `_APART_S`, and at most `_REMEMBERED` of them."""
+
+    __slots__ = ("_clock", "_until")
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._until: OrderedDict[Name, float] = OrderedDict()
+
+    def __contains__(self, name: Name) -> bool:
+        return self._until.get(name, 0.0) > self._clock.now
+
+    def add(self, name: Name) -> None:
+        """It holds from now on, for a while."""
+        self._until[name] = self._clock.now + _APART_S
+        self._until.move_to_end(name)
+        if len(self._until) > _REMEMBERED:
+            self._until.popitem(last=False)
 
 
 class Found:
@@ -136,10 +173,11 @@ class Cache:
     """The cache of a route in one worker."""
 
     __slots__ = (
-        "_apart",
         "_changed",
         "_changed_before",
         "_ignored",
+        "apart",
+        "by_client",
         "clock",
         "flights",
         "joins",
@@ -155,9 +193,12 @@ class Cache:
         self.joins = config.joins
         self.ttl_s = config.ttl if isinstance(config.ttl, float) else None
         self.shelf = Shelf(config.most) if shelf is None else shelf
-        self.flights: dict[tuple[bytes, bytes], Flight] = {}
+        self.flights: dict[tuple[bytes, bytes, bytes], Flight] = {}
         self._ignored = frozenset(name.encode() for name in config.ignore)
-        self._apart: OrderedDict[tuple[bytes, bytes], float] = OrderedDict()
+        self.apart = _Lately(clock)
+        """Requests for these go up by themselves."""
+        self.by_client = _Lately(clock)
+        """Of those for these only the ones of one client go up as one."""
         self._changed: OrderedDict[bytes, float] = OrderedDict()
         """When targets were changed last: an answer to a request that began before is not kept."""
         self._changed_before = -inf
@@ -201,17 +242,6 @@ class Cache:
         """Whether a target was, or may have been, changed at that time or later."""
         return max(self._changed.get(uri, -inf), self._changed_before) >= since
 
-    def is_apart(self, name: tuple[bytes, bytes]) -> bool:
-        """Whether requests for this go up by themselves at present."""
-        return self._apart.get(name, 0.0) > self.clock.now
-
-    def set_apart(self, name: tuple[bytes, bytes]) -> None:
-        """They do for a while."""
-        self._apart[name] = self.clock.now + _APART_S
-        self._apart.move_to_end(name)
-        if len(self._apart) > _REMEMBERED:
-            self._apart.popitem(last=False)
-
 
 class Visit:
     """One request at the cache: `look`, perhaps `wait`; then, if it goes up, `hear` the head of the answer, `take` its
@@ -222,19 +252,23 @@ class Visit:
         "_asked",
         "_began",
         "_cache",
+        "_client",
         "_flight",
-        "_heard_at",
+        "_heard",
         "_key",
         "_left",
         "_old",
         "_original",
         "_request",
         "note",
+        "validated",
     )
 
     def __init__(self, cache: Cache, request: Request, key: Key, asked: freshness.Directives) -> None:
         self._cache = cache
         self._request = request
+        # A name is in the key.
+        self._client = b"" if request.client is not None else request.client_ip.encode()
         self._key = key
         self._asked = asked
         self._original = request.passing
@@ -244,9 +278,12 @@ class Visit:
         """The one that this request leads."""
         self._began = cache.clock.now
         self._left = _FLIGHTS
-        self._heard_at: tuple[ResponseHead, float, float, bytes] | None = None
+        self._heard: tuple[ResponseHead, freshness.Said, float, float] | None = None
+        """The head of the answer, what it says, when it came and how old it was then."""
         self.note = b"fwd=miss"
         """What `cache-status` says of an answer from upstream (RFC 9211)."""
+        self.validated = False
+        """The upstream said that what is kept still holds."""
 
     @property
     def only_if_cached(self) -> bool:
@@ -254,7 +291,7 @@ class Visit:
         return b"only-if-cached" in self._asked
 
     @property
-    def _name(self) -> tuple[bytes, bytes]:
+    def _name(self) -> Name:
         return self._key.uri, self._key.who
 
     def look(self) -> Found | Flight | None:
@@ -269,14 +306,15 @@ class Visit:
             self.note = b"fwd=stale" if left_s <= 0 else b"fwd=request"
         if self.only_if_cached:
             return None
-        if self._may_share() and not cache.is_apart(self._name):
-            flight = cache.flights.get(self._name)
+        if self._may_share() and self._name not in cache.apart:
+            name = (*self._name, self._client if self._name in cache.by_client else b"")
+            flight = cache.flights.get(name)
             if flight is not None and flight.state is not _State.UNDER_WAY:
                 flight = None  # what it brought is from before
             if flight is not None and self._left:
                 return flight
             if flight is None:
-                self._flight = cache.flights[self._name] = Flight()
+                self._flight = cache.flights[name] = Flight(name, self._client)
         if kept is not None and self._is_plain():
             self._ask_about(kept)
         return None
@@ -294,7 +332,7 @@ class Visit:
         return self._cache.joins and self._is_plain() and not self._asked
 
     def _ask_about(self, kept: Kept) -> None:
-        conditions = freshness.conditions(kept.fields)
+        conditions = freshness.conditions(kept.said.fields)
         if conditions:
             self._old = kept
             self._request.passing = [*self._original, *conditions]
@@ -307,10 +345,15 @@ class Visit:
         clock = self._cache.clock
         flight.waiting.append(waiter)
         try:
-            while flight.state is _State.UNDER_WAY and clock.now < flight.until:
+            while (
+                flight.state is _State.UNDER_WAY and clock.now < flight.until and flight.is_for(self._client)
+            ):
                 await waiter.rest(flight.until)
         finally:
             flight.waiting.remove(waiter)
+        if not flight.is_for(self._client):
+            self._left -= 1
+            return None
         answer = flight.answer
         if answer is not None and answer.answers(self._key.fields):
             return Found(answer, b"fwd=miss; collapsed")
@@ -319,44 +362,63 @@ class Visit:
 
     # An answer from upstream
 
-    def hear(self, head: ResponseHead, *, sent_at: float, wall_s: float, date: bytes) -> Found | None:
-        """The head of the answer. What is found instead, if it says that what was kept still holds.
-
-        `sent_at`: when the request went up, in the lane's seconds; `wall_s` and `date` are the time of day.
+    def hear(self, head: ResponseHead, said: freshness.Said, age_s: float) -> Found | None:
+        """The head of the answer, which came `age_s` old and has `said` this. What is found instead, if it says that
+        what was kept still holds.
         """
         now = self._cache.clock.now
-        fields = freshness.by_name(head.passing)
-        age_s = freshness.initial_age_s(fields, wall_s=wall_s, delay_s=now - sent_at)
-        self._heard_at = (head, now, age_s, date)
+        self._heard = (head, said, now, age_s)
         if self._old is not None:
             self.note += b"; fwd-status=%d" % head.status
             if head.status == 304:
-                return self._renew(self._old, head, now, age_s, date)
+                return self._renew(self._old, head, said, now, age_s)
         flight = self._flight
         if flight is not None:
-            directives = freshness.cache_control(fields.get(b"cache-control"))
             if head.status >= 500:
                 flight.end(_State.FAILED)
             elif (
-                not freshness.may_share(directives, fields)
-                or b"no-cache" in directives
+                not said.may_share()
+                or b"no-cache" in said.directives
                 or head.status not in freshness.STORABLE
                 or (head.content_length or 0) > self._cache.shelf.most_each
-                or fields.get(b"content-type", b"").startswith(_STREAMS)
+                or said.fields.get(b"content-type", b"").startswith(_STREAMS)
             ):
                 self._release()
             else:
+                self._keep_from_others(flight, said)
                 flight.until = now + _BODY_S
                 flight.wake()
         return None
 
-    def _renew(self, old: Kept, head: ResponseHead, now: float, age_s: float, date: bytes) -> Found:
-        kept = old.renewed(head, now=now, age_s=age_s, date=date, default_lifetime_s=self._cache.ttl_s)
-        if self._is_current():
+    def _renew(self, old: Kept, head: ResponseHead, said: freshness.Said, now: float, age_s: float) -> Found:
+        kept = old.renewed(head, now=now, age_s=age_s, date=said.date, default_lifetime_s=self._cache.ttl_s)
+        may_store = kept.said.may_store(authorized=self._is_authorized)
+        if may_store and self._is_current():
             self._cache.shelf.put(kept)
         if self._flight is not None:
-            self._flight.end(_State.LANDED, kept)
+            if may_store:
+                self._keep_from_others(self._flight, kept.said)
+                self._flight.end(_State.LANDED, kept)
+            else:
+                self._release()
+        self.validated = True
         return Found(kept, self.note)
+
+    @property
+    def _is_authorized(self) -> bool:
+        return b"authorization" in self._key.fields
+
+    def _keep_from_others(self, flight: Flight, said: freshness.Said) -> None:
+        """Other clients do not get the answer unless it is for all."""
+        if said.is_public(authorized=self._is_authorized):
+            return
+        flight.is_private = True
+        self._cache.by_client.add(self._name)
+        flights, name = self._cache.flights, (*self._name, self._client)
+        if flights.get(flight.name) is flight:  # else nobody may join it any more
+            del flights[flight.name]
+            flight.name = name
+            flights.setdefault(name, flight)
 
     def _is_current(self) -> bool:
         """The target was not changed since the request went up."""
@@ -364,41 +426,33 @@ class Visit:
 
     def _release(self) -> None:
         if self._flight is not None and self._flight.state is _State.UNDER_WAY:
-            self._cache.set_apart(self._name)
+            self._cache.apart.add(self._name)
             self._flight.end(_State.RELEASED)
 
     def wants_body(self) -> bool:
         """Whether `take` should be given the body."""
-        assert self._heard_at is not None
-        head = self._heard_at[0]
+        assert self._heard is not None
+        head, said, _, _ = self._heard
         if self._request.method != "GET" or (head.content_length or 0) > self._cache.shelf.most_each:
             return False
         under_way = self._flight is not None and self._flight.state is _State.UNDER_WAY
-        return under_way or self._is_storable(head)
+        return under_way or self._is_storable(said)
 
-    def _is_storable(self, head: ResponseHead) -> bool:
-        if not self._cache.stores or not self._is_current():
-            return False
-        fields = freshness.by_name(head.passing)
-        directives = freshness.cache_control(fields.get(b"cache-control"))
-        if not freshness.may_store(
-            head.status, directives, fields, authorized=b"authorization" in self._key.fields
-        ):
-            return False
-        lifetime = freshness.lifetime_s(directives, fields)
-        if lifetime is None and head.status in freshness.DEFAULT_STORABLE:
-            lifetime = self._cache.ttl_s
-        return bool(lifetime) or bool(freshness.conditions(fields))
+    def _is_storable(self, said: freshness.Said) -> bool:
+        return (
+            self._cache.stores
+            and self._is_current()
+            and said.may_store(authorized=self._is_authorized)
+            and (said.lifetime_s > 0 or bool(freshness.conditions(said.fields)))
+        )
 
     def take(self, body: bytes | None) -> None:
         """The body of the answer, when it has passed; None: it is too large, or has trailers."""
-        if body is None or self._heard_at is None:
+        if body is None or self._heard is None:
             return self._release()
-        head, now, age_s, date = self._heard_at
-        kept = Kept(
-            self._key, head, body, now=now, age_s=age_s, date=date, default_lifetime_s=self._cache.ttl_s
-        )
-        if self._is_storable(head):
+        head, said, now, age_s = self._heard
+        kept = Kept(self._key, head, body, said, now=now, age_s=age_s)
+        if self._is_storable(said):
             self._cache.shelf.put(kept)
         if self._flight is not None:
             self._flight.end(_State.LANDED, kept)
@@ -417,8 +471,8 @@ class Visit:
         flight, self._flight = self._flight, None
         if flight is not None:
             flight.end(_State.FAILED)
-            if self._cache.flights.get(self._name) is flight:
-                del self._cache.flights[self._name]
+            if self._cache.flights.get(flight.name) is flight:
+                del self._cache.flights[flight.name]
 
 
 def _same_host(authority: bytes, reference: bytes) -> list[bytes]:

@@ -14,12 +14,12 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final, Literal, Protocol
 from weakref import ref
 
 from ambassador.errors import BreakerOpen
+from ambassador.proxy.freshness import date_s
 from ambassador.settings import Seconds, Section
 from ambassador.state.protocol import Get, Named, Put, decode_named
 
@@ -82,11 +82,8 @@ def retry_after_s(value: bytes, wall_s: float) -> float | None:
     text = value.strip()
     if text.isdigit():
         return float(text) if len(text) < 10 else 1e9
-    try:
-        when = parsedate_to_datetime(text.decode("ascii")).timestamp()
-    except (ValueError, TypeError, OverflowError, UnicodeDecodeError):
-        return None
-    return when - wall_s if when > wall_s else None
+    when = date_s(text)
+    return when - wall_s if when is not None and when > wall_s else None
 
 
 class Cooldowns:

@@ -60,17 +60,15 @@ class LastGood:
         request: Request,
         forwarded: Fields,
         head: ResponseHead,
+        said: freshness.Said,
         *,
         now: float,
         age_s: float,
-        date: bytes,
     ) -> Callable[[bytes | None], None] | None:
-        """Who takes the body of an answer; None: it is not kept."""
+        """Who takes the body of an answer, `age_s` old and of which the head has `said` this; None: it is not kept."""
         if request.method != "GET" or head.status != 200 or request.content_length or request.chunked:
             return None
-        fields = freshness.by_name(head.passing)
-        directives = freshness.cache_control(fields.get(b"cache-control"))
-        if not (freshness.may_share(directives, fields) and freshness.may_be_stale(directives)):
+        if not (said.may_share() and freshness.may_be_stale(said.directives)):
             return None
         key = Key(request, forwarded)
         if b"range" in key.fields:
@@ -78,7 +76,7 @@ class LastGood:
 
         def take(body: bytes | None) -> None:
             if body is not None:
-                self.shelf.put(Kept(key, head, body, now=now, age_s=age_s, date=date))
+                self.shelf.put(Kept(key, head, body, said, now=now, age_s=age_s))
 
         return take
 
@@ -94,7 +92,7 @@ class LastGood:
             if kept is not None
             and kept.head.status == 200
             and kept.held_s(now) <= self._for_s
-            and freshness.may_be_stale(kept.directives)
+            and freshness.may_be_stale(kept.said.directives)
         ]
         return min(usable, key=lambda kept: kept.held_s(now), default=None)
 
