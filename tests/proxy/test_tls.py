@@ -347,10 +347,14 @@ def test_upstreams_with_the_same_files_share_a_context(authority: Authority) -> 
 
 def test_keyring_forgets_what_is_not_used_any_more(authority: Authority) -> None:
     keyring = Keyring()
-    one = keyring.client(ClientConfig(ca=authority.ca), "upstream one")
+    one = keyring.client(ClientConfig(ca=authority.ca, sni="a.b"), "upstream one")
     keyring.client(ClientConfig(), "upstream two")
-    keyring.keep([one])
-    assert list(keyring.materials.values()) == [one.material]
+    keyring.keep({ClientConfig(ca=authority.ca): ["upstream three"], ClientConfig(min_version="1.3"): ["x"]})
+    assert keyring.material(ClientConfig(ca=authority.ca, sni="c.d")) is one.material
+    assert one.material.users == {"upstream three"}
+    for gone in (ClientConfig(), ClientConfig(min_version="1.3")):
+        with pytest.raises(KeyError):
+            keyring.material(gone)
     assert keyring.client(ClientConfig(ca=authority.ca), "upstream one").material is one.material
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with the files of TLS that a config names, at the settings that name them; reads these files.
+"""The sections of TLS that a config has, and what is wrong with the files that they name, at these settings.
 
 A file that is missing, holds something else or does not belong to the other is an error: with it nothing could be
 served. What works today and not for long, or works for others too, is a warning.
@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from ambassador.config.node import Node
 from ambassador.config.read import Items, Part
-from ambassador.config.schema import Config
+from ambassador.config.schema import Config, Upstream
 from ambassador.proxy.certificate import Certificate
 from ambassador.proxy.key_files import (
     ClientConfig,
@@ -30,11 +30,44 @@ from ambassador.proxy.key_files import (
     readable_by_all,
 )
 
-__all__ = ["SOON_S", "check_files", "ends"]
+__all__ = ["SOON_S", "TlsSection", "check_files", "client_section", "ends", "tls_sections"]
 
 SOON_S: Final = 14 * 86400.0
 """Seconds before a certificate's end that it is warned of. Certificates of 90 days are renewed after 60 (RFC 8555's
 implementers), so one that is so near to its end has not been."""
+
+
+class TlsSection(Struct, frozen=True):
+    """A TLS section: where it stands, `listeners[0].tls`, and who has it, `listener 0.0.0.0:8443`."""
+
+    setting: str
+    side: Literal["client", "upstream"]
+    name: str
+    section: ServerConfig | ClientConfig
+
+    @property
+    def user(self) -> str:
+        """Who has it, for people."""
+        return f"{'listener' if self.side == 'client' else 'upstream'} {self.name}"
+
+
+def tls_sections(config: Config) -> Iterator[TlsSection]:
+    """Those of a config, the defaults of upstreams that have none and speak TLS among them."""
+    for at, listener in enumerate(config.listeners):
+        if listener.tls is not None:
+            yield TlsSection(f"listeners[{at}].tls", "client", listener.address, listener.tls)
+    for name, upstream in config.upstreams.items():
+        section = client_section(upstream)
+        if section is not None:
+            yield TlsSection(f"upstreams.{name}.tls", "upstream", name, section)
+
+
+def client_section(upstream: Upstream) -> ClientConfig | None:
+    """How an upstream's endpoints are spoken to by TLS; None: none of them is, nor will be."""
+    if upstream.tls is not None:
+        return upstream.tls
+    in_file = upstream.discover is not None and upstream.discover.file is not None
+    return ClientConfig() if upstream.has_https or in_file else None
 
 
 class _Finding(Struct, frozen=True):

@@ -8,6 +8,7 @@ import msgspec
 
 from ambassador.config.discover import Discover
 from ambassador.config.schema import Config, Match, PathRegex, Route, Upstream, ValueMatch
+from ambassador.control.certificates import CertificateStatus
 from ambassador.control.discovery.directory import SourceStatus
 from ambassador.control.host import resident_bytes
 from ambassador.control.incarnation import Incarnation
@@ -69,6 +70,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     last_reload: LastReload | None
     discovery: list[SourceStatus] = []
     """Where upstreams' endpoints are found."""
+    certificates: list[CertificateStatus] = []
+    """The files of TLS, each with its certificates' end."""
 
 
 def worker_status(worker: Incarnation) -> WorkerStatus:

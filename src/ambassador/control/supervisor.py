@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -27,6 +28,7 @@ from ambassador.control import socket_path
 from ambassador.control.admin.api import Api
 from ambassador.control.admin.doors import AdminDoor, ControlDoor, serve_door
 from ambassador.control.breakers import BreakerView, BreakerViews, Outcome, Override, breaker_names, override
+from ambassador.control.certificates import CannotLoad, Certificates
 from ambassador.control.checker import Checker
 from ambassador.control.checking import CHECKING_MODULE, Checked
 from ambassador.control.crew import Crew
@@ -62,6 +64,7 @@ from ambassador.control.sums import UpstreamStatus, UpstreamSums
 from ambassador.control.turns import Turns
 from ambassador.observe.families import Figures, Traffic
 from ambassador.proxy.limit_keys import LimitStatus
+from ambassador.proxy.tls import Keyring
 from ambassador.secret import SecretError, read_secret
 
 _OUTPUT_TIMEOUT_S = 1.0
@@ -117,6 +120,7 @@ class Supervisor:
             self._health.unhealthy,
             places=places,
         )
+        self._certificates = Certificates(Keyring(log))
         self._output = Output(1, waits=True)
         self._store = StoreServer(log)
         equipment = Equipment(self._deployment, self._output, self._store)
@@ -152,6 +156,7 @@ class Supervisor:
             why = why_not_writable(config.telemetry.access_log)
             if why is not None:
                 raise Unusable(told(self._places, ACCESS_LOG, why))
+            self._load_certificates(config)
             self._deployment.bind(range(size))
             self._open_doors(stack)
             async with trio.open_nursery() as self._nursery:
@@ -159,6 +164,7 @@ class Supervisor:
                 await self._deployment.directory.watch(host_names(config), sources(config))
                 self._watch_health()
                 self._nursery.start_soon(self._health.run)
+                self._nursery.start_soon(self._certificates.run)
                 assert self._control is not None
                 self._nursery.start_soon(serve_door, self._control, self._api, self._log)
                 if self._admin is not None:
@@ -173,6 +179,15 @@ class Supervisor:
                 self._there.set()
                 if self._warm:
                     self._checker.warm()
+
+    def _load_certificates(self, config: Config) -> None:
+        """Raises `Unusable`."""
+        try:
+            for _ in self._certificates.load(config):
+                pass
+        except CannotLoad as error:
+            raise Unusable(told(self._places, error.setting, error.problem)) from None
+        self._certificates.use(config)
 
     def _open_doors(self, stack: ExitStack) -> None:
         config = self._deployment.config
@@ -268,7 +283,7 @@ class Supervisor:
             self._log.error("reload: %s", error)
             self._log.error("not reloaded; generation %d is served on", self._deployment.generation)
             return LastReload(ok=False, at=time.time(), errors=(str(error),))
-        done = await Reload(self._deployment, self._crew, self._log).apply(checked)
+        done = await self._apply(checked)
         if not done.ok:
             if admin is not None and admin is not self._admin:
                 if admin.served:
@@ -284,6 +299,20 @@ class Supervisor:
         if config.workers != before.workers:
             self._crew.resize(config.workers or usable_cpus())
         return done
+
+    async def _apply(self, checked: Checked) -> LastReload:
+        """Serve the checked config, with its certificates, or say why not."""
+        if checked.config is not None:
+            try:
+                # A thread: files may be far away, and the system's authorities take 20 ms.
+                await trio.to_thread.run_sync(deque, self._certificates.load(checked.config), 0)
+            except CannotLoad as error:
+                text = told(checked.places, error.setting, error.problem)
+                checked = Checked(config=None, errors=(text,), warnings=checked.warnings)
+        try:
+            return await Reload(self._deployment, self._crew, self._log).apply(checked)
+        finally:
+            self._certificates.use(self._deployment.config)
 
     def _admin_for(self, checked: Checked) -> _Admin | None:
         """The door that the config wants: one that there is, or a new one that is not served yet."""
@@ -413,6 +442,7 @@ class Supervisor:
             worker_restarts=self._crew.restarts,
             last_reload=self._last_reload,
             discovery=[status for _, status in self._deployment.directory.status()],
+            certificates=self._certificates.status(),
         )
 
     def _state_status(self) -> StateStatus:
@@ -464,6 +494,7 @@ class Supervisor:
             breakers=self._breaker_states(),
             health=tuple(self._health.figures()),
             ejections=self._ejections(),
+            certificates=self._certificates.figures(),
         )
         return self._pages.render(figures, accept)
 

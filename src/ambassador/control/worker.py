@@ -27,6 +27,7 @@ from ambassador.config import schema
 from ambassador.config.compile import compile_steps, compile_table
 from ambassador.config.discover import Found
 from ambassador.control import breakers, limits
+from ambassador.control.certificates import CannotLoad, Certificates
 from ambassador.control.duties import CannotServe, obey
 from ambassador.control.listeners import keyed
 from ambassador.control.logs import ACCESS_LOG, cannot_open, log_to_stderr
@@ -123,6 +124,10 @@ class WorkerPlane:
             outliers=Outliers(lane, log=log, tells=start.slot == 0),
             means=means,
         )
+        self.certificates = Certificates(self._lasting.keyring)
+        for _ in self._load_certificates(config):
+            pass
+        self.certificates.use(config)
         table = compile_table(
             config,
             lane,
@@ -157,6 +162,7 @@ class WorkerPlane:
         self._forget_prepared()
         self._page.remap(brief.page_size)
         self._scopes.prepare(config.state)
+        yield from self._load_certificates(config)
         counters, scopes = self._counters(brief), self._scopes.scopes
         table = yield from compile_steps(
             config,
@@ -183,6 +189,7 @@ class WorkerPlane:
         if prepared.config.overload != self._config.overload:
             self._watch_overload(prepared.config)
         self._config = prepared.config
+        self.certificates.use(prepared.config)
         self._scopes.use(prepared.config.state)
         self._scopes.generation = prepared.number
         prepared.table.inherit(old)
@@ -198,9 +205,17 @@ class WorkerPlane:
     def _forget_prepared(self) -> None:
         prepared, self._prepared = self._prepared, None
         self._scopes.use(self._config.state)
+        self.certificates.use(self._config)
         if prepared is not None:
             prepared.table.retire()
             _close_log(prepared.log)
+
+    def _load_certificates(self, config: schema.Config) -> Iterator[None]:
+        """Raises `CannotServe` when a file cannot be used."""
+        try:
+            yield from self.certificates.load(config)
+        except CannotLoad as error:
+            raise CannotServe(str(error)) from None
 
     def _watch_overload(self, config: schema.Config) -> None:
         """Measure whether this worker is overloaded, as the config says, or not at all."""
@@ -542,6 +557,7 @@ async def open_plane(
         outer.start_soon(_keep_current, secrets_kept)
         means = Means(secrets_kept, time.time)
         plane = WorkerPlane(start, config, page, log_fd, lane, scopes=scopes, means=means)
+        outer.start_soon(plane.certificates.run)
         await scopes.wait_up(_STATE_WITHIN_S)
         _settle_garbage()
         try:

@@ -95,6 +95,17 @@ class HealthFigures(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
 
 
+class CertificateFigures(msgspec.Struct, frozen=True):
+    """A file of certificates: whose it is (`side`: client or upstream), and when the first of them ends, in unix
+    seconds.
+    """
+
+    side: str
+    name: str
+    file: str
+    expires: float
+
+
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """What the supervisor itself knows. `started` is in unix seconds."""
 
@@ -111,6 +122,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """Of each upstream with active checks."""
     ejections: Sequence[tuple[str, int, int]] = ()
     """Of each upstream with outlier detection: its name, endpoints that are ejected, ejections so far."""
+    certificates: Sequence[CertificateFigures] = ()
+    """Of each TLS section."""
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
@@ -318,6 +331,7 @@ def _supervisor_families(figures: Figures) -> list[Family]:
         ),
         *_health_families(figures.health),
         *_ejection_families(figures.ejections),
+        *_certificate_families(figures.certificates),
         Family("ambassador_build", "info", "What this is.", [(build, 1)]),
     ]
 
@@ -359,6 +373,22 @@ def _ejection_families(ejections: Sequence[tuple[str, int, int]]) -> list[Family
             "How often an endpoint was ejected.",
             [((("upstream", name),), total) for name, _, total in ejections],
         ),
+    ]
+
+
+def _certificate_families(certificates: Sequence[CertificateFigures]) -> list[Family]:
+    if not certificates:
+        return []
+    labelled = {
+        (("side", each.side), ("name", each.name), ("file", each.file)): each.expires for each in certificates
+    }
+    return [
+        Family(
+            "ambassador_certificate_expiry_seconds",
+            "gauge",
+            "When the first of a file's certificates ends, in unix seconds.",
+            list(labelled.items()),
+        )
     ]
 
 

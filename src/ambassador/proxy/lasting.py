@@ -14,6 +14,7 @@ from ambassador.proxy.credentials import Means
 from ambassador.proxy.policies.concurrency import Bulkheads
 from ambassador.proxy.policies.cooldown import Cooldowns
 from ambassador.proxy.shelf import Shelves
+from ambassador.proxy.tls import Keyring
 from ambassador.proxy.upstream.health import Marks
 from ambassador.proxy.upstream.outlier import Outliers
 from ambassador.secret import Secrets
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 class Lasting:
     """The lasting parts of one worker. What is not given is made: one for a worker that is alone."""
 
-    __slots__ = ("breakers", "bulkheads", "cooldowns", "marks", "means", "outliers", "shelves")
+    __slots__ = ("breakers", "bulkheads", "cooldowns", "keyring", "marks", "means", "outliers", "shelves")
 
     def __init__(
         self,
@@ -48,3 +49,5 @@ class Lasting:
         """What credentials are made with."""
         self.shelves = Shelves()
         """The answers that routes keep."""
+        self.keyring = Keyring()
+        """What TLS is spoken with."""

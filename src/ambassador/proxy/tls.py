@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import ssl
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from msgspec import Struct, structs
@@ -160,30 +160,41 @@ class Keyring:
         self._log = log
         self._materials: dict[Config, Material] = {}
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing speaks TLS."""
+        return not self._materials
+
     def server(self, config: ServerConfig, user: str) -> ServerTls:
         """For a listener. Raises `FileError`; blocks where these files are not in use yet."""
         return ServerTls(self._get(config, user))
 
     def client(self, config: ClientConfig, user: str) -> ClientTls:
         """For an upstream. Raises `FileError`; blocks where these files are not in use yet."""
-        return ClientTls(self._get(structs.replace(config, sni=None), user), config.sni)
+        return ClientTls(self._get(config, user), config.sni)
+
+    def material(self, config: Config) -> Material:
+        """What comes of this section's files. Raises KeyError where they are not in use."""
+        return self._materials[_shared(config)]
 
     def _get(self, config: Config, user: str) -> Material:
+        config = _shared(config)
         material = self._materials.get(config)
         if material is None:
             material = self._materials[config] = Material(config)
         material.users.add(user)
         return material
 
-    def keep(self, used: Iterable[ServerTls | ClientTls]) -> None:
-        """Forget all but these."""
-        materials = {each.material.config: each.material for each in used}
-        self._materials = materials
-
-    @property
-    def materials(self) -> Mapping[Config, Material]:
-        """Everything in use, by config; upstreams' without `sni`."""
-        return self._materials
+    def keep(self, used: Mapping[Config, Iterable[str]]) -> None:
+        """Forget all but these, each with its users."""
+        users: dict[Config, set[str]] = {}
+        for config, names in used.items():
+            users.setdefault(_shared(config), set()).update(names)
+        self._materials = {
+            config: material for config, material in self._materials.items() if config in users
+        }
+        for config, material in self._materials.items():
+            material.users = users[config]
 
     def reread(self) -> list[Reread]:
         """What has changed in the files since the last time. It blocks, and changes nothing: it may run in a thread."""
@@ -207,6 +218,11 @@ class Keyring:
         elif made:
             again = "well again" if before is not None else "changed"
             log.info("tls of %s: the files are %s, and in use for new connections", users, again)
+
+
+def _shared(config: Config) -> Config:
+    """What the context depends on."""
+    return structs.replace(config, sni=None) if isinstance(config, ClientConfig) else config
 
 
 def host_of(authority: str) -> str:
@@ -341,10 +357,3 @@ def _pem(content: Content) -> Pem:
         path=content.path,
         certificate=min(found, key=lambda each: each.not_after),
     )
-
-
-def expiries(materials: Iterable[Material]) -> Iterator[tuple[Material, Pem]]:
-    """Every file of certificates in use."""
-    for material in materials:
-        for pem in material.pems:
-            yield material, pem
