@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -22,8 +23,11 @@ from ambassador.control.health import (
     Watched,
     watched_upstreams,
 )
+from ambassador.proxy.key_files import ClientConfig, KeyPair, ServerConfig
+from ambassador.proxy.tls import Keyring
 from ambassador.proxy.upstream.health import Config
-from tests.control.test_http_client import answering, server
+from tests.control.test_http_client import Serve, answering, server
+from tests.proxy.pem import Authority
 
 A, B = "http://10.0.0.1:80", "http://10.0.0.2:80"
 CHECK = Config(every=5.0, rise=2, fall=3)
@@ -242,6 +246,27 @@ def test_watched_upstreams_have_what_their_source_has_found() -> None:
     assert watched_upstreams(upstreams, {source: [A]}) == {"a": Watched(CHECK, (A,), "api.test:8080")}
 
 
+def test_watched_upstreams_have_tls_where_their_endpoints_do() -> None:
+    plain, secure = schema.Endpoint(url=A), schema.Endpoint(url="https://10.0.0.2:443")
+    shown = ClientConfig(sni="a.b")
+    found = Discover(dns="api.test:443")
+    watched = watched_upstreams(
+        {
+            "both": schema.Upstream(endpoints=(plain, secure), health=CHECK),
+            "named": schema.Upstream(endpoints=(secure,), tls=shown, health=CHECK),
+            "found": schema.Upstream(discover=found, tls=shown, health=CHECK),
+            "in the clear": schema.Upstream(discover=found, health=CHECK),
+        },
+        {found: [A]},
+    )
+    assert {name: [each.target(url).tls for url in each.urls] for name, each in watched.items()} == {
+        "both": [None, ClientConfig()],
+        "named": [shown],
+        "found": [shown],
+        "in the clear": [None],
+    }
+
+
 # Over real sockets
 
 PATIENT = Config(timeout=20.0, expect=("200",))
@@ -256,7 +281,7 @@ async def test_calls_pass_when_one_address_answers_as_it_should() -> None:
     async with server(answering(b"HTTP/1.1 200 OK\r\n\r\n", seen)) as place:
         checked = target(f"http://example.test:{place.port}", path="/ok")
         # The second address listens nowhere, and nothing waits for what never answers.
-        await Calls().check(checked, ["127.0.0.1", "127.0.0.2"])
+        await Calls(Keyring()).check(checked, ["127.0.0.1", "127.0.0.2"])
     assert seen[0].startswith(b"GET /ok HTTP/1.1\r\n")
     assert b"host: example.test:%d\r\n" % place.port in seen[0].lower()
 
@@ -264,10 +289,10 @@ async def test_calls_pass_when_one_address_answers_as_it_should() -> None:
 async def test_calls_fail_by_status_and_without_an_address(tmp_path: Path) -> None:
     async with server(answering(b"HTTP/1.1 503 No\r\n\r\n"), tmp_path / "s"):
         with pytest.raises(CheckFailed, match="status 503"):
-            await Calls().check(target(f"unix:{tmp_path}/s"), [])
-        await Calls().check(target(f"unix:{tmp_path}/s", tcp=True), [])
+            await Calls(Keyring()).check(target(f"unix:{tmp_path}/s"), [])
+        await Calls(Keyring()).check(target(f"unix:{tmp_path}/s", tcp=True), [])
     with pytest.raises(CheckFailed, match="the name has no address"):
-        await Calls().check(target("http://example.test:80"), [])
+        await Calls(Keyring()).check(target("http://example.test:80"), [])
 
 
 async def test_calls_are_bounded_in_number() -> None:
@@ -283,8 +308,65 @@ async def test_calls_are_bounded_in_number() -> None:
         await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\n")
         await stream.aclose()
 
-    calls = Calls(at_once=2)
+    calls = Calls(Keyring(), at_once=2)
     async with server(busy) as place, trio.open_nursery() as nursery:
         for _ in range(8):
             nursery.start_soon(calls.check, target(f"http://127.0.0.1:{place.port}"), ["127.0.0.1"])
     assert most <= 2
+
+
+def secure(serve: Serve, pair: KeyPair) -> Serve:
+    context = Keyring().server(ServerConfig(cert=pair.cert, key=pair.key), "listener").context
+
+    async def serve_tls(stream: trio.SocketStream) -> None:
+        tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+        with contextlib.suppress(trio.BrokenResourceError):
+            await serve(tls)  # type: ignore[arg-type]
+
+    return serve_tls
+
+
+async def test_calls_verify_the_certificate_as_requests_do(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    config = ClientConfig(ca=authority.ca)
+    keyring = Keyring()
+    keyring.client(config, "upstream a")
+    calls = Calls(keyring)
+    serve = secure(answering(b"HTTP/1.1 200 OK\r\n\r\n"), authority.issue("a.test"))
+    async with server(serve) as place:
+        good = f"https://a.test:{place.port}"
+        await calls.check(Target(good, PATIENT, tls=config), ["127.0.0.1"])
+        connects = msgspec.structs.replace(PATIENT, tcp=True)
+        await calls.check(Target(good, connects, tls=config), ["127.0.0.1"])
+        named = Target(
+            f"http://127.0.0.1:{place.port}", PATIENT, "a.test:443", msgspec.structs.replace(config, sni=None)
+        )
+        await calls.check(named, ["127.0.0.1"])
+        other = f"https://b.test:{place.port}"
+        sni = msgspec.structs.replace(config, sni="a.test")
+        await calls.check(Target(other, PATIENT, tls=sni), ["127.0.0.1"])
+        for check in (PATIENT, connects):
+            with pytest.raises(CheckFailed, match="TLS: Hostname mismatch"):
+                await calls.check(Target(other, check, tls=config), ["127.0.0.1"])
+
+
+async def test_calls_fail_where_nobody_speaks_tls(tmp_path: Path) -> None:
+    config = ClientConfig(ca=Authority(tmp_path).ca)
+    keyring = Keyring()
+    keyring.client(config, "upstream a")
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.receive_some(1000)
+        await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await stream.aclose()
+
+    async with server(serve) as place:
+        for check in (PATIENT, msgspec.structs.replace(PATIENT, tcp=True)):
+            with pytest.raises(CheckFailed, match="TLS: "):
+                await Calls(keyring).check(
+                    Target(f"https://127.0.0.1:{place.port}", check, tls=config), ["127.0.0.1"]
+                )
+    with pytest.raises(CheckFailed, match="its certificates are not loaded"):
+        await Calls(Keyring()).check(
+            Target(f"https://127.0.0.1:{place.port}", PATIENT, tls=config), ["127.0.0.1"]
+        )

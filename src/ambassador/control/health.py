@@ -26,10 +26,13 @@ import msgspec
 import trio
 
 from ambassador import __version__
+from ambassador.config.certificates import client_section
 from ambassador.config.discover import Discover, own_host
 from ambassador.config.schema import Upstream
-from ambassador.control.http_client import CallFailed, Place, can_connect, get_status
+from ambassador.control.http_client import CallFailed, Place, Tls, can_connect, get_status
 from ambassador.observe.families import HealthFigures
+from ambassador.proxy.key_files import ClientConfig
+from ambassador.proxy.tls import Keyring, host_of
 from ambassador.proxy.upstream.health import HURRY_S, Config, Standing, pause_s
 
 AT_ONCE: Final = 128
@@ -50,11 +53,12 @@ class CheckFailed(Exception):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """What is asked, and how. `host` is sent as Host; None: the url's."""
+    """What is asked, and how. `host` is sent as Host; None: the url's. `tls` None: in plain text."""
 
     url: str
     check: Config
     host: str | None = None
+    tls: ClientConfig | None = None
 
     def __hash__(self) -> int:
         return hash(self.url)
@@ -65,11 +69,20 @@ Check: TypeAlias = Callable[[Target, Sequence[str]], Awaitable[None]]
 
 
 class Watched(msgspec.Struct, frozen=True):
-    """An upstream's check, and the urls of its endpoints. `host`: see `Target`."""
+    """An upstream's check, and the urls of its endpoints. `host`: see `Target`. `tls` is for those whose url is
+    `https`, and for all where it is `all_secure`.
+    """
 
     check: Config
     urls: tuple[str, ...]
     host: str | None = None
+    tls: ClientConfig | None = None
+    all_secure: bool = False
+
+    def target(self, url: str) -> Target:
+        """One of them."""
+        secure = self.all_secure or url.startswith("https://")
+        return Target(url, self.check, self.host, self.tls if secure else None)
 
 
 def watched_upstreams(
@@ -81,7 +94,13 @@ def watched_upstreams(
         if upstream.health is not None:
             source = upstream.discover
             urls = found.get(source, ()) if source else [endpoint.url for endpoint in upstream.endpoints]
-            watched[name] = Watched(upstream.health, tuple(urls), own_host(source) if source else None)
+            watched[name] = Watched(
+                upstream.health,
+                tuple(urls),
+                own_host(source) if source else None,
+                client_section(upstream),
+                upstream.tls is not None and source is not None and source.file is None,
+            )
     return watched
 
 
@@ -113,7 +132,7 @@ class HealthChecks:
         push: Push,
         *,
         log: logging.Logger | None = None,
-        check: Check | None = None,
+        check: Check,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.unhealthy: dict[str, dict[str, str]] = {}
@@ -121,7 +140,7 @@ class HealthChecks:
         self._addresses = addresses
         self._push = push
         self._log = log or logging.getLogger(__name__)
-        self._check: Check = check or Calls().check
+        self._check = check
         self._chance = chance
         self._kept: dict[Target, _Kept] = {}
         self._upstreams: dict[str, list[_Kept]] = {}
@@ -138,10 +157,7 @@ class HealthChecks:
         for kept in before.values():
             kept.users.clear()
         self._upstreams = {
-            name: [
-                self._keep(Target(url, watched.check, watched.host), name, before)
-                for url in dict.fromkeys(watched.urls)
-            ]
+            name: [self._keep(watched.target(url), name, before) for url in dict.fromkeys(watched.urls)]
             for name, watched in upstreams.items()
         }
         for target, kept in before.items():
@@ -263,23 +279,36 @@ class HealthChecks:
 
 
 class Calls:
-    """Makes the checks, at most `at_once` calls at a time."""
+    """Makes the checks, at most `at_once` calls at a time; by TLS with what is in the keyring."""
 
-    def __init__(self, at_once: int = AT_ONCE) -> None:
+    def __init__(self, keyring: Keyring, at_once: int = AT_ONCE) -> None:
+        self._keyring = keyring
         self._limit = trio.CapacityLimiter(at_once)
 
     async def check(self, target: Target, addresses: Sequence[str]) -> None:
         """See `Check`. The reason is that of the address that failed last."""
         if target.url.startswith("unix:"):
-            return await self._any(target.check, b"localhost", [Place(path=target.url.removeprefix("unix:"))])
+            place = Place(path=target.url.removeprefix("unix:"))
+            return await self._any(target.check, b"localhost", [place], None)
         if not addresses:
             raise CheckFailed("the name has no address")
         where = urlsplit(target.url)
-        port = where.port or 80
-        host = target.host or (where.netloc if port != 80 else where.netloc.removesuffix(":80"))
-        await self._any(target.check, host.encode("ascii"), [Place(address, port) for address in addresses])
+        usual = 80 if target.tls is None else 443
+        port = where.port or usual
+        host = (target.host or where.netloc).removesuffix(f":{usual}")
+        tls = None if target.tls is None else self._tls(target.tls, host)
+        await self._any(
+            target.check, host.encode("ascii"), [Place(address, port) for address in addresses], tls
+        )
 
-    async def _any(self, check: Config, authority: bytes, places: Iterable[Place]) -> None:
+    def _tls(self, config: ClientConfig, host: str) -> Tls:
+        try:
+            context = self._keyring.material(config).context
+        except KeyError:
+            raise CheckFailed("its certificates are not loaded") from None
+        return Tls(context, config.sni or host_of(host))
+
+    async def _any(self, check: Config, authority: bytes, places: Iterable[Place], tls: Tls | None) -> None:
         failures: list[str] = []
         passed = False
 
@@ -287,7 +316,7 @@ class Calls:
             nonlocal passed
             try:
                 async with self._limit:
-                    await _call(place, check, authority)
+                    await _call(place, check, authority, tls)
             except CheckFailed as error:
                 failures.append(str(error))
             else:
@@ -301,12 +330,12 @@ class Calls:
             raise CheckFailed(failures[-1])
 
 
-async def _call(place: Place, check: Config, authority: bytes) -> None:
+async def _call(place: Place, check: Config, authority: bytes, tls: Tls | None) -> None:
     try:
         if check.tcp:
-            return await can_connect(place, timeout_s=check.timeout)
+            return await can_connect(place, timeout_s=check.timeout, tls=tls)
         status = await get_status(
-            place, check.path, authority=authority, agent=_AGENT, timeout_s=check.timeout
+            place, check.path, authority=authority, agent=_AGENT, timeout_s=check.timeout, tls=tls
         )
     except CallFailed as error:
         raise CheckFailed(str(error)) from None

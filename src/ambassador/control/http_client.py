@@ -52,41 +52,59 @@ class Place(Struct, frozen=True):
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 
-async def get_status(place: Place, target: str, *, authority: bytes, agent: bytes, timeout_s: float) -> int:
+class Tls(Struct, frozen=True):
+    """`context`: whom to trust, and as whom to call. `name`: what the certificate must be for, and is asked for."""
+
+    context: ssl.SSLContext
+    name: str
+
+
+async def get_status(
+    place: Place, target: str, *, authority: bytes, agent: bytes, timeout_s: float, tls: Tls | None = None
+) -> int:
     """The status that `GET target` is answered with, over a connection of its own.
 
-    `authority` is sent as Host, `agent` as User-Agent; `timeout_s` bounds all of it, connecting too. Raises
-    `CallFailed`.
+    `authority` is sent as Host, `agent` as User-Agent; `timeout_s` bounds all of it, connecting too. `tls` None: in
+    plain text. Raises `CallFailed`.
     """
     headers = [(b"host", authority), (b"user-agent", agent), (b"accept", b"*/*"), (b"connection", b"close")]
     try:
         with trio.fail_after(timeout_s):
-            return await _status(place, target, headers)
+            return await _status(place, target, headers, tls)
     except trio.TooSlowError:
         raise CallFailed(f"no answer within {timeout_s:g} s") from None
-    except (httpcore.ConnectError, httpcore.ConnectTimeout):
-        raise CallFailed("cannot connect") from None
-    except httpcore.NetworkError:
-        raise CallFailed("the connection was reset") from None
+    except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+        raise CallFailed(_tls_reason(error) or "cannot connect") from None
+    except httpcore.NetworkError as error:
+        raise CallFailed(_tls_reason(error) or "the connection was reset") from None
     except httpcore.ProtocolError:
         raise CallFailed("what came is not HTTP/1.1") from None
 
 
-async def _status(place: Place, target: str, headers: Sequence[tuple[bytes, bytes]]) -> int:
+async def _status(place: Place, target: str, headers: Sequence[tuple[bytes, bytes]], tls: Tls | None) -> int:
     host, port = place.address.encode("ascii") or b"localhost", place.port or 80
+    scheme = b"http" if tls is None else b"https"
+    # httpcore sets the context's ALPN to what it is already.
     connection = httpcore.AsyncHTTPConnection(
-        httpcore.Origin(b"http", host, port), uds=place.path, http2=False, retries=0
+        httpcore.Origin(scheme, host, port),
+        ssl_context=None if tls is None else tls.context,
+        uds=place.path,
+        http2=False,
+        retries=0,
     )
     try:
-        url = httpcore.URL(scheme=b"http", host=host, port=port, target=target.encode("ascii"))
-        response = await connection.handle_async_request(httpcore.Request("GET", url, headers=headers))
+        url = httpcore.URL(scheme=scheme, host=host, port=port, target=target.encode("ascii"))
+        extensions = {} if tls is None else {"sni_hostname": tls.name}
+        response = await connection.handle_async_request(
+            httpcore.Request("GET", url, headers=headers, extensions=extensions)
+        )
         return response.status
     finally:
         await connection.aclose()
 
 
-async def can_connect(place: Place, *, timeout_s: float) -> None:
-    """Whether a connection can be made. Raises `CallFailed`."""
+async def can_connect(place: Place, *, timeout_s: float, tls: Tls | None = None) -> None:
+    """Whether a connection can be made, with the handshake of `tls`. Raises `CallFailed`."""
     try:
         with trio.fail_after(timeout_s):
             stream = (
@@ -94,11 +112,24 @@ async def can_connect(place: Place, *, timeout_s: float) -> None:
                 if place.path is not None
                 else await trio.open_tcp_stream(place.address, place.port)
             )
+            if tls is not None:
+                await _shake_hands(stream, tls)
             await stream.aclose()
     except trio.TooSlowError:
         raise CallFailed(f"no connection within {timeout_s:g} s") from None
+    except trio.BrokenResourceError as error:
+        raise CallFailed(_tls_reason(error) or "the connection was reset") from None
     except OSError:
         raise CallFailed("cannot connect") from None
+
+
+async def _shake_hands(stream: trio.SocketStream, tls: Tls) -> None:
+    secure = trio.SSLStream(stream, tls.context, server_hostname=tls.name, https_compatible=True)
+    try:
+        await secure.do_handshake()
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
 
 
 class Incoming:
@@ -201,6 +232,16 @@ async def get(
 def _authority(url: httpcore.URL) -> bytes:
     host = b"[%b]" % url.host if b":" in url.host else url.host
     return host if url.port is None else b"%b:%d" % (host, url.port)
+
+
+def _tls_reason(error: BaseException) -> str | None:
+    """What TLS says, if it is what failed."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLError):
+            return f"TLS: {_reason(cause)}"
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _reason(error: BaseException) -> str:

@@ -35,7 +35,7 @@ from ambassador.control.crew import Crew
 from ambassador.control.deployment import Deployment, random_name
 from ambassador.control.discovery.directory import Directory, SourceStatus
 from ambassador.control.discovery.dns import Resolver
-from ambassador.control.health import HealthChecks, watched_upstreams
+from ambassador.control.health import Calls, HealthChecks, watched_upstreams
 from ambassador.control.host import raise_descriptor_limit, usable_cpus
 from ambassador.control.incarnation import WORKER_MODULE
 from ambassador.control.limits import LimitView, LimitViews, PastCounts
@@ -111,7 +111,13 @@ class Supervisor:
         self._asked_workers = workers
         self._pages = Pages()
         directory = Directory(partial(Resolver, log=log), self._push_addresses, self._push_found, log=log)
-        self._health = HealthChecks(directory.addresses, self._push_health, log=log)
+        self._certificates = Certificates(Keyring(log))
+        self._health = HealthChecks(
+            directory.addresses,
+            self._push_health,
+            log=log,
+            check=Calls(self._certificates.keyring).check,
+        )
         self._deployment = Deployment(
             config,
             config.name or random_name(),
@@ -120,7 +126,6 @@ class Supervisor:
             self._health.unhealthy,
             places=places,
         )
-        self._certificates = Certificates(Keyring(log))
         self._output = Output(1, waits=True)
         self._store = StoreServer(log)
         equipment = Equipment(self._deployment, self._output, self._store)
