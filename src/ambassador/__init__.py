@@ -22,7 +22,8 @@ The life of a request
     Everything in 8 to 10 is done for each. None begins that is sure not to end in time (`proxy/soonest.py`). Where
     `proxy/policies/hedge.py` says that one takes long, a second runs beside it (`proxy/race.py`). Outside of it all,
     `proxy/policies/cache.py` gives earlier answers again and joins identical requests (`proxy/shelf.py` keeps the
-    answers, `proxy/freshness.py` has the rules), and `fallback.py` says what is answered when all attempts failed.
+    answers, `proxy/freshness.py` has the rules, `proxy/changes.py` tells all workers what holds no more), and
+    `fallback.py` says what is answered when all attempts failed.
  8. An endpoint of the upstream (`proxy/upstream/upstream.py`) is picked: one of those in use (`tiers.py`), as
     `balance` says (`balance.py`, `ring.py`). A connection is taken from its pool (`pool.py`, `endpoint.py`), or opened
     (`connect.py`). Breakers and cool-downs may refuse the attempt (`proxy/policies/breaker.py`, `cooldown.py`). All

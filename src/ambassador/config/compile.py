@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from ambassador.proxy.breakers import Breakers
     from ambassador.proxy.credentials import Means
     from ambassador.proxy.lane import Lane
-    from ambassador.proxy.plan import AdmitHook, RouteMetrics, ShapeHook
+    from ambassador.proxy.plan import AdmitHook, RouteMetrics, ShapeHook, SpoilHook
     from ambassador.proxy.policies import breaker
     from ambassador.proxy.policies.breaker import Breaker
     from ambassador.proxy.service import Server, Taker
@@ -140,7 +140,7 @@ def compile_steps(
         for route in config.routes
         if route.cache is not None
     }
-    spoils = tuple(caches.values())
+    spoil = lasting.changes.spoiler(tuple(caches.values()))
     named = contents_by_upstream(config)
     plans: list[tuple[MatchSpec, RoutePlan]] = []
     walls: list[tuple[Bulkhead, concurrency.Config, concurrency.Counts]] = []
@@ -160,7 +160,7 @@ def compile_steps(
             scopes=scopes,
             bulkhead=bulkhead,
             cache=caches.get(route.name),
-            spoils=spoils,
+            spoil=spoil,
             kept=kept,
             named=named,
         )
@@ -191,6 +191,7 @@ def compile_steps(
                 lasting.cooldowns.install, [each.cooldown for each in upstreams.values() if each.cooldown]
             ),
             partial(lasting.shelves.install, kept.shelves),
+            partial(lasting.changes.install, tuple(caches.values()), scopes.replica),
             partial(lasting.outliers.install, detectors),
             partial(lasting.bulkheads.install, walls),
             partial(
@@ -446,7 +447,7 @@ def _plan(
     scopes: Scopes,
     bulkhead: Bulkhead | None,
     cache: Cache | None,
-    spoils: Sequence[Cache],
+    spoil: SpoilHook | None,
     kept: _KeptAnswers,
     named: Mapping[str, frozenset[str]],
 ) -> RoutePlan:
@@ -508,7 +509,7 @@ def _plan(
             fallback=fallback,
             hedge=hedge,
             cache=cache,
-            spoils=spoils,
+            spoil=spoil,
             elsewhere=elsewhere,
             content=_content(
                 None if retry is None else route.retry,

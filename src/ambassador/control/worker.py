@@ -38,6 +38,7 @@ from ambassador.control.sums import ConnectionCounts, EndpointStatus, UpstreamSt
 from ambassador.observe.access_log import AccessLog
 from ambassador.observe.metrics import NO_NAME, BlockKey, LimitMetrics, Page, RouteMetrics, decode_blocks
 from ambassador.proxy.breakers import Breakers
+from ambassador.proxy.changes import Changes
 from ambassador.proxy.credentials import Means
 from ambassador.proxy.http1_parser import Limits
 from ambassador.proxy.lane import Lane
@@ -120,6 +121,7 @@ class WorkerPlane:
             lane,
             breakers=Breakers(lane, replica=start.replica, slot=start.slot, key=me, log=log),
             bulkheads=Bulkheads(lane, holder=me),
+            changes=Changes(teller=me),
             marks=Marks(start.brief.unhealthy),
             outliers=Outliers(lane, log=log, tells=start.slot == 0),
             means=means,

@@ -428,9 +428,8 @@ class Exchange(Attempts):
     async def _keep(self, plan: RoutePlan, head: ResponseHead) -> bool:
         """See to it that the answer is kept if it may be. True: what is kept already holds still, and was given."""
         request, visit, now = self.request, self._visit, self.lane.now
-        if request.method not in SAFE and head.status < 400:
-            for cache in plan.spoils:
-                cache.invalidate(request, head)
+        if plan.spoil is not None and request.method not in SAFE and head.status < 400:
+            plan.spoil(request, head)
         last_good = None if plan.fallback is None else plan.fallback.last_good
         if (visit is None and last_good is None) or (self.attempt is not None and self.attempt.found):
             return False

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ambassador.proxy.breakers import Breakers
+from ambassador.proxy.changes import Changes
 from ambassador.proxy.credentials import Means
 from ambassador.proxy.policies.concurrency import Bulkheads
 from ambassador.proxy.policies.cooldown import Cooldowns
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 class Lasting:
     """The lasting parts of one worker. What is not given is made: one for a worker that is alone."""
 
-    __slots__ = ("breakers", "bulkheads", "cooldowns", "keyring", "marks", "means", "outliers", "shelves")
+    __slots__ = (
+        "breakers", "bulkheads", "changes", "cooldowns", "keyring", "marks", "means", "outliers", "shelves",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -34,6 +37,7 @@ class Lasting:
         *,
         breakers: Breakers | None = None,
         bulkheads: Bulkheads | None = None,
+        changes: Changes | None = None,
         cooldowns: Cooldowns | None = None,
         marks: Marks | None = None,
         outliers: Outliers | None = None,
@@ -41,6 +45,8 @@ class Lasting:
     ) -> None:
         self.breakers = breakers or Breakers(lane)
         self.bulkheads = bulkheads or Bulkheads(lane)
+        self.changes = changes or Changes()
+        """What requests have changed, for caches here and in other workers."""
         self.cooldowns = cooldowns or Cooldowns(lane)
         self.marks = marks or Marks()
         """What the supervisor's health checks have found."""

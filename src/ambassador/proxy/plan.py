@@ -14,7 +14,7 @@ from ambassador.proxy.soonest import Soonest
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from ambassador.messages import Fields, Reply, Request
+    from ambassador.messages import Fields, Reply, Request, ResponseHead
     from ambassador.proxy.content import Contents
     from ambassador.proxy.policies.breaker import Breaker
     from ambassador.proxy.policies.cache import Cache
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     AdmitHook = Callable[[Request], Reply | Awaitable[Reply | None] | None]
     ShapeHook = Callable[[Request, Fields], None]
+    SpoilHook = Callable[[Request, ResponseHead], None]
 
 
 class RouteMetrics(Protocol):
@@ -78,7 +79,7 @@ class RoutePlan:
 
     __slots__ = (
         "admit", "answer_within_s", "cache", "content", "credential", "elsewhere", "ending", "ending_at", "failing", "fallback", "gates", "hedge", "host",
-        "keep_host", "keeps", "limit", "map_location", "metrics", "name", "retry", "rewrite", "shape_request", "shape_response", "soonest", "spoils", "timeouts", "upstream",
+        "keep_host", "keeps", "limit", "map_location", "metrics", "name", "retry", "rewrite", "shape_request", "shape_response", "soonest", "spoil", "timeouts", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -101,7 +102,7 @@ class RoutePlan:
         fallback: Fallback | None = None,
         elsewhere: RoutePlan | None = None,
         cache: Cache | None = None,
-        spoils: Sequence[Cache] = (),
+        spoil: SpoilHook | None = None,
         hedge: Hedge | None = None,
         content: Contents | None = None,
     ) -> None:
@@ -119,9 +120,9 @@ class RoutePlan:
         self.elsewhere = elsewhere
         """The same towards the upstream that is then asked once, if there is one."""
         self.cache = cache
-        self.spoils = spoils
-        """The caches in which something may stop to hold by a request of this route."""
-        self.keeps = bool(spoils) or self.keeps_of("GET")
+        self.spoil = spoil
+        """Called when a request of this route has changed something: what caches keep of it ends."""
+        self.keeps = spoil is not None or self.keeps_of("GET")
         """Whether anything of an answer may be kept, or end what is."""
         self.failing = frozenset[int]() if retry is None else retry.statuses
         """Statuses with which an answer is perhaps not the one to give."""
@@ -159,7 +160,7 @@ class RoutePlan:
     def keeps_of(self, method: str) -> bool:
         """Whether an answer to this method may be kept, or end what is."""
         if method not in SAFE:
-            return bool(self.spoils)
+            return self.spoil is not None
         return self.cache is not None or (self.fallback is not None and self.fallback.last_good is not None)
 
     def end_heads(self, now: float, wall_s: float) -> bool:

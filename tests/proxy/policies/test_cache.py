@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from email.utils import formatdate
 
 import pytest
@@ -19,6 +19,7 @@ from ambassador.messages import Request, ResponseHead
 from ambassador.proxy.freshness import Said
 from ambassador.proxy.policies.cache import Cache, Config, Flight, Found, Visit
 from tests.proxy.harness import Origin, Plane, Talk, a_plane, config, finished, until
+from tests.proxy.stores import SharedStore
 
 DATE = b"Fri, 27 Nov 2026 06:44:34 GMT"
 
@@ -376,6 +377,23 @@ async def test_change_by_another_route_ends_what_is_kept(origin: Origin) -> None
             await world.fetch(GET, ok(b"six", FRESH), 3)
 
 
+async def test_change_ends_what_other_workers_keep(origin: Origin) -> None:
+    shared, text = SharedStore(2), config(origin.url, cache="{}", retry="off")
+    async with AsyncExitStack() as stack:
+        worlds = []
+        for number in range(2):
+            plane = await stack.enter_async_context(a_plane(text, scopes=shared.scopes_of(number)))
+            plane.lasting.changes._name = f"changed:{number}"  # the worker gives it one of its own
+            worlds.append(World(plane, origin, stack.enter_context(ExitStack())))
+        one, two = worlds
+        for world in worlds:
+            await world.fetch(GET, ok(b"one", FRESH), 3)
+        await one.fetch(get(method=b"PUT"), ok(b"ok"), 2)
+        await two.kept(GET, b"one")  # it has not heard yet
+        shared.deliver()
+        await two.fetch(GET, ok(b"two", FRESH), 3)
+
+
 async def test_answer_from_before_a_change_is_not_kept(
     mock_clock: trio.testing.MockClock, origin: Origin
 ) -> None:
@@ -494,7 +512,7 @@ async def joined(world: World, count: int, request: bytes = GET, ip: str = "127.
 
 
 def the_cache(world: World) -> Cache:
-    (cache,) = world.plane.service.table.router.match("a", "/", "GET", Request("GET", b"/", [], 1))[0].spoils  # type: ignore[index]
+    cache = world.plane.service.table.router.match("a", "/", "GET", Request("GET", b"/", [], 1))[0].cache  # type: ignore[index]
     assert isinstance(cache, Cache)
     return cache
 
@@ -911,9 +929,7 @@ def test_memory_of_changes_is_bounded_and_forgets_towards_caution() -> None:
     cache = Cache(Config(), clock)
     for number in range(2000):
         clock.now = number
-        request = Request("PUT", b"/", [], 1)
-        request.path = b"/%d" % number
-        cache.invalidate(request, ResponseHead(200, []))
+        cache.forget([b"/%d" % number])
     assert cache.has_changed(b"/1999", 1999.0)
     assert not cache.has_changed(b"/1999", 1999.5)
     assert cache.has_changed(b"/never", 975.0)

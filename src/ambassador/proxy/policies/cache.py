@@ -14,19 +14,19 @@ Identical requests that meet make one *flight*: the first leads and goes up, the
   slowly must not hold up others.
 - If the leader fails or leaves, the first that notices leads the next flight. Nobody waits for more than `_FLIGHTS`
   leaders. Everybody's own deadline holds, and nothing is kept of one who leaves.
-- A request that changes the target (9111 4.4) ends its flights: nobody joins one that began before.
+- A request that changes the target (`proxy/changes.py`) ends its flights: nobody joins one that began before.
 """
 
 from __future__ import annotations
 
 import enum
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from math import inf
 from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias
 
 from ambassador.proxy import freshness
-from ambassador.proxy.shelf import Kept, Key, Shelf, target
+from ambassador.proxy.shelf import Kept, Key, Shelf
 from ambassador.settings import Bytes, MatchHeader, Seconds, Section
 
 if TYPE_CHECKING:
@@ -222,17 +222,13 @@ class Cache:
         """What there is for a request, fresh or not."""
         return self.shelf.find(Key(request, forwarded, self._ignored)) if self.stores else None
 
-    def invalidate(self, request: Request, head: ResponseHead) -> None:
-        """A request of an unsafe method was answered (4.4): its target, and what the answer names on the same host."""
-        uris = [target(request.authority, request.path, request.query)]
-        fields = freshness.by_name(head.passing)
-        for name in (b"location", b"content-location"):
-            if name in fields:
-                uris += _same_host(request.authority, fields[name])
+    def forget(self, uris: Collection[bytes]) -> None:
+        """These targets were changed (4.4)."""
+        gone = frozenset(uris)
+        for flying in [flying for flying in self.flights if flying[0] in gone]:
+            del self.flights[flying]
         for uri in uris:
             self.shelf.forget(uri)
-            for flying in [flying for flying in self.flights if flying[0] == uri]:
-                del self.flights[flying]
             self._changed[uri] = self.clock.now
             self._changed.move_to_end(uri)
             if len(self._changed) > _REMEMBERED:
@@ -473,17 +469,3 @@ class Visit:
             flight.end(_State.FAILED)
             if self._cache.flights.get(flight.name) is flight:
                 del self._cache.flights[flight.name]
-
-
-def _same_host(authority: bytes, reference: bytes) -> list[bytes]:
-    """The target that a `Location` names, if it is on the same host (4.4). Of paths only absolute ones."""
-    scheme, colon, rest = reference.partition(b"://")
-    if colon:
-        host, slash, path = rest.partition(b"/")
-        if scheme.lower() not in (b"http", b"https") or host.lower() != authority.lower():
-            return []
-        reference = slash + path
-    if not reference.startswith(b"/"):
-        return []
-    path, mark, query = reference.partition(b"#")[0].partition(b"?")
-    return [target(authority, path, query if mark else None)]
