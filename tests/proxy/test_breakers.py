@@ -31,6 +31,34 @@ def test_trip_seen_by_two_opens_all() -> None:
     assert [state(breaker) for breaker in breakers] == [State.OPEN] * 3
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_last_of_few_failures_one_after_the_other_opens_a_breaker_within_50_ms(count: int) -> None:
+    """By time alone: nothing comes after it that could tell."""
+    all_workers = workers(count)
+    config = Config(min_requests=6, consecutive=0, scope="route")
+    breakers = [worker.breaker(config=config) for worker in all_workers]
+    shared = all_workers[0].shared
+    for number in range(6):
+        assert attempt(all_workers[number % count], breakers[number % count], outcome="500")
+    for _ in range(5):
+        shared.advance(0.01)
+        shared.deliver()
+    assert [state(breaker) for breaker in breakers] == [State.OPEN] * count
+
+
+def test_worker_that_has_all_the_requests_opens_its_own_within_50_ms() -> None:
+    first, second = workers(2)
+    config = Config(min_requests=6, consecutive=0, scope="route")
+    mine, others = (worker.breaker(config=config) for worker in (first, second))
+    for _ in range(6):
+        assert attempt(first, mine, outcome="500")
+    for _ in range(5):
+        first.shared.advance(0.01)
+        first.shared.deliver()
+    assert not attempt(first, mine)
+    assert attempt(second, others)
+
+
 def test_reload_keeps_a_breaker_whose_settings_are_the_same() -> None:
     (worker,) = workers(1)
     breaker = worker.breaker()

@@ -65,7 +65,8 @@ def test_window_settles_anew_when_it_was_empty() -> None:
     for slot in (0, 1):
         row = report(circuit, later, 20, slot, requests=20)
     assert row.state is State.CLOSED
-    assert report(circuit, later + 400_000).state is State.OPEN
+    assert report(circuit, later + 19_999).state is State.CLOSED
+    assert report(circuit, later + 20_000).state is State.OPEN
 
 
 def test_votes_of_one_replica_are_one() -> None:

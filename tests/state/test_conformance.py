@@ -401,7 +401,7 @@ def force(backend: Backend, to: str, **more: Any) -> Row:
 def settle(backend: Backend, **more: Any) -> None:
     """Begin the window with one good request, and let it become old enough."""
     report(backend, requests=1, **more)
-    backend.advance(0.41)
+    backend.advance(0.021)
 
 
 def trip(backend: Backend) -> Row:
@@ -445,8 +445,22 @@ def test_circuit_trips_when_a_quorum_of_workers_fails(backend: Backend) -> None:
 def test_circuit_does_not_trip_before_its_window_has_settled(backend: Backend) -> None:
     report(backend, 0, 20, 20)
     assert report(backend, 1, 20, 20).state is State.CLOSED
-    backend.advance(0.41)
+    backend.advance(0.021)
     assert report(backend, 1, 1, 1).state is State.OPEN
+
+
+def test_circuit_that_is_due_opens_for_whoever_looks_and_knows_its_epoch(backend: Backend) -> None:
+    for slot in (0, 1):
+        report(backend, slot, 20, 20)
+    backend.advance(0.021)
+    assert report(backend, epoch=-1).state is State.CLOSED
+    row = report(backend)
+    assert (row.state, row.requests, row.failures, row.reporters) == (State.OPEN, 40, 40, 2)
+
+
+def test_circuit_of_one_worker_alone_trips_with_the_outcome_that_crosses(backend: Backend) -> None:
+    assert report(backend, 0, 9, 9, live_workers=1).state is State.CLOSED
+    assert report(backend, 0, 1, 1, live_workers=1).state is State.OPEN
 
 
 def test_circuit_does_not_trip_on_few_requests(backend: Backend) -> None:

@@ -60,6 +60,9 @@ def test_successes_are_told_at_most_every_200_ms() -> None:
     fleet = a_fleet()
     (worker,) = fleet.workers
     fleet.advance(2)
+    fleet.request(worker, GOOD)
+    fleet.advance(2)  # what comes after a quiet time is told at once
+    fleet.deliver()
     stamp = worker.gate.stamp
     reports = 0
     for _ in range(100):
@@ -71,13 +74,16 @@ def test_successes_are_told_at_most_every_200_ms() -> None:
     assert reports in (4, 5)
     fleet.advance(0.3)
     fleet.deliver()
-    assert fleet.circuit.row(fleet.now_us).requests == 100
+    assert fleet.circuit.row(fleet.now_us).requests == 101
 
 
 def test_failure_is_told_at_once_with_all_that_waits() -> None:
     fleet = a_fleet()
     (worker,) = fleet.workers
     fleet.advance(2)
+    fleet.request(worker, GOOD)
+    fleet.advance(2)
+    fleet.deliver()
     for result in (GOOD, GOOD, FAILED):
         fleet.finish(worker, _pass(fleet, worker), result)
     ((operation, _),) = worker.pending
@@ -122,6 +128,84 @@ def test_trip_opens_every_worker() -> None:
         entry = fleet.enter(worker)
         assert isinstance(entry, Refused)
         assert 0 < entry.retry_after_s <= 2
+
+
+def test_one_request_after_the_other_opens_the_circuit_of_the_only_worker_with_the_last_one_needed() -> None:
+    fleet = a_fleet()
+    (worker,) = fleet.workers
+    for _ in range(10):
+        assert fleet.request(worker, FAILED)
+        fleet.advance(0.001)
+    assert state(worker) is State.OPEN
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_failures_at_two_workers_open_both_soon_although_no_request_follows(replicas: int) -> None:
+    fleet = a_fleet(replicas=replicas, slots=2 // replicas)
+    for number in range(10):
+        assert fleet.request(fleet.workers[number % 2], FAILED)
+        fleet.advance(0.001)
+    _let_pass(fleet, 0.025)
+    assert [state(worker) for worker in fleet.workers] == [State.OPEN] * 2
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_only_worker_that_has_requests_opens_its_own_soon_although_none_follows(replicas: int) -> None:
+    fleet = a_fleet(replicas=replicas, slots=2 // replicas)
+    first, second = fleet.workers
+    for _ in range(10):
+        assert fleet.request(first, FAILED)
+        fleet.advance(0.001)
+    _let_pass(fleet, 0.025)
+    assert isinstance(fleet.enter(first), Refused)
+    assert isinstance(fleet.enter(second), Pass)
+
+
+def test_only_worker_that_fails_opens_its_own_after_its_patience_although_no_request_follows() -> None:
+    fleet = a_fleet(slots=2)
+    first, second = fleet.workers
+    fleet.request(second, GOOD)
+    for _ in range(10):
+        assert fleet.request(first, FAILED)
+    _let_pass(fleet, 0.19)
+    assert not first.gate.is_open
+    _let_pass(fleet, 0.02)
+    assert first.gate.is_open
+
+
+def test_circuit_that_other_rules_keep_closed_is_looked_at_once_for_each_report() -> None:
+    fleet = a_fleet(slots=2)
+    asked = 0
+    for worker in fleet.workers:
+        worker.gate.rules = rules(slow=0.5)
+    first, second = fleet.workers
+    # Half of them by failures, half by slowness: both cross, and neither has the quorum.
+    for worker, result in ((first, FAILED), (second, SLOW)):
+        for _ in range(10):
+            fleet.request(worker, result)
+    for _ in range(100):
+        fleet.advance(0.01)
+        asked += sum(len(worker.pending) for worker in fleet.workers)
+        fleet.deliver()
+    assert state(first) is State.CLOSED
+    assert asked <= 2
+
+
+def test_success_after_a_quiet_time_is_told_at_once() -> None:
+    fleet = a_fleet(slots=2)
+    worker = fleet.workers[0]
+    fleet.advance(60)
+    fleet.finish(worker, _pass(fleet, worker), GOOD)
+    ((operation, _),) = worker.pending
+    assert isinstance(operation, Report)
+    assert (operation.requests, operation.failures) == (1, 0)
+
+
+def _let_pass(fleet: Fleet, seconds: float) -> None:
+    """Time passes as the lane sees it: in steps of a bucket of its timer at most."""
+    for _ in range(round(seconds / 0.005)):
+        fleet.advance(0.005)
+        fleet.deliver()
 
 
 def test_outcomes_of_before_the_trip_change_nothing() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ambassador.state.outcomes import Outcomes
+from ambassador.state.outcomes import Outcomes, crosses
 from tests.state.fleet import rules
 
 
@@ -87,13 +87,17 @@ def test_row_of_failures_ends_with_an_answer_and_with_a_change() -> None:
     assert seen.in_row == 0
 
 
-def test_threshold_needs_enough_requests_and_some_age() -> None:
+def test_threshold_needs_enough_requests() -> None:
     seen = Outcomes(10_000)
     for _ in range(10):
         seen.add(1.0, failed=True, slow=False, hard=False)
-    assert not seen.crosses(1.3, rules(), 10)
-    assert seen.crosses(1.5, rules(), 10)
-    assert not seen.crosses(1.5, rules(), 11)
-    assert not seen.crosses(1.5, rules(errors=2.0), 10)
-    assert not Outcomes(10_000).crosses(1.5, rules(errors=0.0), 0)
-    assert seen.text(1.5) == "10 of 10 failed, 0 were slow"
+    assert seen.crosses(1.0, rules(), 10)
+    assert not seen.crosses(1.0, rules(), 11)
+    assert not seen.crosses(1.0, rules(errors=2.0), 10)
+    assert not Outcomes(10_000).crosses(1.0, rules(errors=0.0), 0)
+    assert seen.text(1.0) == "10 of 10 failed, 0 were slow"
+
+
+def test_slowness_crosses_like_failure() -> None:
+    assert crosses(rules(slow=0.8), 10, 0, 8, least=10)
+    assert not crosses(rules(slow=0.8), 10, 4, 7, least=10)

@@ -11,7 +11,7 @@
 -- A circuit is msgpack, an array of the fields named below, with a window in it while it is CLOSED. A reporter is a
 -- field of the hash, struct: the half it reported in last, its sums of that half and of the one before, bits.
 local CLOSED, OPEN, HALF_OPEN = 0, 1, 2
-local SETTLING = 400000
+local SETTLING = 20000
 local WEEK_MS, HOUR_MS = 604800000, 3600000
 -- Padded beyond 64 bytes: shorter ones Redis would keep in a list, and search it (16 us more with 64 replicas).
 local REPORTER = '<dddddddBxxxxxxxx'
@@ -239,8 +239,8 @@ local function report(op)
   local window = circuit[WINDOW]
   pass(window, window_us)
   local told = requests > 0 or failures > 0 or slow > 0
-  local counts = (told or votes) and op[5] == circuit[EPOCH]
-  if counts then
+  local current = op[5] == circuit[EPOCH]
+  if current and (told or votes) then
     changed = true
     local replica = 'r' .. op[3]
     local worker = 'w' .. op[4] .. '/' .. op[3]
@@ -281,10 +281,10 @@ local function report(op)
       changed = true
     end
   end
-  if counts then
+  if current then
     local quorum = max(ceil(rules[5] * reporters), min(2, live), 1)
     if voters >= quorum
-      or all > 0 and all >= rules[3] and now - window[FIRST] >= SETTLING
+      or all > 0 and all >= rules[3] and (live <= 1 or now - window[FIRST] >= SETTLING)
       and (window[SUM + 2] / all >= rules[1] and by_errors >= quorum
         or window[SUM + 3] / all >= rules[2] and by_slow >= quorum)
     then

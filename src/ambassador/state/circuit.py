@@ -256,12 +256,12 @@ class Circuit:
             window_us = rules.window_ms * 1000
             window = self._window
             window.pass_to(now_us, window_us)
-            counts = bool(report.requests or report.failures or report.slow or report.vote)
-            if counts and report.epoch == self.epoch:
+            told = bool(report.requests or report.failures or report.slow or report.vote)
+            if told and report.epoch == self.epoch:
                 window.add(now_us, window_us, report)
             of_replicas = report.live_replicas != 1
             self._counts = window.counts(now_us, rules, of_replicas=of_replicas)
-            if counts and report.epoch == self.epoch:
+            if report.epoch == self.epoch:
                 live = report.live_replicas if of_replicas else report.live_workers
                 if self._crosses(now_us, rules, live):
                     self._trip(now_us, rules, chance)
@@ -358,7 +358,10 @@ class Circuit:
         if counts.voters >= quorum:
             return True
         requests = counts.requests
-        if not requests or requests < rules.min_requests or now_us - self._window.first_us < SETTLING_US:
+        if not requests or requests < rules.min_requests:
+            return False
+        # Of one that is alone everything is told.
+        if live > 1 and now_us - self._window.first_us < SETTLING_US:
             return False
         return (counts.failures / requests >= rules.errors and counts.by_errors >= quorum) or (
             counts.slow / requests >= rules.slow and counts.by_slow >= quorum

@@ -13,6 +13,8 @@ Rules that hold here
   has lost that row: one that is not closed, or forced, is put back (`Restore`), any other gives way to the store's.
 - One report is under way at most. A failure goes at once, or as soon as the one under way is answered; successes wait
   for FLUSH_S. So reports cost at most one operation per round trip, whatever the traffic, and nothing is queued.
+- What is only too young to open, in the store or here, is looked at again when it is old enough (`_look_again`):
+  whoever sends one request after the other must not send the next one to find out.
 - A probe's lease is asked for by the first request that finds the circuit due, at most once in ASK_S; the others are
   refused meanwhile. A lease that nobody has used in KEEP_S goes back.
 - Where slowness opens a circuit, a slow probe has failed: else it would close on what opened it, for ever.
@@ -30,11 +32,12 @@ from typing import Final, Protocol
 import msgspec
 
 from ambassador.state.known_circuit import STATE_WORDS, KnownCircuit, Status, Word
-from ambassador.state.outcomes import Outcomes
+from ambassador.state.outcomes import Outcomes, crosses
 from ambassador.state.own_breaker import OwnBreaker
 from ambassador.state.passes import OWN_PROBE, WAITING, Entry, Pass, ProbePass, Refused, Result
 from ambassador.state.probe_leases import ProbeLeases
 from ambassador.state.protocol import (
+    SETTLING_US,
     Answer,
     Operation,
     Probe,
@@ -53,10 +56,12 @@ FLUSH_S: Final = 0.2
 PATIENCE_S: Final = FLUSH_S
 """A worker whose outcomes cross a threshold gives the others as long to see it before it opens its own breaker. Without
 that the first of four opened alone in most trips, and in 7 to 12 of 100 the fleet did not open at all."""
+SETTLING_S: Final = SETTLING_US / 1e6
+"""The same where nobody else has told of any outcome: there is nobody to wait for, but for those who just begin."""
 READ_S: Final = 1.0
 """A circuit that refuses is read again this often when requests come: an event may have been lost."""
 URGENT_S: Final = 1.0
-"""After a change every outcome is told at once: the new window must not be behind."""
+"""After a change, or a time without any outcome, every one is told at once: the new window must not be behind."""
 SPREAD_S: Final = 0.05
 """While the store is away, local probes of W workers begin within W times this."""
 RAMP: Final = ((1.0, 0.25), (2.0, 0.5))
@@ -99,7 +104,7 @@ class Gate:
     """
 
     __slots__ = (
-        "_alone_since", "_fast", "_known", "_leases", "_next_read", "_own", "_peers", "_probe_slow", "_ramp_from", "_replica",
+        "_alone_since", "_fast", "_known", "_leases", "_look_at", "_next_read", "_own", "_peers", "_probe_slow", "_ramp_from", "_replica",
         "_reporting", "_seen", "_slot", "_urgent", "_urgent_until", "_vote", "consecutive", "flush_at", "is_open",
         "name", "news", "outbox", "rules", "stamp",
     )  # fmt: skip
@@ -137,6 +142,7 @@ class Gate:
         self._fast: Pass | None = None
         self._vote = False
         self._alone_since = inf
+        self._look_at = inf
         self._urgent = False
         self._urgent_until = -inf
         self._reporting = False
@@ -270,6 +276,8 @@ class Gate:
             return
         slow, failed = result.slow, result.failed
         if stamp is self.stamp:
+            if not self._seen.window(now)[0]:
+                self._urgent_until = max(self._urgent_until, now + URGENT_S)
             self._seen.add(now, failed=failed, slow=slow, hard=result is Result.HARD)
             if failed or slow:
                 self._look_at_own(now, random)
@@ -323,24 +331,39 @@ class Gate:
         elif not self._peers.up and seen.crosses(now, self.rules, self._part(self._peers.workers)):
             self._trip_own(now, random, f"{seen.text(now)} while the state store is away")
 
-    def _see_quorum(self, row: Row, now: float, random: float) -> None:
-        """The store knows what this worker saw, and did not trip: is it this worker's trouble, or its replica's?"""
-        peers = self._peers
+    def _see_quorum(self, row: Row, now: float, random: float, *, told: bool) -> None:
+        """The store knows what this worker saw, and did not trip: is its window too young, or is it this worker's
+        trouble, or its replica's? `told`: it has learned something by that.
+        """
+        peers, rules = self._peers, self.rules
         if row.epoch != self.stamp.epoch or row.state is not State.CLOSED or peers.workers < 2 or row.forced:
             return
         live = peers.replicas if peers.replicas > 1 else peers.workers
-        needed = max(ceil(self.rules.quorum * row.reporters), min(2, live))
+        needed = max(ceil(rules.quorum * row.reporters), min(2, live))
         # Of a replica each worker sees its part; where workers count, each must have seen enough.
-        least = self.rules.min_requests
+        least = rules.min_requests
         if peers.replicas > 1:
             least = self._part(peers.workers / peers.replicas)
-        if self._own.is_open or row.failing >= needed or not self._seen.crosses(now, self.rules, least):
+        if row.failing >= needed:
+            self._alone_since = inf
+            # Once for what it was told: rules that others have may be what keeps it closed.
+            if told and crosses(rules, row.requests, row.failures, row.slow, least=rules.min_requests):
+                self._look_again(now + SETTLING_S)
+            return
+        if self._own.is_open or not self._seen.crosses(now, rules, least):
             self._alone_since = inf
             return
         # One of them is always the first to see it: the others' outcomes are on their way.
         self._alone_since = min(self._alone_since, now)
-        if now - self._alone_since >= PATIENCE_S:
+        patient_until = self._alone_since + (PATIENCE_S if row.reporters > 1 else SETTLING_S)
+        if now >= patient_until:
             self._trip_own(now, random, f"{self._seen.text(now)}, and no others see it")
+        else:
+            self._look_again(patient_until)
+
+    def _look_again(self, at: float) -> None:
+        self._look_at = min(self._look_at, at)
+        self.flush_at = min(self.flush_at, at)
 
     def _part(self, of: float) -> int:
         """This worker's part of `min_requests`, if so many share it."""
@@ -374,7 +397,7 @@ class Gate:
         self._vote = self._vote and same_epoch
         self.stamp = Pass(epoch)
         self._fast = None
-        self._alone_since = inf
+        self._alone_since = self._look_at = inf
         self._urgent_until = now + URGENT_S
         self._refresh(now)
 
@@ -395,7 +418,7 @@ class Gate:
             return
         requests, failures, slow = self._seen.take()
         vote, self._vote, self._urgent = self._vote, False, False
-        self.flush_at = inf
+        self.flush_at = self._look_at
         self._fast = None
         if not self._peers.up or not (requests or vote):
             return
@@ -410,7 +433,7 @@ class Gate:
         )  # fmt: skip
 
     def read(self, now: float) -> None:
-        """Ask for the row: at the start, and when the store is back."""
+        """Ask for the row: at the start, when the store is back, and where it may be due to open."""
         self._next_read = now + READ_S
         peers = self._peers
         self.outbox.append(
@@ -426,10 +449,16 @@ class Gate:
         """It is `flush_at`, or nearly."""
         if now < self.flush_at:
             return
-        if self._reporting:
-            self.flush_at = now + FLUSH_S
+        looks = now >= self._look_at
+        if looks:
+            self._look_at = inf
+        was_reporting = self._reporting
+        if was_reporting:
+            self.flush_at = min(now + FLUSH_S, self._look_at)
         else:
             self._report(now)
+        if looks and self._peers.up and was_reporting == self._reporting:
+            self.read(now)
         self._drop_stale(now)
         if self._leases.held:
             self.flush_at = min(self.flush_at, now + FLUSH_S)
@@ -445,11 +474,12 @@ class Gate:
             self._take_lease(operation, answer, asked_at, now)
         if row is not None:
             self._adopt(row, asked_at, now)
-        if isinstance(operation, Report) and operation.requests + operation.vote:
-            self._reporting = False
+        if isinstance(operation, Report):
+            told = bool(operation.requests or operation.vote)
+            self._reporting = self._reporting and not told
             if row is not None:
-                self._see_quorum(row, now, random)
-            if self._urgent:
+                self._see_quorum(row, now, random, told=told)
+            if told and self._urgent:
                 self._report(now)
         if row is not None and self._own.alone:
             self._own.close()

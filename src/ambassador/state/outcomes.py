@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections import deque
 from math import inf
-from typing import Final
 
-from ambassador.state.protocol import BUCKETS, SETTLING_US, Rules
+from ambassador.state.protocol import BUCKETS, Rules
 
-_SETTLING_S: Final = SETTLING_US / 1e6
+
+def crosses(rules: Rules, requests: int, failures: int, slow: int, *, least: int) -> bool:
+    """Whether so many of at least `least` requests cross a threshold."""
+    return requests >= max(1, least) and (
+        failures >= rules.errors * requests or slow >= rules.slow * requests
+    )
 
 
 class Outcomes:
@@ -22,7 +26,7 @@ class Outcomes:
     """
 
     __slots__ = (
-        "_first_at", "_late", "_marks", "_reported", "_width_s", "failures", "in_row", "requests", "rotate_at", "slow",
+        "_late", "_marks", "_reported", "_width_s", "failures", "in_row", "requests", "rotate_at", "slow",
     )  # fmt: skip
 
     def __init__(self, window_ms: int) -> None:
@@ -33,7 +37,6 @@ class Outcomes:
         """Failures without an answer in a row."""
         self.rotate_at = -inf
         """When the next bucket begins."""
-        self._first_at = inf
         self._reported = (0, 0, 0)
         self._late = (0, 0, 0)
 
@@ -43,7 +46,6 @@ class Outcomes:
         self.requests += 1
         self.failures += failed
         self.slow += slow
-        self._first_at = min(self._first_at, now)
         self.in_row = self.in_row + 1 if hard else 0
 
     def add_late(self, *, failed: bool, slow: bool) -> None:
@@ -63,13 +65,8 @@ class Outcomes:
         return f"{failures} of {requests} failed, {slow} were slow"
 
     def crosses(self, now: float, rules: Rules, least: int) -> bool:
-        """Whether the window crosses a threshold, given that it has at least `least` requests and is not too young."""
-        requests, failures, slow = self.window(now)
-        return (
-            requests >= max(1, least)
-            and now - self._first_at >= _SETTLING_S
-            and (failures >= rules.errors * requests or slow >= rules.slow * requests)
-        )
+        """Whether the window crosses a threshold, given that it has at least `least` requests."""
+        return crosses(rules, *self.window(now), least=least)
 
     def take(self) -> tuple[int, int, int]:
         """What is not told yet; it counts as told from now on."""
@@ -86,7 +83,6 @@ class Outcomes:
         self._marks.clear()
         self._marks.append((0, 0, 0))
         self.rotate_at = now + self._width_s
-        self._first_at = inf
 
     def _pending(self) -> tuple[int, int, int]:
         told, late = self._reported, self._late

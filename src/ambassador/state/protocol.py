@@ -37,8 +37,9 @@ MAX_VALUE_BYTES: Final = 80 * 1024
 """The longest value of `Put` and `Token`: an answer's body of 64 KiB, and its head."""
 MAX_KEY_BYTES: Final = 200
 """The longest key, in UTF-8. Longer ones are hashed by who makes them."""
-SETTLING_US: Final = 400_000
-"""A circuit does not trip by percentage before its window is so old (state of 10 ms ago is not the fleet's)."""
+SETTLING_US: Final = 20_000
+"""Where several workers live, a circuit does not trip by percentage before its window is so old: others' first outcomes
+are on their way. They are told at once (`gate.URGENT_S`), so a way to the store and a worker's delay are enough."""
 BUCKETS: Final = 10
 """Of a circuit's window."""
 RESERVE_GRACE_US: Final = 1_000_000
@@ -216,12 +217,13 @@ class Report(_Message, tag="report", frozen=True):
     """Add outcomes to a circuit's window, and trip it if that crosses a threshold. Answered by `Row`.
 
     If `epoch` is not the circuit's, or the circuit is not CLOSED, the outcomes are dropped: late results of an earlier
-    life say nothing about this one. With all counts 0 it only reads the row.
+    life say nothing about this one. With all counts 0 it adds nothing, but a circuit of this epoch trips if it is due.
 
     The window is BUCKETS buckets of `window_ms / BUCKETS`, by the store's clock. It trips when nothing is forced and
     either
-    - requests >= min_requests, the first report since the window was empty is at least SETTLING_US old, failures /
-      requests >= errors or slow / requests >= slow, and *quorum*: of the replicas that reported in this or the last
+    - requests >= min_requests, the first report since the window was empty is at least SETTLING_US old or the only
+      worker alive has sent it, failures / requests >= errors or slow / requests >= slow, and *quorum*: of the replicas
+      that reported in this or the last
       half of the window (`reporters`; halves are numbered `now_us // (window_us / 2)`), those whose own outcomes in
       that time cross the same share (`failing`) are at least `ceil(quorum * reporters)` and at least `min(2, live
       replicas)`; or
