@@ -15,6 +15,8 @@ from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta, Struct
 
+from ambassador.extras import Extra
+
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A mapping of the config, after loading: immutable, complete, in base units."""
@@ -27,6 +29,9 @@ class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     aliases: ClassVar[Mapping[str, str]] = {}
     """Other spellings of a key, each with the key it stands for."""
+
+    extras: ClassVar[Mapping[str, Extra]] = {}
+    """Keys that need an extra, each with that. Where it depends on the value, its parser says so."""
 
     @classmethod
     def refusal(cls, field: str, value: Any) -> str | None:  # noqa: ARG003 - of those that override it

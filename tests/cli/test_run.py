@@ -7,7 +7,9 @@ import pytest
 
 from ambassador.cli import main
 from ambassador.cli.run import announcement_text, loaded_of
+from ambassador.config import words
 from ambassador.control.supervisor import Announcement
+from ambassador.extras import Extra
 
 
 def test_what_is_served_is_announced_listeners_first() -> None:
@@ -55,6 +57,21 @@ def test_a_bad_file_is_the_checks_no(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert f"{file}:2:9: error: listen: 'nowhere' is not an address" in capsys.readouterr().err
     assert main(["run", "-c", str(tmp_path / "none")]) == 1
     assert "cannot be read: No such file" in capsys.readouterr().err
+
+
+def test_config_that_needs_a_missing_extra_is_not_served(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(words, "REDIS", Extra("redis", ("no_such_module",)))
+    file = tmp_path / "a.yaml"
+    file.write_text("listen: 127.0.0.1:0\nstate: redis://127.0.0.1\nroutes: [{name: a, respond: 200}]\n")
+    for command in (["run", "-c"], ["check"]):
+        assert main([*command, str(file)]) == 1
+        printed = capsys.readouterr()
+        assert (
+            f"{file}:2:8: error: state: a Redis needs the extra 'redis', which is not installed; "
+            "pip install 'ambassador-proxy[redis]'"
+        ) in printed.out + printed.err
 
 
 def test_a_bad_option_is_named_and_not_the_config_it_would_make(

@@ -8,6 +8,8 @@ import pytest
 
 from ambassador.config import words
 from ambassador.config.units import Wrong
+from ambassador.extras import Extra
+from ambassador.proxy import path_regex
 
 
 @pytest.mark.parametrize(
@@ -192,3 +194,24 @@ def test_limit_cost_is_a_number_or_a_header(text: str) -> None:
 def test_limit_cost_refuses_the_rest(text: str) -> None:
     with pytest.raises(Wrong):
         words.limit_cost(text)
+
+
+def test_redis_is_refused_where_its_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "REDIS", Extra("redis", ("no_such_module",)))
+    assert words.state_url("local") == "local"
+    for url in ("redis://h", "unix:/run/redis.sock"):
+        with pytest.raises(Wrong) as caught:
+            words.state_url(url)
+        assert caught.value.problem == "a Redis needs the extra 'redis', which is not installed"
+        assert caught.value.hint == "pip install 'ambassador-proxy[redis]'"
+
+
+def test_regex_that_only_re2_can_match_says_how_to_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "RE2", Extra("re2", ("no_such_module",)))
+    monkeypatch.setattr(path_regex, "re2", None)
+    with pytest.raises(Wrong) as caught:
+        words.regex("(?i)a")
+    assert caught.value.hint == "pip install 'ambassador-proxy[re2]'"
+    with pytest.raises(Wrong) as caught:
+        words.regex(r"(a)\1")
+    assert caught.value.hint is None  # RE2 could not do it either

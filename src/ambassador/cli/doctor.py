@@ -10,13 +10,13 @@ import resource
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from ambassador import __version__
 from ambassador.cli import NO, OK
 from ambassador.cli.arguments import Subparsers, add_live
+from ambassador.extras import RE2
 from ambassador.printable import printable
 
 _OLDEST_KERNEL: Final = (5, 10)
@@ -100,7 +100,7 @@ def _look_at_host() -> Host:
         somaxconn=somaxconn,
         cpus=os.cpu_count() or 1,
         usable_cpus=usable_cpus() if is_linux else 1,
-        has_re2=find_spec("re2") is not None,
+        has_re2=RE2.is_installed,
     )
 
 
@@ -132,7 +132,7 @@ def host_findings(host: Host) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "google-re2 is not installed",
-            "path regexes that may backtrack without end are refused; pip install 'ambassador-proxy[re2]'",
+            f"path regexes that may backtrack without end are refused; {RE2.hint}",
         )
 
 

@@ -243,11 +243,23 @@ class _SectionReader:
             if name in self._fields:
                 self._reader(name)(value_node, _join(part.path, name))  # for the mistakes in it
         elif name in self._fields:
-            part.put(name, self._reader(name)(value_node, _join(part.path, name)), key_node, value_node)
+            value = self._reader(name)(value_node, _join(part.path, name))
+            part.put(name, value, key_node, value_node)
+            self._check_extra(part, name, key_node)
         elif name in self._section.later:
             self._check_later(part, name, key_node, value_node)
         else:
             self._unknown(part, name, key_node, value_node, mistaken)
+
+    def _check_extra(self, part: Part, name: str, key_node: Node) -> None:
+        extra = self._section.extras.get(name)
+        if extra is None or part.values[name] is None or part.values[name] is BAD:
+            return  # what is switched off needs nothing
+        try:
+            words.need(extra, f"'{name}'")
+        except Wrong as wrong:
+            key_node.report(_join(part.path, name), wrong.problem, wrong.hint)
+            part.values[name] = BAD
 
     def _check_later(self, part: Part, name: str, key_node: Node, value_node: Node) -> None:
         nodes = value_node.items if value_node.kind == "sequence" else [value_node]

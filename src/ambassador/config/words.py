@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from ambassador.config.units import Wrong
 from ambassador.errors import BadRequest
+from ambassador.extras import RE2, REDIS, Extra
 from ambassador.proxy import content, path_regex
 from ambassador.proxy.path import normalise
 from ambassador.proxy.policies import breaker, retry
@@ -84,6 +85,12 @@ def secret(text: str) -> str:
     return text
 
 
+def need(extra: Extra, what: str) -> None:
+    """Wrong if this needs an extra that is not installed here."""
+    if not extra.is_installed:
+        raise Wrong(f"{what} needs the extra '{extra.name}', which is not installed", extra.hint)
+
+
 def state_url(text: str) -> str:
     """`local`, or the address of a Redis. The problem never repeats the text, which may hold a password."""
     if text == "local":
@@ -98,6 +105,7 @@ def state_url(text: str) -> str:
     if address.password is not None or address.sentinel_password is not None:
         key = "password" if address.password is not None else "sentinel_password"
         raise Wrong("must not hold the password", f"write 'state: {{url: …, {key}: env:NAME}}'")
+    need(REDIS, "a Redis")
     return text
 
 
@@ -403,7 +411,8 @@ def regex(text: str) -> str:
     try:
         path_regex.compile(text)
     except path_regex.Refused as refused:
-        raise Wrong(f"{text!r} is not accepted: {refused}") from None
+        hint = RE2.hint if isinstance(refused, path_regex.NeedsRe2) and not RE2.is_installed else None
+        raise Wrong(f"{text!r} is not accepted: {refused}", hint) from None
     return text
 
 

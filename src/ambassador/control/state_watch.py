@@ -14,6 +14,7 @@ import trio
 
 from ambassador.config import schema
 from ambassador.control.pages import Pages
+from ambassador.extras import REDIS
 from ambassador.printable import printable
 from ambassador.state.protocol import StoreLost
 
@@ -30,7 +31,7 @@ def examine_fleet(state: schema.State) -> list[str]:
     try:
         from ambassador.control.fleet import examine  # noqa: PLC0415 - only where there is a Redis
     except ImportError:
-        raise StoreLost("redis-py is not installed") from None
+        raise StoreLost(f"the extra 'redis' is not installed: {REDIS.hint}") from None
     return examine(state)
 
 

@@ -35,6 +35,7 @@ from ambassador.control.orders import Brief, Start
 from ambassador.control.roll import encode_roll
 from ambassador.control.scopes import WorkerScopes
 from ambassador.control.sums import ConnectionCounts, EndpointStatus, UpstreamStatus, answer
+from ambassador.extras import REDIS
 from ambassador.observe.access_log import AccessLog
 from ambassador.observe.metrics import NO_NAME, BlockKey, LimitMetrics, Page, RouteMetrics, decode_blocks
 from ambassador.proxy.breakers import Breakers
@@ -532,9 +533,7 @@ def _open_fleet(state: schema.State) -> Store:
     try:
         from ambassador.control.fleet import FleetStore  # noqa: PLC0415 - 50 ms that only those pay who need it
     except ImportError as error:
-        raise CannotServe(
-            f"state: a Redis needs the package 'redis', 'ambassador-proxy[redis]': {error}"
-        ) from None
+        raise CannotServe(f"state: a Redis needs the extra 'redis' ({REDIS.hint}): {error}") from None
     return FleetStore(state)
 
 

@@ -48,7 +48,7 @@ class Refused(ValueError):
     """A pattern or substitution is malformed, or might be slow. The text says which, and what to do."""
 
 
-class _NeedsRe2(Refused):
+class NeedsRe2(Refused):
     """Python's engine cannot be trusted with it; RE2 may do it."""
 
 
@@ -124,7 +124,7 @@ def compile(  # noqa: A001 - the verb of `re`, read as `path_regex.compile`
         return Matcher(pattern, _compile_re2(pattern), "re2")
     try:
         return Matcher(pattern, _compile_re(pattern, whole=whole and not inside, inside=inside), "re")
-    except _NeedsRe2:
+    except NeedsRe2:
         if engine == "re" or re2 is None:
             raise
     return Matcher(pattern, _compile_re2(pattern), "re2")
@@ -132,7 +132,7 @@ def compile(  # noqa: A001 - the verb of `re`, read as `path_regex.compile`
 
 def _compile_re2(pattern: str) -> Any:
     if re2 is None:
-        raise Refused("the extra re2 is not installed")
+        raise NeedsRe2("the extra re2 is not installed")
     options = re2.Options()
     options.log_errors = False
     try:
@@ -148,16 +148,16 @@ def _compile_re(pattern: str, *, whole: bool, inside: bool) -> re.Pattern[str]:
         compiled = re.compile(pattern, re.ASCII)
         parsed = sre_parse.parse(pattern, re.ASCII)
     except re.error as error:
-        raise _NeedsRe2(f"it is malformed: {error.msg}") from None
+        raise NeedsRe2(f"it is malformed: {error.msg}") from None
     except (RecursionError, OverflowError):
-        raise _NeedsRe2("it is nested too deeply, or a count is too large") from None
+        raise NeedsRe2("it is nested too deeply, or a count is too large") from None
     if compiled.flags & ~re.ASCII:
-        raise _NeedsRe2("inline flags such as (?i) need the extra re2")
+        raise NeedsRe2("inline flags such as (?i) need the extra re2")
     if not whole and list(parsed)[:1] != [(sre.AT, sre.AT_BEGINNING)]:
         if not inside:
-            raise _NeedsRe2("without the extra re2 the pattern of a rewrite must begin with ^")
+            raise NeedsRe2("without the extra re2 the pattern of a rewrite must begin with ^")
         if parsed.getwidth()[1] > _SHORT:
-            raise _NeedsRe2(
+            raise NeedsRe2(
                 f"without the extra re2 a pattern that is sought must begin with ^, or take {_SHORT} characters at most"
             )
     _Structure().check(parsed)
@@ -240,7 +240,7 @@ class _Structure:
         """The characters of `taken` and of all `positions`, no two of which may have one in common."""
         for position in positions:
             if taken & self.symbols[position]:
-                raise _NeedsRe2(
+                raise NeedsRe2(
                     "two parts of it compete for the same characters, so matching could take more than linear time; "
                     "make them differ in their first character, or install the extra re2"
                 )
@@ -268,7 +268,7 @@ class _Structure:
     def part(self, op: Any, value: Any) -> _Part:
         self.steps += 1
         if self.steps > _MOST_STEPS:
-            raise _NeedsRe2("it is too large")
+            raise NeedsRe2("it is too large")
         if op in (sre.LITERAL, sre.NOT_LITERAL, sre.ANY, sre.IN):
             return self.position(_symbols(op, value))
         if op is sre.AT:  # an anchor or \b only takes matches away
@@ -276,7 +276,7 @@ class _Structure:
         if op is sre.SUBPATTERN:
             _, flags_on, flags_off, items = value
             if flags_on or flags_off:  # they change what a character takes
-                raise _NeedsRe2("inline flags such as (?i:a) need the extra re2")
+                raise NeedsRe2("inline flags such as (?i:a) need the extra re2")
             return self.sequence(items)
         if op is sre.BRANCH:
             return self.branch([self.sequence(items) for items in value[1]])
@@ -286,7 +286,7 @@ class _Structure:
 
     def position(self, symbols: frozenset[int]) -> _Part:
         if len(self.symbols) >= _MOST_POSITIONS:
-            raise _NeedsRe2("it is too large")
+            raise NeedsRe2("it is too large")
         self.symbols.append(symbols)
         self.follow.append(frozenset())
         here = [len(self.symbols) - 1]
@@ -294,7 +294,7 @@ class _Structure:
 
     def branch(self, branches: list[_Part]) -> _Part:
         if sum(branch.nullable for branch in branches) > 1:
-            raise _NeedsRe2("two alternatives may both be empty")
+            raise NeedsRe2("two alternatives may both be empty")
         return _Part(
             [position for branch in branches for position in branch.first],
             [position for branch in branches for position in branch.last],
@@ -312,7 +312,7 @@ class _Structure:
             return result
         body = self.sequence(items)
         if body.nullable:
-            raise _NeedsRe2("it repeats something that may be empty")
+            raise NeedsRe2("it repeats something that may be empty")
         if most != 1:
             self.connect(body.last, body.first)
         return _Part(body.first, body.last, nullable=least == 0)
