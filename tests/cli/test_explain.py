@@ -110,6 +110,9 @@ def service(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "why": "unhealthy: status 500",
         "ewma_ms": 1.25,
         "inflight": 2,
+        "weight": 1,
+        "zone": None,
+        "priority": 0,
     }
     answers: dict[str, Any] = {
         "/api/config": json.loads(msgspec.json.encode(CONFIG)),

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ambassador.config import diff as diff_module
 from ambassador.config.diff import Change, KeyChange, diff, render
 from ambassador.config.load import load_text
-from ambassador.config.schema import Config
+from ambassador.config.schema import ON_THE_WAY, POLICIES, Config
 
 HEAD = "version: 1\nlisten: [127.0.0.1:8080]\n"
 
@@ -50,6 +51,7 @@ def test_changed_keys_of_a_route_are_told_as_people_write_them() -> None:
         ("admin: 127.0.0.1:1", "", "admin", "changed"),
         ("drain: {delay: 1s}", "drain: {delay: 2s}", "drain", "changed"),
         ("telemetry: {sample: 10%}", "", "telemetry", "changed"),
+        ("", "overload: {memory: 80%}", "overload", "changed"),
         ("upstreams: {u: {endpoints: ['http://a']}}", "", "upstream u", "removed"),
         ("", "upstreams: {u: {endpoints: ['http://a']}}", "upstream u", "added"),
         ("routes: [{name: a, respond: 200}]", "", "route a", "removed"),
@@ -121,3 +123,23 @@ def test_it_is_told_in_lines() -> None:
     assert text[1] == "    2 -> unset"
     assert "- route gone   -:4" in text
     assert '    rewrite: unset -> {"prefix": "/x"}' in text
+
+
+def test_every_key_of_a_config_is_compared() -> None:
+    elsewhere = {"version", "listeners", "routes", "upstreams"}
+    assert {*diff_module._SETTINGS, *elsewhere} == set(Config.__struct_fields__)
+
+
+def test_every_policy_of_a_route_is_compared() -> None:
+    written = {
+        "limit": "5/s", "fault": "{abort: {percent: 1%, status: 500}}", "concurrency": "3", "idempotency": "{}",
+        "cache": "{}", "fallback": "{stale: 1m}", "timeout": "2s", "retry": "off", "hedge": "{}", "breaker": "{}",
+        "rewrite": "{prefix: /x}", "headers": "{request: {remove: [a]}}",
+    }  # fmt: skip
+    assert sorted(written) == sorted(POLICIES)
+    for key, value in written.items():
+        before, after = (
+            config(f"routes: [{{name: a, to: 'http://b'{more}}}]") for more in ("", f", {key}: {value}")
+        )
+        assert {each.key.partition(".")[0] for each in only(before, after).keys} == {key}
+        assert key in ON_THE_WAY or only(after, before).kind == "changed"

@@ -5,9 +5,20 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from ambassador.config.explain import BadUrl, Explanation, explain, render
+from ambassador.config import explain as explain_module
+from ambassador.config.explain import (
+    BadUrl,
+    EndpointNow,
+    Explanation,
+    explain,
+    render,
+    ring_choice,
+    with_endpoints,
+)
 from ambassador.config.load import load_text
 from ambassador.config.schema import (
+    POLICIES,
+    TARGETS,
     Config,
     Endpoint,
     Listener,
@@ -22,6 +33,7 @@ from ambassador.config.schema import (
     ValueMatch,
 )
 from ambassador.proxy.policies import headers, retry
+from ambassador.proxy.upstream.ring import hash_of
 
 
 def a_route(name: str, line: int, match: Match, **settings: object) -> Route:
@@ -462,3 +474,93 @@ def test_repeats_are_told(settings: str, method: str, headers: list[tuple[str, s
     )
     (line,) = [line for line in explain(config, method, "/", headers).lines if line.what == "repeats"]
     assert (line.key, line.text) == ("idempotency", text)
+
+
+def test_every_policy_is_told() -> None:
+    assert sorted(explain_module._TOLD) == sorted({*POLICIES, *TARGETS})
+
+
+HASHED = """version: 1
+listen: 127.0.0.1:80
+zone: %s
+upstreams:
+  u:
+    endpoints: [{url: http://a, zone: x}, {url: http://b, zone: y}, http://c, {url: http://d, priority: 1}]
+    balance: ring_hash
+    hash: %s
+    zone_aware: %s
+routes: [{name: r, to: u}]
+"""
+
+
+def hash_text(config: Config, *headers: tuple[str, str]) -> str:
+    (line,) = [line for line in explain(config, "GET", "/", headers).lines if line.what == "hash"]
+    assert line.key == "upstreams.u.hash"
+    return line.text
+
+
+def test_endpoint_that_the_ring_gives_is_told_for_the_request_asked_about() -> None:
+    config = load_text(HASHED % ("x", "header:x-tenant", "false"))
+    chosen = {name: hash_text(config, ("X-Tenant", name)).partition(" ")[0] for name in map(str, range(50))}
+    assert set(chosen.values()) == {"http://a:80", "http://b:80", "http://c:80"}
+    assert hash_text(config, ("x-tenant", "7")) == (
+        f"{chosen['7']} for this header:x-tenant, while it is well and not overloaded"
+    )
+    assert hash_text(config) == "the request has no header:x-tenant, so it goes as with p2c"
+
+
+def test_endpoint_of_the_ring_is_in_the_own_zone() -> None:
+    config = load_text(HASHED % ("y", "cookie:id", "true"))
+    for name in "abcdef":
+        assert hash_text(config, ("cookie", f"id={name}")).startswith("http://b:80 ")
+
+
+@pytest.mark.parametrize(
+    ("zone", "source", "unknown"),
+    [("x", "client_ip", "the client's address"), ("env:Z", "header:x-tenant", "the service's zone")],
+)
+def test_ring_of_what_is_not_known_here_is_no_guess(zone: str, source: str, unknown: str) -> None:
+    config = load_text(HASHED % (zone, source, "true"))
+    assert (
+        hash_text(config, ("x-tenant", "7")) == f"which of them depends on {unknown}, which is not known here"
+    )
+
+
+def test_ring_of_a_running_service_has_the_endpoints_that_it_has_now() -> None:
+    config = load_text(HASHED % ("x", "header:x-tenant", "false"))
+    told = explain(config, "GET", "/", [("x-tenant", "7")])
+    key = hash_of(b"7")
+    first = ring_choice([EndpointNow(url=f"http://{name}:80") for name in "abc"], key, "")
+    now = [EndpointNow(url=f"http://{name}:80", state="up", is_well=name not in first) for name in "abc"]
+    lines = with_endpoints(told, config, now).lines
+    (line,) = [line.text.partition(" ")[0] for line in lines if line.what == "hash"]
+    assert line == ring_choice(now, key, "") != first
+    assert [
+        line.what for line in with_endpoints(told, config, []).lines if line.what in ("hash", "endpoint")
+    ] == ["endpoint"]
+
+
+def test_overload_is_told_where_it_could_refuse() -> None:
+    head = "version: 1\nlisten: 127.0.0.1:80\nroutes: [{name: r, respond: 200}]\n"
+
+    def lines(text: str) -> list[str]:
+        return [
+            line.text for line in explain(load_text(head + text), "GET", "/").lines if line.key == "overload"
+        ]
+
+    assert lines("") == []
+    assert lines("overload: {loop_lag: off, memory: off, descriptors: off}") == []
+    assert lines("overload: {loop_lag: off}") == [
+        (
+            "a worker refuses a part of the requests, 503 overloaded, while over 90% of the memory is in use, or over "
+            "95% of its descriptors are"
+        )
+    ]
+    assert "longer than 100ms to come round to a client, or over 90%" in lines("overload: {}")[0]
+
+
+def test_labels_never_touch_their_texts() -> None:
+    text = "version: 1\nlisten: 127.0.0.1:80\nroutes: [{name: r, to: http://a, concurrency: 2}]"
+    rendered = render(explain(load_text(text), "GET", "/"))
+    assert "  concurrency  2 requests at once on each replica" in rendered
+    assert "  route        r  " in rendered

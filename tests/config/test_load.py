@@ -272,6 +272,7 @@ def test_five_mistakes_are_five_errors() -> None:
         ("- {name: a, to: http://a, respond: 200}",
          "4:36: error: routes[0].respond: a route has one of 'to', 'redirect' and 'respond', and this has 'to' already"),
         ("- {name: a, respond: 200, timeout: 1s}", "4:36: error: routes[0].timeout: 'timeout' has no effect with 'respond'"),
+        ("- {name: a, respond: 200, hedge: {}}", "4:34: error: routes[0].hedge: 'hedge' has no effect with 'respond'"),
         ("- {name: a, to: b}", "4:17: error: routes[0].to: there is no upstream 'b'; a URL begins with 'http://'"),
         ("- {name: a, to: 'a:80'}", "4:17: error: routes[0].to: 'a:80' is neither a URL nor a name; did you mean 'http://a:80'?"),
         ("- {name: a, to: https://a}",

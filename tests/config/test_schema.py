@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from ambassador.config.schema import Config, Listener, Timeout, ValueMatch
+from ambassador.config.load import load_text
+from ambassador.config.schema import (
+    ON_THE_WAY,
+    POLICIES,
+    TARGETS,
+    Config,
+    Listener,
+    Route,
+    Timeout,
+    ValueMatch,
+    policies_of,
+)
 
 
 def test_config_is_immutable() -> None:
@@ -25,3 +36,22 @@ def test_value_match_conflicts() -> None:
     assert list(ValueMatch(exact=("a",)).conflicts()) == []
     assert len(list(ValueMatch().conflicts())) == 1
     assert len(list(ValueMatch(exact=("a",), present=True).conflicts())) == 1
+
+
+def test_every_field_of_a_route_is_a_policy_or_says_which_requests_and_where_they_go() -> None:
+    about = {"name", "match", "line", "file"}
+    assert sorted([*POLICIES, *TARGETS, *about]) == sorted(Route.__struct_fields__)
+    assert set(ON_THE_WAY) < set(POLICIES)
+
+
+def test_policies_of_a_route_are_those_that_do_something() -> None:
+    text = """version: 1
+listen: 127.0.0.1:80
+defaults: {limit: 5/s, concurrency: 3}
+routes:
+  - {name: a, to: http://a, idempotency: {}, hedge: {}, retry: off}
+  - {name: b, respond: 200}
+"""
+    forwarded, answered = map(policies_of, load_text(text).routes)
+    assert forwarded == ("limit", "concurrency", "idempotency", "timeout", "hedge")
+    assert answered == ("limit", "concurrency")

@@ -51,7 +51,13 @@ def test_a_route_in_short() -> None:
     assert (first.name, first.to, first.line) == ("billing", "billing", 5)
     assert first.match == {"host": "billing.internal", "path": "/v1/**"}
     assert first.policies == ["timeout", "retry", "headers"]
-    assert second.to == "respond"
+    assert (second.to, second.policies) == ("respond", [])
+
+
+def test_every_policy_of_a_route_is_told() -> None:
+    route = "{name: a, to: http://a, idempotency: {}, hedge: {}, cache: {}, concurrency: 2}"
+    (told,) = map(route_status, load_text(f"version: 1\nlisten: 127.0.0.1:0\nroutes: [{route}]").routes)
+    assert told.policies == ["concurrency", "idempotency", "cache", "timeout", "retry", "hedge"]
 
 
 @pytest.mark.parametrize(

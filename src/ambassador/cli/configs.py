@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ambassador.cli import NO
 
 if TYPE_CHECKING:
+    from ambassador.config.explain import EndpointNow
     from ambassador.config.schema import Config
 
 
@@ -40,12 +41,23 @@ def live_config(args: argparse.Namespace) -> Config:
         raise Failure(f"the service at {service.where} is of another version: {error}", NO) from None
 
 
-def live_endpoints(args: argparse.Namespace, upstream: str) -> list[tuple[str, str]]:
+def live_endpoints(args: argparse.Namespace, upstream: str) -> list[EndpointNow]:
     """The endpoints that an upstream of the service has now, each with its state in words. Raises Failure."""
     from ambassador.cli.client import client
+    from ambassador.config.explain import EndpointNow
 
     told = next((each for each in client(args).get("/api/upstreams") if each["name"] == upstream), None)
-    return [] if told is None else [(each["url"], _in_words(each)) for each in told["endpoints"]]
+    return [
+        EndpointNow(
+            url=each["url"],
+            state=_in_words(each),
+            is_well=not each["why"],
+            weight=each["weight"],
+            zone=each["zone"] or "",
+            priority=each["priority"],
+        )
+        for each in (told["endpoints"] if told is not None else ())
+    ]
 
 
 def _in_words(endpoint: dict[str, Any]) -> str:

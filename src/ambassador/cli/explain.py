@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             return NO
         explanation = explain(config, args.method, args.url, args.header)
         if args.config is None and explanation.upstream is not None:
-            explanation = with_endpoints(explanation, live_endpoints(args, explanation.upstream))
+            explanation = with_endpoints(explanation, config, live_endpoints(args, explanation.upstream))
     except Failure as failure:
         return complain(failure, as_json=args.json)
     except BadUrl as error:

@@ -58,6 +58,7 @@ _SETTINGS = {
     "state": "only a restart changes it",
     "telemetry": "holds from the next line of the log",
     "drain": "holds for the next drain",
+    "overload": "holds at once; what is refused is measured anew",
 }
 _LISTENER = {
     "added": "it is bound before anything else changes",

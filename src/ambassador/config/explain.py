@@ -2,12 +2,14 @@
 
 The same code as the service's does the splitting, normalising, matching and rewriting (`proxy.path`, `proxy.routing`,
 the policies); only the reasons why a route was passed over come from `routing.why_not`, which the tests hold against
-the table. What depends on the moment (which of the endpoints, how many tokens are left) is told as what could be.
+the table. What depends on the moment (which of the endpoints, how many tokens are left) is told as what could be; only
+a hash ring gives the same endpoint whenever it is asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import quote
 
 from msgspec import Struct
@@ -16,6 +18,7 @@ from ambassador.config import credentials
 from ambassador.config.breakers import upstream_breakers
 from ambassador.config.discover import own_host, source_name
 from ambassador.config.schema import (
+    ON_THE_WAY,
     Config,
     Endpoint,
     Fallback,
@@ -37,6 +40,7 @@ from ambassador.config.units import (
 from ambassador.errors import BadRequest, NoRoute
 from ambassador.messages import Fields, Request
 from ambassador.printable import printable
+from ambassador.proxy import overload
 from ambassador.proxy.path import authority_host, normalise, split_target
 from ambassador.proxy.policies import (
     breaker,
@@ -54,9 +58,16 @@ from ambassador.proxy.policies import (
 )
 from ambassador.proxy.policies import headers as headers_policy
 from ambassador.proxy.routing import Router, spec, why_not
+from ambassador.proxy.upstream import endpoint as upstream_endpoint
 from ambassador.proxy.upstream import health, outlier
+from ambassador.proxy.upstream import upstream as upstream_policy
+from ambassador.proxy.upstream.balance import RingHash
+from ambassador.proxy.upstream.ring import key_reader
 
-__all__ = ["BadUrl", "Considered", "Explanation", "Line", "explain", "render", "with_endpoints"]
+__all__ = [
+    "BadUrl", "Considered", "EndpointNow", "Explanation", "Line", "explain", "render", "ring_choice",
+    "with_endpoints",
+]  # fmt: skip
 
 _PLACEHOLDER_ID = b"REQUEST-ID"
 _DEADLINES = ("x-request-deadline", "x-envoy-upstream-rq-timeout-ms", "grpc-timeout")
@@ -82,6 +93,17 @@ class Line(Struct, frozen=True, kw_only=True):
     what: str
     text: str
     key: str | None = None
+
+
+class EndpointNow(Struct, frozen=True, kw_only=True):
+    """An endpoint as a running service has it. `state` tells it to people; `is_well`: it gets requests."""
+
+    url: str
+    state: str = ""
+    is_well: bool = True
+    weight: int = 1
+    zone: str = ""
+    priority: int = 0
 
 
 class Explanation(Struct, frozen=True, kw_only=True):
@@ -129,16 +151,23 @@ def explain(config: Config, method: str, url: str, headers: Sequence[tuple[str, 
         return _but(asked, code=error.code, status=error.status, problem=error.detail)
 
 
-def with_endpoints(explanation: Explanation, endpoints: Sequence[tuple[str, str]]) -> Explanation:
-    """The same with the endpoints that a running service has, each with its state: behind what says of the upstream."""
+def with_endpoints(explanation: Explanation, config: Config, endpoints: Sequence[EndpointNow]) -> Explanation:
+    """The same with the endpoints that a running service has, each with its state: behind what says of the upstream.
+
+    `config`: what was explained. The ring is asked again, of those that are there.
+    """
+    route = next(route for route in config.routes if route.name == explanation.route)
+    request = _request(explanation.method, explanation.url, explanation.headers)
     lines: list[Line] = []
     for line in explanation.lines:
-        lines.append(line)
+        if line.what != "hash":
+            lines.append(line)
         if line.what == "upstream":
-            lines += [Line(what="endpoint", text=f"{url}   {state}") for url, state in endpoints]
+            lines += [Line(what="endpoint", text=f"{each.url}   {each.state}") for each in endpoints]
+            lines += _ring_lines(_Asked(config, route, request), endpoints)
             if not endpoints:
                 lines.append(Line(what="endpoint", text="none now: the answer is 503 no_endpoint"))
-    urls = tuple(url for url, _ in endpoints)
+    urls = tuple(each.url for each in endpoints)
     return _but(explanation, lines=tuple(lines), endpoints=urls)
 
 
@@ -232,46 +261,125 @@ def _value_text(value: ValueMatch) -> str:
     )
 
 
+class _Asked(NamedTuple):
+    """What a route's lines are made of."""
+
+    config: Config
+    route: Route
+    request: Request
+
+    @property
+    def upstream(self) -> Upstream:
+        """Of a route that has one."""
+        assert self.route.to is not None
+        return self.config.upstreams[self.route.to]
+
+
+C = TypeVar("C")
+P = ParamSpec("P")
+
+
+def _some(
+    config: C | None, tell: Callable[Concatenate[C, P], Line], *more: P.args, **named: P.kwargs
+) -> Iterable[Line]:
+    """The line of a policy, if the route has it."""
+    if config is not None:
+        yield tell(config, *more, **named)
+
+
+def _overload_lines(config: overload.Config | None) -> Iterable[Line]:
+    when = []
+    if config is not None and config.loop_lag is not None:
+        when.append(f"it takes longer than {format_duration(config.loop_lag)} to come round to a client")
+    if config is not None and config.memory is not None:
+        when.append(f"over {format_percent(config.memory)} of the memory is in use")
+    if config is not None and config.descriptors is not None:
+        when.append(f"over {format_percent(config.descriptors)} of its descriptors are")
+    if when:
+        text = f"a worker refuses a part of the requests, 503 overloaded, while {', or '.join(when)}"
+        yield Line(what="overload", text=text, key="overload")
+
+
+def _upstream_lines(asked: _Asked) -> Iterable[Line]:
+    """What is written at the upstream; its breakers come with those of the route."""
+    name, upstream = asked.route.to, asked.upstream
+    assert name is not None
+    yield _upstream_line(name, upstream, asked.config.zone)
+    yield from _ring_lines(asked, _written_endpoints(upstream))
+    yield from _some(upstream.auth, _credential_line, name)
+    yield from _limit_lines(upstream.limit, f"upstreams.{name}.limit")
+    yield from _some(upstream.cooldown, _cooldown_line, name)
+    yield from _some(upstream.health, _health_line, name)
+    yield from _some(upstream.outlier, _outlier_line, name)
+
+
+def _written_endpoints(upstream: Upstream) -> list[EndpointNow]:
+    return [
+        EndpointNow(url=each.url, weight=each.weight, zone=each.zone or "", priority=each.priority)
+        for each in upstream.endpoints
+    ]
+
+
+def _ring_lines(asked: _Asked, endpoints: Sequence[EndpointNow]) -> Iterable[Line]:
+    """Which endpoint the ring gives for this very request."""
+    upstream, zone = asked.upstream, asked.config.zone or ""
+    if upstream.hash is None or len(endpoints) < 2:
+        return
+    unknown = "the client's address" if upstream.hash == "client_ip" else ""
+    if upstream.zone_aware and zone.startswith("env:"):
+        unknown = "the service's zone"
+    key = key_reader(upstream.hash)(asked.request, "")
+    if unknown:
+        text = f"which of them depends on {unknown}, which is not known here"
+    elif key is None:
+        text = f"the request has no {upstream.hash}, so it goes as with p2c"
+    else:
+        chosen = ring_choice(endpoints, key, zone if upstream.zone_aware else "")
+        text = f"{chosen} for this {upstream.hash}, while it is well and not overloaded"
+    yield Line(what="hash", text=text, key=f"upstreams.{asked.route.to}.hash")
+
+
+def ring_choice(endpoints: Sequence[EndpointNow], key: int, zone: str) -> str:
+    """The endpoint's URL that `balance: ring_hash` gives for the key, with nothing in flight. `zone`: one's own, or
+    empty where zones do not matter.
+    """
+    made = []
+    for each in endpoints:
+        endpoint = upstream_endpoint.Endpoint(
+            each.url, host="127.0.0.1", port=0, weight=each.weight, zone=each.zone, priority=each.priority
+        )
+        endpoint.healthy = each.is_well
+        made.append(endpoint)
+    found = upstream_policy.Upstream("-", made, lambda: 0.0, balance=RingHash(), zone=zone)
+    return found.pick((), key).url
+
+
+_TOLD: Final[Mapping[str, Callable[[_Asked], Iterable[Line]]]] = {
+    "limit": lambda asked: _limit_lines(asked.route.limit, "limit"),
+    "fault": lambda asked: _some(asked.route.fault, _fault_line),
+    "concurrency": lambda asked: _some(asked.route.concurrency, _concurrency_line),
+    "redirect": lambda asked: _some(asked.route.redirect, _redirect_line, asked.request),
+    "respond": lambda asked: _some(asked.route.respond, _respond_line, asked.request),
+    "headers": lambda asked: _header_lines(asked.route.headers, forwarded=asked.route.to is not None),
+    "rewrite": lambda asked: _rewrite_lines(asked.route, asked.request, asked.upstream),
+    "idempotency": lambda asked: _some(asked.route.idempotency, _idempotency_line, asked.request),
+    "cache": lambda asked: _some(asked.route.cache, _cache_line, asked.request),
+    "to": _upstream_lines,
+    "timeout": lambda asked: _some(asked.route.timeout, _timeout_line, asked.request),
+    "retry": lambda asked: [_retry_line(asked.route.retry, asked.request)],
+    "hedge": lambda asked: _some(asked.route.hedge, _hedge_line, asked.request),
+    "breaker": lambda asked: _breaker_lines(asked.config, asked.route),
+    "fallback": lambda asked: _fallback_lines(asked.config, asked.route.fallback, asked.request),
+}
+"""What becomes of the request and every policy of `schema.POLICIES`, in the order in which they are told."""
+
+
 def _lines(config: Config, route: Route, request: Request) -> Iterable[Line]:
-    yield from _limit_lines(route.limit, "limit")
-    if route.fault is not None:
-        yield _fault_line(route.fault)
-    if route.concurrency is not None:
-        yield _concurrency_line(route.concurrency)
-    if route.redirect is not None:
-        yield _redirect_line(route.redirect, request)
-    elif route.respond is not None:
-        yield _respond_line(route.respond, request)
-    if route.headers is not None:
-        yield from _header_lines(route.headers, forwarded=route.to is not None)
-    if route.to is not None:
-        yield from _forwarding_lines(config, route, route.to, request)
-
-
-def _forwarding_lines(config: Config, route: Route, to: str, request: Request) -> Iterable[Line]:
-    upstream = config.upstreams[to]
-    yield from _rewrite_lines(route, request, upstream)
-    if route.idempotency is not None:
-        yield _idempotency_line(route.idempotency, request)
-    if route.cache is not None:
-        yield _cache_line(route.cache, request)
-    yield _upstream_line(to, upstream, config.zone)
-    if upstream.auth is not None:
-        yield _credential_line(to, upstream.auth)
-    yield from _limit_lines(upstream.limit, f"upstreams.{to}.limit")
-    yield _timeout_line(route.timeout, request)
-    yield _retry_line(route.retry, request)
-    if route.hedge is not None:
-        yield _hedge_line(route.hedge, request)
-    yield from _breaker_lines(config, route)
-    if upstream.cooldown is not None:
-        yield _cooldown_line(to, upstream.cooldown)
-    if upstream.health is not None:
-        yield _health_line(to, upstream.health)
-    if upstream.outlier is not None:
-        yield _outlier_line(to, upstream.outlier)
-    if route.fallback is not None:
-        yield from _fallback_lines(config, route.fallback, request)
+    yield from _overload_lines(config.overload)
+    asked = _Asked(config, route, request)
+    for key, tell in _TOLD.items():
+        if route.to is not None or key not in ("to", *ON_THE_WAY):
+            yield from tell(asked)
 
 
 def _limit_lines(limits: Sequence[limit.Config] | None, key: str) -> Iterable[Line]:
@@ -323,7 +431,9 @@ def _respond_line(config: respond.Respond, request: Request) -> Line:
     return Line(what="respond", text=f"{reply.status}, {body}; nothing is sent upstream", key="respond")
 
 
-def _header_lines(config: headers_policy.Config, *, forwarded: bool) -> Iterable[Line]:
+def _header_lines(config: headers_policy.Config | None, *, forwarded: bool) -> Iterable[Line]:
+    if config is None:
+        return
     for side, changes in (("request", config.request if forwarded else None), ("response", config.response)):
         if changes is not None:
             done = [f"remove {name}" for name in changes.remove]
@@ -394,7 +504,7 @@ def _endpoint_text(endpoint: Endpoint, upstream: Upstream) -> str:
     return f"{endpoint.url} ({', '.join(notes)})" if notes else endpoint.url
 
 
-def _credential_line(upstream: str, auth: credentials.Auth) -> Line:
+def _credential_line(auth: credentials.Auth, upstream: str) -> Line:
     text = f"{credentials.describe(auth)}; what the client sends under the same name is dropped"
     return Line(what="credential", text=text, key=f"upstreams.{upstream}.auth")
 
@@ -494,14 +604,14 @@ def _breaker_line(name: str, config: breaker.Config, key: str) -> Line:
     return Line(what="breaker", text=text, key=key)
 
 
-def _cooldown_line(upstream: str, config: cooldown.Config) -> Line:
+def _cooldown_line(config: cooldown.Config, upstream: str) -> Line:
     text = (
         f"a 429 or 503 with Retry-After pauses the {config.scope}, for {format_duration(config.max)} at most"
     )
     return Line(what="cooldown", text=text, key=f"upstreams.{upstream}.cooldown")
 
 
-def _health_line(upstream: str, config: health.Config) -> Line:
+def _health_line(config: health.Config, upstream: str) -> Line:
     asked = "a connection" if config.tcp else f"GET {config.path} ({', '.join(config.expect)})"
     text = (
         f"{asked} within {format_duration(config.timeout)}, every {format_duration(config.every)}; unhealthy after "
@@ -510,7 +620,7 @@ def _health_line(upstream: str, config: health.Config) -> Line:
     return Line(what="health", text=text, key=f"upstreams.{upstream}.health")
 
 
-def _outlier_line(upstream: str, config: outlier.Config) -> Line:
+def _outlier_line(config: outlier.Config, upstream: str) -> Line:
     when = []
     if config.consecutive:
         when.append(f"{config.consecutive} failures in a row")
@@ -556,8 +666,10 @@ def _idempotency_line(config: idempotency.Config, request: Request) -> Line:
     return Line(what="repeats", text=text, key="idempotency")
 
 
-def _fallback_lines(config: Config, fallback: Fallback, request: Request) -> Iterable[Line]:
+def _fallback_lines(config: Config, fallback: Fallback | None, request: Request) -> Iterable[Line]:
     """In the order in which they are tried."""
+    if fallback is None:
+        return
     if fallback.to is not None:
         always = fallback.methods == "all" or _is_idempotent(request)
         text = (
@@ -611,10 +723,9 @@ def render(explanation: Explanation) -> str:
     rows += [("", text) for text in _considered_texts(explanation.considered)]
     rows += [("param", f"{name} = {value}") for name, value in explanation.parameters.items()]
     rows += [(line.what, line.text) for line in explanation.lines]
+    width = max(_LABEL_WIDTH, *(len(label) + 2 for label, _ in rows))
     return (
-        "\n".join(
-            [printable(asked), *(f"  {label:<{_LABEL_WIDTH}}{printable(text)}" for label, text in rows)]
-        )
+        "\n".join([printable(asked), *(f"  {label:<{width}}{printable(text)}" for label, text in rows)])
         + "\n"
     )
 

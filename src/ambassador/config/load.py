@@ -29,7 +29,17 @@ from ambassador.config.certificates import check_files
 from ambassador.config.node import LINE_BREAK, Node, Source
 from ambassador.config.problem import ConfigError, Problem, in_order
 from ambassador.config.read import BAD, Items, Part, build, merge, read
-from ambassador.config.schema import Config, Document, Endpoint, Fragment, Match, Route, Upstream
+from ambassador.config.schema import (
+    ON_THE_WAY,
+    TARGETS,
+    Config,
+    Document,
+    Endpoint,
+    Fragment,
+    Match,
+    Route,
+    Upstream,
+)
 from ambassador.proxy.policies import headers
 
 __all__ = ["Loaded", "load", "load_endpoints", "load_file", "load_string", "load_text"]
@@ -530,7 +540,7 @@ class _Assembly:
         if not isinstance(defaults, Part):
             return route
         for key, default in defaults.values.items():
-            if key in ("timeout", "retry", "breaker") and "to" not in route.keys:
+            if key in ON_THE_WAY and "to" not in route.keys:
                 continue
             own = route.values.get(key)
             if key not in route.values:
@@ -553,11 +563,7 @@ class _Assembly:
             node.report(path, f"the name '{name}' is taken by another route ({_where(first)})")
 
     def _resolve_target(self, route: Part) -> None:
-        targets = [
-            key
-            for key in ("to", "redirect", "respond")
-            if key in route.keys and route.values.get(key) is not None
-        ]
+        targets = [key for key in TARGETS if key in route.keys and route.values.get(key) is not None]
         if len(targets) > 1:
             node, path = route.place(targets[1])
             node.report(
@@ -569,7 +575,7 @@ class _Assembly:
         ):
             route.node.report(route.path, "missing one of 'to', 'redirect' and 'respond'")
         if targets and targets[0] != "to":
-            for key in ("rewrite", "timeout", "retry", "breaker", "fallback", "cache", "idempotency"):
+            for key in ON_THE_WAY:
                 if key in route.keys and route.values.get(key) is not None:
                     node, path = route.place(key)
                     node.report(path, f"'{key}' has no effect with '{targets[0]}'")

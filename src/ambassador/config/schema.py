@@ -10,7 +10,7 @@ Strings that go on the wire are checked here once (tokens, no CR, LF or NUL) and
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
 from msgspec import Meta, field
 
@@ -612,6 +612,27 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     overload: overload.Config | None = None
     """When a worker refuses a part of the requests, before any work. Unset: never."""
+
+
+TARGETS: Final = ("to", "redirect", "respond")
+"""What becomes of a route's requests: each route has one of these."""
+EVERYWHERE: Final = ("limit", "fault", "concurrency")
+"""Policies of a route that hold whatever becomes of its requests, in the order in which they are met."""
+ON_THE_WAY: Final = (
+    "idempotency", "cache", "fallback", "timeout", "retry", "hedge", "breaker", "rewrite",
+)  # fmt: skip
+"""Policies of a route that have no effect where nothing is sent upstream."""
+POLICIES: Final = (*EVERYWHERE, *ON_THE_WAY, "headers")
+"""All of them: whoever goes through a route's policies goes by these lists."""
+
+
+def policies_of(route: Route) -> tuple[str, ...]:
+    """The policies that a route has, outermost first; those without an effect on it are none."""
+    return tuple(
+        key
+        for key in POLICIES
+        if getattr(route, key) is not None and (route.to is not None or key not in ON_THE_WAY)
+    )
 
 
 class Defaults(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

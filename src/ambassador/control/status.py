@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from ambassador.config.discover import Discover
-from ambassador.config.schema import Config, Match, PathRegex, Route, Upstream, ValueMatch
+from ambassador.config.schema import Config, Match, PathRegex, Route, Upstream, ValueMatch, policies_of
 from ambassador.control.certificates import CertificateStatus
 from ambassador.control.discovery.directory import SourceStatus
 from ambassador.control.host import resident_bytes
@@ -148,24 +148,11 @@ class RouteStatus(msgspec.Struct, frozen=True, kw_only=True):
 def route_status(route: Route) -> RouteStatus:
     """A route in short: what is not written is left out."""
     instead = "redirect" if route.redirect is not None else "respond"
-    written = (
-        "limit",
-        "rewrite",
-        "retry",
-        "breaker",
-        "headers",
-        "cache",
-        "fallback",
-        "fault",
-        "hedge",
-        "concurrency",
-    )
-    policies = [name for name in written if getattr(route, name) is not None]
     return RouteStatus(
         name=route.name,
         match=_match(route.match),
         to=route.to if route.to is not None else instead,
-        policies=["timeout", *policies],
+        policies=list(policies_of(route)),
         line=route.line,
     )
 
