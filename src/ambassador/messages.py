@@ -148,6 +148,8 @@ class RequestHead(msgspec.Struct, gc=False, eq=False):
     fields: Fields
     sized: bool = True
     """The fields say how long the body is, or there is none."""
+    body: bytes | None = None
+    """All of the body, for whoever signs it. None: it is not at hand, or nobody does."""
     takes_trailers: bool = False
     """The client would have the answer's trailers (`TE: trailers`)."""
 

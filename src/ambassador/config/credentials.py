@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from ambassador.proxy.credentials import basic, bearer, header
+from ambassador.proxy.credentials import aws_sigv4, basic, bearer, header
 from ambassador.proxy.upstream.endpoint import is_loopback
 from ambassador.settings import Section
 
 if TYPE_CHECKING:
     from ambassador.proxy.credentials import Credential, Means
 
-_KINDS: Final[Mapping[str, Any]] = {"bearer": bearer, "basic": basic, "header": header}
+_KINDS: Final[Mapping[str, Any]] = {
+    "bearer": bearer,
+    "basic": basic,
+    "header": header,
+    "aws_sigv4": aws_sigv4,
+}
 """The module of each kind: its `credential` makes one, `describe` tells of it."""
 
 
@@ -22,9 +27,7 @@ class Auth(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     It takes the place of what clients send under the same name, and goes to no other upstream.
     """
 
-    later: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(
-        ("oauth2", "exchange", "aws_sigv4", "hmac", "jwt"), ()
-    )
+    later: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(("oauth2", "exchange", "hmac", "jwt"), ())
 
     bearer: bearer.Config | None = None
     """A token in `Authorization: Bearer`: `bearer: file:/run/secrets/token`."""
@@ -34,6 +37,9 @@ class Auth(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     header: header.Config | None = None
     """A secret in a header of any name."""
+
+    aws_sigv4: aws_sigv4.Config | None = None
+    """A signature of AWS."""
 
     allow_plaintext: bool = False
     """Whether it may be sent over plaintext HTTP to other hosts. Else it only goes to loopback addresses, unix sockets

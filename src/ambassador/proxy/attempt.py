@@ -15,6 +15,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import (
+    ClientError,
     ConnectFailed,
     CredentialUnavailable,
     UpstreamError,
@@ -115,25 +116,34 @@ class Attempt:
         return connection
 
     async def _have(self, credential: Credential) -> None:
-        """Have in hand what the upstream will be shown. Raises `CredentialUnavailable`: no attempt was made then."""
+        """Have in hand what the upstream will be shown, and the body if that is signed.
+
+        Raises `CredentialUnavailable` and `ClientError`: no attempt was made then. And as `Transfer.gather`.
+        """
         exchange = self._exchange
         transfer = exchange.transfer
         try:
             if self.endpoint.withheld and not self.endpoint.addresses:
                 raise credential.unavailable("is not sent over plaintext HTTP")
             fetched = credential.ready(exchange.request)
-            if fetched is None:
-                return
-            exchange.client.rest_until = transfer.attempt_deadline
-            try:
-                await fetched
-            except TimedOut:
-                raise transfer.missed() from None
-            finally:
-                exchange.client.rest_until = inf
-        except CredentialUnavailable:
+            if fetched is not None:
+                await self._fetch(fetched)
+        except (CredentialUnavailable, ClientError):
             exchange.attempts -= 1
             raise
+        request = exchange.request
+        if not request.complete and 0 < (request.content_length or 1) <= credential.reads:
+            await transfer.gather(credential.reads)
+
+    async def _fetch(self, fetched: Awaitable[None]) -> None:
+        transfer, client = self._exchange.transfer, self._exchange.client
+        client.rest_until = transfer.attempt_deadline
+        try:
+            await fetched
+        except TimedOut:
+            raise transfer.missed() from None
+        finally:
+            client.rest_until = inf
 
     async def _enter(self) -> None:
         """Ask the cool-down and the breakers. Raises `BreakerOpen`: no attempt was made then."""
@@ -338,9 +348,19 @@ class Attempt:
             head.takes_trailers = b"trailers" in tokens(request.special[b"te"])
         assert plan.upstream is not None
         if plan.upstream.credential is not None:
-            plan.upstream.credential.put(request, head, self.endpoint)
+            self._put(plan.upstream.credential, head)
         exchange.paid = False
         exchange.transfer.start(connection, head)
+
+    def _put(self, credential: Credential, head: RequestHead) -> None:
+        """Have the credential in the head. A body that it signs is sent with its length."""
+        request = self._exchange.request
+        if credential.reads:
+            body = head.body = self._exchange.transfer.whole_body()
+            if body is not None and not head.sized and not request.trailers:
+                head.sized = True
+                head.fields.append((b"content-length", b"%d" % len(body)))
+        credential.put(request, head, self.endpoint)
 
     def _fields(self) -> Fields:
         """What passes, what the proxy adds (who sent it, through whom, under which ids), what the route changes."""

@@ -267,8 +267,8 @@ class ClientConnection(Wire):
         return count is not None
 
     async def read_body(self, request: Request, take: Callable[[bytes], bool]) -> None:
-        """Have `take` see the request's body, piece by piece, until it has seen all or says False. For a request that
-        is not forwarded.
+        """Have `take` see the request's body, piece by piece, until it has seen all or says False. What it has seen is
+        not in the request any more.
 
         Raises `ClientGone`, `RequestTimeout`, `TimedOut` at `rest_until`, and what is wrong with the body.
         """
@@ -277,11 +277,11 @@ class ClientConnection(Wire):
         pace = None if self.limits.min_rate is None else Pace(self.limits.min_rate)
         seen = reads = 0
         while True:
-            for piece in request.body:
+            while request.body:
+                piece = request.body.pop(0)
                 seen += len(piece)
                 if not take(piece):
                     return
-            request.body.clear()
             if request.complete:
                 return
             if request.error is not None:

@@ -138,6 +138,41 @@ class Transfer:
             return DeadlineExceeded("the caller's deadline leaves too little time for an attempt")
         return UpstreamTimeout("too little time is left for another attempt")
 
+    async def gather(self, most: int) -> None:
+        """Have the request's body come before the attempt begins: all of it, or more than `most` bytes.
+
+        It stays in the request. Raises `ClientGone`, `RequestTimeout`, what is wrong with the body, and what a deadline
+        means that passed.
+        """
+        client, request = self._client, self._request
+        taken: list[bytes] = []
+        size = 0
+
+        def take(piece: bytes) -> bool:
+            nonlocal size
+            taken.append(piece)
+            size += len(piece)
+            return size <= most
+
+        client.rest_until = min(self.caller_at, self._started + self._plan.timeouts.total_body)
+        try:
+            await client.read_body(request, take)
+        except TimedOut:
+            raise self.missed() from None
+        finally:
+            client.rest_until = inf
+            request.body[:0] = taken
+        self.begin_attempt()
+        if request.complete and self.total_at == inf:
+            self._begin_total()
+
+    def whole_body(self) -> bytes | None:
+        """All of the request's body as the next attempt will send it; None: not all of it is here."""
+        request = self._request
+        if not request.complete or not self.replayable:
+            return None
+        return b"".join((*(self._kept or ()), *request.body))
+
     def start(self, connection: Http1Connection, head: RequestHead) -> None:
         """Begin the request on `connection`, with all there is of its body."""
         request = self._request

@@ -26,7 +26,7 @@ class GivenSecrets(Secrets):
             return super().get(reference)
 
 
-def means(wall_s: float = WALL_S, **values: str) -> Means:
+def means(wall_s: float = WALL_S, /, **values: str) -> Means:
     """What credentials are made with, where `env:NAME` is the value of this name."""
     return Means(GivenSecrets(**values), lambda: wall_s)
 

@@ -54,18 +54,18 @@ class Stage:
     def __init__(self, plane: Plane, origin: Origin) -> None:
         self.plane = plane
         self._origin = origin
-        self._talks: list[Talk] = []
+        self.talks: list[Talk] = []
 
     async def client(self) -> Talk:
-        self._talks.append(await self.plane.connect())
-        return self._talks[-1]
+        self.talks.append(await self.plane.connect())
+        return self.talks[-1]
 
     async def upstream(self) -> Talk:
-        self._talks.append(await self._origin.accept())
-        return self._talks[-1]
+        self.talks.append(await self._origin.accept())
+        return self.talks[-1]
 
     def close(self) -> None:
-        for talk in self._talks:
+        for talk in self.talks:
             talk.close()
 
 
@@ -311,3 +311,96 @@ def test_fixed_credential_is_made_again_only_when_a_secret_changes(tmp_path: Pat
 
 def test_upstream_without_a_credential_is_shown_what_clients_send() -> None:
     assert Upstream("u", [], lambda: 0.5).credential is None
+
+
+class Reader(Credential):
+    """Looks at bodies of up to eight bytes."""
+
+    reads = 8
+
+    def __init__(self) -> None:
+        super().__init__("u", ["x-body"])
+
+    def put(self, request: Request, head: RequestHead, endpoint: Endpoint) -> None:
+        self.replace(head, (b"x-body", repr(head.body).encode()))
+
+
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ambassador.config.compile.compile_credential", lambda *_: Reader())
+
+
+async def test_body_that_is_signed_is_waited_for(origin: Origin, reader: None) -> None:
+    async with a_stage(origin, authed(origin.url, "{bearer: 'env:HOME'}")) as stage:
+        client = await stage.client()
+        for start, pieces, body in (
+            (b"content-length: 4", [b"bo", b"dy"], b"body"),
+            (b"transfer-encoding: chunked", [b"2\r\nbo\r\n", b"2\r\ndy\r\n0\r\n\r\n"], b"body"),
+            (b"content-length: 0", [], b""),
+        ):
+            await client.send(
+                b"POST /x HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\n" + start + b"\r\n\r\n"
+            )
+            if pieces:
+                assert await client.head() == b"HTTP/1.1 100 Continue\r\n\r\n"
+            for piece in pieces:
+                await until(lambda: not stage.plane.lane._runnable)
+                await client.send(piece)
+            upstream = stage.talks[1] if len(stage.talks) > 1 else await stage.upstream()
+            head = await upstream.head()
+            assert fields(head, b"x-body") == [repr(body).encode()]
+            assert fields(head, b"content-length") == [b"%d" % len(body)]
+            assert await upstream.exactly(len(body)) == body
+            await upstream.send(ANSWER)
+            assert (await client.answer())[0] == 200
+
+
+async def test_body_that_is_too_long_to_be_signed_is_not_waited_for(origin: Origin, reader: None) -> None:
+    async with a_stage(origin, authed(origin.url, "{bearer: 'env:HOME'}")) as stage:
+        client = await stage.client()
+        await client.send(b"POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\n01")
+        upstream = await stage.upstream()
+        assert fields(await upstream.head(), b"x-body") == [b"None"]
+        await client.send(b"23456789")
+        assert await upstream.exactly(10) == b"0123456789"
+        await upstream.send(ANSWER)
+        assert (await client.answer())[0] == 200
+        await client.send(b"POST /x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\n01234\r\n")
+        await client.send(b"5\r\n56789\r\n")
+        head = await upstream.head()
+        assert fields(head, b"x-body") == [b"None"]
+        assert fields(head, b"transfer-encoding") == [b"chunked"]
+        await client.send(b"0\r\n\r\n")
+        assert await upstream.exactly(20) == b"a\r\n0123456789\r\n0\r\n\r\n"
+        await upstream.send(ANSWER)
+        assert (await client.answer())[0] == 200
+
+
+async def test_client_that_leaves_while_its_body_is_waited_for_leaves_nothing_behind(
+    origin: Origin, reader: None
+) -> None:
+    async with a_stage(origin, authed(origin.url, "{bearer: 'env:HOME'}")) as stage:
+        client = await stage.client()
+        await client.send(b"POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbo")
+        await until(lambda: stage.plane.service.inflight == 1)
+        client.reset()
+        await finished(stage.plane)
+
+
+async def test_retry_is_signed_anew_with_the_whole_body(origin: Origin, reader: None) -> None:
+    retried = authed(
+        origin.url,
+        "{bearer: 'env:HOME'}",
+        route=", retry: {attempts: 1, when: [503], methods: all, backoff: 1ms}",
+    )
+    async with a_stage(origin, retried) as stage:
+        client = await stage.client()
+        await client.send(b"POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbo")
+        await until(lambda: stage.plane.service.inflight == 1)
+        await client.send(b"dy")
+        upstream = await stage.upstream()
+        for said in (ANSWER.replace(b"200 OK", b"503 No"), ANSWER):
+            assert fields(await upstream.head(), b"x-body") == [b"b'body'"]
+            assert await upstream.exactly(4) == b"body"
+            await upstream.send(said)
+        assert (await client.answer())[0] == 200

@@ -46,6 +46,8 @@ class Credential:
 
     renewable: bool = False
     """An upstream that answers 401 is asked again where `refused` says so."""
+    reads: int = 0
+    """Bytes of the request's body that it looks at: `RequestHead.body` has it where it is no longer."""
     varies: bool = True
     """It is another one for each request; else `line` has it."""
 
@@ -62,7 +64,7 @@ class Credential:
 
     def put(self, request: Request, head: RequestHead, endpoint: Endpoint) -> None:
         """Write it into the head of an attempt, in place of all fields of its names; the last thing that shapes the
-        head. Raises `CredentialUnavailable` where `ready` would.
+        head. Raises `CredentialUnavailable` where `ready` would, and what says that this request can have none.
         """
         raise NotImplementedError
 
