@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from typing import TypeAlias
 
 from ambassador.state.hearers import Hearers
@@ -43,6 +44,7 @@ class DirectScope:
         self.clock = clock or StoreClock()
         self.up = True
         self.heard = True
+        self.born_at = -inf
         self.replicas = replicas
         self.workers = workers
         self.asked: list[Operation] = []

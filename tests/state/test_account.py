@@ -12,6 +12,7 @@ from ambassador.state import bucket
 from ambassador.state.account import Account, Source
 from ambassador.state.holding import Load, terms, window_terms
 from ambassador.state.protocol import Answer, Lease, Operation, Refused
+from tests.state.backends import Backend, MemoryBackend
 from tests.state.fakes import DirectScope
 
 WAIT_S = 0.02
@@ -328,6 +329,100 @@ def test_debt_is_no_more_than_the_share_lacks() -> None:
     bench.fleet.deliver()
     assert len(bench.fleet.asked) == 1
     assert (bench.account.debt, bench.account.owed) == (0, 0)
+
+
+@pytest.mark.parametrize(("age_s", "debt"), [(0.0, 0.0), (0.3, 0.0), (0.5, 9.0), (10.0, 20.0)])
+def test_debt_is_no_more_than_a_bucket_that_began_anew_could_hold(age_s: float, debt: float) -> None:
+    """The share has 18.5 of its 40 tokens left. The fleet's bucket gains 100/s, half of it for each of two replicas."""
+    bench = Bench()
+    in_an_outage(bench, 20)
+    assert bench.buckets[1]["k"].tokens == pytest.approx(18.5)
+    bench.fleet.born_at = bench.clock.now - age_s
+    bench.fleet.come_up()
+    told = sum(lease.debt for lease in bench.fleet.asked if isinstance(lease, Lease))
+    assert told == pytest.approx(debt)
+
+
+def test_late_store_that_is_lost_is_owed_what_the_share_has_paid_for() -> None:
+    bench = Bench()
+    bench.pump()
+    bench.fleet.deliver()
+    bench.spend()
+    bench.pump(50)
+    bench.go_on(WAIT_S)
+    bench.pump(50)
+    bench.replica.deliver()
+    for _ in range(5):
+        bench.spend_late()
+    assert (bench.account.debt, bench.account.owed) == (5, 0)
+    bench.fleet.go_down()
+    bench.fleet.deliver()
+    assert (bench.account.debt, bench.account.owed) == (0, 5)
+    bench.go_on(10.0)
+    bench.fleet.come_up()
+    bench.fleet.deliver()
+    assert (bench.account.debt, bench.account.owed) == (0, 0)
+
+
+def test_share_goes_by_what_was_left_before_the_loss_while_others_pay() -> None:
+    bench = Bench()
+    in_an_outage(bench, 3)
+    bench.go_on(1.0)
+    bench.fleet.come_up()
+    bench.buckets[0]["k"].tokens = -80.0
+    bench.fleet.deliver()
+    bench.pump(5)
+    asked = bench.replica.asked[-1]
+    assert isinstance(asked, Lease)
+    assert asked.most is not None
+    assert asked.most > 40
+
+
+@pytest.mark.parametrize("away_s", [1.0, 5.0])
+def test_store_that_comes_back_empty_gives_the_rate_at_once(backend: Backend, away_s: float) -> None:
+    """A worker alone that presses all the time; the share of the fleet's limit is all of it."""
+    if not backend.steps_freely:
+        pytest.skip("takes seconds")
+    shares = MemoryBackend()
+    clock = Clock()
+    scopes = [
+        DirectScope(lambda operation, _, store=store: store.perform([operation])[0])  # type: ignore[misc]
+        for store in (backend, shares)
+    ]
+    fleet, replica = scopes
+    source = Source(
+        terms(100, 100), fleet=fleet, replica=replica, clock=clock, load=Load(), random=lambda: 0.5, max_wait_s=WAIT_S,
+    )  # fmt: skip
+    account = Account("k", source, clock.now)
+
+    def press(seconds: float) -> int:
+        """Ask for 200/s, and count what is admitted."""
+        admitted = 0
+        for _ in range(round(seconds * 200)):
+            clock.now += 0.005
+            backend.advance(0.005)
+            shares.advance(0.005)
+            if not account.ready(1.0, clock.now, late=True):
+                account.arrive(1.0)
+                account.pump(clock.now, waiting=1.0, fresh=1.0, late=True)
+                fleet.deliver()
+                replica.deliver()
+            if account.ready(1.0, clock.now, late=True):
+                account.spend(1.0, clock.now)
+                admitted += 1
+            account.pump(clock.now)
+        return admitted
+
+    press(2.0)
+    fleet.go_down()
+    spent = press(away_s)
+    assert spent == pytest.approx(100 * away_s, rel=0.1, abs=10)
+    backend.wipe()
+    fleet.born_at = clock.now
+    fleet.come_up()
+    admitted = [press(0.5) for _ in range(4)]
+    assert min(admitted) >= 35
+    assert 180 <= sum(admitted) <= 200 + 5
 
 
 @pytest.mark.parametrize(("on_loss", "admits"), [("open", True), ("closed", False)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -438,6 +439,19 @@ def test_shard_that_lost_its_data_is_not_taken_for_old_by_a_newcomer(server: Ser
     with connected(server.url) as newcomer:
         assert take(newcomer, want=100) == 0
         assert take(newcomer, next(name for name in "abc" if tag_of(name) != tag), want=100) == 100
+
+
+def test_age_is_that_of_the_oldest_shard(server: Server) -> None:
+    client = server.client()
+    with connected(server.url) as store:
+        assert store.age_s == math.inf
+        client.flushall()
+        store.connect()
+        assert 0 <= store.age_s < 5
+        born_us, _ = struct.unpack("<dd", client.get(f"amb:v1:{{s{tag_of('k'):02}}}:gen"))
+        client.set(f"amb:v1:{{s{tag_of('k'):02}}}:gen", struct.pack("<dd", born_us - 60e6, born_us - 60e6))
+        store.connect()
+        assert 60 <= store.age_s < 65
 
 
 def test_process_that_finds_the_births_half_written_goes_on_writing(server: Server) -> None:

@@ -43,6 +43,12 @@ def test_store_is_up_when_it_has_answered_the_greeting(remote: Remote) -> None:
     assert remote.scope.reason == ""
 
 
+def test_data_began_no_later_than_it_did(remote: Remote) -> None:
+    remote.store.age_s = 3.0
+    remote.start()
+    assert remote.scope.born_at == 97.0
+
+
 def test_question_before_the_store_is_there_is_answered_none(remote: Remote) -> None:
     answers: list[Answer | None] = []
     remote.ask("a", answers)

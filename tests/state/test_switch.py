@@ -18,7 +18,9 @@ def test_switch_is_its_target() -> None:
     scope = as_scope(switch)
     scope.ask(Get("a"))
     assert scope.up
+    there.born_at = 7.0
     switch.point(there)
+    assert scope.born_at == 7.0
     scope.ask(Get("b"))
     there.ask(Get("c"))
     there.answer(None)

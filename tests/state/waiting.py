@@ -10,6 +10,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from math import inf
 
 from ambassador.state.protocol import Answer, Beat, Beaten, Event, Get, Named, Operation, Put, StoreLost
 from ambassador.state.remote_scope import RemoteScope
@@ -59,6 +60,7 @@ class WaitingStore:
         self.beaten = Beaten(now_us=1, born_us=1, replicas=2, workers=6)
         self.values: dict[str, bytes] = {}
         """What there is to get; of other names, the name."""
+        self.age_s = inf
         self.connects = 0
         self.closed = False
         self.subscriptions: list[FakeSubscription] = []

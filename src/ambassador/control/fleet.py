@@ -20,6 +20,11 @@ class FleetStore:
         self._url = state.url
         self._store = RedisStore(state.url, prefix=state.prefix)
 
+    @property
+    def age_s(self) -> float:
+        """How long ago the data began, as of the last `connect`."""
+        return self._store.age_s
+
     def connect(self) -> None:
         """Connect, or connect again, with the passwords as they are now. Raises `StoreLost`."""
         try:

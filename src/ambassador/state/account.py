@@ -33,7 +33,7 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from ambassador.state.holding import Holding, Load, OwnShare, Terms, terms, window_terms
+from ambassador.state.holding import LEAST_SPAN_S, Holding, Load, OwnShare, Terms, terms, window_terms
 from ambassador.state.protocol import TELLING_US, Lease, Leased, Refused
 
 if TYPE_CHECKING:
@@ -129,6 +129,13 @@ class Source:
             self._down_at = self._lost_at = now
         return self._down_at
 
+    def could_hold(self, now: float) -> float:
+        """What is owed to the fleet's bucket at most: what it can hold. One of a store that lost its data began then.
+        So much is taken for older as shares knew too late of what the bucket had left when the store was lost.
+        """
+        terms = self.terms
+        return min(float(terms.depth), terms.birth + terms.rate * (now - self.fleet.born_at + LEAST_SPAN_S))
+
     @property
     def parts(self) -> int:
         """Replicas that a share is computed by."""
@@ -171,7 +178,7 @@ class Account(Holding):
     """What one worker has of one key. See the module's docstring."""
 
     __slots__ = (
-        "_born_us", "_known_store", "_mark", "_own", "_refused_until", "_settled_at", "_share", "_told_expired", "credited", "limited", "otherwise", "owed", "source",
+        "_born_us", "_charged", "_known_store", "_left_before", "_mark", "_own", "_refused_until", "_seen_before", "_settled_at", "_share", "_told_expired", "credited", "limited", "otherwise", "owed", "source",
     )  # fmt: skip
 
     def __init__(self, key: str, source: Source, now: float) -> None:
@@ -186,6 +193,10 @@ class Account(Holding):
         """Of these, those that the credit of bounded mode covered: the store is told of them at once."""
         self.limited = 0
         """Requests that were refused."""
+        self._charged = 0.0
+        """Of the debt, what the share has paid for as well."""
+        self._left_before, self._seen_before = self.left, -inf
+        """`left` and `seen_at`, but for what a store says while it has just come back: that is about others' debts."""
         self._share: Holding | None = None
         self._own: OwnShare | None = None
         self._refused_until = -inf
@@ -246,19 +257,23 @@ class Account(Holding):
             return
         if self.source.on_loss == "open":
             return
-        if self.source.fleet.up:
+        late = self.source.fleet.up
+        if late:
             self.debt += cost
         else:
+            self._cut_off()
             self.owed += cost
         if len(self.source.owing) < _MOST_OWING:
             self.source.owing.add(self)
         share = self._share
         if share is not None and share.take(cost, now):
+            self._charged += cost if late else 0.0
             return
         knew = self._knows_enough(0.0, now)  # as it did before the cost became a debt
         self._last_resort(now).take(cost, now)
         if share is not None and not knew:
             share.debt = min(share.debt + cost, float(share.terms.depth))
+            self._charged += cost if late else 0.0
 
     def none_before(self, now: float) -> float:
         """Until when nothing can come, as far as is known; `now` or before: an answer is due, or may be asked for."""
@@ -390,7 +405,7 @@ class Account(Holding):
             share.terms = self._share_terms(now)
         share.start = self._start_of_share(now, share.terms.rate)
         # Who never heard of the fleet's bucket knows less than those who use the share already.
-        share.most = share.start if self.seen_at > -inf else None
+        share.most = share.start if self._seen_before > -inf else None
         lease = share.ask(now, self.source.load, waiting=waiting, fresh=waiting, first=first)
         if lease is not None:
             replica.ask(lease, partial(self._share_is_answered, share, lease))
@@ -403,8 +418,8 @@ class Account(Holding):
         return window_terms(max(0, math.ceil(self._known_left(now) / source.parts)), self.terms.window_s)
 
     def _start_of_share(self, now: float, rate: float) -> float:
-        if self.seen_at > -inf:
-            return self.left / self.source.parts + rate * (now - self.seen_at)
+        if self._seen_before > -inf:
+            return self._left_before / self.source.parts + rate * (now - self._seen_before)
         down_at = self.source.down_since(now)
         if down_at is None:
             return max(1.0, rate * (max(0.0, now - max(self.sent_at, self._settled_at)) + _UNHEARD_S))
@@ -420,6 +435,9 @@ class Account(Holding):
             was_spent = self.seen_at > -inf and self.left < 1
             forgotten = self._remember_window(lease, answer)
             self.answered(answer, lease, now, source.random(), source.load)
+            self._charged = min(self._charged, self.debt)
+            if now >= self._settled_at:
+                self._left_before, self._seen_before = self.left, self.seen_at
             if self.terms.window_s and answer.granted and len(source.counting) < _MOST_OWING:
                 source.counting.add(self)
             if forgotten and was_spent:
@@ -428,6 +446,8 @@ class Account(Holding):
                 self.pump(now)
         else:
             self.lost(lease, now)
+            if not source.fleet.up:
+                self._cut_off()
             if isinstance(answer, Refused):
                 self._refused_until = now + _REFUSED_S
         if self.expired > self._told_expired:
@@ -444,14 +464,23 @@ class Account(Holding):
             share.lost(lease, now)
         source.changed(self)
 
+    def _cut_off(self) -> None:
+        """The store is away: what it was not told before is owed like what comes from now on, where the share has paid
+        for it.
+        """
+        charged, self._charged = min(self._charged, self.debt), 0.0
+        self.debt -= charged
+        self.owed += charged
+
     def _incur(self, now: float) -> None:
         """Make a debt of what is owed, as far as what admitted it could not have refilled."""
         owed, self.owed = self.owed, 0.0
         self.source.owing.discard(self)
         if not self.terms.window_s:
-            lack = 0.0 if self._own is None else self._own.lack(now)
+            full = self.source.could_hold(now)
+            lack = 0.0 if self._own is None else self._own.lack(now, full / max(1, self.source.fleet.workers))
             if self._share is not None:
-                lack += self._share.lack(now) / self._share.sharers
+                lack += self._share.lack(now, full / self.source.parts) / self._share.sharers
             owed = min(owed, lack)
         self.debt += owed
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable
+from math import inf
 from typing import Final, NamedTuple, ParamSpec, TypeAlias
 
 from ambassador.state.census import Census
@@ -117,6 +118,8 @@ class Bridge:
     def __init__(self, time: Callable[[], float], alarm: Callable[[float], None]) -> None:
         self.up = False
         self.heard = False
+        self.born_at = -inf
+        """When the store's data began; see `scope.Scope`."""
         self.operations = 0
         """Sent so far."""
         self.bell = Bell()

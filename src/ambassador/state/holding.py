@@ -676,12 +676,14 @@ class Holding:
         there = self.left + self.terms.rate * (now - self.seen_at)
         return max(held, (cost - there) / self.terms.rate)
 
-    def lack(self, now: float) -> float:
-        """What the bucket lacks from full, if nobody else has taken anything since the last answer."""
+    def lack(self, now: float, full: float = inf) -> float:
+        """What the bucket lacks from full, or from `full` if that is less, if nobody else has taken anything since the
+        last answer.
+        """
         if self.seen_at == -inf:
             return 0.0
         there = self.left + self.terms.rate * (now - self.seen_at)
-        return min(max(0.0, self.terms.depth - there), self.terms.burst)
+        return min(max(0.0, min(self.terms.depth, full) - there), self.terms.burst)
 
     def give_back(self, now: float) -> Lease | None:
         """Give up everything: a lease that returns what is held of a calendar window, to be sent once, its answer not
@@ -736,6 +738,6 @@ class OwnShare:
         self._tokens -= cost
         return True
 
-    def lack(self, now: float) -> float:
-        """What it lacks from full."""
-        return self.burst - self.tokens(now)
+    def lack(self, now: float, full: float = inf) -> float:
+        """What it lacks from full, or from `full` if that is less."""
+        return max(0.0, min(self.burst, full) - self.tokens(now))

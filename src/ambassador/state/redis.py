@@ -34,6 +34,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from math import inf
 from typing import Final, NamedTuple
 
 import msgspec
@@ -93,6 +94,8 @@ class RedisStore:
         self._nodes: Nodes = make_nodes(self._address, timeout_s, Scripts.hash_tag)
         self._born_us: int | None = None
         """Of the shard that beats are in, as seen last; None: this process has seen no data yet."""
+        self.age_s = inf
+        """How long ago the data began, as last looked at: of all shards the oldest's; inf: buckets begin full."""
 
     def connect(self) -> None:
         """Find the servers, connect, and write down when the data began where nobody did. Again is allowed.
@@ -224,6 +227,7 @@ class RedisStore:
             fresh = self._born_us is None and (begun or len(missing) == TAGS)
             found |= self._births("fresh" if fresh else "lost", missing)
         self._born_us = found[MEMBERS_TAG].born_us
+        self.age_s = max(birth.age_s for birth in found.values())
 
     def _births(self, mode: str, tags: Iterable[int]) -> dict[int, _Birth]:
         births: dict[int, _Birth] = {}
@@ -239,6 +243,10 @@ class _Birth(NamedTuple):
     """0: nothing says so."""
     full: int
     now_us: int
+
+    @property
+    def age_s(self) -> float:
+        return inf if self.full else (self.now_us - self.born_us) / 1e6
 
 
 class Subscription:

@@ -95,6 +95,7 @@ class RemoteScope(Bridge):
                 self.reason = report.why
                 self._fall(report.batch)
             elif isinstance(report, Up):
+                self.born_at = report.born_at
                 for answer in report.answers:
                     self._count(answer)
                 self._rise()

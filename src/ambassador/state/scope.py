@@ -35,6 +35,12 @@ class Scope(Protocol):
         """The store has answered, ever: whether the next `on_up` is a return."""
 
     @property
+    def born_at(self) -> float:
+        """When the store's data began, by the worker's clock, as of when it was connected; -inf: buckets begin full, or
+        nobody knows. Never later than it was: where shards differ, the oldest.
+        """
+
+    @property
     def replicas(self) -> int:
         """Replicas alive, as far as known; at least 1. While the store is away: as last known."""
 

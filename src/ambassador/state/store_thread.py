@@ -52,6 +52,10 @@ class Subscription(Protocol):
 class Store(Protocol):
     """A client of the store that waits. All but `subscribe` is used by one thread."""
 
+    @property
+    def age_s(self) -> float:
+        """How long ago the data began, as of the last `connect`: the oldest shard's; inf: buckets begin full."""
+
     def connect(self) -> None:
         """Connect, or connect again. Raises `StoreLost`."""
 
@@ -80,9 +84,10 @@ class Lost(NamedTuple):
 
 
 class Up(NamedTuple):
-    """The store is there, and answered the greeting."""
+    """The store is there, and answered the greeting. `born_at`: when its data began, not later than it was."""
 
     answers: list[Answer]
+    born_at: float
 
 
 class Refused(NamedTuple):
@@ -204,9 +209,10 @@ class StoreThread:
         self._store.close()
 
     def _connect(self) -> bool:
+        began = self._time()
         try:
             self._store.connect()
-            self._report(Up(self._store.perform(self._greeting())))
+            self._report(Up(self._store.perform(self._greeting()), began - self._store.age_s))
         except Exception as error:  # noqa: BLE001 - likewise
             self._report(Refused(_reason(error)))
             return False

@@ -55,6 +55,11 @@ class Switch:
         return self.target.heard
 
     @property
+    def born_at(self) -> float:
+        """When the store's data began, as of when it was connected."""
+        return self.target.born_at
+
+    @property
     def replicas(self) -> int:
         """Replicas alive, as far as known; at least 1."""
         return self.target.replicas

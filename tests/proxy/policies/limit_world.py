@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Generator, Iterable
+from math import inf
 from types import coroutine
 from typing import Any
 
@@ -66,6 +67,10 @@ class Store:
             found = self.buckets[operation.key] = bucket.first(operation, now_us, self._born_us)
         return found.lease(operation, now_us, self._born_us, self._born_us + TELLING_US)
 
+    @property
+    def age_s(self) -> float:
+        return (self.world.now_us - self._born_us) / 1e6
+
     def wipe(self) -> None:
         self.buckets.clear()
         self._born_us = self.world.now_us
@@ -87,6 +92,7 @@ class Line:
         self.world = store.world
         self.up = True
         self.heard = True
+        self.born_at = -inf
         self.replicas = replicas
         self.workers = workers
         self._delay = delay
@@ -131,6 +137,7 @@ class Line:
             self.world.after(RETRY_S, self._try)
             return
         self.up = True
+        self.born_at = self.world.now - self.store.age_s
         for again in self._again:
             again()
 

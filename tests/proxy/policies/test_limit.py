@@ -631,6 +631,36 @@ def test_loss_in_steady_overload_brings_no_second_burst(
     assert through <= steady + 0.1 * rate
 
 
+@pytest.mark.parametrize("wiped", [False, True])
+@pytest.mark.parametrize("away_s", [0.6, 5.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_rate_is_admitted_at_once_when_the_store_is_back(*, wiped: bool, away_s: float, seed: int) -> None:
+    """With its data or without: what the shares admitted meanwhile is no debt, where it had not come in."""
+    rate = 600.0
+    draw = random.Random(seed).random
+    world = World()
+    store = Store(world)
+    workers = []
+    for _ in range(2):
+        replica = Store(world)
+        for _ in range(2):
+            fleet = Line(store, replicas=2, workers=4)
+            line = Line(replica, workers=2)
+            workers.append(Worker(world, [Config(rate=(rate, 1))], fleet=fleet, replica=line, random=draw))
+    for worker in workers:
+        worker.load(rate * 1.5 / 4, 6.0 + away_s, draw)
+    world.after(3.0, lambda: setattr(store, "away", True))
+    world.after(3.0 + away_s, event("wipe" if wiped else "back", store, workers[0]))
+    world.after(3.0 + away_s, event("back", store, workers[0]))
+    back = world.now + 3.0 + away_s
+    world.run(6.0 + away_s)
+    times = times_of(workers)
+    assert sum(back <= time < back + 2.0 for time in times) > 0.95 * rate * 2.0
+    for begin in (back + 0.25 * part for part in range(8)):
+        assert sum(begin <= time < begin + 0.25 for time in times) > 0.6 * rate * 0.25
+    assert excess(times, rate) <= rate
+
+
 @SLOW
 @given(
     rate=RATES,
