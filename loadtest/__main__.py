@@ -334,7 +334,7 @@ def _told(options: argparse.Namespace, found: findings.Findings) -> int:
 def _profile(options: argparse.Namespace) -> int:
     cores = _choose_cores(options)
     [scenario] = choose_scenarios(options.scenario)
-    if scenario.memory:
+    if scenario.memory or scenario.tls:
         raise UsageError(f"nothing to profile in {scenario.name}")
     [(proxy, binary)] = _found(choose_proxies(ambassador.NAME, options.ambassador_cmd))
     with (

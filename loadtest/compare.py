@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from loadtest import bulk, idle, origin, processes, procfs, store, wrk
+from loadtest import bulk, handshakes, identity, idle, origin, processes, procfs, store, wrk
 from loadtest.job import Job, Proxy
 from loadtest.scenarios import Scenario
 
@@ -155,12 +155,22 @@ def run(plan: Plan, upstream_port: int, tell: Callable[[Measurement], None]) -> 
                 if scenario.store:
                     url = held.enter_context(store.serving(directory, plan.cores.generator))
                     job = replace(job, store_url=url)
+                if scenario.tls:
+                    job = held.enter_context(_secured(job, plan.cores.generator))
                 measurement = measure(plan, job, proxy, binary, number)
         except (processes.StartError, wrk.WrkError, idle.IdleError, bulk.BulkError) as error:
             measurement = kind(scenario=scenario.name, proxy=proxy.name, round=number, problem=str(error))
         tell(measurement)
         measurements.append(measurement)
     return measurements
+
+
+@contextlib.contextmanager
+def _secured(job: Job, core: int | None) -> Iterator[Job]:
+    """The same job with TLS on both sides: an origin that speaks it, and a certificate. Raises StartError."""
+    made = identity.make(job.directory)
+    with origin.serving(job.directory / "secure", core, made) as port:
+        yield replace(job, tls=made, upstream_port=port)
 
 
 def ready_path(scenario: Scenario) -> str:
@@ -178,12 +188,21 @@ def problem_of(result: wrk.Result) -> str | None:
 
 
 def _load(plan: Plan, job: Job, duration_s: int) -> wrk.Result:
+    if job.scenario.handshakes is not None and job.tls is not None:
+        return handshakes.run(
+            job.scenario,
+            port=job.port,
+            duration_s=duration_s,
+            core=plan.cores.generator,
+            identity=job.tls,
+        )
     return wrk.run(
         job.scenario,
         port=job.port,
         duration_s=duration_s,
         core=plan.cores.generator,
         directory=job.directory,
+        env=None if job.tls is None else job.tls.client_env,
     )
 
 
@@ -198,6 +217,7 @@ def _measure_load(plan: Plan, job: Job, proxy: Proxy, binary: str, number: int) 
         directory=job.directory,
         env=launch.env,
         ready_path=ready_path(scenario),
+        tls=scenario.tls,
     ) as server:
         _load(plan, job, WARM_UP_S)
         cpu, busy_s, started = procfs.read_cpu(server.pid), _core_busy_s(core), time.monotonic()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from loadtest.identity import Identity
 from loadtest.scenarios import Scenario
 
 TOTAL_TIMEOUT_S = 15
@@ -24,7 +25,8 @@ class Job:
     Kept the same for all: HTTP/1.1 both sides, pooled upstream connections, `EXTRA_ATTEMPTS` retries on connect
     failures and 5xx, a total time-out, one worker. `access_log` is the file for one JSON line a request, None for
     no access log. `bulk_port` is where /bulk goes instead, None for no such route; no total time-out cuts its answer.
-    `store_url` is the Redis where state is shared, None where it is not.
+    `store_url` is the Redis where state is shared, None where it is not. `tls` is what both sides are spoken to with:
+    the proxy shows it, and the origin does, which is verified by it; None: in plain text.
     `admin_port` is free for proxies that need one; `directory` takes every file they write.
     """
 
@@ -36,6 +38,7 @@ class Job:
     access_log: Path | None = None
     bulk_port: int | None = None
     store_url: str | None = None
+    tls: Identity | None = None
 
     @property
     def upstream(self) -> str:

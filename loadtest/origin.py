@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from loadtest import nginx_common, processes
+from loadtest.identity import CIPHERSUITE, Identity
 
 ANSWER = '{"id":"0001","status":"active","currency":"EUR","amount":"1250.00","name":"account-0001-x"}'
 assert len(ANSWER) == 91, len(ANSWER)
@@ -18,19 +19,19 @@ BULK_BYTES = 16 << 30
 
 
 @contextlib.contextmanager
-def serving(directory: Path, core: int | None) -> Iterator[int]:
-    """Start it in a directory that it makes; gives its port. Raises StartError."""
+def serving(directory: Path, core: int | None, tls: Identity | None = None) -> Iterator[int]:
+    """Start it in a directory that it makes; gives its port. With `tls` it speaks only that. Raises StartError."""
     binary = nginx_common.find()
     if binary is None:
         raise processes.StartError(f"the origin needs nginx: {nginx_common.INSTALL}")
     directory.mkdir(exist_ok=True)
     [port] = processes.free_ports(1)
-    command = nginx_common.command(binary, write(directory, port))
-    with processes.running("origin", command, port=port, core=core, directory=directory):
+    command = nginx_common.command(binary, write(directory, port, tls))
+    with processes.running("origin", command, port=port, core=core, directory=directory, tls=tls is not None):
         yield port
 
 
-def write(directory: Path, port: int) -> Path:
+def write(directory: Path, port: int, tls: Identity | None = None) -> Path:
     """Write the files and the configuration of the origin; returns the configuration's path."""
     files = directory / "origin"
     files.mkdir()
@@ -41,20 +42,28 @@ def write(directory: Path, port: int) -> Path:
         bulk.truncate(BULK_BYTES)
     (files / "post").touch()  # the static module looks for the file before it refuses the method
     path = directory / "origin.conf"
-    path.write_text(configuration(directory, files, port))
+    path.write_text(configuration(directory, files, port, tls))
     return path
 
 
 # A longer piece of /bulk would hold the kernel, and with it the generator, longer than what is measured there.
-def configuration(directory: Path, files: Path, port: int) -> str:
+def configuration(directory: Path, files: Path, port: int, tls: Identity | None = None) -> str:
     """The text of the origin's configuration."""
+    ssl = settings = ""
+    if tls is not None:
+        ssl = " ssl"
+        settings = (
+            f"ssl_certificate {tls.cert}; ssl_certificate_key {tls.key}; ssl_protocols TLSv1.3;"
+            f" ssl_conf_command Ciphersuites {CIPHERSUITE};"
+        )
     http = f"""
     sendfile on;
     default_type application/octet-stream;
     open_file_cache max=16;
     server {{
-        listen 127.0.0.1:{port} backlog=4096;
-        listen 127.0.0.2:{port} backlog=4096;
+        listen 127.0.0.1:{port}{ssl} backlog=4096;
+        listen 127.0.0.2:{port}{ssl} backlog=4096;
+        {settings}
         root {files};
         location / {{ default_type application/json; return 200 '{ANSWER}\\n'; }}
         location = /64k {{ }}

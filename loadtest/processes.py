@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,10 +99,11 @@ def running(
     directory: Path,
     env: Mapping[str, str] | None = None,
     ready_path: str | None = "/",
+    tls: bool = False,
 ) -> Iterator[Running]:
     """Start a server, wait until it answers 200 on `ready_path`, and end its whole tree after the body.
 
-    `ready_path` None: it does not speak HTTP; it is ready when it takes connections.
+    `ready_path` None: it does not speak HTTP; it is ready when it takes connections. `tls`: it is asked by TLS.
 
     Its output goes to `directory`/NAME.log; it keeps this program's working directory. Raises StartError.
     """
@@ -116,15 +118,20 @@ def running(
             env={**os.environ, **(env or {})},
         )
     try:
-        _wait_until_ready(process, name, port, ready_path, log)
+        _wait_until_ready(process, name, port, ready_path, log, tls=tls)
         yield Running(name, process.pid, port)
     finally:
         _end(process)
 
 
-def answers(port: int, path: str) -> bool:
-    """Whether a GET is answered with 200 within a second."""
+def answers(port: int, path: str, *, tls: bool = False) -> bool:
+    """Whether a GET is answered with 200 within a second; whose certificate it is does not matter."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1.0)
+    if tls:
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=1.0, context=context)
     try:
         connection.request("GET", path)
         return connection.getresponse().status == 200
@@ -144,10 +151,10 @@ def accepts(port: int) -> bool:
 
 
 def _wait_until_ready(
-    process: subprocess.Popen[bytes], name: str, port: int, path: str | None, log: Path
+    process: subprocess.Popen[bytes], name: str, port: int, path: str | None, log: Path, *, tls: bool
 ) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
-    while not (accepts(port) if path is None else answers(port, path)):
+    while not (accepts(port) if path is None else answers(port, path, tls=tls)):
         if process.poll() is not None:
             raise StartError(f"{name} ended with status {process.returncode}:\n{_tail(log)}")
         if time.monotonic() > deadline:

@@ -36,6 +36,7 @@ TARGETS: tuple[Target, ...] = (
     Target("policies", "cpu_us", "envoy", 0.7),
     Target("policies-redis", "cpu_us", "envoy", 0.7),
     Target("plain", "cpu_us", "haproxy", 2.2),
+    Target("tls", "cpu_us", "envoy", 0.85),
     Target("bulk", "p50_ratio", None, 1.5, "× alone"),
     Target("idle", "per_connection_kib", None, 8.0, "KiB"),
     Target("idle", "worker_kib", None, 60 * 1024.0, "KiB"),

@@ -1,6 +1,7 @@
 """What is asked of every proxy: the scenarios and the routes they need. Pure data."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 MANY_ROUTES = 500
 
@@ -15,7 +16,8 @@ class Scenario:
     scenario that measures idle connections in place of CPU time, `bulk` the one that measures latencies, alone and
     beside a large download; the download has an upstream of its own, behind `bulk.PATH`. `policies`: the route has a
     limit, a breaker, retries with a budget, two endpoints and an access log; only proxies that have all of these take
-    part. `store`: those that can share what they count through Redis.
+    part. `store`: those that can share what they count through Redis. `tls`: both sides speak it. `handshakes`: every
+    request has a connection of its own, with a full handshake, or by resuming a session.
     """
 
     name: str
@@ -29,6 +31,8 @@ class Scenario:
     bulk: bool = False
     policies: bool = False
     store: bool = False
+    tls: bool = False
+    handshakes: Literal["full", "resumed"] | None = None
 
     def prefixes(self) -> list[str]:
         """The path prefixes of the routes, each with a slash at both ends, in the order of the file."""
@@ -56,6 +60,21 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario(name="light", about="GET, 92 bytes, one connection", connections=1),
     Scenario(name="churn", about="GET, 92 bytes, a new connection for every request", close=True),
+    Scenario(name="tls", about="GET, 92 bytes, 32 connections, TLS 1.3 on both sides", tls=True),
+    Scenario(
+        name="handshakes",
+        about="GET, 92 bytes, a new TLS connection for every request",
+        connections=8,
+        tls=True,
+        handshakes="full",
+    ),
+    Scenario(
+        name="handshakes-resumed",
+        about="the same, each resuming the session of the one before",
+        connections=8,
+        tls=True,
+        handshakes="resumed",
+    ),
     Scenario(
         name="policies",
         about="GET, 92 bytes, 32 connections; limit, breaker, retry budget, two endpoints, access log",

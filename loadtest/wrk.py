@@ -4,9 +4,11 @@ A closed loop measures the cost of a request at saturation well and latency badl
 requests are sent, so the stall weighs little in the percentiles. Compare latencies only between proxies here.
 """
 
+import os
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,16 +81,30 @@ def command(scenario: Scenario, *, port: int, duration_s: int, directory: Path) 
         path = directory / f"{scenario.name}.lua"
         path.write_text(script(scenario.body_bytes))
         argv += ["-s", str(path)]
-    return [*argv, f"http://127.0.0.1:{port}{scenario.path}"]
+    scheme = "https" if scenario.tls else "http"
+    return [*argv, f"{scheme}://127.0.0.1:{port}{scenario.path}"]
 
 
-def run(scenario: Scenario, *, port: int, duration_s: int, core: int | None, directory: Path) -> Result:
-    """Load a proxy for `duration_s` seconds. Raises WrkError."""
+def run(
+    scenario: Scenario,
+    *,
+    port: int,
+    duration_s: int,
+    core: int | None,
+    directory: Path,
+    env: Mapping[str, str] | None = None,
+) -> Result:
+    """Load a proxy for `duration_s` seconds, with `env` added to the environment. Raises WrkError."""
     argv = command(scenario, port=port, duration_s=duration_s, directory=directory)
     with processes.pinned(core):
         try:
             done = subprocess.run(
-                argv, capture_output=True, text=True, timeout=duration_s + GRACE_S, check=False
+                argv,
+                capture_output=True,
+                text=True,
+                timeout=duration_s + GRACE_S,
+                check=False,
+                env={**os.environ, **(env or {})},
             )
         except subprocess.TimeoutExpired as error:
             raise WrkError(f"wrk did not end within {GRACE_S:.0f} s after its time") from error

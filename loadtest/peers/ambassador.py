@@ -29,6 +29,16 @@ NAME = "ambassador"
 def configuration(job: Job) -> dict[str, object]:
     """The configuration (JSON, which is YAML)."""
     upstreams, routes = {"origin": _upstream(job.endpoints, job.upstream_port)}, []
+    listener: dict[str, object] = {
+        "address": f"127.0.0.1:{job.port}",
+        "limits": {"idle": f"{CLIENT_IDLE_S}s"},
+    }
+    if job.tls is not None:
+        listener["tls"] = {"cert": str(job.tls.cert), "key": str(job.tls.key)}
+        upstreams["origin"] |= {
+            "endpoints": [f"https://{host}:{job.upstream_port}" for host in job.endpoints],
+            "tls": {"ca": str(job.tls.cert)},
+        }
     if job.bulk_port is not None:
         upstreams["bulk"] = _upstream(["127.0.0.1"], job.bulk_port)
         routes.append(_route("bulk", PATH, "bulk"))
@@ -43,7 +53,7 @@ def configuration(job: Job) -> dict[str, object]:
             route["retry"]["budget"] = {"percent": f"{RETRY_BUDGET_PERCENT}%"}
     return {
         "version": 1,
-        "listeners": [{"address": f"127.0.0.1:{job.port}", "limits": {"idle": f"{CLIENT_IDLE_S}s"}}],
+        "listeners": [listener],
         "admin": f"127.0.0.1:{job.admin_port}",
         "control": f"unix:{job.directory}/ambassador.sock",
         "workers": 1,

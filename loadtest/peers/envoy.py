@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from loadtest.bulk import PATH
+from loadtest.identity import NAME
 from loadtest.job import (
     BREAKER_ERRORS_PERCENT,
     CLIENT_IDLE_S,
@@ -31,6 +32,8 @@ _HCM = "type.googleapis.com/envoy.extensions.filters.network.http_connection_man
 _ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
 _LOCAL_LIMIT = "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
 _FILE_LOG = "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog"
+_DOWNSTREAM_TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
+_UPSTREAM_TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 _LOG_FIELDS = {
     "time": "%START_TIME%",
     "method": "%REQ(:METHOD)%",
@@ -57,9 +60,7 @@ def configuration(job: Job) -> dict[str, object]:
             "listeners": [
                 {
                     "address": _address(job.port),
-                    "filter_chains": [
-                        {"filters": [{"name": "hcm", "typed_config": _connection_manager(job)}]}
-                    ],
+                    "filter_chains": [_chain(job)],
                 }
             ],
             "clusters": _clusters(job),
@@ -77,6 +78,23 @@ def configuration(job: Job) -> dict[str, object]:
             ]
         },
     }
+
+
+def _chain(job: Job) -> dict[str, object]:
+    chain: dict[str, object] = {"filters": [{"name": "hcm", "typed_config": _connection_manager(job)}]}
+    if job.tls is not None:
+        certificate = {
+            "certificate_chain": {"filename": str(job.tls.cert)},
+            "private_key": {"filename": str(job.tls.key)},
+        }
+        chain["transport_socket"] = _tls(_DOWNSTREAM_TLS, {"tls_certificates": [certificate]})
+    return chain
+
+
+def _tls(kind: str, common: dict[str, object], **more: object) -> dict[str, object]:
+    versions = {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"}
+    context = {**common, "tls_params": versions, "alpn_protocols": ["http/1.1"]}
+    return {"name": "tls", "typed_config": {"@type": kind, "common_tls_context": context, **more}}
 
 
 def _connection_manager(job: Job) -> dict[str, object]:
@@ -126,6 +144,10 @@ def _clusters(job: Job) -> list[dict[str, object]]:
     clusters = [_cluster("origin", job.upstream_port, job.endpoints)]
     if job.scenario.policies:
         clusters[0] |= _CLUSTER_POLICIES
+    if job.tls is not None:
+        name = {"san_type": "DNS", "matcher": {"exact": NAME}}
+        trusted = {"trusted_ca": {"filename": str(job.tls.cert)}, "match_typed_subject_alt_names": [name]}
+        clusters[0]["transport_socket"] = _tls(_UPSTREAM_TLS, {"validation_context": trusted}, sni=NAME)
     if job.bulk_port is not None:
         clusters.append(_cluster("bulk", job.bulk_port, ["127.0.0.1"]))
     return clusters

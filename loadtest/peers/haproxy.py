@@ -10,6 +10,7 @@ import os
 import shutil
 
 from loadtest.bulk import PATH
+from loadtest.identity import NAME
 from loadtest.job import (
     CLIENT_IDLE_S,
     CONNECT_TIMEOUT_S,
@@ -44,6 +45,12 @@ def configuration(job: Job) -> str:
     if job.bulk_port is not None:
         bulk = f"    use_backend bulk if {{ path {PATH} }}"
         bulk_backend = f"backend bulk\n    server bulk 127.0.0.1:{job.bulk_port}"
+    shown = verified = ""
+    if job.tls is not None:
+        shown = f" ssl crt {job.tls.both} alpn http/1.1 ssl-min-ver TLSv1.2"
+        verified = (
+            f" ssl verify required ca-file {job.tls.cert} sni str({NAME}) verifyhost {NAME} alpn http/1.1"
+        )
     return f"""global
     nbthread 1
     maxconn {MAX_CLIENT_CONNECTIONS}
@@ -59,13 +66,13 @@ defaults
     timeout http-keep-alive {CLIENT_IDLE_S}s
     timeout server {TOTAL_TIMEOUT_S}s
 frontend all
-    bind 127.0.0.1:{job.port}
+    bind 127.0.0.1:{job.port}{shown}
 {log}
 {bulk}
     http-request disable-l7-retry if METH_POST
 {chosen}
 backend origin
-    server origin {job.upstream} pool-max-conn {UPSTREAM_IDLE_CONNECTIONS}
+    server origin {job.upstream} pool-max-conn {UPSTREAM_IDLE_CONNECTIONS}{verified}
 {bulk_backend}
 """
 

@@ -7,6 +7,7 @@ told, and it is not told.
 
 from loadtest import nginx_common
 from loadtest.bulk import PATH
+from loadtest.identity import NAME
 from loadtest.job import (
     CONNECT_TIMEOUT_S,
     EXTRA_ATTEMPTS,
@@ -31,8 +32,16 @@ def configuration(job: Job) -> str:
             f"log_format json escape=json {_LOG_FORMAT};\n"
             f"        access_log {job.access_log} json buffer=64k flush=1s;"
         )
+    scheme, shown, verified = "http", "", ""
+    if job.tls is not None:
+        scheme = "https"
+        shown = f" ssl; ssl_certificate {job.tls.cert}; ssl_certificate_key {job.tls.key}"
+        verified = (
+            f"ssl_protocols TLSv1.2 TLSv1.3; proxy_ssl_protocols TLSv1.2 TLSv1.3; proxy_ssl_name {NAME};"
+            f" proxy_ssl_server_name on; proxy_ssl_verify on; proxy_ssl_trusted_certificate {job.tls.cert};"
+        )
     locations = "\n".join(
-        f"        location {prefix} {{ proxy_pass http://origin; }}" for prefix in job.scenario.prefixes()
+        f"        location {prefix} {{ proxy_pass {scheme}://origin; }}" for prefix in job.scenario.prefixes()
     )
     if job.bulk_port is not None:
         locations += f"\n        location = {PATH} {{ proxy_pass http://127.0.0.1:{job.bulk_port}; }}"
@@ -52,8 +61,9 @@ def configuration(job: Job) -> str:
     proxy_next_upstream_tries {EXTRA_ATTEMPTS + 1};
     proxy_next_upstream_timeout {TOTAL_TIMEOUT_S}s;
     proxy_max_temp_file_size 0;
+    {verified}
     server {{
-        listen 127.0.0.1:{job.port} backlog=4096;
+        listen 127.0.0.1:{job.port} backlog=4096{shown};
 {locations}
     }}
 """

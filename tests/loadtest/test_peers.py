@@ -8,6 +8,7 @@ import pytest
 
 from loadtest import bulk, nginx_common, origin, processes
 from loadtest.__main__ import UsageError, choose_proxies, choose_scenarios, possible
+from loadtest.identity import Identity
 from loadtest.job import Job
 from loadtest.peers import PROXIES, ambassador, envoy, haproxy, nginx
 from loadtest.scenarios import SCENARIOS
@@ -62,6 +63,21 @@ def test_configurations_have_the_route_of_the_download_only_when_told(name: str)
 def test_configurations_hold_every_route(name: str) -> None:
     text = texts(job(Path("/x"), "manyroutes"))[name]
     assert all(prefix in text for prefix in BY_NAME["manyroutes"].prefixes())
+
+
+@pytest.mark.parametrize("name", ["ambassador", "envoy", "haproxy", "nginx"])
+def test_configurations_show_and_verify_a_certificate_only_when_told(name: str) -> None:
+    task = job(Path("/x"), "tls")
+    assert "pem" not in texts(task)[name]
+    tls = Identity(
+        cert=Path("/x/cert.pem"),
+        key=Path("/x/key.pem"),
+        both=Path("/x/both.pem"),
+        client_conf=Path("/x/conf"),
+    )
+    text = texts(replace(task, tls=tls))[name]
+    assert ("both.pem" if name == "haproxy" else "key.pem") in text
+    assert text.count("/x/cert.pem") == (1 if name == "haproxy" else 2)
 
 
 def test_haproxy_keeps_its_many_routes_in_a_map(tmp_path: Path) -> None:
@@ -119,6 +135,14 @@ def test_origin_has_its_files(tmp_path: Path) -> None:
     assert (tmp_path / "origin" / "bulk").stat().st_size == origin.BULK_BYTES
     assert (tmp_path / "origin" / "bulk").stat().st_blocks < 100  # a hole
     assert "access_log off" in text
+
+
+def test_origin_speaks_tls_only_when_told(tmp_path: Path) -> None:
+    assert "ssl" not in origin.configuration(tmp_path, tmp_path, 9000)
+    tls = Identity(cert=Path("/c"), key=Path("/k"), both=Path("/b"), client_conf=Path("/o"))
+    text = origin.configuration(tmp_path, tmp_path, 9000, tls)
+    assert text.count("listen") == text.count("9000 ssl ") == 2
+    assert "ssl_certificate /c;" in text
 
 
 def test_nginx_runs_in_the_foreground() -> None:
