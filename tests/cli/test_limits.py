@@ -31,5 +31,40 @@ def test_limits_are_listed(service: FakeService, capsys: pytest.CaptureFixture[s
     assert json.loads(capsys.readouterr().out) == [LIMIT]
 
 
+PERMITS: dict[str, Any] = {
+    "name": "r/concurrency",
+    "key": "r",
+    "max": 100,
+    "limit": 40,
+    "in_use": 39,
+    "queued": 5,
+}
+
+
+def test_permits_are_listed_after_the_limits(
+    service: FakeService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.answers["GET", "/api/limits"] = (200, [LIMIT, PERMITS])
+    assert main(["limits"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("LIMIT ")
+    assert lines[2] == ""
+    assert lines[3].split() == ["CONCURRENCY", "MAX", "LIMIT", "IN", "USE", "QUEUED"]
+    assert lines[4].split() == ["r/concurrency", "100", "40", "39", "5"]
+    assert main(["limits", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [LIMIT, PERMITS]
+
+
+def test_permits_without_limits_are_one_table(
+    service: FakeService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.answers["GET", "/api/limits"] = (200, [PERMITS])
+    assert main(["limits"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    service.answers["GET", "/api/limits"] = (200, [])
+    assert main(["limits"]) == 0
+    assert capsys.readouterr().out.startswith("LIMIT ")
+
+
 def test_without_a_service() -> None:
     assert main(["limits", "--control", "unix:/none"]) == 3

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from ambassador.control.limits import LimitViews, PastCounts, answer, counted
+from ambassador.control.limits import (
+    LimitViews,
+    PastCounts,
+    PermitView,
+    answer,
+    counted,
+    permit_answer,
+    permits,
+)
 from ambassador.control.orders import Counted
 from ambassador.proxy.limit_keys import MOST_TOLD, LimitStatus
+from ambassador.proxy.policies.concurrency import PermitStatus
 
 
 def a_status(
@@ -98,3 +107,22 @@ def test_past_keys_that_were_used_least_are_forgotten_first() -> None:
     kept = [each.admitted for each in past.of(1)]
     assert len(kept) == 5000
     assert min(kept) == 5002
+
+
+def of_permits(name: str, in_hand: int, in_use: int, queued: int = 0, *, limit: int = 100) -> PermitStatus:
+    return PermitStatus(
+        name=name, key=name[0], most=100, limit=limit, in_hand=in_hand, in_use=in_use, queued=queued
+    )
+
+
+def test_permits_are_added_and_the_limit_is_as_who_has_some_knows_it() -> None:
+    workers = [
+        [of_permits("r/concurrency", 0, 0), of_permits("a/concurrency", 1, 1)],
+        [of_permits("r/concurrency", 30, 29, 2, limit=40)],
+        [of_permits("r/concurrency", 10, 10, 3, limit=41)],
+    ]
+    assert permits(map(permit_answer, workers)) == [
+        PermitView(name="a/concurrency", key="a", max=100, limit=100, in_use=1, queued=0),
+        PermitView(name="r/concurrency", key="r", max=100, limit=40, in_use=39, queued=5),
+    ]
+    assert permits([permit_answer([])]) == []

@@ -33,6 +33,7 @@ def proxy(origin: Origin) -> Iterator[Ambassador]:
           - {{name: stale, match: {{path: "/stale/**"}}, to: origin, fallback: {{stale: 10m}}}}
           - {{name: cached, match: {{path: "/cached/**"}}, to: origin, cache: from-response}}
           - {{name: joined, match: {{path: "/joined/**"}}, to: origin, cache: {{coalesce: true}}}}
+          - {{name: few, match: {{path: "/few/**"}}, to: origin, concurrency: {{max: 2, queue: 2, wait: 20s}}}}
           - {{name: faulty, match: {{path: "/faulty/**"}}, to: origin, fault: {{abort: {{status: 418}}}}}}
         """
     with ambassador(body) as running:
@@ -98,6 +99,67 @@ def test_identical_requests_go_up_as_one(proxy: Ambassador, origin: Origin) -> N
     for client in clients:
         client.close()
     assert len(origin.seen["/joined/a"]) == 1
+
+
+def test_caches_tell_what_they_did(proxy: Ambassador, origin: Origin) -> None:
+    origin.on("/cached/told", answer(b"x", "200 OK", "cache-control: max-age=60"))
+    before = {result: cache_requests(proxy, result) for result in ("hit", "miss")}
+    for _ in range(3):
+        fetch(proxy.url, "/cached/told")
+    assert cache_requests(proxy, "miss") == before["miss"] + 1
+    assert cache_requests(proxy, "hit") == before["hit"] + 2
+    got = fetch(proxy.url, "/cached/nothing", "cache-control: only-if-cached")
+    assert (got.status, json.loads(got.body)["code"]) == (504, "not_cached")
+
+
+def cache_requests(proxy: Ambassador, result: str) -> int:
+    name = f'ambassador_cache_requests_total{{route="cached",upstream="origin",result="{result}"}} '
+    lines = proxy.admin_get("/metrics").decode().splitlines()
+    return sum(int(float(line.rpartition(" ")[2])) for line in lines if line.startswith(name))
+
+
+def test_what_is_in_progress_is_listed(proxy: Ambassador, origin: Origin) -> None:
+    go_on = threading.Event()
+
+    def slow(wire: Wire, request: Message) -> None:
+        go_on.wait(20)
+        wire.send(OK)
+
+    def listed() -> dict[str, object]:
+        (each,) = json.loads(proxy.admin_get("/api/limits"))
+        return dict(each)
+
+    assert listed()["in_use"] == 0
+    origin.on("/few/a", slow)
+    clients = [Client(proxy.url) for _ in range(3)]
+    for client in clients:
+        client.ask("/few/a", host="test")
+    expected = {"name": "few/concurrency", "key": "few", "max": 2, "limit": 2, "in_use": 2, "queued": 1}
+    wait_until(lambda: listed() == expected or None, "two requests in progress and one that waits")
+    assert "few/concurrency" in proxy.command("limits").stdout
+    go_on.set()
+    assert [client.answer().status for client in clients] == [200] * 3
+    for client in clients:
+        client.close()
+
+
+def test_change_ends_what_every_worker_keeps(origin: Origin) -> None:
+    body = f"""\
+        upstreams: {{origin: {{endpoints: ["{origin.url}"]}}}}
+        routes: [{{name: r, to: origin, cache: from-response}}]
+        """
+    with ambassador(body, workers=2) as two:
+        origin.on("/two", answer(b"old", "200 OK", "cache-control: max-age=600"))
+        wait_until(
+            lambda: fetch(two.url, "/two").body == b"old" and len(origin.seen["/two"]) == 2,
+            "an answer in both workers",
+        )
+        origin.on("/two", answer(b"new", "200 OK", "cache-control: max-age=600"))
+        assert fetch(two.url, "/two").body == b"old"
+        fetch(two.url, "/two", method="PUT")
+        wait_until(
+            lambda: all(fetch(two.url, "/two").body == b"new" for _ in range(30)), "both workers to know"
+        )
 
 
 def test_fault_is_told(proxy: Ambassador, origin: Origin) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from ambassador.observe.families import Figures, HealthFigures, Reader, Traffic
-from ambassador.observe.metrics import CODE_CLASSES, BlockKey, Page, Registry, Totals
+from ambassador.observe.metrics import CACHED, CODE_CLASSES, BlockKey, Page, Registry, Totals
 
 BILLING = BlockKey("billing", "backend")
 STATIC = BlockKey("static", "-")
@@ -46,7 +46,30 @@ def test_a_route_without_an_upstream_has_no_attempts(registry: Registry, page: P
         "ambassador_upstream_seconds": ["billing"],
         "ambassador_attempts": ["billing"],
         "ambassador_retries": ["billing"],
+        "ambassador_cache_requests": [],
     }
+
+
+def test_what_caches_and_first_requests_gave_is_told_of_the_routes_that_have_some(
+    registry: Registry, page: Page
+) -> None:
+    for key in (BILLING, STATIC):
+        page.route(registry.blocks[key]).settled(2, 0.1)
+    billing = page.route(registry.blocks[BILLING])
+    for result in CACHED:
+        for _ in range(1 + CACHED.index(result)):
+            billing.cached(result)
+    billing.replayed()
+    told = {
+        family.name: (list(family.samples), family.word)
+        for family in Reader(registry, [page, page], Totals()).families()
+    }
+    labels = (("route", "billing"), ("upstream", "backend"))
+    samples, word = told["ambassador_cache_requests"]
+    assert samples == [(labels, [2, 4, 6, 8])]
+    assert word is not None
+    assert word.values == ("hit", "validated", "coalesced", "miss")
+    assert told["ambassador_idempotent_replays"] == ([(labels, 2)], None)
 
 
 def test_a_worker_that_ends_while_it_is_read_is_counted_once(registry: Registry, page: Page) -> None:

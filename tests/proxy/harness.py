@@ -38,6 +38,8 @@ class Counts:
         self.settlements: list[int] = []
         self.attempts: list[str] = []
         self.retries: list[str] = []
+        self.cache: list[str] = []
+        self.replays = 0
 
     def route(self, route: str, upstream: str) -> Counts:
         return self
@@ -61,6 +63,12 @@ class Counts:
 
     def retry(self, reason: str) -> None:
         self.retries.append(reason)
+
+    def cached(self, result: str) -> None:
+        self.cache.append(result)
+
+    def replayed(self) -> None:
+        self.replays += 1
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -31,7 +31,7 @@ COMMANDS: Final = {
     "routes": "list the routes of the service",
     "upstreams": "list the endpoints of the service's upstreams",
     "breakers": "list the circuit breakers of the service",
-    "limits": "list the rate limits of the service",
+    "limits": "list the rate limits of the service, and what is in progress",
     "breaker": "hold a circuit breaker open or closed, or let go of it",
     "replicas": "list the replicas that share the state",
     "top": "watch the traffic of each route",

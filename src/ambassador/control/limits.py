@@ -19,11 +19,13 @@ import msgspec
 
 from ambassador.control.orders import Counted
 from ambassador.proxy.limit_keys import MOST_TOLD, LimitStatus
+from ambassador.proxy.policies.concurrency import PermitStatus
 
 _ENCODER: Final = msgspec.json.Encoder()
 _MOST_PAST: Final = 10_000
 """Keys of workers that have ended; beyond, the half that was used least is forgotten."""
 _LINE: Final = msgspec.json.Decoder(LimitStatus)
+_PERMIT: Final = msgspec.json.Decoder(PermitStatus)
 
 
 class LimitView(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +44,21 @@ class LimitView(msgspec.Struct, frozen=True, kw_only=True):
     limited: int
     fallback: int
     credit: int
+
+
+class PermitView(msgspec.Struct, frozen=True, kw_only=True):
+    """`/api/limits`, after the limits: how many requests of one route may be in progress on this replica, and are.
+
+    `limit` is `max`, or what `adaptive` has found; `queued` wait for a permit.
+    """
+
+    name: str
+    key: str
+    """The route; with it, entries of this list have a name and a key, all of them."""
+    max: int
+    limit: int
+    in_use: int
+    queued: int
 
 
 class PastCounts:
@@ -124,6 +141,34 @@ def _age_s(status: LimitStatus) -> float:
 def answer(statuses: list[LimitStatus]) -> bytes:
     """What a worker answers: a line of JSON for each key, so that they can be read one by one."""
     return _ENCODER.encode_lines(statuses)
+
+
+def permit_answer(statuses: Iterable[PermitStatus]) -> bytes:
+    """The same of permits to be in progress."""
+    return _ENCODER.encode_lines(list(statuses))
+
+
+def permits(answers: Iterable[bytes]) -> list[PermitView]:
+    """All workers' permits, by name. The limit is as the worker knows it that has most in hand: who has none may not
+    have heard of it.
+    """
+    sums: dict[str, list[PermitStatus]] = {}
+    for line in itertools.chain.from_iterable(map(bytes.splitlines, answers)):
+        status = _PERMIT.decode(line)
+        sums.setdefault(status.name, []).append(status)
+    return [_permit_view(each) for _, each in sorted(sums.items())]
+
+
+def _permit_view(statuses: list[PermitStatus]) -> PermitView:
+    known = max(statuses, key=lambda each: each.in_hand)
+    return PermitView(
+        name=known.name,
+        key=known.key,
+        max=known.most,
+        limit=known.limit,
+        in_use=sum(each.in_use for each in statuses),
+        queued=sum(each.queued for each in statuses),
+    )
 
 
 def counted(statuses: list[LimitStatus]) -> bytes:

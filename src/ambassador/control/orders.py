@@ -129,7 +129,7 @@ class Reopen(Message, frozen=True):
 
 
 class Ask(Message, frozen=True):
-    """A question for the admin API, `upstreams`, `breakers`, `limits` or `tasks`; answered with `Answer`."""
+    """A question for the admin API, `upstreams`, `breakers`, `limits`, `permits` or `tasks`; answered with `Answer`."""
 
     id: int
     what: str
@@ -214,7 +214,7 @@ class Counted(Message, frozen=True):
 
 class Answer(Message, frozen=True):
     """The answer to `Ask`: `tasks` as JSON, `replicas` as `roll` makes it; `upstreams`, `breakers` and `limits` as
-    `answer` of `sums`, `breakers` and `limits` does.
+    `answer` of `sums`, `breakers` and `limits` does, `permits` as `limits.permit_answer`.
 
     To `Act`: a `breakers.Obeyed` as msgpack.
     """

@@ -9,6 +9,7 @@ a thread.
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import os
 import time
@@ -38,7 +39,7 @@ from ambassador.control.discovery.dns import Resolver
 from ambassador.control.health import Calls, HealthChecks, watched_upstreams
 from ambassador.control.host import raise_descriptor_limit, usable_cpus
 from ambassador.control.incarnation import WORKER_MODULE
-from ambassador.control.limits import LimitView, LimitViews, PastCounts
+from ambassador.control.limits import LimitView, LimitViews, PastCounts, PermitView, permits
 from ambassador.control.logs import ACCESS_LOG, why_not_writable
 from ambassador.control.names import host_names, sources
 from ambassador.control.orders import Addresses, Discovered, Health, Reopen
@@ -517,12 +518,12 @@ class Supervisor:
         await self._turns.take(views.add(await self._crew.ask("breakers")))
         return views.views()
 
-    async def limits(self) -> Iterator[LimitView]:
-        """The limits' keys with most traffic, over all workers."""
+    async def limits(self) -> Iterator[LimitView | PermitView]:
+        """The limits' keys with most traffic, and permits to be in progress, over all workers."""
         views = LimitViews()
         await self._turns.take(views.add(await self._crew.ask("limits")))
         await self._turns.take(views.add_past(self._past_counts()))
-        return views.views()
+        return itertools.chain(views.views(), permits(await self._crew.ask("permits")))
 
     def _past_counts(self) -> Iterator[LimitStatus]:
         """What limits have counted in workers that have ended, and in those that are about to."""

@@ -341,6 +341,8 @@ class WorkerPlane:
         elif what == "breakers":
             self._lane.tick()
             give(breakers.answer(self._lasting.breakers.status()))
+        elif what == "permits":
+            give(limits.permit_answer(bulkhead.status() for bulkhead in self._lasting.bulkheads))
         elif what == "limits":
             self._lane.tick()
             give(limits.answer([each for policy in self._service.table.limits for each in policy.status()]))

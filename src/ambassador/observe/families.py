@@ -16,6 +16,8 @@ import msgspec
 from ambassador.observe.metrics import (
     ATTEMPTS,
     BUCKETS,
+    CACHE,
+    CACHED,
     CLIENT_ACTIVE,
     CLIENT_OPENED,
     CODE_CLASSES,
@@ -31,6 +33,7 @@ from ambassador.observe.metrics import (
     LOG_DROPPED,
     NO_NAME,
     REASONS,
+    REPLAYED,
     REQUEST_BUCKETS,
     REQUEST_SUM,
     REQUESTS,
@@ -153,8 +156,8 @@ class Reader:
         """Everything there is to tell.
 
         Series are shown from the moment their route is configured, with zeros, so that a rate sees the first request;
-        a route's histograms, attempts and retries from its first request on, so that a thousand quiet routes cost
-        little.
+        a route's histograms, attempts and retries from its first request on, and what it had from its cache or
+        repeated from the first of these, so that a thousand quiet routes cost little.
         """
         yield from self._route_families()
         yield from self._limit_families()
@@ -231,6 +234,23 @@ class Reader:
             "Attempts made after another had failed, by why.",
             ((labels, block[RETRIES : RETRIES + len(REASONS)]) for labels, block in routed),
             Word("reason", REASONS),
+        )
+        yield Family(
+            "ambassador_cache_requests",
+            "counter",
+            "Requests at a route's cache, by what they got there.",
+            (
+                (labels, block[CACHE : CACHE + len(CACHED)])
+                for labels, block in busy
+                if any(block[CACHE : CACHE + len(CACHED)])
+            ),
+            Word("result", CACHED),
+        )
+        yield Family(
+            "ambassador_idempotent_replays",
+            "counter",
+            "Repeats with an idempotency key that got the answer of the first.",
+            ((labels, block[REPLAYED]) for labels, block in busy if block[REPLAYED]),
         )
 
     def _limit_families(self) -> Iterator[Family]:

@@ -55,6 +55,11 @@ REASONS: Final = (
 """Why an attempt can follow another; `hedge`: that took long."""
 
 
+CACHED: Final = ("hit", "validated", "coalesced", "miss")
+"""What a request can get at a route's cache: a fresh answer; one that the upstream says still holds; the answer to an
+identical request; nothing."""
+
+
 def _by_word(words: Sequence[str]) -> dict[str, int]:
     """Word -> index; statuses as text count as their class."""
     index = {word: position for position, word in enumerate(words)}
@@ -65,6 +70,7 @@ def _by_word(words: Sequence[str]) -> dict[str, int]:
 
 _RESULT = _by_word(RESULTS)
 _REASON = _by_word(REASONS)
+_CACHED = {word: position for position, word in enumerate(CACHED)}
 _OTHER_RESULT: Final = _RESULT["other"]
 _OTHER_REASON: Final = _REASON["other"]
 
@@ -77,7 +83,9 @@ UPSTREAM_BUCKETS: Final = REQUEST_SUM + 1
 UPSTREAM_SUM: Final = UPSTREAM_BUCKETS + BUCKETS
 ATTEMPTS: Final = UPSTREAM_SUM + 1
 RETRIES: Final = ATTEMPTS + len(RESULTS)
-ROUTE_SLOTS: Final = RETRIES + len(REASONS)
+CACHE: Final = RETRIES + len(REASONS)
+REPLAYED: Final = CACHE + len(CACHED)
+ROUTE_SLOTS: Final = REPLAYED + 1
 """Slots of a route's block, which are all counters."""
 
 # A limit's block.
@@ -292,6 +300,14 @@ class RouteMetrics:
     def retry(self, reason: str) -> None:
         """An attempt follows another because of one of `REASONS`, or a status as text."""
         self._slots[RETRIES + _REASON.get(reason, _OTHER_REASON)] += 1
+
+    def cached(self, result: str) -> None:
+        """A request was at the route's cache, and got one of `CACHED`."""
+        self._slots[CACHE + _CACHED[result]] += 1
+
+    def replayed(self) -> None:
+        """A repeat with an idempotency key got the answer of the first."""
+        self._slots[REPLAYED] += 1
 
 
 class LimitMetrics:

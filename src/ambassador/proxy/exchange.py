@@ -213,6 +213,8 @@ class Exchange(Attempts):
             if isinstance(reply, Repeat):
                 await self.client.read_body(self.request, reply.see)
                 reply.check()
+                assert self._plan is not None
+                self._plan.metrics.replayed()
         except TimedOut:
             raise DeadlineExceeded("the caller's deadline passed") from None
         finally:
@@ -287,6 +289,7 @@ class Exchange(Attempts):
             else:
                 await self._attempts(plan)
         finally:
+            plan.metrics.cached(visit.result)
             visit.withdraw()
 
     async def _find(self, visit: Visit) -> Found | None:

@@ -44,6 +44,12 @@ class RouteMetrics(Protocol):
     def retry(self, reason: str) -> None:
         """An attempt follows another because of `reason`."""
 
+    def cached(self, result: str) -> None:
+        """A request was at the route's cache: `hit`, `validated`, `coalesced` or `miss`."""
+
+    def replayed(self) -> None:
+        """A repeat with an idempotency key got the answer of the first."""
+
     @property
     def answered(self) -> int:
         """Attempts that were answered so far, with whatever status."""

@@ -11,7 +11,7 @@ import trio
 from ambassador.control.admin.api import Api
 from ambassador.control.admin.http import Request, Response
 from ambassador.control.breakers import BreakerView, NobodyObeyed, NoBreaker, Outcome, Override
-from ambassador.control.limits import LimitView
+from ambassador.control.limits import LimitView, PermitView
 from ambassador.control.reload import LastReload
 from ambassador.control.roll import Replica
 from ambassador.control.status import RouteStatus, StateStatus, Status
@@ -94,7 +94,7 @@ class FakeService:
             ]
         )
 
-    async def limits(self) -> Iterator[LimitView]:
+    async def limits(self) -> Iterator[LimitView | PermitView]:
         await trio.lowlevel.checkpoint()
         return iter(
             [
@@ -108,7 +108,8 @@ class FakeService:
                     limited=3,
                     fallback=0,
                     credit=0,
-                )
+                ),
+                PermitView(name="r/concurrency", key="r", max=9, limit=5, in_use=5, queued=2),
             ]
         )
 
@@ -234,7 +235,10 @@ async def test_drain_and_workers(service: FakeService) -> None:
 
 
 async def test_limits_are_told(service: FakeService) -> None:
-    (told,) = json.loads(body_of(await ask(service, "GET", "/api/limits")))
+    told, permits = json.loads(body_of(await ask(service, "GET", "/api/limits")))
+    assert permits == {
+        "name": "r/concurrency", "key": "r", "max": 9, "limit": 5, "in_use": 5, "queued": 2,
+    }  # fmt: skip
     assert told == {
         "name": "r/limit",
         "rate": "1/s",

@@ -421,6 +421,26 @@ async def test_headers_of_the_route_are_set_anew(origin: Origin) -> None:
         assert b"\r\nx-id: mine\r\n" in await world.kept(get(b"/", b"x-request-id: mine"), b"ok")
 
 
+async def test_requests_are_counted_by_what_they_got(
+    mock_clock: trio.testing.MockClock, origin: Origin
+) -> None:
+    async with a_world(origin) as world:
+        await world.fetch(GET, ok(b"one", FRESH, b'etag: "1"'), 3)
+        await world.kept(GET, b"one")
+        mock_clock.jump(61)
+        leader = await world.client(GET)
+        talk = await world.asked()
+        (other,) = await joined(world, 1)
+        await talk.send(b'HTTP/1.1 304 No\r\netag: "1"\r\ncache-control: max-age=60\r\n\r\n')
+        for client in (leader, other):
+            assert await client.answer() == (200, b"one")
+        client = await world.client(get(b"/else", b"cache-control: only-if-cached"))
+        assert (await client.answer())[0] == 504
+        await world.fetch(get(method=b"POST"), ok(b"ok"), 2)
+        await world.fetch(get(b"/", b"range: bytes=0-1"), ok(b"ok"), 2)
+        assert world.plane.counts.cache == ["miss", "hit", "validated", "coalesced", "miss"]
+
+
 # How answers are recorded
 
 

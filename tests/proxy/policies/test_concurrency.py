@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ambassador.errors import Overloaded
 from ambassador.messages import Request
-from ambassador.proxy.policies.concurrency import HOLD_S, LABEL, Bulkhead, Bulkheads, Config
+from ambassador.proxy.policies.concurrency import HOLD_S, LABEL, Bulkhead, Bulkheads, Config, PermitStatus
 from ambassador.state.allotment import PULSE_S
 from tests.proxy.harness import GET, config
 from tests.proxy.stores import SharedStore
@@ -189,6 +189,17 @@ def test_request_goes_on_while_there_are_permits() -> None:
     first.end()
     assert fleet.request().state == "runs"
     assert fleet.counts.refusals == 2
+
+
+def test_status_tells_what_is_in_progress_and_what_waits() -> None:
+    fleet = Fleet(Config(max=2, queue=3))
+    for _ in range(3):
+        fleet.request()
+    fleet.settle()
+    (bulkhead,) = fleet.bulkheads
+    assert bulkhead.status() == PermitStatus(
+        name="r/concurrency", key="r", most=2, limit=2, in_hand=2, in_use=2, queued=1
+    )
 
 
 def test_queue_is_in_order_bounded_and_timed() -> None:

@@ -123,6 +123,7 @@ async def test_repeat_gets_the_answer_of_the_first_from_any_worker(origin: Origi
             assert b"Location: /1\r\nSet-Cookie: a=b\r\nidempotent-replayed: true\r\n" in head
             assert head.count(b"x-request-id") == head.count(b"date: ") == head.count(b"content-length") == 1
             assert await client.exactly(4) == b"made"
+        assert [plane.counts.replays for plane in world.planes] == [1, 1]
         for each in (one, other, talk):
             each.close()
 

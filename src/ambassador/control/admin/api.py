@@ -12,7 +12,7 @@ from ambassador.control.admin.dashboard import PAGE, PAGE_HEADERS
 from ambassador.control.admin.document import pieces
 from ambassador.control.admin.http import Request, Response, problem
 from ambassador.control.breakers import BreakerView, NobodyObeyed, NoBreaker, Outcome, Override
-from ambassador.control.limits import LimitView
+from ambassador.control.limits import LimitView, PermitView
 from ambassador.control.reload import LastReload
 from ambassador.control.roll import Replica
 from ambassador.control.status import RouteStatus, Status
@@ -62,8 +62,8 @@ class Service(Protocol):
     async def breakers(self) -> Iterator[BreakerView]:
         """All breakers."""
 
-    async def limits(self) -> Iterator[LimitView]:
-        """The limits' keys with most traffic."""
+    async def limits(self) -> Iterator[LimitView | PermitView]:
+        """The limits' keys with most traffic, and permits to be in progress."""
 
     async def override(self, order: Override) -> Outcome:
         """Hold a breaker open or closed, or let go of it. Raises `NoBreaker`, `NobodyObeyed`."""

@@ -257,7 +257,7 @@ class Visit:
         "_original",
         "_request",
         "note",
-        "validated",
+        "result",
     )
 
     def __init__(self, cache: Cache, request: Request, key: Key, asked: freshness.Directives) -> None:
@@ -278,8 +278,8 @@ class Visit:
         """The head of the answer, what it says, when it came and how old it was then."""
         self.note = b"fwd=miss"
         """What `cache-status` says of an answer from upstream (RFC 9211)."""
-        self.validated = False
-        """The upstream said that what is kept still holds."""
+        self.result = "miss"
+        """What it got here, as it is counted: `hit`, `validated`, `coalesced` or `miss`."""
 
     @property
     def only_if_cached(self) -> bool:
@@ -298,6 +298,7 @@ class Visit:
         if kept is not None:
             left_s = kept.left_s(now)
             if left_s > 0 and freshness.allows(self._asked, age_s=kept.age_s(now), left_s=left_s):
+                self.result = "hit"
                 return Found(kept, b"hit; ttl=%d" % left_s)
             self.note = b"fwd=stale" if left_s <= 0 else b"fwd=request"
         if self.only_if_cached:
@@ -352,6 +353,7 @@ class Visit:
             return None
         answer = flight.answer
         if answer is not None and answer.answers(self._key.fields):
+            self.result = "coalesced"
             return Found(answer, b"fwd=miss; collapsed")
         self._left = self._left - 1 if flight.state is _State.FAILED else 0
         return None
@@ -397,7 +399,7 @@ class Visit:
                 self._flight.end(_State.LANDED, kept)
             else:
                 self._release()
-        self.validated = True
+        self.result = "validated"
         return Found(kept, self.note)
 
     @property

@@ -21,6 +21,8 @@ from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
+from msgspec import Struct
+
 from ambassador.errors import Overloaded
 from ambassador.proxy.lane import Timer, ended_by
 from ambassador.settings import Count, CountOrNone, SecondsOrNone, Section
@@ -89,6 +91,21 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.queue is not None:
             return self.queue
         return 0 if self.adaptive else DEFAULT_QUEUE
+
+
+class PermitStatus(Struct, frozen=True, kw_only=True, gc=False):
+    """The permits of one route as one worker knows them, for `/api/limits`."""
+
+    name: str
+    key: str
+    most: int
+    """`max`."""
+    limit: int
+    """How many there are on this replica now: with `adaptive`, what was found."""
+    in_hand: int
+    """How many this worker may use; above 0, `limit` is as young as the last answer of the store."""
+    in_use: int
+    queued: int
 
 
 class Counts(Protocol):
@@ -160,6 +177,19 @@ class Bulkhead:
     def waiting(self) -> int:
         """Requests in this worker's queue."""
         return len(self._queue)
+
+    def status(self) -> PermitStatus:
+        """What this worker tells for `/api/limits`."""
+        hand = self.hand
+        return PermitStatus(
+            name=f"{self.name}/{LABEL}",
+            key=self.name,
+            most=hand.most,
+            limit=hand.limit,
+            in_hand=hand.may,
+            in_use=hand.used,
+            queued=hand.waiting,
+        )
 
     def hook(self, *, adaptive: bool) -> Callable[[Request], Awaitable[None] | None]:
         """What admits a request: None to go on, or a coroutine that waits; both raise `Overloaded`."""
