@@ -31,6 +31,7 @@ STATUS: dict[str, Any] = {
     "state": {"backend": "local", "up": True},
     "last_reload": {"ok": True, "at": 1, "errors": []},
 }
+NOW = 1_800_000_000.0
 UP = {"name": "u", "endpoints": [{"url": "http://a:1", "healthy": True, "why": None}]}
 DOWN = {"name": "u", "endpoints": [{"url": "http://a:1", "healthy": False, "why": "no address"}]}
 
@@ -84,17 +85,47 @@ def test_what_cannot_be_read_is_no_trouble() -> None:
 def test_each_trouble_of_a_service_is_told_with_what_to_do(
     change: dict[str, Any], level: str, words: str
 ) -> None:
-    (found,) = (finding for finding in service_findings(STATUS | change, [UP]) if finding.level != "ok")
+    (found,) = (
+        finding for finding in service_findings(STATUS | change, [UP], now=NOW) if finding.level != "ok"
+    )
     assert found.level == level
     assert words in str(found.advice)
     assert "\n" not in str(found.advice)
 
 
 def test_a_service_that_was_never_reloaded_is_fine() -> None:
-    assert [finding.level for finding in service_findings(STATUS | {"last_reload": None}, [UP])] == [
+    assert [finding.level for finding in service_findings(STATUS | {"last_reload": None}, [UP], now=NOW)] == [
         "ok",
         "ok",
     ]
+
+
+def test_certificates_are_warned_of_before_their_end_and_named_after_it() -> None:
+    def certificate(days: float, problem: str | None = None, name: str = "a") -> dict[str, Any]:
+        return {
+            "side": "upstream" if name == "b" else "client",
+            "name": name,
+            "file": f"/{name}.pem",
+            "expires": NOW + days * 86400,
+            "problem": problem,
+        }
+
+    status = STATUS | {
+        "certificates": [
+            certificate(100),
+            certificate(13.5),
+            certificate(-1, name="b"),
+            certificate(100, "key does not fit", name="c"),
+            certificate(100, "key does not fit", name="c"),
+        ]
+    }
+    found = [each for each in service_findings(status, [UP], now=NOW) if each.level != "ok"]
+    assert [(each.level, each.what) for each in found] == [
+        ("warning", "listener a: the certificate in /a.pem expires in 13.5 days"),
+        ("error", "upstream b: the certificate in /b.pem has expired"),
+        ("error", "listener c: changed files of TLS are not in use"),
+    ]
+    assert found[-1].advice == "key does not fit"
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from ambassador.cli import NO, OK, UNREACHABLE, USAGE, client, main
 from ambassador.config.schema import Config, Endpoint, Listener, Match, Route, Upstream
 from ambassador.control import checking
 from ambassador.control.checking import Checked
+from ambassador.proxy.key_files import ServerConfig
 
 CONFIG = Config(
     listeners=(Listener(address="127.0.0.1:8080"),),
@@ -149,3 +150,16 @@ def test_service_of_another_version(service: dict[str, Any], capsys: pytest.Capt
 def test_service_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "GET", "/", "--live", "--control", f"unix:{tmp_path}/none.sock"]) == UNREACHABLE
     assert "cannot reach" in capsys.readouterr().err
+
+
+def test_certificates_of_the_running_service_are_told_by_it(
+    service: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tls = ServerConfig(cert="/none.crt", key="/none.key")
+    config = msgspec.structs.replace(CONFIG, listeners=(Listener(address="127.0.0.1:8443", tls=tls),))
+    certificates = [{"side": "client", "file": "/none.crt", "names": ["h"]}]
+    service["/api/config"] = msgspec.to_builtins(config)
+    service["/api/upstreams"] = []
+    service["/api/status"] = {"certificates": certificates}
+    assert main(["explain", "GET", "https://h/v1/x"]) == OK
+    assert "127.0.0.1:8443: /none.crt (h) for h; TLS 1.2 or newer" in capsys.readouterr().out

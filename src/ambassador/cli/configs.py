@@ -41,6 +41,16 @@ def live_config(args: argparse.Namespace) -> Config:
         raise Failure(f"the service at {service.where} is of another version: {error}", NO) from None
 
 
+def live_names(args: argparse.Namespace, config: Config) -> dict[str, tuple[str, ...]]:
+    """The names in the certificates of the service's listeners, by file; `config` is its. Raises Failure."""
+    from ambassador.cli.client import client
+
+    if all(listener.tls is None for listener in config.listeners):
+        return {}
+    told = client(args).get("/api/status").get("certificates", ())
+    return {each["file"]: tuple(each["names"]) for each in told if each["side"] == "client"}
+
+
 def live_endpoints(args: argparse.Namespace, upstream: str) -> list[EndpointNow]:
     """The endpoints that an upstream of the service has now, each with its state in words. Raises Failure."""
     from ambassador.cli.client import client

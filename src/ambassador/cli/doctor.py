@@ -8,7 +8,8 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -23,6 +24,7 @@ _OLDEST_KERNEL: Final = (5, 10)
 _BACKLOG: Final = 4096  # what the listeners ask for (control/slots.py)
 _FEW_DESCRIPTORS: Final = 10_000  # two for each client, and a worker accepts 10,000 clients by default
 _SLOW_LOOP_MS: Final = 100.0
+_SOON_S: Final = 14 * 86400.0  # as `check` has it
 
 Level: TypeAlias = Literal["ok", "warning", "error"]
 
@@ -69,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
     status = OK
     try:
         service = client(args)
-        findings += service_findings(service.get("/api/status"), service.get("/api/upstreams"))
+        findings += service_findings(
+            service.get("/api/status"), service.get("/api/upstreams"), now=time.time()
+        )
     except Failure as failure:
         findings.append(Finding("error", str(failure)))
         status = failure.status
@@ -141,8 +145,10 @@ def _version(release: str) -> tuple[int, ...]:
     return tuple(int(number) for number in numbers if number.isdecimal())
 
 
-def service_findings(status: dict[str, Any], upstreams: list[dict[str, Any]]) -> Iterator[Finding]:
-    """What can be said of a service, from `/api/status` and `/api/upstreams`."""
+def service_findings(
+    status: dict[str, Any], upstreams: list[dict[str, Any]], *, now: float
+) -> Iterator[Finding]:
+    """What can be said of a service, from `/api/status` and `/api/upstreams`; `now` in unix seconds."""
     workers = status["workers"]
     ready = [worker for worker in workers if worker["ready"]]
     what = f"{status['name']}: generation {status['generation']}, {len(ready)} workers ready"
@@ -167,6 +173,7 @@ def service_findings(status: dict[str, Any], upstreams: list[dict[str, Any]]) ->
             "warning", f"{status['worker_restarts']} workers died or stalled and were replaced", "see its log"
         )
     yield from _state_findings(status["state"])
+    yield from certificate_findings(status.get("certificates", ()), now)
     for worker in ready:
         if worker["loop_lag_ms"] > _SLOW_LOOP_MS:
             yield Finding(
@@ -180,6 +187,23 @@ def service_findings(status: dict[str, Any], upstreams: list[dict[str, Any]]) ->
                 yield Finding(
                     "error", f"upstream {upstream['name']}: {endpoint['url']} is down", endpoint["why"]
                 )
+
+
+def certificate_findings(certificates: Iterable[dict[str, Any]], now: float) -> Iterator[Finding]:
+    """Of certificates that end, and of files that have changed and cannot be used; `now` in unix seconds."""
+    told: set[tuple[str, str]] = set()
+    for each in certificates:
+        who = f"{'listener' if each['side'] == 'client' else 'upstream'} {each['name']}"
+        left_s = each["expires"] - now
+        if left_s <= 0:
+            yield Finding("error", f"{who}: the certificate in {each['file']} has expired", "renew it")
+        elif left_s <= _SOON_S:
+            what = f"{who}: the certificate in {each['file']} expires in {left_s / 86400:.1f} days"
+            yield Finding("warning", what, "renew it; the file is read again by itself")
+        problem = each["problem"]
+        if problem is not None and (who, problem) not in told:
+            told.add((who, problem))
+            yield Finding("error", f"{who}: changed files of TLS are not in use", problem)
 
 
 def _state_findings(state: dict[str, Any]) -> Iterator[Finding]:

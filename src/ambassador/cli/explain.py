@@ -59,14 +59,16 @@ def _header(text: str) -> tuple[str, str]:
 def run(args: argparse.Namespace) -> int:
     """Explain, and print."""
     from ambassador.cli.client import Failure, complain
-    from ambassador.cli.configs import file_config, live_config, live_endpoints
+    from ambassador.cli.configs import file_config, live_config, live_endpoints, live_names
+    from ambassador.config.certificates import certificate_names
     from ambassador.config.explain import BadUrl, explain, render, with_endpoints
 
     try:
         config = live_config(args) if args.config is None else file_config(args.config, as_json=args.json)
         if config is None:
             return NO
-        explanation = explain(config, args.method, args.url, args.header)
+        names = certificate_names(config) if args.config is not None else live_names(args, config)
+        explanation = explain(config, args.method, args.url, args.header, names=names)
         if args.config is None and explanation.upstream is not None:
             explanation = with_endpoints(explanation, config, live_endpoints(args, explanation.upstream))
     except Failure as failure:

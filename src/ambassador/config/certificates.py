@@ -30,7 +30,15 @@ from ambassador.proxy.key_files import (
     readable_by_all,
 )
 
-__all__ = ["SOON_S", "TlsSection", "check_files", "client_section", "ends", "tls_sections"]
+__all__ = [
+    "SOON_S",
+    "TlsSection",
+    "certificate_names",
+    "check_files",
+    "client_section",
+    "ends",
+    "tls_sections",
+]
 
 SOON_S: Final = 14 * 86400.0
 """Seconds before a certificate's end that it is warned of. Certificates of 90 days are renewed after 60 (RFC 8555's
@@ -68,6 +76,18 @@ def client_section(upstream: Upstream) -> ClientConfig | None:
         return upstream.tls
     in_file = upstream.discover is not None and upstream.discover.file is not None
     return ClientConfig() if upstream.has_https or in_file else None
+
+
+def certificate_names(config: Config) -> dict[str, tuple[str, ...]]:
+    """The names in the certificates of listeners, by file, as far as these can be read here. It may block."""
+    names = {}
+    for listener in config.listeners:
+        for pair in listener.tls.pairs if listener.tls is not None else ():
+            try:
+                names[pair.cert] = read_certificates(read_file("cert", pair.cert))[0].names
+            except FileError:
+                continue
+    return names
 
 
 class _Finding(Struct, frozen=True):

@@ -9,6 +9,7 @@ a hash ring gives the same endpoint whenever it is asked.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import quote
 
@@ -16,6 +17,7 @@ from msgspec import Struct
 
 from ambassador.config import credentials
 from ambassador.config.breakers import upstream_breakers
+from ambassador.config.certificates import client_section
 from ambassador.config.discover import own_host, source_name
 from ambassador.config.schema import (
     ON_THE_WAY,
@@ -29,6 +31,7 @@ from ambassador.config.schema import (
     Upstream,
     ValueMatch,
 )
+from ambassador.config.tls_words import Names, certificate_text, verification_text
 from ambassador.config.units import (
     format_duration,
     format_duration_range,
@@ -41,6 +44,7 @@ from ambassador.errors import BadRequest, NoRoute
 from ambassador.messages import Fields, Request
 from ambassador.printable import printable
 from ambassador.proxy import overload
+from ambassador.proxy.key_files import ClientConfig
 from ambassador.proxy.path import authority_host, normalise, split_target
 from ambassador.proxy.policies import (
     breaker,
@@ -130,8 +134,15 @@ class Explanation(Struct, frozen=True, kw_only=True):
     problem: str | None = None
 
 
-def explain(config: Config, method: str, url: str, headers: Sequence[tuple[str, str]] = ()) -> Explanation:
-    """What `config` does with `method url` and `headers`.
+def explain(
+    config: Config,
+    method: str,
+    url: str,
+    headers: Sequence[tuple[str, str]] = (),
+    *,
+    names: Names = MappingProxyType({}),
+) -> Explanation:
+    """What `config` does with `method url` and `headers`. `names`: those in the files of certificates, as far as known.
 
     `url` is an http URL, or a path (with `Host` among the headers, if any). A `Host` header wins over the URL's host,
     as with curl.
@@ -146,7 +157,7 @@ def explain(config: Config, method: str, url: str, headers: Sequence[tuple[str, 
     )
     try:
         request = _request(method, url, headers)
-        return _explain(config, request, asked)
+        return _explain(config, request, asked, names)
     except BadRequest as error:
         return _but(asked, code=error.code, status=error.status, problem=error.detail)
 
@@ -198,7 +209,7 @@ def _request(method: str, url: str, headers: Sequence[tuple[str, str]]) -> Reque
     return request
 
 
-def _explain(config: Config, request: Request, asked: Explanation) -> Explanation:
+def _explain(config: Config, request: Request, asked: Explanation, names: Names) -> Explanation:
     path = request.path.decode("ascii")
     asked = _but(asked, path=path)
     specs = [spec(route.match) for route in config.routes]
@@ -234,7 +245,7 @@ def _explain(config: Config, request: Request, asked: Explanation) -> Explanatio
         matched=_match_text(route.match, request.host),
         parameters=found[1] or {},
         considered=considered,
-        lines=tuple(_lines(config, route, request)),
+        lines=(*_certificate_lines(config, request.host, names), *_lines(config, route, request)),
     )
 
 
@@ -306,6 +317,7 @@ def _upstream_lines(asked: _Asked) -> Iterable[Line]:
     assert name is not None
     yield _upstream_line(name, upstream, asked.config.zone)
     yield from _ring_lines(asked, _written_endpoints(upstream))
+    yield from _some(client_section(upstream), _tls_line, name, upstream)
     yield from _some(upstream.auth, _credential_line, name)
     yield from _limit_lines(upstream.limit, f"upstreams.{name}.limit")
     yield from _some(upstream.cooldown, _cooldown_line, name)
@@ -372,6 +384,13 @@ _TOLD: Final[Mapping[str, Callable[[_Asked], Iterable[Line]]]] = {
     "fallback": lambda asked: _fallback_lines(asked.config, asked.route.fallback, asked.request),
 }
 """What becomes of the request and every policy of `schema.POLICIES`, in the order in which they are told."""
+
+
+def _certificate_lines(config: Config, host: str, names: Names) -> Iterable[Line]:
+    for at, listener in enumerate(config.listeners):
+        if listener.tls is not None:
+            text = f"{listener.address}: {certificate_text(listener.tls, host, names)}"
+            yield Line(what="certificate", text=text, key=f"listeners[{at}].tls")
 
 
 def _lines(config: Config, route: Route, request: Request) -> Iterable[Line]:
@@ -602,6 +621,10 @@ def _breaker_line(name: str, config: breaker.Config, key: str) -> Line:
         f"then {config.probes} probe{'s' if config.probes > 1 else ''} and a ramp"
     )
     return Line(what="breaker", text=text, key=key)
+
+
+def _tls_line(config: ClientConfig, upstream: str, written: Upstream) -> Line:
+    return Line(what="tls", text=verification_text(config, written), key=f"upstreams.{upstream}.tls")
 
 
 def _cooldown_line(config: cooldown.Config, upstream: str) -> Line:
