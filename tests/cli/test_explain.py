@@ -161,5 +161,5 @@ def test_certificates_of_the_running_service_are_told_by_it(
     service["/api/config"] = msgspec.to_builtins(config)
     service["/api/upstreams"] = []
     service["/api/status"] = {"certificates": certificates}
-    assert main(["explain", "GET", "https://h/v1/x"]) == OK
+    assert main(["explain", "GET", "https://h/v1/x", "--control", "unix:/x.sock"]) == OK
     assert "127.0.0.1:8443: /none.crt (h) for h; TLS 1.2 or newer" in capsys.readouterr().out
