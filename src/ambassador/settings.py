@@ -106,6 +106,9 @@ Template = Annotated[str, Meta(extra={"form": "template"})]
 """A header's value, in which `{client}`, `{request_id}`, `{route}` and `{param.NAME}` are replaced."""
 HeaderValue = Annotated[str, Meta(extra={"form": "header_value"})]
 """A header's value: no CR, LF or NUL."""
+Component = Annotated[str, Meta(extra={"form": "component"})]
+"""What of a request a signature covers: `@method` and its like (RFC 9421 2.2), or a header's name, lower case after
+loading."""
 RetryCondition = Annotated[str, Meta(extra={"form": "retry_condition"})]
 """`connect`, `reset`, `refused_stream`, `timeout`, a status (`429`), a range (`502-504`) or a class (`5xx`); or what an
 answer says, `{json: PATH=VALUE}` and the like, after loading `json:PATH=VALUE` (`proxy.content`), or `content`."""

@@ -4,7 +4,14 @@ import pytest
 
 from ambassador.config.credentials import Auth, compile_credential, describe, goes_bare, needs_guard
 from ambassador.config.load import load_string
-from ambassador.proxy.credentials import basic, bearer, header
+from ambassador.proxy.credentials import (
+    aws_sigv4,
+    basic,
+    bearer,
+    header,
+    message_signature,
+    signed_token,
+)
 from tests.proxy.credentials.shown import means, put
 
 BEARER = Auth(bearer=bearer.Config(token="env:T"))
@@ -24,11 +31,25 @@ def problems(auth: str, endpoint: str = "http://127.0.0.1:1") -> list[str]:
         (BEARER, "a bearer token"),
         (Auth(basic=basic.Config(user="u", password="env:T")), "basic, user u"),
         (Auth(header=header.Config(name="x-key", value="env:T")), "the header x-key"),
+        (
+            Auth(
+                aws_sigv4=aws_sigv4.Config(service="s3", region="r", access_key="env:T", secret_key="env:T")
+            ),
+            "an AWS signature",
+        ),
+        (Auth(hmac=message_signature.Config(key="env:T")), "an HTTP message signature"),
+        (Auth(jwt=signed_token.Config(key="env:T", algorithm="HS256")), "a token that is signed here"),
     ],
 )
 def test_each_kind_is_made_and_told_of(auth: Auth, told: str) -> None:
-    assert describe(auth) == told
-    assert len(put(compile_credential(auth, "u", means(T="t")))) == 1
+    assert describe(auth).startswith(told)
+    assert put(compile_credential(auth, "u", means(T="t" * 32)))
+
+
+def test_components_of_a_signature_are_those_there_are() -> None:
+    assert problems("{hmac: {key: env:T, headers: ['@method', Date]}}") == []
+    (problem,) = problems("{hmac: {key: env:T, headers: ['@methode']}}")
+    assert "'@methode' is not known" in problem
 
 
 def test_auth_needs_exactly_one_kind() -> None:

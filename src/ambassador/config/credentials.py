@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from ambassador.proxy.credentials import aws_sigv4, basic, bearer, header
+from ambassador.proxy.credentials import aws_sigv4, basic, bearer, header, message_signature, signed_token
 from ambassador.proxy.upstream.endpoint import is_loopback
 from ambassador.settings import Section
 
@@ -17,6 +17,8 @@ _KINDS: Final[Mapping[str, Any]] = {
     "basic": basic,
     "header": header,
     "aws_sigv4": aws_sigv4,
+    "hmac": message_signature,
+    "jwt": signed_token,
 }
 """The module of each kind: its `credential` makes one, `describe` tells of it."""
 
@@ -27,7 +29,7 @@ class Auth(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     It takes the place of what clients send under the same name, and goes to no other upstream.
     """
 
-    later: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(("oauth2", "exchange", "hmac", "jwt"), ())
+    later: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(("oauth2", "exchange"), ())
 
     bearer: bearer.Config | None = None
     """A token in `Authorization: Bearer`: `bearer: file:/run/secrets/token`."""
@@ -40,6 +42,12 @@ class Auth(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     aws_sigv4: aws_sigv4.Config | None = None
     """A signature of AWS."""
+
+    hmac: message_signature.Config | None = None
+    """An HTTP message signature with a shared secret."""
+
+    jwt: signed_token.Config | None = None
+    """A token that is signed here."""
 
     allow_plaintext: bool = False
     """Whether it may be sent over plaintext HTTP to other hosts. Else it only goes to loopback addresses, unix sockets

@@ -63,6 +63,7 @@ _STRINGS: dict[str, dict[str, Any]] = {
     "path_pattern": {"type": "string", "pattern": "^/", "examples": ["/v1/**", "/v1/accounts/{id}"]},
     "method": {"type": "string", "pattern": "^[A-Z]+$"},
     "header_name": {"type": "string"},
+    "component": {"type": "string", "examples": ["@method", "content-type"]},
     "retry_condition": {"anyOf": [{"type": ["string", "integer"], "examples": ["connect", "5xx", "502-504"]}, _CONTENT]},
     "status_range": {"type": ["string", "integer"], "examples": ["204", "200-399", "2xx"]},
     "failure_condition": {"anyOf": [{"type": ["string", "integer"], "examples": ["timeout", "5xx", "502-504"]}, _CONTENT]},

@@ -725,6 +725,7 @@ _FORMS: dict[str | None, Callable[[str], Any]] = {
     "regex": words.regex,
     "method": words.method,
     "header_name": words.header_name,
+    "component": words.component,
     "match_header": lambda text: words.header_name(text).lower(),
     "header_value": words.header_value,
     "template": words.template,

@@ -15,6 +15,7 @@ from ambassador.config.units import Wrong
 from ambassador.errors import BadRequest
 from ambassador.extras import RE2, REDIS, Extra
 from ambassador.proxy import content, path_regex
+from ambassador.proxy.credentials.message_signature import DERIVED
 from ambassador.proxy.path import normalise
 from ambassador.proxy.policies import breaker, retry
 from ambassador.proxy.statuses import status_range
@@ -429,6 +430,17 @@ def header_name(text: str) -> str:
     """A header's name, in the case it is written in."""
     if not _TOKEN.fullmatch(text):
         raise Wrong(f"{text!r} is not a header's name")
+    return text
+
+
+def component(text: str) -> str:
+    """What a signature covers: a derived component of RFC 9421, or a header's name."""
+    if not text.startswith("@"):
+        return header_name(text).lower()
+    if text not in DERIVED:
+        raise Wrong(
+            f"{text!r} is not known", did_you_mean(text, list(DERIVED)) or f"known are {', '.join(DERIVED)}"
+        )
     return text
 
 
