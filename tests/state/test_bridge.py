@@ -4,7 +4,8 @@ import select
 import threading
 
 from ambassador.state.bridge import ANSWER_WITHIN_S, Asked, Batch, Bell, Bridge
-from ambassador.state.protocol import Get
+from ambassador.state.protocol import Alive, Event, Get, encode
+from tests.state.still import Still
 
 
 def rings(bell: Bell) -> bool:
@@ -27,6 +28,15 @@ def test_bell_rings_until_it_is_heard() -> None:
     bell.ring()
     assert rings(bell)
     close(bell)
+
+
+def test_who_comes_counts_at_once() -> None:
+    scope = Still()
+    scope.publish(Event("alive", "", encode(Alive(2, 3))))
+    assert (scope.replicas, scope.workers) == (2, 3)
+    scope.publish(Event("alive", "", b"\xff"))
+    scope.publish(Event("alive", "", encode(Alive(1, 1))))
+    assert (scope.replicas, scope.workers) == (2, 3)
 
 
 def test_bell_of_another_thread_is_never_missed() -> None:

@@ -15,6 +15,15 @@ def test_census_grows_at_once() -> None:
     assert (census.replicas, census.workers, census.known) == (4, 16, True)
 
 
+def test_census_grows_by_those_who_come_and_never_shrinks_by_them() -> None:
+    census = Census()
+    census.grow(2, 3)
+    assert (census.replicas, census.workers, census.known) == (2, 3, False)
+    census.count(beaten(4, 16), 0.0)
+    census.grow(3, 17)
+    assert (census.replicas, census.workers) == (4, 17)
+
+
 def test_census_shrinks_only_when_every_answer_of_a_while_says_so() -> None:
     census = Census()
     census.count(beaten(4, 16), 0.0)

@@ -39,6 +39,7 @@ from ambassador.state.protocol import (
     Token,
     Tokened,
     Verb,
+    decode_alive,
     decode_named,
     decode_row,
 )
@@ -946,6 +947,33 @@ def test_terms_live_as_long_as_a_worker_of_their_replica(stepping: Backend) -> N
     stepping.advance(3.5)
     assert ask(stepping, Beat("b", 0, terms="new"), Beaten).terms == ["new"]
     assert ask(stepping, Beat("c", 0), Beaten).terms == ["new"]
+
+
+def test_who_comes_is_told_to_those_who_are_there(stepping: Backend) -> None:
+    def told() -> list[tuple[str, int, int]]:
+        found = []
+        for event in stepping.events():
+            assert event.kind == "alive"
+            alive = decode_alive(event.body)
+            found.append((event.name, alive.replicas, alive.workers))
+        return found
+
+    ask(stepping, Beat("a", 0), Beaten)
+    assert told() == []  # there is nobody else
+    ask(stepping, Beat("a", 1), Beaten)
+    assert told() == [("", 1, 2)]
+    ask(stepping, Beat("b", 0, b"info"), Beaten)
+    assert told() == [("", 2, 3)]
+    ask(stepping, Beat("a", 0), Beaten)
+    ask(stepping, Beat("b", 0, leaving=True), Beaten)
+    assert told() == []
+    ask(stepping, Beat("b", 0), Beaten)
+    assert told() == [("", 2, 3)]
+    stepping.advance(2)
+    ask(stepping, Beat("a", 0), Beaten)
+    stepping.advance(2)
+    ask(stepping, Beat("b", 0), Beaten)  # forgotten meanwhile
+    assert told() == [("", 2, 2)]
 
 
 def test_who_leaves_is_forgotten_at_once(backend: Backend) -> None:

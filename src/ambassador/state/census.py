@@ -26,6 +26,10 @@ class _Number:
         self._since: float | None = None
         self._fewer = 1
 
+    def grow(self, told: int) -> None:
+        if told > self.value:
+            self.value, self._since = told, None
+
     def hear(self, told: int, now: float) -> None:
         told = max(1, told)
         if told >= self.value:
@@ -64,6 +68,11 @@ class Census:
         if not self.known:
             self._replicas.value = max(1, replicas)
             self._workers.value = max(1, replicas, workers)
+
+    def grow(self, replicas: int, workers: int) -> None:
+        """Somebody came, and now there are so many, at least."""
+        self._replicas.grow(replicas)
+        self._workers.grow(workers)
 
     def count(self, beaten: Beaten, now: float) -> bool:
         """Take what a beat was answered, at `now` in seconds. True: the store lost its data since the last one."""

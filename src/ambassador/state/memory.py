@@ -32,6 +32,7 @@ from ambassador.state.protocol import (
     MAX_KEY_BYTES,
     MAX_VALUE_BYTES,
     TELLING_US,
+    Alive,
     Answer,
     Beat,
     Beaten,
@@ -389,16 +390,20 @@ class MemoryStore:
     def _beat(self, beat: Beat, now_us: int) -> Beaten | Refused:
         if len(beat.info) > MAX_VALUE_BYTES or _is_too_long(beat.replica) or _is_too_long(beat.terms):
             return _TOO_LONG
+        self._forget_silent(now_us)
+        comes = False
         if beat.leaving:
             self._beats.pop((beat.replica, beat.slot), None)
         else:
+            comes = (beat.replica, beat.slot) not in self._beats
             self._beats[beat.replica, beat.slot] = Member(beat.replica, beat.slot, now_us, beat.info)
             self._terms[beat.replica] = beat.terms
-        self._forget_silent(now_us)
         replicas = {replica for replica, _ in self._beats}
         for gone in self._terms.keys() - replicas:
             del self._terms[gone]
         terms = sorted(set(self._terms.values()) - {""})
+        if comes and len(self._beats) > 1:
+            self._events.append(Event("alive", "", encode(Alive(len(replicas), len(self._beats)))))
         return Beaten(now_us, self._born_us, len(replicas), len(self._beats), terms)
 
     def _roll(self, _: Roll, now_us: int) -> Rolled:

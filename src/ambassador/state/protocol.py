@@ -358,7 +358,11 @@ class Tokened(_Message, tag="tokened", frozen=True):
 
 
 class Beat(_Message, tag="beat", frozen=True):
-    """A worker says that it is alive, once a second. Answered by `Beaten`."""
+    """A worker says that it is alive, once a second. Answered by `Beaten`.
+
+    Where it was not known to be, and others are, an `Alive` is published (kind "alive"): a loss of the store may come
+    before their next beats, and parts of too few replicas are too large.
+    """
 
     replica: str
     slot: int
@@ -384,6 +388,13 @@ class Beaten(_Message, tag="beaten", frozen=True):
 
 
 BEAT_TTL_US: Final = 3_000_000
+
+
+class Alive(_Message, frozen=True):
+    """The body of the event "alive", which has no name: as in `Beaten`."""
+
+    replicas: int
+    workers: int
 
 
 class Roll(_Message, tag="roll", frozen=True):
@@ -530,7 +541,7 @@ class Event(_Message, frozen=True):
 
     kind: str
     """"circuit" (`body` is a `Row`), "value" (a `Named`), "token" (a `Tokened` without its value), "permits" (a
-    `Share`)."""
+    `Share`), "alive" (an `Alive`)."""
     name: str
     body: bytes
     """msgpack."""
@@ -542,6 +553,7 @@ decode_answers = msgspec.msgpack.Decoder(list[Answer]).decode
 decode_row = msgspec.msgpack.Decoder(Row).decode
 decode_event = msgspec.msgpack.Decoder(Event).decode
 decode_share = msgspec.msgpack.Decoder(Share).decode
+decode_alive = msgspec.msgpack.Decoder(Alive).decode
 decode_named = msgspec.msgpack.Decoder(Named).decode
 
 

@@ -69,7 +69,7 @@ _FAMILIES: Final = {
     "lease": ("clock", "birth", "lease"),
     "circuit": ("clock", "event", "circuit"),
     "token": ("clock", "event", "token"),
-    "beat": ("clock", "birth", "beat"),
+    "beat": ("clock", "birth", "event", "beat"),
     "value": ("clock", "event", "value"),
 }
 """Each script, and the files that it is made of."""
@@ -309,6 +309,7 @@ class Scripts:
             member,
             operation.info,
             operation.terms,
+            self.channel,
         )
 
     def _roll(self, operation: Roll, position: int) -> Call:  # noqa: ARG002 # it has no fields
