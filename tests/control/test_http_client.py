@@ -9,7 +9,7 @@ import pytest
 import trio
 import trustme
 
-from ambassador.control.http_client import CallFailed, Place, can_connect, get, get_status
+from ambassador.control.http_client import CallFailed, Place, TooSlow, can_connect, get, get_status, post
 
 Serve = Callable[[trio.SocketStream], Awaitable[None]]
 
@@ -236,3 +236,27 @@ async def test_get_knows_a_server_by_its_certificate() -> None:
         with pytest.raises(CallFailed, match="local issuer"):
             async with get(f"https://{place}", "/", timeout_s=20, idle_s=20):
                 pass
+
+
+async def test_post_sends_its_content_and_gives_the_whole_answer() -> None:
+    seen: list[bytes] = []
+    answer = b"HTTP/1.1 201 Made\r\nX-A: b\r\nRetry-After: 5\r\ncontent-length: 4\r\n\r\nmade"
+    async with server(answering(answer, seen)) as place:
+        found = await post(f"http://{place}", "/t?a=b", [(b"x-c", b"d")], b"e=f", timeout_s=20, limit=4)
+    assert (found.status, found.body) == (201, b"made")
+    assert (found.header(b"retry-after"), found.header(b"x-none")) == (b"5", b"")
+    assert seen[0].startswith(b"POST /t?a=b HTTP/1.1\r\n")
+    assert {b"x-c: d", b"content-length: 3"} <= set(seen[0].split(b"\r\n"))
+
+
+async def test_post_takes_no_more_of_an_answer_than_its_limit() -> None:
+    async with server(answering(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n12345")) as place:
+        with pytest.raises(CallFailed, match="longer than 4 bytes"):
+            await post(f"http://{place}", "/", [], b"", timeout_s=20, limit=4)
+
+
+@pytest.mark.parametrize("parts", [[], [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n12"]])
+async def test_post_is_bounded_in_time_to_the_end_of_the_body(parts: list[bytes]) -> None:
+    async with server(saying(*parts, hold=True)) as place:
+        with pytest.raises(TooSlow, match=r"no answer within 0\.05 s"):
+            await post(f"http://{place}", "/", [], b"", timeout_s=0.05, limit=10)

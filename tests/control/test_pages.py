@@ -50,6 +50,17 @@ def test_every_upstream_of_a_route_has_a_block() -> None:
     ]
 
 
+def test_every_upstream_with_fetched_tokens_has_a_block() -> None:
+    oauth2 = "{token_url: 'https://i/t', client_id: a, client_secret: 'env:S'}"
+    text = (
+        "version: 1\nlisten: 127.0.0.1:0\nroutes: [{name: a, to: u}]\n"
+        "upstreams: {u: {endpoints: ['http://127.0.0.1:1'], auth: {oauth2: %s}},"
+        " v: {endpoints: ['http://127.0.0.1:1'], auth: {bearer: 'env:S'}}}"
+    )
+    keys = list(block_keys(load_text(text % oauth2)))
+    assert keys == [BlockKey("a", "u"), BlockKey("-", "u", tokens=True)]
+
+
 def test_every_limit_has_a_block() -> None:
     text = (
         "version: 1\nlisten: 127.0.0.1:0\nupstreams: {u: {endpoints: ['http://e'], limit: {quota: 9/d}}}\n"

@@ -100,6 +100,26 @@ def test_traffic_tells_each_route_in_short(registry: Registry, page: Page) -> No
     assert (unrouted.route, unrouted.requests, static.upstream, static.seconds) == ("-", 0, "-", 0.0)
 
 
+def test_tokens_are_told_by_upstream_and_their_expiry_by_the_living(registry: Registry, page: Page) -> None:
+    key = BlockKey("-", "api", tokens=True)
+    offset = registry.place([key])[key]
+    gone, totals = Page.create(registry.size), Totals()
+    gone.tokens(offset).expires(9_000_000_000.0)
+    for each, until in ((page, 1_800_000_000.5), (gone, 9_000_000_000.0)):
+        each.grow(registry.size)
+        block = each.tokens(offset)
+        block.asked("ok")
+        block.asked("timeout")
+        block.expires(until)
+    totals.fold(gone)
+    gone.close()
+    told = {family.name: list(family.samples) for family in Reader(registry, [page], totals).families()}
+    labels = (("upstream", "api"),)
+    assert told["ambassador_token_requests"] == [(labels, [2, 0, 0, 2, 0, 0, 0])]
+    assert told["ambassador_token_expiry_seconds"] == [(labels, 1_800_000_000)]
+    assert not [each for each in told["ambassador_requests"] if "api" in str(each)]
+
+
 def test_limits_are_told_by_route_and_name(registry: Registry, page: Page) -> None:
     keys = [BlockKey("billing", "-", "limit"), BlockKey("@backend", "-", "day")]
     placed = registry.place(keys)

@@ -31,6 +31,16 @@ GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 
+class NoTokenCounts:
+    """Of the tokens that are fetched for an upstream."""
+
+    def asked(self, result: str) -> None:
+        """Nobody asks how often."""
+
+    def expires(self, unix_s: float) -> None:
+        """Nor when."""
+
+
 class Counts:
     """Counters that keep what they are told."""
 
@@ -43,6 +53,9 @@ class Counts:
 
     def route(self, route: str, upstream: str) -> Counts:
         return self
+
+    def tokens(self, upstream: str) -> NoTokenCounts:
+        return NoTokenCounts()
 
     def limit(self, owner: str, limit: str) -> NoCounts:
         return NoCounts()

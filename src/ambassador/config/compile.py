@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from ambassador.proxy.policies.breaker import Breaker
     from ambassador.proxy.service import Server, Taker
     from ambassador.proxy.shelf import Shelf, Shelves
+    from ambassador.proxy.tokens.keeper import TokenCounts
     from ambassador.proxy.upstream.connect import Address
     from ambassador.state.scope import Scopes
 
@@ -70,6 +71,9 @@ class Counters(Protocol):
 
     def limit(self, owner: str, limit: str) -> limit_keys.Counts:
         """The counters of a limit of a route; for an upstream's, of `owner_of_upstream`."""
+
+    def tokens(self, upstream: str) -> TokenCounts:
+        """The counters of the tokens that are fetched for an upstream."""
 
 
 def compile_table(
@@ -113,10 +117,14 @@ def compile_steps(
     limits = _Limits(config.state, lane, scopes, counters)
     upstreams: dict[str, Upstream] = {}
     zone = own_zone(config, os.environ)
-    for name, upstream in config.upstreams.items():
-        upstreams[name] = _upstream(
-            name, upstream, lane, addresses, limits=limits, zone=zone, means=lasting.means
+    means = lasting.means
+    if means.tokens is not None:
+        places = means.tokens.places(
+            means.secrets, config.state.secret_key, remote=config.state.url != "local"
         )
+        means = structs.replace(means, places=places, token_counts=counters.tokens)
+    for name, upstream in config.upstreams.items():
+        upstreams[name] = _upstream(name, upstream, lane, addresses, limits=limits, zone=zone, means=means)
         yield
     takers = _takers(config, upstreams, lane)
     for each in found:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from ambassador.proxy.credentials import aws_sigv4, basic, bearer, header, message_signature, signed_token
+from ambassador.proxy.credentials import (
+    aws_sigv4,
+    basic,
+    bearer,
+    header,
+    message_signature,
+    oauth2,
+    signed_token,
+)
 from ambassador.proxy.upstream.endpoint import is_loopback
 from ambassador.settings import Section
 
@@ -19,8 +27,10 @@ _KINDS: Final[Mapping[str, Any]] = {
     "aws_sigv4": aws_sigv4,
     "hmac": message_signature,
     "jwt": signed_token,
+    "oauth2": oauth2,
 }
 """The module of each kind: its `credential` makes one, `describe` tells of it."""
+_FETCHED: Final = frozenset({"oauth2", "exchange"})
 
 
 class Auth(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -29,7 +39,7 @@ class Auth(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     It takes the place of what clients send under the same name, and goes to no other upstream.
     """
 
-    later: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(("oauth2", "exchange"), ())
+    later: ClassVar[Mapping[str, tuple[str, ...]]] = {"exchange": ()}
 
     bearer: bearer.Config | None = None
     """A token in `Authorization: Bearer`: `bearer: file:/run/secrets/token`."""
@@ -48,6 +58,9 @@ class Auth(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     jwt: signed_token.Config | None = None
     """A token that is signed here."""
+
+    oauth2: oauth2.Config | None = None
+    """A token that is fetched for the ambassador itself (client credentials), and fetched again before it ends."""
 
     allow_plaintext: bool = False
     """Whether it may be sent over plaintext HTTP to other hosts. Else it only goes to loopback addresses, unix sockets
@@ -78,6 +91,11 @@ def describe(auth: Auth) -> str:
     """What it is, for people; never the secret."""
     told: str = _KINDS[auth.kind].describe(getattr(auth, auth.kind))
     return told
+
+
+def fetches(auth: Auth) -> bool:
+    """Whether it is a token that is fetched from a token service."""
+    return auth.kind in _FETCHED
 
 
 def needs_guard(auth: Auth | None, url: str) -> bool:

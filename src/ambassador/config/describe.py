@@ -59,6 +59,7 @@ _STRINGS: dict[str, dict[str, Any]] = {
     "kubernetes_name": {"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"},
     "kubernetes_port": {"type": ["string", "integer"], "minimum": 1, "maximum": 65535, "examples": ["http"]},
     "api_server": {"type": "string", "pattern": "^https?://[^/?#@]+/?$", "examples": ["https://10.0.0.1:6443"]},
+    "token_url": {"type": "string", "pattern": "^https?://[^#@]+$", "examples": ["https://id.example.com/oauth/token"]},
     "path": {"type": "string", "pattern": "^/"},
     "path_pattern": {"type": "string", "pattern": "^/", "examples": ["/v1/**", "/v1/accounts/{id}"]},
     "method": {"type": "string", "pattern": "^[A-Z]+$"},

@@ -717,6 +717,7 @@ _FORMS: dict[str | None, Callable[[str], Any]] = {
     "kubernetes_name": words.kubernetes_name,
     "kubernetes_port": words.kubernetes_port,
     "api_server": words.api_server,
+    "token_url": words.token_url,
     "cidr": words.cidr,
     "host_pattern": words.host_pattern,
     "host": words.host,

@@ -17,6 +17,7 @@ from msgspec import Meta, field
 from ambassador.config.credentials import Auth, goes_bare
 from ambassador.config.discover import Discover, Kubernetes
 from ambassador.config.units import format_duration
+from ambassador.extras import AUTH
 from ambassador.proxy import key_files, overload
 from ambassador.proxy.policies import (
     breaker,
@@ -187,7 +188,9 @@ class State(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the keys in Redis begin with. Replicas share what has the same prefix."""
 
     secret_key: Secret | None = None
-    """The key that credentials in Redis are encrypted with. Without one they are not put there."""
+    """What the key is made of that fetched tokens in Redis are encrypted with (AES-256-GCM): `env:NAME` or
+    `file:/path`, 16 characters or more, at random, the same for all replicas. Without one they are not put there, and
+    each replica fetches its own."""
 
     on_loss: Literal["share", "closed", "open"] = "share"
     """What limits do while Redis is away: each replica admits its part of them (`share`), nothing beyond the tokens in
@@ -214,6 +217,8 @@ class State(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             yield "password", "needs the 'url' of a Redis"
         if self.sentinel_password is not None and "+sentinel:" not in self.url:
             yield "sentinel_password", "needs a 'url' with Sentinels, 'redis+sentinel://…'"
+        if self.secret_key is not None and self.url != "local" and not AUTH.is_installed:
+            yield "secret_key", f"needs the extra '{AUTH.name}': {AUTH.hint}"
 
 
 class Endpoint(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

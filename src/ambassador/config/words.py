@@ -301,6 +301,24 @@ def api_server(text: str) -> str:
     return f"{scheme}://{_join(*split_address(authority))}"
 
 
+def token_url(text: str) -> str:
+    """`https://host:port/path?query`, or `http://`; the port may be left out."""
+    match = re.fullmatch(r"(https?)://([^/?#]*)(/[!-~]*|)", text, re.ASCII)
+    if match is None or "#" in text:
+        raise Wrong(
+            f"{text!r} is not the URL of a token endpoint", "write it like 'https://id.example.com/token'"
+        )
+    scheme, authority, path = match.groups()
+    if "@" in authority:
+        raise Wrong("credentials do not belong into a URL")
+    bare = re.fullmatch(r"\[[^\[\]]*\]|[^:]*", authority) is not None
+    host, port = split_address(f"{authority}:443" if bare else authority)
+    if port == 0:
+        raise Wrong(f"{text!r}: port 0 cannot be connected to")
+    joined = _join(host, port)
+    return f"{scheme}://{joined.rpartition(':')[0] if bare else joined}{path or '/'}"
+
+
 def cidr(text: str) -> str:
     """A network; one address is a network of one."""
     try:

@@ -39,6 +39,10 @@ class CallFailed(Exception):
     """There was no answer; the text says why, in few words."""
 
 
+class TooSlow(CallFailed):
+    """There was none in time."""
+
+
 class Place(Struct, frozen=True):
     """Where to connect: an IP `address` and `port`, or the `path` of a unix socket."""
 
@@ -199,25 +203,83 @@ async def get(
     within `timeout_s` seconds; its body may take for ever, but ends when nothing comes for `idle_s`. Leaving the
     context closes the connection. Redirects are answers like others. Raises `CallFailed`, inside of the context too.
     """
+    async with _call(
+        "GET", origin, target, headers, b"", tls=tls, timeout_s=timeout_s, idle_s=idle_s
+    ) as incoming:
+        yield incoming
+
+
+class Answer(Struct, frozen=True):
+    """An answer that is here. Names of `headers` are as they came."""
+
+    status: int
+    headers: Sequence[Header]
+    body: bytes
+
+    def header(self, name: bytes) -> bytes:
+        """The first field of this name (in lower case); empty where there is none."""
+        return next((value for each, value in self.headers if each.lower() == name), b"")
+
+
+async def post(
+    origin: str,
+    target: str,
+    headers: Sequence[Header],
+    content: bytes,
+    *,
+    tls: ssl.SSLContext | None = None,
+    timeout_s: float,
+    limit: int,
+) -> Answer:
+    """POST `content` to `target` (path and query) of `http://host:port` or `https://host:port`.
+
+    `headers` need neither Host nor a length; `tls` as for `get`. `timeout_s` seconds bound all of it, connecting and
+    the body too; of the body no more than `limit` bytes are taken. Redirects are answers like others. Raises
+    `CallFailed`, and of its kind `TooSlow`.
+    """
+    try:
+        with trio.fail_after(timeout_s):
+            async with _call(
+                "POST", origin, target, headers, content, tls=tls, timeout_s=timeout_s, idle_s=timeout_s
+            ) as incoming:
+                return Answer(incoming.status, incoming.headers, await incoming.body(limit))
+    except trio.TooSlowError:
+        raise TooSlow(f"no answer within {timeout_s:g} s") from None
+
+
+@asynccontextmanager
+async def _call(
+    method: str,
+    origin: str,
+    target: str,
+    headers: Sequence[Header],
+    content: bytes,
+    *,
+    tls: ssl.SSLContext | None,
+    timeout_s: float,
+    idle_s: float,
+) -> AsyncIterator[Incoming]:
     url = httpcore.URL(origin)
     if url.scheme == b"https" and tls is None:
         tls = ssl.create_default_context()
     connection = httpcore.AsyncHTTPConnection(
         url.origin, ssl_context=tls, http2=False, retries=0, socket_options=_KEEPALIVE
     )
+    length = [(b"content-length", b"%d" % len(content))] if content else []
     incoming = None
     try:
         request = httpcore.Request(
-            "GET",
+            method,
             httpcore.URL(scheme=url.scheme, host=url.host, port=url.port, target=target.encode("ascii")),
-            headers=[(b"host", _authority(url)), *headers, (b"connection", b"close")],
+            headers=[(b"host", _authority(url)), *headers, *length, (b"connection", b"close")],
+            content=content or None,
             extensions={"timeout": {"read": idle_s}},
         )
         try:
             with trio.fail_after(timeout_s):
                 incoming = Incoming(await connection.handle_async_request(request))
         except trio.TooSlowError:
-            raise CallFailed(f"no answer within {timeout_s:g} s") from None
+            raise TooSlow(f"no answer within {timeout_s:g} s") from None
         except _FAILURES as error:
             raise CallFailed(_reason(error)) from error
         yield incoming

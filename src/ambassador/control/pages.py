@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ambassador.config.credentials import fetches
 from ambassador.config.schema import Config
 from ambassador.control.incarnation import Incarnation
 from ambassador.observe import exposition
@@ -30,6 +31,8 @@ def block_keys(config: Config) -> Iterator[BlockKey]:
     for name, upstream in config.upstreams.items():
         for limit in upstream.limit or ():
             yield BlockKey(owner_of_upstream(name), NO_NAME, limit.label)
+        if upstream.auth is not None and fetches(upstream.auth):
+            yield BlockKey(NO_NAME, name, tokens=True)
 
 
 class Pages:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import random
 import secrets
 import socket
 import sys
@@ -23,6 +24,7 @@ from typing import TypedDict
 import msgspec
 import trio
 
+from ambassador import __version__
 from ambassador.config import schema
 from ambassador.config.compile import compile_steps, compile_table
 from ambassador.config.discover import Found
@@ -35,9 +37,18 @@ from ambassador.control.orders import Brief, Start
 from ambassador.control.roll import encode_roll
 from ambassador.control.scopes import WorkerScopes
 from ambassador.control.sums import ConnectionCounts, EndpointStatus, UpstreamStatus, answer
+from ambassador.control.tokens import TokenServices
 from ambassador.extras import REDIS
 from ambassador.observe.access_log import AccessLog
-from ambassador.observe.metrics import NO_NAME, BlockKey, LimitMetrics, Page, RouteMetrics, decode_blocks
+from ambassador.observe.metrics import (
+    NO_NAME,
+    BlockKey,
+    LimitMetrics,
+    Page,
+    RouteMetrics,
+    TokenMetrics,
+    decode_blocks,
+)
 from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.changes import Changes
 from ambassador.proxy.credentials import Means
@@ -49,6 +60,7 @@ from ambassador.proxy.listener import Listener, ListenerLimits
 from ambassador.proxy.overload import Monitor, memory_in_use
 from ambassador.proxy.policies.concurrency import Bulkheads
 from ambassador.proxy.service import Service, Table
+from ambassador.proxy.tokens.keeper import Tokens
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.health import Marks
 from ambassador.proxy.upstream.outlier import Outliers
@@ -78,6 +90,10 @@ class PageCounters:
     def limit(self, owner: str, limit: str) -> LimitMetrics:
         """The counters of a limit; `owner` is its route, or its upstream as `owner_of_upstream` has it."""
         return self._page.limit(self._blocks[BlockKey(owner, NO_NAME, limit)])
+
+    def tokens(self, upstream: str) -> TokenMetrics:
+        """The counters of the tokens that are fetched for an upstream."""
+        return self._page.tokens(self._blocks[BlockKey(NO_NAME, upstream, tokens=True)])
 
 
 class _Generation:
@@ -558,7 +574,16 @@ async def open_plane(
         )
         secrets_kept = Secrets(None if start.slot == 0 else _quiet())
         outer.start_soon(_keep_current, secrets_kept)
-        means = Means(secrets_kept, time.time)
+        services = TokenServices(f"ambassador/{__version__}", outer)
+        tokens = Tokens(
+            lane,
+            scopes.scopes,
+            services.ask,
+            wall_s=time.time,
+            chance=random.random,
+            log=logging.getLogger("ambassador"),
+        )
+        means = Means(secrets_kept, time.time, tokens)
         plane = WorkerPlane(start, config, page, log_fd, lane, scopes=scopes, means=means)
         outer.start_soon(plane.certificates.run)
         await scopes.wait_up(_STATE_WITHIN_S)

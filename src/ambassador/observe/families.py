@@ -43,6 +43,8 @@ from ambassador.observe.metrics import (
     ROUTE_SLOTS,
     STATE_DOWN,
     STATE_OPS,
+    TOKEN_EXPIRES,
+    TOKEN_RESULTS,
     UPSTREAM_BUCKETS,
     UPSTREAM_IDLE,
     UPSTREAM_OPENED,
@@ -161,6 +163,7 @@ class Reader:
         """
         yield from self._route_families()
         yield from self._limit_families()
+        yield from self._token_families()
         yield from self._worker_families()
         if figures is not None:
             yield from _supervisor_families(figures)
@@ -185,7 +188,7 @@ class Reader:
 
     def _blocks(self) -> Iterator[tuple[Labels, list[int]]]:
         for key, offset in list(self._registry.blocks.items()):
-            if key.limit:
+            if key.limit or key.tokens:
                 continue
             yield (("route", key.route), ("upstream", key.upstream)), self._read(offset, ROUTE_SLOTS)
 
@@ -276,6 +279,31 @@ class Reader:
             "Tokens that a worker had leased and did not need in time.",
             sum(block[LIMIT_EXPIRED] for _, block in blocks),
         )
+
+    def _token_families(self) -> Iterator[Family]:
+        tokens = [(key, offset) for key, offset in self._registry.blocks.items() if key.tokens]
+        if not tokens:
+            return
+        yield Family(
+            "ambassador_token_requests",
+            "counter",
+            "Requests for tokens to show to an upstream, by how they ended.",
+            [
+                ((("upstream", key.upstream),), self._read(offset, len(TOKEN_RESULTS)))
+                for key, offset in tokens
+            ],
+            Word("result", TOKEN_RESULTS),
+        )
+        yield Family(
+            "ambassador_token_expiry_seconds",
+            "gauge",
+            "When the token that is shown to an upstream expires, in unix seconds; 0: there is none.",
+            [((("upstream", key.upstream),), self._latest(offset + TOKEN_EXPIRES)) for key, offset in tokens],
+        )
+
+    def _latest(self, slot: int) -> int:
+        """The greatest value of a slot in the pages of the living."""
+        return max((page.slots[slot] for page in self._pages if slot < len(page.slots)), default=0)
 
     def _worker_families(self) -> list[Family]:
         slots = self._read(0, WORKER_SLOTS)

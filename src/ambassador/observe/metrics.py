@@ -93,6 +93,14 @@ LIMITED, LIMIT_WAITS, LIMIT_EXPIRED = range(3)
 LIMIT_SLOTS: Final = 4
 """Slots of a limit's block, which are all counters; one is spare."""
 
+# The block of the tokens that are fetched for an upstream.
+TOKEN_RESULTS: Final = ("ok", "refused", "failed", "timeout", "connect", "malformed", "secret")
+"""How a request for a token can end: `refused` by the token service, which `failed` to answer otherwise than with 5xx,
+or in time, or could not be reached, or said what cannot be understood; or the secret to ask with cannot be used."""
+TOKEN_EXPIRES: Final = len(TOKEN_RESULTS)
+TOKEN_SLOTS: Final = 10
+"""Slots of such a block: a counter for each result, and a gauge that only living pages have; two are spare."""
+
 # The worker's block: gauges first.
 (
     HEARTBEAT, INFLIGHT, LAG, RESIDENT, CLIENT_ACTIVE, CLIENT_IDLE, UPSTREAM_ACTIVE, UPSTREAM_IDLE, STATE_DOWN,
@@ -111,19 +119,23 @@ Slots: TypeAlias = "memoryview[int]"
 
 
 class BlockKey(msgspec.Struct, frozen=True, array_like=True):
-    """What a block counts: a route towards an upstream (`NO_NAME` for no route or no upstream), or a limit.
+    """What a block counts: a route towards an upstream (`NO_NAME` for no route or no upstream), a limit, or tokens.
 
-    Of a limit, `route` is its owner (`@NAME` for an upstream's), and `upstream` NO_NAME.
+    Of a limit, `route` is its owner (`@NAME` for an upstream's), and `upstream` NO_NAME; of tokens, `route` is NO_NAME.
     """
 
     route: str
     upstream: str
     limit: str = ""
-    """The name of a limit; empty: a route's block."""
+    """The name of a limit; empty: another block."""
+    tokens: bool = False
+    """The tokens that are fetched for an upstream."""
 
     @property
     def slots(self) -> int:
         """How many the block has."""
+        if self.tokens:
+            return TOKEN_SLOTS
         return LIMIT_SLOTS if self.limit else ROUTE_SLOTS
 
 
@@ -229,6 +241,10 @@ class Page:
         """The block of a limit at this slot."""
         return LimitMetrics(self, offset)
 
+    def tokens(self, offset: int) -> TokenMetrics:
+        """The block of an upstream's tokens at this slot."""
+        return TokenMetrics(self, offset)
+
     def worker(self) -> WorkerMetrics:
         """The worker's block."""
         return WorkerMetrics(self)
@@ -329,6 +345,26 @@ class LimitMetrics:
     def expired(self, tokens: float) -> None:
         """Tokens were leased and not spent in time."""
         self._slots[LIMIT_EXPIRED] += round(tokens)
+
+
+_TOKEN_RESULT: Final = {word: position for position, word in enumerate(TOKEN_RESULTS)}
+
+
+class TokenMetrics:
+    """Counts what became of requests for an upstream's tokens."""
+
+    __slots__ = ("_slots",)
+
+    def __init__(self, page: Page, offset: int) -> None:
+        self._slots = page.slots[offset : offset + TOKEN_SLOTS]
+
+    def asked(self, result: str) -> None:
+        """A request for a token ended with one of `TOKEN_RESULTS`."""
+        self._slots[_TOKEN_RESULT[result]] += 1
+
+    def expires(self, unix_s: float) -> None:
+        """The token in hand expires then; 0: there is none."""
+        self._slots[TOKEN_EXPIRES] = int(unix_s)
 
 
 class WorkerMetrics:

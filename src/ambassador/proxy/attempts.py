@@ -10,7 +10,13 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, TypeAlias
 
-from ambassador.errors import DeadlineExceeded, Limited, ProxyError, UpstreamError
+from ambassador.errors import (
+    CredentialUnavailable,
+    DeadlineExceeded,
+    Limited,
+    ProxyError,
+    UpstreamError,
+)
 from ambassador.proxy.attempt import STATUS_TEXT, Attempt, is_stream, reason_of
 from ambassador.proxy.content import CONTENT, LOOKED_AT
 from ambassador.proxy.lane import TimedOut
@@ -111,10 +117,11 @@ class Attempts:
                 found = self.attempt.found
                 if head.status not in plan.failing and not found:
                     return connection, False
-                if head.status == 401 and self._renews(plan):
+                if head.status == 401 and await self._renews(plan):
                     self._count(plan, "401")
                     plan.metrics.retry("401")
                     self._leave(kept=transfer.upload_done)
+                    self.attempts -= 1  # it is no retry: the upstream did not act on what it refused
                     continue
                 outcome = STATUS_TEXT[head.status]
                 reason = outcome if retry is None else retry.reason(outcome, found)
@@ -133,8 +140,10 @@ class Attempts:
             self._leave(kept=transfer.upload_done)
             await self._sleep(delay)
 
-    def _renews(self, plan: RoutePlan) -> bool:
-        """Whether the upstream is asked once more, with a fresh credential: it did not act on what it refused."""
+    async def _renews(self, plan: RoutePlan) -> bool:
+        """Whether the upstream is asked once more, with another credential, which is in hand then. While there is none
+        the 401 is the best answer there is.
+        """
         credential = None if plan.upstream is None else plan.upstream.credential
         if credential is None or self._renewed or not self.transfer.replayable:
             return False
@@ -142,7 +151,19 @@ class Attempts:
         if plan.cannot_finish(self.transfer.deadline - now, now):
             return False
         self._renewed = True
-        return credential.refused(self.request)
+        transfer, client = self.transfer, self.client
+        if not credential.refused(self.request, transfer.sent_at):
+            return False
+        client.rest_until = transfer.deadline
+        try:
+            fetched = credential.ready(self.request)
+            if fetched is not None:
+                await fetched
+        except (CredentialUnavailable, TimedOut):
+            return False
+        finally:
+            client.rest_until = inf
+        return await self._is_affordable(plan)
 
     def _count_on_budget(self, retry: RetryPolicy | None) -> None:
         """A first attempt earns a part of a retry. Of a request that is a retry of somebody in front, it is one."""

@@ -551,6 +551,7 @@ encode = msgspec.msgpack.Encoder().encode
 decode_operations = msgspec.msgpack.Decoder(list[Operation]).decode
 decode_answers = msgspec.msgpack.Decoder(list[Answer]).decode
 decode_row = msgspec.msgpack.Decoder(Row).decode
+decode_tokened = msgspec.msgpack.Decoder(Tokened).decode
 decode_event = msgspec.msgpack.Decoder(Event).decode
 decode_share = msgspec.msgpack.Decoder(Share).decode
 decode_alive = msgspec.msgpack.Decoder(Alive).decode

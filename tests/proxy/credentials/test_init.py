@@ -18,6 +18,7 @@ from ambassador.secret import Secrets
 from tests.proxy.harness import OK, Origin, Plane, Talk, a_plane, finished, until
 
 REFUSED = b"HTTP/1.1 401 Unauthorized\r\ndate: Fri, 27 Nov 2026 06:44:34 GMT\r\ncontent-length: 0\r\n\r\n"
+FAILED = REFUSED.replace(b"401 Unauthorized", b"503 Busy")
 ANSWER = OK.replace(b"\r\ncontent", b"\r\ndate: Fri, 27 Nov 2026 06:44:34 GMT\r\ncontent")
 
 
@@ -216,7 +217,7 @@ class Renewed(Credential):
     def put(self, request: Request, head: RequestHead, endpoint: Endpoint) -> None:
         self.replace(head, (b"authorization", b"%d" % self.number))
 
-    def refused(self, request: Request) -> bool:
+    def refused(self, request: Request, began: float) -> bool:
         self.refusals += 1
         self.number += 1
         return True
@@ -247,6 +248,75 @@ async def test_upstream_that_says_401_is_asked_once_more_with_a_fresh_one(
         assert renewed.refusals == 2
         await finished(stage.plane)
         assert stage.plane.counts.attempts == ["401", "200", "401", "401"]
+
+
+async def test_renewed_attempt_is_no_retry(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ambassador.config.compile.compile_credential", lambda *_: Renewed())
+    route = ", retry: {attempts: 1, when: [503], backoff: 1ms..1ms}"
+    async with a_stage(origin, authed(origin.url, "{bearer: 'env:HOME'}", route=route)) as stage:
+        client = await stage.client()
+        await client.send(asks())
+        upstream = await stage.upstream()
+        for answer, mark in ((REFUSED, []), (FAILED, []), (ANSWER, [b"2"])):
+            assert fields(await upstream.head(), b"x-ambassador-attempt") == mark
+            await upstream.send(answer)
+        assert (await client.answer())[0] == 200
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_refusal_is_passed_on_where_there_is_no_other_credential(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    class Gone(Renewed):
+        def ready(self, request: Request) -> Awaitable[None] | None:
+            if self.refusals == 0:
+                return None
+            if self.waits:
+                return self._fetch(request)
+            raise self.unavailable()
+
+        async def _fetch(self, request: Request) -> None:
+            await super()._fetch(request)
+            raise self.unavailable()
+
+    monkeypatch.setattr("ambassador.config.compile.compile_credential", lambda *_: Gone(waits=waits))
+    async with a_stage(origin, authed(origin.url, "{bearer: 'env:HOME'}")) as stage:
+        client = await stage.client()
+        await client.send(asks())
+        upstream = await stage.upstream()
+        await upstream.head()
+        await upstream.send(REFUSED)
+        assert (await client.answer())[0] == 401
+        await finished(stage.plane)
+        assert stage.plane.counts.attempts == ["401"]
+
+
+async def test_refusal_is_told_with_the_time_at_which_the_attempt_began(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[float] = []
+
+    class Timed(Renewed):
+        varies = False
+
+        def line(self, now: float) -> bytes:
+            began.append(now)
+            return b"\r\nauthorization: 1"
+
+        def refused(self, request: Request, began_at: float) -> bool:
+            began.append(began_at)
+            return False
+
+    monkeypatch.setattr("ambassador.config.compile.compile_credential", lambda *_: Timed())
+    async with a_stage(origin, authed(origin.url, "{bearer: 'env:HOME'}")) as stage:
+        client, upstream = await begun(stage)
+        began.clear()
+        await client.send(asks())
+        await upstream.head()
+        await upstream.send(REFUSED)
+        assert (await client.answer())[0] == 401
+        assert len(began) == 2, "it went the short way"
+        assert began[0] == began[1]
 
 
 async def test_wait_for_a_credential_ends_with_the_request(

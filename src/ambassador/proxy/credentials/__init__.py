@@ -25,6 +25,7 @@ from ambassador.secret import Secret, SecretError, Secrets
 
 if TYPE_CHECKING:
     from ambassador.messages import Field, Request, RequestHead
+    from ambassador.proxy.tokens.keeper import Place, TokenCounts, Tokens
     from ambassador.proxy.upstream.endpoint import Endpoint
 
 AUTHORIZATION: Final = "authorization"
@@ -37,6 +38,25 @@ class Means(msgspec.Struct, frozen=True):
     secrets: Secrets
     wall_s: Callable[[], float]
     """The time of day, in seconds since 1970."""
+    tokens: Tokens | None = None
+    """Keeps the tokens that are fetched; None where none can be."""
+    places: tuple[Place, ...] = ()
+    """The stores that such tokens are shared by."""
+    token_counts: Callable[[str], TokenCounts] | None = None
+    """Where it is counted what became of requests for an upstream's tokens."""
+
+    @property
+    def kept_tokens(self) -> Tokens:
+        """`tokens`. Raises ValueError where there are none."""
+        if self.tokens is None:
+            raise ValueError("tokens cannot be fetched here")
+        return self.tokens
+
+    def counts_of(self, upstream: str) -> TokenCounts:
+        """Where it is counted what became of this upstream's tokens. Raises ValueError likewise."""
+        if self.token_counts is None:
+            raise ValueError("tokens cannot be fetched here")
+        return self.token_counts(upstream)
 
 
 class Credential:
@@ -68,9 +88,9 @@ class Credential:
         """
         raise NotImplementedError
 
-    def refused(self, request: Request) -> bool:  # noqa: ARG002 - likewise
-        """The upstream answered 401. Whether one more attempt, with a fresh credential, is worth it: asked once for a
-        request.
+    def refused(self, request: Request, began: float) -> bool:  # noqa: ARG002 - likewise
+        """The upstream answered 401 to an attempt that began then (the lane's clock). Whether one more attempt, with
+        another credential, is worth it: asked once for a request. `ready` has that one.
         """
         return False
 

@@ -1,0 +1,134 @@
+"""A token service that answers as Keycloak and Auth0 do, and an API that takes its tokens: for the end-to-end tests."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from base64 import b64decode
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote_plus
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+CLIENT, SECRET = "shop", "s3cret/of+the:shop"
+EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
+
+
+@dataclass
+class Asked:
+    """One request to the token endpoint."""
+
+    form: dict[str, str]
+    headers: dict[str, str]
+
+
+@dataclass
+class Identity:
+    """The token service, as a WSGI application. What it does is set by the test."""
+
+    life_s: float = 300.0
+    delay_s: float = 0.0
+    status: int = 200
+    body: bytes | None = None
+    """In place of what it would answer."""
+    asked: list[Asked] = field(default_factory=list)
+    valid: dict[str, str] = field(default_factory=dict)
+    """Tokens that hold, and whose they are."""
+    callers: dict[str, str] = field(default_factory=dict)
+    """Tokens of callers that can be exchanged, and whose they are."""
+    go_on: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.go_on.set()
+
+    def revoke(self) -> None:
+        """No token that was given out holds any more."""
+        self.valid.clear()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        raw = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        form = dict(parse_qsl(raw.decode(), strict_parsing=True))
+        headers = {name[5:].lower(): value for name, value in environ.items() if name.startswith("HTTP_")}
+        headers["content_type"] = environ.get("CONTENT_TYPE", "")
+        with self._lock:
+            self.asked.append(Asked(form, headers))
+        self.go_on.wait(30)
+        time.sleep(self.delay_s)
+        status, answer = self._answer(form, headers)
+        start_response(
+            f"{status} Said", [("content-type", "application/json"), ("cache-control", "no-store")]
+        )
+        return [answer]
+
+    def _answer(self, form: dict[str, str], headers: dict[str, str]) -> tuple[int, bytes]:
+        if self.body is not None or self.status != 200:
+            return self.status, b"{}" if self.body is None else self.body
+        if not _is_client(form, headers):
+            refusal = {
+                "error": "invalid_client",
+                "error_description": f"Invalid client or Invalid client credentials: {form}",
+            }
+            return 401, json.dumps(refusal).encode()
+        who = CLIENT
+        if form["grant_type"] == EXCHANGE:
+            found = self.callers.get(form["subject_token"])
+            if found is None:
+                return 400, b'{"error":"invalid_request","error_description":"Invalid token"}'
+            who = found
+        elif form["grant_type"] != "client_credentials":
+            return 400, b'{"error":"unsupported_grant_type","error_description":"Unsupported grant_type"}'
+        with self._lock:
+            token = f"eyJhbGciOiJSUzI1NiJ9.token-{len(self.asked)}.c2lnbmF0dXJl"
+            self.valid[token] = who
+        said: dict[str, Any] = {
+            "access_token": token,
+            "expires_in": self.life_s,
+            "refresh_expires_in": 0,
+            "token_type": "Bearer",
+            "not-before-policy": 0,
+            "scope": form.get("scope", "profile email"),
+        }
+        if form["grant_type"] == EXCHANGE:
+            said["issued_token_type"] = "urn:ietf:params:oauth:token-type:access_token"
+        return 200, json.dumps(said).encode()
+
+
+def _is_client(form: dict[str, str], headers: dict[str, str]) -> bool:
+    basic = headers.get("authorization", "").removeprefix("Basic ")
+    if basic:
+        name, _, secret = b64decode(basic).decode().partition(":")
+        return (unquote_plus(name), unquote_plus(secret)) == (CLIENT, SECRET)
+    return (form.get("client_id"), form.get("client_secret")) == (CLIENT, SECRET)
+
+
+class Api:
+    """An upstream that answers whom a token belongs to, and 401 without one that holds."""
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        self.refused = 0
+        self.seen: list[str] = []
+        """`Authorization`, as it came."""
+        self.bodies: list[bytes] = []
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        shown = environ.get("HTTP_AUTHORIZATION", "")
+        self.seen.append(shown)
+        self.bodies.append(body)
+        who = self.identity.valid.get(shown.removeprefix("Bearer "))
+        if not shown.startswith("Bearer ") or who is None:
+            self.refused += 1
+            start_response(
+                "401 Unauthorized",
+                [("www-authenticate", 'Bearer error="invalid_token"'), ("content-length", "7")],
+            )
+            return [b"refused"]
+        said: Any = who.encode()
+        start_response("200 OK", [("content-type", "text/plain"), ("content-length", str(len(said)))])
+        return [said]
