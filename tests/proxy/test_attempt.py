@@ -193,7 +193,7 @@ class Watch:
     def __init__(self) -> None:
         self.heard: list[bool] = []
 
-    def settled(self, seconds: float, now: float, *, failed: bool) -> None:
+    def settled(self, now: float, *, failed: bool) -> None:
         self.heard.append(failed)
 
     def recovered(self) -> None:

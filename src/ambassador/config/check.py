@@ -15,8 +15,8 @@ from ambassador.config.read import Items, Part
 from ambassador.config.schema import Config, Match, Route, Upstream
 from ambassador.config.units import format_duration, format_rate
 from ambassador.proxy.content import CONTENT
+from ambassador.proxy.methods import IDEMPOTENT
 from ambassador.proxy.policies import breaker, limit
-from ambassador.proxy.policies.retry import IDEMPOTENT
 from ambassador.settings import Section
 
 _FULL_USE_S = 0.05

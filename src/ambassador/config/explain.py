@@ -45,6 +45,7 @@ from ambassador.messages import Fields, Request
 from ambassador.printable import printable
 from ambassador.proxy import overload
 from ambassador.proxy.key_files import ClientConfig
+from ambassador.proxy.methods import IDEMPOTENT
 from ambassador.proxy.path import authority_host, normalise, split_target
 from ambassador.proxy.policies import (
     breaker,
@@ -578,7 +579,7 @@ def _hedge_line(config: hedge.Config, request: Request) -> Line:
 
 
 def _is_idempotent(request: Request) -> bool:
-    return request.method in retry.IDEMPOTENT or _is_keyed(request)
+    return request.method in IDEMPOTENT or _is_keyed(request)
 
 
 def _is_keyed(request: Request) -> bool:
@@ -719,7 +720,7 @@ def _retried(config: retry.Config, condition: str, request: Request) -> bool:
         return True
     if _is_keyed(request):
         return True
-    methods = retry.IDEMPOTENT if config.methods == "idempotent" else config.methods
+    methods = IDEMPOTENT if config.methods == "idempotent" else config.methods
     return request.method in methods
 
 

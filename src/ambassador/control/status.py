@@ -13,9 +13,10 @@ from ambassador.control.discovery.directory import SourceStatus
 from ambassador.control.host import resident_bytes
 from ambassador.control.incarnation import Incarnation
 from ambassador.control.reload import LastReload
+from ambassador.proxy.fields import CREDENTIALS
 
 _MASK = "***"
-_SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"})
+_SECRET_HEADERS = frozenset({"set-cookie", *(name.decode() for name in CREDENTIALS)})
 
 
 class StateStatus(msgspec.Struct, frozen=True, kw_only=True):

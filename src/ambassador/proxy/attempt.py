@@ -27,8 +27,8 @@ from ambassador.proxy.content import CONTENT, NOTHING
 from ambassador.proxy.fields import tokens
 from ambassador.proxy.forwarding import deadline_fields
 from ambassador.proxy.lane import BROKEN, HANGUP, READ, WRITE, TimedOut
+from ambassador.proxy.methods import IDEMPOTENT
 from ambassador.proxy.policies.breaker import Refusal, Ticket, closed, enter, guards_of, settle
-from ambassador.proxy.policies.retry import IDEMPOTENT
 from ambassador.proxy.transfer import ClientGone
 from ambassador.proxy.upstream.connect import is_connected
 from ambassador.proxy.upstream.h1 import Http1Connection

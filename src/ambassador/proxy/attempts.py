@@ -20,8 +20,8 @@ from ambassador.errors import (
 from ambassador.proxy.attempt import STATUS_TEXT, Attempt, is_stream, reason_of
 from ambassador.proxy.content import CONTENT, LOOKED_AT
 from ambassador.proxy.lane import TimedOut
+from ambassador.proxy.methods import IDEMPOTENT
 from ambassador.proxy.policies.breaker import guards_of
-from ambassador.proxy.policies.retry import IDEMPOTENT
 from ambassador.proxy.problem import forbids_retry
 from ambassador.proxy.race import race, rival_of
 from ambassador.proxy.transfer import Impatient, Transfer

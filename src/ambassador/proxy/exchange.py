@@ -26,11 +26,13 @@ from ambassador.messages import Reply, Request
 from ambassador.observe.access_log import AccessRecord
 from ambassador.proxy.attempt import STATUS_TEXT, Attempt, reason_of
 from ambassador.proxy.attempts import Attempts, Charge
+from ambassador.proxy.fields import CREDENTIALS
 from ambassador.proxy.forwarding import caller_deadline_s, max_forwards
 from ambassador.proxy.freshness import Said, by_name, initial_age_s, is_unchanged
 from ambassador.proxy.http1_parser import HEALTH_TARGETS
 from ambassador.proxy.lane import TimedOut
-from ambassador.proxy.policies.cache import SAFE, Flight
+from ambassador.proxy.methods import SAFE
+from ambassador.proxy.policies.cache import Flight
 from ambassador.proxy.policies.fallback import FAILURES, FAILURES_ELSEWHERE
 from ambassador.proxy.policies.idempotency import Repeat
 from ambassador.proxy.problem import (
@@ -696,8 +698,7 @@ _ENVOY_TIMEOUT: Final = b"x-envoy-upstream-rq-timeout-ms"
 def _final_hop(request: Request) -> Reply:
     """`Max-Forwards: 0`: the request ends here (RFC 9110 7.6.2)."""
     if request.method == "TRACE":
-        hidden = (b"authorization", b"cookie", b"proxy-authorization", b"x-api-key")
-        lines = [b"%b: %b" % field for field in request.headers if field[0].lower() not in hidden]
+        lines = [b"%b: %b" % field for field in request.headers if field[0].lower() not in CREDENTIALS]
         head = b"TRACE %b HTTP/1.%d\r\n" % (request.target, request.minor)
         return Reply(200, [(b"content-type", b"message/http")], head + b"\r\n".join(lines) + b"\r\n\r\n")
     return Reply(200, [_ALLOW])

@@ -66,6 +66,8 @@ _PROTECTED: Final = frozenset({
 })  # fmt: skip
 """Fields that a `Connection` header cannot have removed."""
 
+CREDENTIALS: Final = (b"authorization", b"x-api-key", b"cookie", b"proxy-authorization")
+"""Fields by which a client shows who it is. The last is for the proxy: it never passes."""
 FORWARDED: Final = b"x-forwarded-"
 """What begins like this says where a request came from: only of trusted peers it is believed."""
 _REMEMBERED: Final = 2048

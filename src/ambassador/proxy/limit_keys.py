@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 from msgspec import Struct
 
 from ambassador.errors import Limited
+from ambassador.proxy.fields import CREDENTIALS
 from ambassador.state.account import Account, Source
 from ambassador.state.protocol import MAX_KEY_BYTES
 
@@ -36,7 +37,6 @@ MOST_KEYS: Final = 16_384
 MOST_TOLD: Final = 20
 """Keys of each limit that `status` tells about."""
 _INTEGER: Final = re.compile(rb"[+-]?[0-9]+").fullmatch
-_CREDENTIALS: Final = frozenset({"authorization", "proxy-authorization", "x-api-key", "cookie"})
 """Headers whose values are hashed: keys are put into the store, and told by `/api/limits`."""
 
 
@@ -135,7 +135,7 @@ class Limit:
         else:
             self.cost = float(config.cost)
         self._value_of = _value_of(per)
-        self._hides_values = per.removeprefix("header:").lower() in _CREDENTIALS
+        self._hides_values = per.removeprefix("header:").lower().encode() in CREDENTIALS
         self.accounts: dict[str | bytes, Key] = {}
         """Those used last; older ones are in `_older`, which is dropped when this is full."""
         self._older: dict[str | bytes, Key] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Protocol
 
-from ambassador.proxy.policies.cache import SAFE
+from ambassador.proxy.methods import SAFE
 from ambassador.proxy.soonest import Soonest
 
 if TYPE_CHECKING:

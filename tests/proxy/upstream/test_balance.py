@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 from random import Random
-from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ambassador.proxy.policies.breaker import Breaker
 from ambassador.proxy.upstream.balance import (
     CHOICES,
     Choice,
@@ -19,7 +17,6 @@ from ambassador.proxy.upstream.balance import (
     RingHash,
     RoundRobin,
     TwoChoices,
-    standing,
 )
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.ring import BOUND, hash_of
@@ -247,52 +244,3 @@ def test_ring_hash_without_a_key_goes_anywhere() -> None:
     choice.know(pool)
     counts = Counter(choice.choose(Tier(pool), None, random).url for _ in range(100))
     assert len(counts) == 2
-
-
-# ----- breakers and cool-downs -----
-
-
-class Gate:
-    """A breaker that is open or not."""
-
-    def __init__(self, *, welcoming: bool) -> None:
-        self.welcoming = welcoming
-
-    def welcomes(self, now: float) -> bool:
-        return self.welcoming
-
-
-def guarded(*welcoming: bool) -> list[Endpoint]:
-    pool = endpoints(*[1] * len(welcoming))
-    for endpoint, welcome in zip(pool, welcoming, strict=True):
-        endpoint.gate = cast("Breaker", Gate(welcoming=welcome))
-    return pool
-
-
-@pytest.mark.parametrize(
-    ("welcoming", "standing_ones", "panic"),
-    [
-        ((True, True), [0, 1], False),
-        ((True, False), [0], False),
-        ((False, False), [0, 1], True),
-        ((False,), [0], False),
-        ((True, False, False), [0, 1, 2], True),
-        ((True, True, False, False), [0, 1], False),
-        ((True, False, False, False), [0, 1, 2, 3], True),
-    ],
-)
-def test_open_endpoints_are_passed_over_unless_more_than_half_are(
-    welcoming: tuple[bool, ...], standing_ones: list[int], panic: bool
-) -> None:
-    pool = guarded(*welcoming)
-    assert standing(pool, 0.0) == [pool[at] for at in standing_ones]
-    assert [endpoint.panic for endpoint in pool] == [panic] * len(pool)
-
-
-def test_paused_endpoints_are_passed_over_unless_all_are() -> None:
-    pool = endpoints(1, 1, 1)
-    pool[0].paused_until = pool[1].paused_until = 10.0
-    assert standing(pool, 9.0) == [pool[2]]
-    assert standing(pool, 10.0) == pool
-    pool[2].paused_until = 10.0
-    assert standing(pool, 9.0) == pool

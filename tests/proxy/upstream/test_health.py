@@ -88,7 +88,7 @@ class FakeOutlier:
     def __init__(self) -> None:
         self.recoveries = 0
 
-    def settled(self, seconds: float, now: float, *, failed: bool) -> None:
+    def settled(self, now: float, *, failed: bool) -> None:
         raise NotImplementedError
 
     def recovered(self) -> None:

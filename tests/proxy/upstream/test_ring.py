@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ambassador.messages import Request
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.ring import BOUND, Ring, hash_of, key_reader
+from ambassador.proxy.upstream.tiers import Tier
 
 KEYS = [hash_of(b"key %d" % number) for number in range(4000)]
 
@@ -27,8 +28,8 @@ def test_places_are_the_same_in_every_process() -> None:
 
 
 def test_ring_of_nothing_has_nobody() -> None:
-    assert Ring([]).choose(1, ()) is None
-    assert Ring(endpoints(1)).choose(1, endpoints(1)) is None
+    assert Ring([]).choose(1, Tier(())) is None
+    assert Ring(endpoints(1)).choose(1, Tier(endpoints(1))) is None
 
 
 @given(key=st.integers(0, 2**64 - 1), count=st.integers(1, 6))
@@ -42,8 +43,8 @@ def test_owners_are_all_of_them_once(key: int, count: int) -> None:
 @pytest.mark.parametrize("weights", [(1, 1, 1, 1), (1, 2, 5)])
 def test_keys_follow_weight(weights: tuple[int, ...]) -> None:
     pool = endpoints(*weights)
-    ring = Ring(pool)
-    counts = Counter(ring.choose(key, pool) for key in KEYS)
+    ring, tier = Ring(pool), Tier(pool)
+    counts = Counter(ring.choose(key, tier) for key in KEYS)
     for endpoint in pool:
         assert counts[endpoint] / len(KEYS) == pytest.approx(endpoint.weight / sum(weights), rel=0.25)
 
@@ -54,10 +55,10 @@ def test_only_the_keys_of_one_that_goes_move(count: int, gone: int) -> None:
     left = [endpoint for endpoint in pool if endpoint is not pool[gone % count]]
     whole, smaller = Ring(pool), Ring(left)
     for key in KEYS[:300]:
-        before = whole.choose(key, pool)
-        after = smaller.choose(key, left)
+        before = whole.choose(key, Tier(pool))
+        after = smaller.choose(key, Tier(left))
         assert after is (before if before in left else after)
-        assert whole.choose(key, left) is after  # one that is out for a while is like one that went
+        assert whole.choose(key, Tier(left)) is after  # one that is out for a while is like one that went
 
 
 @given(loads=st.lists(st.integers(0, 50), min_size=2, max_size=6), key=st.sampled_from(KEYS))
@@ -65,7 +66,7 @@ def test_load_is_bounded(loads: list[int], key: int) -> None:
     pool = endpoints(*[1] * len(loads))
     for endpoint, load in zip(pool, loads, strict=True):
         endpoint.inflight = load
-    chosen = Ring(pool).choose(key, pool)
+    chosen = Ring(pool).choose(key, Tier(pool))
     assert chosen is not None
     assert chosen.inflight + 1 <= BOUND * (sum(loads) + 1) / len(loads) + 1
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from itertools import pairwise
 from random import Random
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ambassador.proxy.upstream.endpoint import Endpoint
-from ambassador.proxy.upstream.tiers import Tier, spread
+from ambassador.proxy.upstream.tiers import Tier, spread, standing
+
+if TYPE_CHECKING:
+    from ambassador.proxy.policies.breaker import Breaker
 
 
 def level(count: int, *, priority: int = 0, zone: str = "", name: str = "e") -> list[Endpoint]:
@@ -32,20 +36,18 @@ def test_all_well_is_one_tier() -> None:
     pool = level(4)
     (tier,) = spread(pool, pool, pool)
     assert tier.endpoints == tuple(pool)
-    assert (tier.below, tier.panic, tier.even) == (1.0, False, True)
+    assert (tier.below, tier.even, tier.whole) == (1.0, True, 4)
 
 
 def test_nothing_is_no_tier() -> None:
     assert spread([], [], []) == []
 
 
-@pytest.mark.parametrize(
-    ("able", "in_use", "panic"), [(4, 4, False), (3, 3, False), (2, 2, False), (1, 4, True), (0, 4, True)]
-)
-def test_panic_is_below_half(able: int, in_use: int, *, panic: bool) -> None:
+@pytest.mark.parametrize(("able", "in_use"), [(4, 4), (3, 3), (2, 2), (1, 4), (0, 4)])
+def test_panic_is_below_half(able: int, in_use: int) -> None:
     pool = level(4)
     (tier,) = spread(pool, pool[:able], pool)
-    assert (len(tier.endpoints), tier.panic) == (in_use, panic)
+    assert len(tier.endpoints) == in_use
 
 
 def test_panic_leaves_out_what_asked_for_a_pause() -> None:
@@ -66,7 +68,7 @@ def test_next_priority_takes_what_the_first_falls_short_of(able: int, expected: 
     tiers = spread([*first, *second], [*first[:able], *second], [*first, *second])
     assert shares(tiers) == expected
     assert tiers[-1].endpoints == tuple(first[:able] if able >= 8 else second)
-    assert not any(tier.panic for tier in tiers)
+    assert all(set(tier.endpoints) <= {*first[:able], *second} for tier in tiers if able)
 
 
 def test_both_levels_short_share_by_what_they_have() -> None:
@@ -74,7 +76,7 @@ def test_both_levels_short_share_by_what_they_have() -> None:
     first, second = level(4), level(4, priority=1)
     tiers = spread([*first, *second], [first[0], second[0]], [*first, *second])
     assert shares(tiers) == [0.5, 0.5]
-    assert all(tier.panic and len(tier.endpoints) == 4 for tier in tiers)
+    assert all(len(tier.endpoints) == 4 for tier in tiers)
     tiers = spread([*first, *second], [*first[:2], second[0]], [*first, *second])
     assert shares(tiers) == [1.0] if len(tiers) == 1 else [0.7, 0.3]
 
@@ -82,7 +84,7 @@ def test_both_levels_short_share_by_what_they_have() -> None:
 def test_only_the_level_below_half_is_in_panic() -> None:
     first, second = level(10), level(10, priority=1)
     tiers = spread([*first, *second], [*first[:5], *second[:1]], [*first, *second])
-    assert [(len(tier.endpoints), tier.panic) for tier in tiers] == [(5, False), (10, True)]
+    assert [len(tier.endpoints) for tier in tiers] == [5, 10]
     assert shares(tiers) == [round(0.7 / 0.84, 9), round(0.14 / 0.84, 9)]
 
 
@@ -142,7 +144,8 @@ def test_shares_are_whole_and_go_to_those_that_are_well(
     for tier in tiers:
         assert tier.endpoints
         assert len({endpoint.priority for endpoint in tier.endpoints}) == 1
-        if not tier.panic:
+        peers = [each for each in pool if each.priority == tier.endpoints[0].priority]
+        if len(set(peers) & set(able)) >= len(peers) / 2:  # no panic
             assert set(tier.endpoints) <= set(able)
     if able and len(able) == len(pool):
         assert all(
@@ -180,3 +183,49 @@ def test_draws_follow_weight(weights: tuple[int, ...]) -> None:
         assert drawn.count(endpoint) / 10_000 == pytest.approx(endpoint.weight / sum(weights), abs=0.02)
     for endpoint in pool[1:]:
         assert others.count(endpoint) / 10_000 == pytest.approx(endpoint.weight / sum(weights[1:]), abs=0.02)
+
+
+class Gate:
+    """A breaker that is open or not."""
+
+    def __init__(self, *, welcoming: bool) -> None:
+        self.welcoming = welcoming
+
+    def welcomes(self, now: float) -> bool:
+        return self.welcoming
+
+
+def guarded(*welcoming: bool) -> list[Endpoint]:
+    pool = level(len(welcoming))
+    for endpoint, welcome in zip(pool, welcoming, strict=True):
+        endpoint.gate = cast("Breaker", Gate(welcoming=welcome))
+    return pool
+
+
+@pytest.mark.parametrize(
+    ("welcoming", "standing_ones", "panic"),
+    [
+        ((True, True), [0, 1], False),
+        ((True, False), [0], False),
+        ((False, False), [0, 1], True),
+        ((False,), [0], False),
+        ((True, False, False), [0, 1, 2], True),
+        ((True, True, False, False), [0, 1], False),
+        ((True, False, False, False), [0, 1, 2, 3], True),
+    ],
+)
+def test_open_endpoints_are_passed_over_unless_more_than_half_are(
+    welcoming: tuple[bool, ...], standing_ones: list[int], panic: bool
+) -> None:
+    pool = guarded(*welcoming)
+    assert standing(pool, 0.0) == [pool[at] for at in standing_ones]
+    assert [endpoint.panic for endpoint in pool] == [panic] * len(pool)
+
+
+def test_paused_endpoints_are_passed_over_unless_all_are() -> None:
+    pool = level(3)
+    pool[0].paused_until = pool[1].paused_until = 10.0
+    assert standing(pool, 9.0) == [pool[2]]
+    assert standing(pool, 10.0) == pool
+    pool[2].paused_until = 10.0
+    assert standing(pool, 9.0) == pool

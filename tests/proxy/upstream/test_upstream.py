@@ -95,7 +95,7 @@ def test_only_upstreams_with_a_choice_or_an_outlier_watch_are_measured() -> None
         def recovered(self) -> None:
             raise NotImplementedError
 
-        def settled(self, seconds: float, now: float, *, failed: bool) -> None: ...
+        def settled(self, now: float, *, failed: bool) -> None: ...
 
     one = upstream(endpoint(1))
     assert not one.measured

@@ -45,8 +45,6 @@ _REMEMBERED: Final = 1024
 """Targets that are remembered for that, and those that were changed lately."""
 _BYPASSING: Final = frozenset({b"range", b"if-range", b"if-match", b"if-unmodified-since"})
 _STREAMS: Final = (b"text/event-stream", b"application/grpc", b"multipart/x-mixed-replace")
-SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
-"""Methods that change nothing (RFC 9110 9.2.1)."""
 
 
 class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal, Protocol
 from weakref import ref
 
 from ambassador.errors import BreakerOpen
+from ambassador.proxy.fields import CREDENTIALS
 from ambassador.proxy.freshness import date_s
 from ambassador.settings import Seconds, Section
 from ambassador.state.protocol import Get, Named, Put, decode_named
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 _REMEMBERED: Final = 4096
 """Credentials in each worker; the one that came first is forgotten, and read again when it comes."""
 _PAUSING: Final = frozenset({429, 503})
-_CREDENTIALS: Final = (b"authorization", b"x-api-key", b"cookie")
+_CREDENTIALS: Final = CREDENTIALS[:-1]
+"""As the upstream sees them."""
 _KIND: Final = "cooldown"
 _ALL: Final = "*"
 _NOBODY: Final = "-"

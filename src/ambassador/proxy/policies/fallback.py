@@ -23,6 +23,7 @@ from ambassador.errors import (
     UpstreamError,
 )
 from ambassador.proxy import freshness
+from ambassador.proxy.methods import IDEMPOTENT
 from ambassador.proxy.shelf import Kept, Key
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ FAILURES_ELSEWHERE: Final = (*FAILURES, Limited)
 """How the attempt at the other upstream fails."""
 
 _UNSEEN: Final = (ConnectFailed, NoEndpoint, BreakerOpen, Overloaded, CredentialUnavailable)
-_REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})  # RFC 9110 9.2.2
 
 
 class LastGood:
@@ -124,7 +124,7 @@ class Fallback:
         """Whether the other upstream may have the request after `failure`, or after an answer (None)."""
         return (
             self._all_methods
-            or request.method in _REPEATABLE
+            or request.method in IDEMPOTENT
             or b"idempotency-key" in request.special
             or isinstance(failure, _UNSEEN)
         )

@@ -34,6 +34,7 @@ import msgspec
 
 from ambassador.errors import AlreadyDone, BadRequest, KeyInUse, KeyReused, StateUnavailable
 from ambassador.messages import Reply
+from ambassador.proxy.fields import CREDENTIALS
 from ambassador.proxy.lane import Timer, ended_by
 from ambassador.settings import BytesOrNone, MatchHeader, Seconds, Section
 from ambassador.state.protocol import MAX_VALUE_BYTES, Get, Named, Put, Refused
@@ -60,7 +61,6 @@ _GIVE_UP_S: Final = 60.0
 _MOST_OFFERED: Final = 256
 """Records that wait for a store, in each worker: 16 MiB."""
 METHODS: Final = frozenset({"POST", "PUT", "PATCH"})
-_CREDENTIALS: Final = frozenset({b"authorization", b"proxy-authorization", b"x-api-key", b"cookie"})
 _NOT_KEPT: Final = frozenset(
     {
         b"connection", b"content-length", b"date", b"keep-alive", b"proxy-status", b"ratelimit", b"ratelimit-policy",
@@ -146,7 +146,7 @@ def head_of(request: Request) -> bytes:
 def name_of(route: str, request: Request, key: bytes) -> str:
     """Where the key of a request is in the store: other routes and other credentials have other places."""
     digest = hashlib.sha256()
-    who = sorted((name.lower(), value) for name, value in request.headers if name.lower() in _CREDENTIALS)
+    who = sorted((name.lower(), value) for name, value in request.headers if name.lower() in CREDENTIALS)
     parts = [route.encode(), (request.client or "").encode(), key, *(part for field in who for part in field)]
     for part in parts:
         digest.update(b"%d:%b" % (len(part), part))

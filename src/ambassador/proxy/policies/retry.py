@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 from msgspec import Meta
 
 from ambassador.proxy.content import CONTENT, contents
+from ambassador.proxy.methods import IDEMPOTENT
 from ambassador.proxy.statuses import spelt_out
 from ambassador.settings import (
     BytesOrNone,
@@ -99,9 +100,6 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 UNSET = Config(attempts=1, when=("connect", "refused_stream"))
 """What a route has that says nothing about retries: one more attempt where the upstream cannot have seen the first."""
 
-
-IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
-"""RFC 9110 9.2.2."""
 
 _BUDGET_SECONDS = 10
 """Over how long requests earn and retries spend. Finagle and Linkerd: 10 s."""

@@ -150,7 +150,7 @@ class RingHash:
 
     def choose(self, tier: Tier, key: int | None, random: Random) -> Endpoint:
         """See `Choice`."""
-        found = None if key is None or self._ring is None else self._ring.choose(key, tier.endpoints)
+        found = None if key is None or self._ring is None else self._ring.choose(key, tier)
         return found or self._others.choose(tier, key, random)
 
     def know(self, endpoints: Sequence[Endpoint]) -> None:
@@ -168,25 +168,3 @@ CHOICES: Final[dict[str, Callable[[], Choice]]] = {
     "ring_hash": RingHash,
 }
 """What each `balance` of the config is."""
-
-
-def standing(endpoints: Sequence[Endpoint], now: float) -> Sequence[Endpoint]:
-    """Those that their breakers and cool-downs let be picked; all of them when there is none.
-
-    At most half of an upstream's endpoints, and at least one, may be open; if more are, their breakers are passed by
-    (`Endpoint.panic`): then it is not the endpoints (Envoy's max_ejection_percent and panic threshold). Breakers that
-    are due are made to ask for a probe on the way.
-    """
-    shut = 0
-    able = []
-    for endpoint in endpoints:
-        if endpoint.gate is not None and not endpoint.gate.welcomes(now):
-            shut += 1
-        elif endpoint.paused_until <= now:
-            able.append(endpoint)
-    panic = shut > max(1, len(endpoints) // 2)
-    for endpoint in endpoints:
-        endpoint.panic = panic
-    if panic:
-        able = [endpoint for endpoint in endpoints if endpoint.paused_until <= now]
-    return able or endpoints

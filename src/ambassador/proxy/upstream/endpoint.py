@@ -45,7 +45,7 @@ _WORST_S: Final = 5.0
 class Outlier(Protocol):
     """Who watches an endpoint for being worse than the others (`outlier`)."""
 
-    def settled(self, seconds: float, now: float, *, failed: bool) -> None:
+    def settled(self, now: float, *, failed: bool) -> None:
         """An attempt came to its end; as `Endpoint.settled`."""
 
     def recovered(self) -> None:
@@ -59,7 +59,7 @@ class Endpoint:
     """
 
     __slots__ = (
-        "added_at", "addresses", "authority", "ejected_until", "failing", "failures", "gate", "guarded", "healthy", "host",
+        "added_at", "addresses", "authority", "ejected_until", "failures", "gate", "guarded", "healthy", "host",
         "inflight", "level", "mean_s", "outlier", "panic", "path", "paused_until", "peak_s", "pool", "port", "priority",
         "sampled_at", "share", "url", "weight", "why", "withheld", "zone",
     )  # fmt: skip
@@ -105,9 +105,7 @@ class Endpoint:
         self.mean_s = 0.0
         """The plain one."""
         self.failures = 0
-        """Those that no good answer has made up for, up to `_TOLERATED`."""
-        self.failing = False
-        """The last attempt failed, and counted as a slow answer."""
+        """Those that no good answer has made up for, up to `_TOLERATED`: then it is failing, and they count as slow."""
         self.sampled_at = 0.0
         self.level = nan
         """`DECAY_S * ln(estimate) + sampled_at`: when the estimate will have decayed to 1 s. So that of two endpoints
@@ -140,7 +138,7 @@ class Endpoint:
         for the end, so that all that is known is how long it took. Call it only where `Upstream.measured`.
         """
         if self.outlier is not None and not abandoned:
-            self.outlier.settled(seconds, now, failed=failed)
+            self.outlier.settled(now, failed=failed)
         since = now - self.sampled_at
         peak, mean = self.peak_s, self.mean_s
         if since > 0:
@@ -149,19 +147,20 @@ class Endpoint:
         else:
             kept = kept_of_mean = 1.0
         sample = seconds
+        failing = self.failures == _TOLERATED
         if failed or limited:
             self.failures = min(_TOLERATED, self.failures + 1)
             if self.failures == _TOLERATED:
                 sample = max(seconds, min(_WORST_S, max(_LEAST_PENALTY_S, _WORSE * peak * kept)))
-                self.failing = True
+                failing = True
             elif seconds <= mean or seconds <= _LEAST_PENALTY_S:
                 return
         elif self.failures and not abandoned:
             self.failures -= 1
-            if self.failing:
+            if failing:
                 mean = sample  # it is back
-                self.failing = False
-        mean = sample + (mean - sample) * kept_of_mean if mean and not self.failing else max(sample, mean)
+                failing = False
+        mean = sample + (mean - sample) * kept_of_mean if mean and not failing else max(sample, mean)
         peak = sample if sample >= peak else sample + (peak - sample) * kept
         if mean < _FASTEST_S:  # noqa: PLR1730 - `max` takes 0.05 µs
             mean = _FASTEST_S
@@ -184,7 +183,7 @@ class Endpoint:
 
         Whoever says that it is unhealthy or ejected says so again, if it still does.
         """
-        self.peak_s, self.mean_s, self.failing = other.peak_s, other.mean_s, other.failing
+        self.peak_s, self.mean_s = other.peak_s, other.mean_s
         self.sampled_at, self.level, self.failures = other.sampled_at, other.level, other.failures
         self.added_at = other.added_at
 

@@ -265,7 +265,7 @@ class Watch:
         self.url = url
         self.row = row
 
-    def settled(self, seconds: float, now: float, *, failed: bool) -> None:  # noqa: ARG002 - see `endpoint.Outlier`
+    def settled(self, now: float, *, failed: bool) -> None:
         """An attempt came to its end at `now` (the lane's clock)."""
         detector, row = self._detector, self.row
         if now >= detector.turns_at:

@@ -15,10 +15,11 @@ from math import ceil
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ambassador.messages import Request
     from ambassador.proxy.upstream.endpoint import Endpoint
+    from ambassador.proxy.upstream.tiers import Tier
 
 BOUND: Final = 1.25
 """So many times its part an endpoint may have in flight. HAProxy: 125 to 200 % are reasonable."""
@@ -58,14 +59,16 @@ class Ring:
                 seen.add(owner)
                 yield owner
 
-    def choose(self, key: int, able: Collection[Endpoint]) -> Endpoint | None:
-        """The first of `able` for this key that is not overloaded; None if the ring knows none of them."""
-        load = BOUND * (sum(endpoint.inflight for endpoint in able) + 1)
-        shares = sum(endpoint.share for endpoint in able)
+    def choose(self, key: int, tier: Tier) -> Endpoint | None:
+        """The first of the tier for this key that is not overloaded; None if the ring knows none of them."""
+        able, load = tier.endpoints, 0.0
         first: Endpoint | None = None
         for owner in self.owners(key):
             if owner in able:
-                if owner.inflight < ceil(load * owner.share / shares):
+                if not owner.inflight:
+                    return owner  # one may always be in flight: nobody's load is looked at
+                load = load or BOUND * (sum(endpoint.inflight for endpoint in able) + 1)
+                if owner.inflight < ceil(load * owner.share / tier.whole):
                     return owner
                 first = first or owner
         return first

@@ -31,15 +31,16 @@ _NOTHING: Final = 1e-9
 class Tier:
     """Endpoints of which one is chosen for requests whose draw is below `below`, and not below that of a tier before.
 
-    `panic`: they are used though most of them are not well.
+    Their shares stay as they are for its life.
     """
 
-    __slots__ = ("_marks", "_places", "below", "endpoints", "even", "panic")
+    __slots__ = ("_marks", "_places", "below", "endpoints", "even", "whole")
 
-    def __init__(self, endpoints: Sequence[Endpoint], below: float = 1.0, *, panic: bool = False) -> None:
+    def __init__(self, endpoints: Sequence[Endpoint], below: float = 1.0) -> None:
         self.endpoints = tuple(endpoints)
         self.below = below
-        self.panic = panic
+        self.whole = sum(endpoint.share for endpoint in endpoints)
+        """Of all their shares."""
         self.even = len({endpoint.share for endpoint in endpoints}) <= 1
         """All have the same weight."""
         self._marks: list[float] = []
@@ -72,6 +73,28 @@ class Tier:
         return found
 
 
+def standing(endpoints: Sequence[Endpoint], now: float) -> Sequence[Endpoint]:
+    """Those that their breakers and cool-downs let be picked; all of them when there is none.
+
+    At most half of an upstream's endpoints, and at least one, may be open; if more are, their breakers are passed by
+    (`Endpoint.panic`): then it is not the endpoints (Envoy's max_ejection_percent and panic threshold). Breakers that
+    are due are made to ask for a probe on the way.
+    """
+    shut = 0
+    able = []
+    for endpoint in endpoints:
+        if endpoint.gate is not None and not endpoint.gate.welcomes(now):
+            shut += 1
+        elif endpoint.paused_until <= now:
+            able.append(endpoint)
+    panic = shut > max(1, len(endpoints) // 2)
+    for endpoint in endpoints:
+        endpoint.panic = panic
+    if panic:
+        able = [endpoint for endpoint in endpoints if endpoint.paused_until <= now]
+    return able or endpoints
+
+
 def spread(
     endpoints: Sequence[Endpoint], able: Collection[Endpoint], standing: Collection[Endpoint], zone: str = ""
 ) -> list[Tier]:
@@ -88,7 +111,7 @@ def spread(
         for part, members in _zones(level, endpoints, "" if panic else zone):
             if share * part > _NOTHING:
                 below += share * part / whole
-                tiers.append(Tier(members, below, panic=panic))
+                tiers.append(Tier(members, below))
     if tiers:
         tiers[-1].below = 1.0
     return tiers

@@ -10,8 +10,8 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import NoEndpoint
-from ambassador.proxy.upstream.balance import TwoChoices, less_loaded, standing
-from ambassador.proxy.upstream.tiers import Tier, spread
+from ambassador.proxy.upstream.balance import TwoChoices, less_loaded
+from ambassador.proxy.upstream.tiers import Tier, spread, standing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
