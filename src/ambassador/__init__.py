@@ -67,6 +67,8 @@ Around it
   with a module for each kind of source) and tells the workers (`Table.take_found`). Names' addresses go the same way.
 - Which endpoints are well: the supervisor checks them (`control/health.py`, rules in `proxy/upstream/health.py`), the
   workers leave out those that are worse than the others (`proxy/upstream/outlier.py`).
+- Secrets are read by reference (`secret.py`), again when they change; processes that hold some keep to themselves
+  (`control/host.py`, where `config/secrecy.py` says so).
 - `config/` turns files into a `schema.Config` (`load.py`), warns (`check.py`), explains (`explain.py`), and
   compiles it to the table of step 5 (`compile.py`). A policy's own settings are a Struct in the policy's file;
   `settings.py` has the vocabulary.

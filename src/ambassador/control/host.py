@@ -23,6 +23,7 @@ SUPERVISOR_SIGNALS: Final = (
 """Signals that mean the supervisor although they may reach its whole process group: workers ignore them."""
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -75,6 +76,19 @@ def die_with_parent(parent: int, with_signal: int = signal.SIGTERM) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, with_signal, 0, 0, 0)
     if os.getppid() != parent:
         os.kill(os.getpid(), with_signal)
+
+
+def keep_private() -> None:
+    """Keep what is in this process' memory in it: it leaves no core dump, and no other process of the same user may
+    look into it (`ptrace`, `/proc/PID/mem` and `environ`). Holds until the process ends; root and CAP_SYS_PTRACE may
+    look all the same.
+
+    The limit alone would not do: a `core_pattern` that is a program (systemd-coredump, apport) gets its dump whatever
+    the limit says, core(5).
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def resident_bytes(pid: int) -> int | None:

@@ -25,6 +25,7 @@ import trio
 from ambassador import __version__
 from ambassador.config.discover import Discover, Found
 from ambassador.config.schema import Admin, Config, Upstream
+from ambassador.config.secrecy import holds_secrets
 from ambassador.control import socket_path
 from ambassador.control.admin.api import Api
 from ambassador.control.admin.doors import AdminDoor, ControlDoor, serve_door
@@ -37,7 +38,7 @@ from ambassador.control.deployment import Deployment, random_name
 from ambassador.control.discovery.directory import Directory, SourceStatus
 from ambassador.control.discovery.dns import Resolver
 from ambassador.control.health import Calls, HealthChecks, watched_upstreams
-from ambassador.control.host import raise_descriptor_limit, usable_cpus
+from ambassador.control.host import keep_private, raise_descriptor_limit, usable_cpus
 from ambassador.control.incarnation import WORKER_MODULE
 from ambassador.control.limits import LimitView, LimitViews, PastCounts, PermitView, permits
 from ambassador.control.logs import ACCESS_LOG, why_not_writable
@@ -155,6 +156,8 @@ class Supervisor:
         """
         raise_descriptor_limit()
         config = self._deployment.config
+        if holds_secrets(config):
+            keep_private()
         size = self._asked_workers or config.workers or usable_cpus()
         with ExitStack() as stack:
             stack.callback(self._output.close, _OUTPUT_TIMEOUT_S)
@@ -309,6 +312,8 @@ class Supervisor:
     async def _apply(self, checked: Checked) -> LastReload:
         """Serve the checked config, with its certificates, or say why not."""
         if checked.config is not None:
+            if holds_secrets(checked.config):
+                keep_private()
             try:
                 # A thread: files may be far away, and the system's authorities take 20 ms.
                 await trio.to_thread.run_sync(deque, self._certificates.load(checked.config), 0)

@@ -28,9 +28,11 @@ from ambassador import __version__
 from ambassador.config import schema
 from ambassador.config.compile import compile_steps, compile_table
 from ambassador.config.discover import Found
+from ambassador.config.secrecy import holds_secrets
 from ambassador.control import breakers, limits
 from ambassador.control.certificates import CannotLoad, Certificates
 from ambassador.control.duties import CannotServe, obey
+from ambassador.control.host import keep_private
 from ambassador.control.listeners import keyed
 from ambassador.control.logs import ACCESS_LOG, cannot_open, log_to_stderr
 from ambassador.control.orders import Brief, Start
@@ -129,6 +131,8 @@ class WorkerPlane:
         self._prepared: _Generation | None = None
         self._listeners: dict[str, Listener] = {}
         self._last = False
+        if holds_secrets(config):
+            keep_private()
         scopes.prepare(config.state)
         scopes.use(config.state)
         scopes.generation = start.brief.generation
@@ -179,6 +183,8 @@ class WorkerPlane:
     def prepare(self, config: schema.Config, brief: Brief) -> Iterator[None]:
         """Compile another generation, in steps. Raises whatever is wrong with it, and nothing has changed then."""
         self._forget_prepared()
+        if holds_secrets(config):
+            keep_private()
         self._page.remap(brief.page_size)
         self._scopes.prepare(config.state)
         yield from self._load_certificates(config)

@@ -52,6 +52,17 @@ async def answer(client: trio.SocketStream, request: bytes) -> tuple[bytes, byte
     return head, body
 
 
+async def test_who_asks_is_known_on_a_unix_socket_only(
+    client: trio.SocketStream, nursery: trio.Nursery
+) -> None:
+    assert (await answer(client, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"))[1].endswith(b" %d" % os.getuid())
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        nursery.start_soon(serve, listener, echo, LOG)
+        async with await trio.open_tcp_stream(*listener.getsockname()) as other:
+            assert (await answer(other, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"))[1].endswith(b" None")
+        nursery.cancel_scope.cancel()
+
+
 async def test_an_answer_may_be_in_pieces(client: trio.SocketStream) -> None:
     for _ in range(2):
         _, body = await answer(client, b"GET /pieces HTTP/1.1\r\nhost: a\r\n\r\n")

@@ -72,6 +72,39 @@ def test_the_own_origin_may() -> None:
     assert status(LOOPBACK, "POST", "/api/reload", origin="http://127.0.0.1:9901") == 200
 
 
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+@pytest.mark.parametrize("door", [LOOPBACK, GUARDED, REMOTE, UNIX])
+def test_health_is_always_open(door: Door, path: str) -> None:
+    assert status(door, "GET", path, host="anything") == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_everything_but_reading_needs_the_token_where_there_is_one(method: str) -> None:
+    for door in (GUARDED, REMOTE, Door(local=True, token="secret")):
+        assert status(door, method, "/api/reload") == 401
+        assert status(door, method, "/api/reload", authorization=BEARER) == 200
+
+
+@pytest.mark.parametrize(
+    "given", ["", "Bearer", "Bearer ", "secret", "Bearer secre", "Bearer secrets", "Bearer SECRET"]
+)
+def test_token_that_is_not_quite_it_is_refused(given: str) -> None:
+    assert status(REMOTE, "GET", "/api/status", authorization=given) == 401
+
+
+def test_token_may_have_letters_beyond_ascii() -> None:
+    door = Door(local=False, host="0.0.0.0", token="schlüssel")
+    as_received = "schlüssel".encode().decode("latin-1")
+    assert status(door, "GET", "/api/status", authorization=f"Bearer {as_received}") == 200
+    assert status(door, "GET", "/api/status", authorization="Bearer schlüssel") == 401
+
+
+def test_nobody_is_let_in_beyond_loopback_without_a_token() -> None:
+    door = Door(local=False, host="0.0.0.0")
+    assert status(door, "GET", "/api/status") == 401
+    assert status(door, "POST", "/api/reload", authorization="Bearer ") == 401
+
+
 def test_metrics_can_be_open() -> None:
     door = Door(local=False, host="0.0.0.0", token="secret", open_metrics=True)
     assert status(door, "GET", "/metrics") == 200

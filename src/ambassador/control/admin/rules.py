@@ -52,7 +52,7 @@ def refusal(door: Door, request: Request) -> Response | None:
 
 def _has_token(request: Request, token: str) -> bool:
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
+    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
 
 
 def _is_our_host(door: Door, request: Request) -> bool:

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+
+from ambassador.config.load import load_text
+from ambassador.config.schema import Config, Endpoint, Listener, Upstream
+from ambassador.config.secrecy import holds_secrets
+from ambassador.proxy.key_files import ClientConfig, KeyPair, ServerConfig
+
+PLAIN = "version: 1\nlisten: 127.0.0.1:80\nroutes: [{name: r, to: u}]\nupstreams: {u: {endpoints: [http://127.0.0.1:1]}}\n"
+
+
+def test_config_without_secrets_holds_none() -> None:
+    assert not holds_secrets(load_text(PLAIN + "admin: 127.0.0.1:9901\nstate: redis://127.0.0.1"))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PLAIN + "admin: {address: '127.0.0.1:9901', token: env:A}",
+        PLAIN + "state: {url: 'redis://127.0.0.1', password: env:A}",
+        PLAIN.replace("}}", ", auth: {bearer: env:A}}}"),
+        PLAIN.replace("}}", ", auth: {basic: {user: a, password: env:A}}}}"),
+    ],
+)
+def test_config_with_a_secret_holds_some(config: str) -> None:
+    assert holds_secrets(load_text(config))
+
+
+@pytest.mark.parametrize(
+    "tls", [ServerConfig(cert="/a", key="/b"), ServerConfig(certificates=(KeyPair(cert="/a", key="/b"),))]
+)
+def test_config_with_a_private_key_holds_some(tls: ServerConfig) -> None:
+    assert holds_secrets(Config(listeners=(Listener(address="127.0.0.1:80", tls=tls),)))
+
+
+def test_private_key_for_upstreams_is_one() -> None:
+    upstream = Upstream(endpoints=(Endpoint(url="https://a:443"),), tls=ClientConfig(ca="/a"))
+    assert not holds_secrets(Config(listeners=(), upstreams={"u": upstream}))
+    upstream = Upstream(endpoints=(Endpoint(url="https://a:443"),), tls=ClientConfig(cert="/a", key="/b"))
+    assert holds_secrets(Config(listeners=(), upstreams={"u": upstream}))
