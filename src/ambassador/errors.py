@@ -260,6 +260,18 @@ class ConnectFailed(UpstreamError):
     proxy_error = "connection_refused"
 
 
+class TlsFailed(ConnectFailed):
+    """The handshake with the upstream failed."""
+
+    proxy_error = "tls_protocol_error"
+
+
+class CertificateRefused(TlsFailed):
+    """The upstream's certificate is not one to trust, or not this upstream's."""
+
+    proxy_error = "tls_certificate_error"
+
+
 class UpstreamReset(UpstreamError):
     code = "upstream_reset"
     title = "Upstream closed the connection"

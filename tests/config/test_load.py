@@ -275,8 +275,6 @@ def test_five_mistakes_are_five_errors() -> None:
         ("- {name: a, respond: 200, hedge: {}}", "4:34: error: routes[0].hedge: 'hedge' has no effect with 'respond'"),
         ("- {name: a, to: b}", "4:17: error: routes[0].to: there is no upstream 'b'; a URL begins with 'http://'"),
         ("- {name: a, to: 'a:80'}", "4:17: error: routes[0].to: 'a:80' is neither a URL nor a name; did you mean 'http://a:80'?"),
-        ("- {name: a, to: https://a}",
-         "4:17: error: routes[0].to: 'https://a': https endpoints are not supported by this version"),
         ("- {name: a, to: http://a/b}",
          "4:17: error: routes[0].to: 'http://a/b': an endpoint has no path or query; use 'rewrite' to change the path"),
         ("- {name: a, to: http://a, timeout: {per_try: 3s, total: 2s}}",

@@ -21,6 +21,7 @@ from ambassador.proxy.lasting import Lasting
 from ambassador.proxy.limit_keys import NoCounts
 from ambassador.proxy.listener import Listener, ListenerLimits
 from ambassador.proxy.service import Service
+from ambassador.proxy.tls_socket import HasContext
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.state.scope import Scopes
 from tests.state.fakes import no_scopes
@@ -210,7 +211,9 @@ class Plane:
         clients: trio.Nursery,
         config: str,
         limits: ListenerLimits,
+        *,
         scopes: Scopes | None = None,
+        tls: HasContext | None = None,
     ) -> None:
         self.counts = Counts()
         self.lane = lane
@@ -228,7 +231,7 @@ class Plane:
         table.begin()
         self.service = Service(lane, table, name="test", access_log=None)
         self.listener = Listener(
-            self.service, clients, limits=limits, head_limits=Limits(65536, 100, 8192, None)
+            self.service, clients, limits=limits, head_limits=Limits(65536, 100, 8192, None), tls=tls
         )
         self._sock = socket.create_server(("127.0.0.1", 0))
         self.listener.add(self._sock)
@@ -304,12 +307,17 @@ def bounded(url: str, *, most: int = 1, pending: int = 10, **route: str) -> str:
 
 @asynccontextmanager
 async def a_plane(
-    config: str, limits: ListenerLimits | None = None, scopes: Scopes | None = None
+    config: str,
+    limits: ListenerLimits | None = None,
+    scopes: Scopes | None = None,
+    tls: HasContext | None = None,
 ) -> AsyncIterator[Plane]:
-    """A running data plane; `scopes`: its stores. At the end clients are cancelled, and nothing may be left behind."""
+    """A running data plane; `scopes`: its stores, `tls`: what clients must speak. At the end clients are cancelled, and
+    nothing may be left behind.
+    """
     async with a_lane() as lane:
         async with trio.open_nursery() as clients:
-            plane = Plane(lane, clients, config, limits or ListenerLimits(), scopes)
+            plane = Plane(lane, clients, config, limits or ListenerLimits(), scopes=scopes, tls=tls)
             try:
                 yield plane
             finally:

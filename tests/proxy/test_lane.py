@@ -165,6 +165,7 @@ async def test_a_strand_wakes_when_its_link_can_be_written_again() -> None:
 
     async with running() as strands:
         link, other = strands.link()
+        assert isinstance(link.sock, socket.socket)
         fill(link.sock)
         link.ready = 0
         strands.start(body, link)
@@ -441,6 +442,7 @@ async def test_what_a_timer_closes_is_not_mistaken_for_what_is_opened_after_it(m
 async def test_a_link_that_cannot_be_registered_leaves_nothing() -> None:
     async with running() as strands:
         link, _ = strands.link()
+        assert isinstance(link.sock, socket.socket)
         with pytest.raises(FileExistsError):
             strands.lane.link(link.sock)
         assert strands.lane._links == {link.fd: link}

@@ -164,7 +164,7 @@ async def test_cancellation_leaves_nothing_behind(
 async def test_cancellation_while_the_second_connects_leaves_nothing_behind(
     mock_clock: trio.testing.MockClock, origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ambassador.proxy.attempt.is_connected", lambda _: False)
+    monkeypatch.setattr("ambassador.proxy.upstream.pool.is_connected", lambda _: False)
     async with a_plane(config(origin.url, hedge=HEDGE, retry="off")) as plane:
         client = await plane.connect()
         await client.send(GET)

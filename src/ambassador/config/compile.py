@@ -21,6 +21,7 @@ from ambassador.config.discover import own_host
 from ambassador.config.schema import PathRegex
 from ambassador.proxy import limit_keys
 from ambassador.proxy.content import NOTHING, Contents
+from ambassador.proxy.key_files import ClientConfig
 from ambassador.proxy.lasting import Lasting
 from ambassador.proxy.plan import RoutePlan, Timeouts
 from ambassador.proxy.policies import concurrency, fault, headers, limit, retry
@@ -37,6 +38,7 @@ from ambassador.proxy.policies.retry import RetryPolicy
 from ambassador.proxy.policies.rewrite import KEEP, Rewrite, location_rewriter, path_rewriter
 from ambassador.proxy.routing import MatchSpec, Router, spec
 from ambassador.proxy.service import Table
+from ambassador.proxy.tls_socket import ClientSide
 from ambassador.proxy.upstream.balance import CHOICES
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.pool import Pool
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from ambassador.proxy.policies.breaker import Breaker
     from ambassador.proxy.service import Server, Taker
     from ambassador.proxy.shelf import Shelf, Shelves
+    from ambassador.proxy.tls import ClientTls, Keyring
     from ambassador.proxy.tokens.keeper import TokenCounts
     from ambassador.proxy.upstream.connect import Address
     from ambassador.state.scope import Scopes
@@ -116,6 +119,7 @@ def compile_steps(
     lasting = lasting or Lasting(lane)
     limits = _Limits(config.state, lane, scopes, counters)
     upstreams: dict[str, Upstream] = {}
+    makers: dict[str, _EndpointMaker] = {}
     zone = own_zone(config, os.environ)
     means = lasting.means
     if means.tokens is not None:
@@ -124,9 +128,11 @@ def compile_steps(
         )
         means = structs.replace(means, places=places, token_counts=counters.tokens)
     for name, upstream in config.upstreams.items():
-        upstreams[name] = _upstream(name, upstream, lane, addresses, limits=limits, zone=zone, means=means)
+        makers[name] = maker = _EndpointMaker(name, upstream, lane, lasting.keyring)
+        endpoints = [maker.make(each, addresses) for each in upstream.endpoints]
+        upstreams[name] = _upstream(name, upstream, lane, endpoints, limits=limits, zone=zone, means=means)
         yield
-    takers = _takers(config, upstreams, lane)
+    takers = _takers(config, upstreams, makers)
     for each in found:
         for take in takers.get(each.source, ()):
             take(each.servers, each.addresses)
@@ -326,13 +332,12 @@ def _upstream(
     name: str,
     config: schema.Upstream,
     lane: Lane,
-    addresses: Mapping[str, Sequence[str]],
+    endpoints: Sequence[Endpoint],
     *,
     limits: _Limits,
     zone: str,
     means: Means,
 ) -> Upstream:
-    endpoints = [_endpoint(each, config, lane, addresses) for each in config.endpoints]
     quota = limits.of_upstream(name, config)
     return Upstream(
         name,
@@ -355,35 +360,30 @@ def own_zone(config: schema.Config, environment: Mapping[str, str]) -> str:
 
 
 def _takers(
-    config: schema.Config, upstreams: Mapping[str, Upstream], lane: Lane
+    config: schema.Config, upstreams: Mapping[str, Upstream], makers: Mapping[str, _EndpointMaker]
 ) -> dict[Hashable, list[Taker]]:
     """By source, what gives its upstreams the endpoints that it has found."""
     takers: dict[Hashable, list[Taker]] = {}
     for name, upstream in upstreams.items():
-        settings = config.upstreams[name]
-        if settings.discover is not None:
-            taker = partial(_take, upstream, lane, settings)
-            takers.setdefault(settings.discover, []).append(taker)
+        source = config.upstreams[name].discover
+        if source is not None:
+            takers.setdefault(source, []).append(partial(_take, upstream, makers[name]))
     return takers
 
 
 def _take(
     upstream: Upstream,
-    lane: Lane,
-    config: schema.Upstream,
+    maker: _EndpointMaker,
     servers: Sequence[Server],
     addresses: Mapping[str, Sequence[str]],
 ) -> None:
     """Have these endpoints. Only new ones are made: of thousands, a few change at a time."""
     known = {endpoint.url: endpoint for endpoint in upstream.endpoints}
-    host = None if config.discover is None else own_host(config.discover)
     endpoints = []
     for server in servers:
         endpoint = known.get(server.url)
         if endpoint is None:
-            endpoint = _endpoint(schema.Endpoint(url=server.url), config, lane, addresses)
-            if host is not None:
-                endpoint.authority = host.encode("ascii")
+            endpoint = maker.make(schema.Endpoint(url=server.url), addresses)
         endpoint.weight, endpoint.zone, endpoint.priority = server.weight, server.zone, server.priority
         endpoints.append(endpoint)
     upstream.set_endpoints(endpoints)
@@ -409,38 +409,57 @@ class _Endpoint(Endpoint):
         return addresses
 
 
-def _endpoint(
-    config: schema.Endpoint,
-    upstream: schema.Upstream,
-    lane: Lane,
-    addresses: Mapping[str, Sequence[str]],
-) -> Endpoint:
-    connections = upstream.connections
-    path, host, port = None, "", "0"
-    if config.url.startswith("unix:"):
-        path = config.url.removeprefix("unix:")
-    else:
-        host, _, port = config.url.removeprefix("http://").rpartition(":")
-    endpoint = _Endpoint(
-        config.url,
-        host=host.strip("[]"),
-        port=int(port),
-        path=path,
-        weight=config.weight,
-        zone=config.zone or "",
-        priority=config.priority,
-        guarded=needs_guard(upstream.auth, config.url),
-    )
-    if path is None and endpoint.host in addresses:
-        endpoint.resolve(addresses[endpoint.host])
-    endpoint.pool = Pool(
-        lane,
-        endpoint.known_addresses(),
-        max_open=connections.max,
-        max_pending=connections.max_pending,
-        idle_timeout_s=connections.idle_timeout,
-    )
-    return endpoint
+class _EndpointMaker:
+    """Makes the endpoints of one upstream."""
+
+    def __init__(self, name: str, config: schema.Upstream, lane: Lane, keyring: Keyring) -> None:
+        self._connections = config.connections
+        self._auth = config.auth
+        self._lane = lane
+        found = config.discover
+        host = None if found is None else own_host(found)
+        self._host = None if host is None else host.encode("ascii")
+        self._all_secure = config.tls is not None and found is not None and found.file is None
+        """All speak TLS, whatever their URL says: that is of those who find them."""
+        self._tls: ClientTls | None = None
+        if config.tls is not None or config.has_https or (found is not None and found.file is not None):
+            self._tls = keyring.client(config.tls or ClientConfig(), f"upstream {name}")
+
+    def make(self, config: schema.Endpoint, addresses: Mapping[str, Sequence[str]]) -> Endpoint:
+        """An endpoint with its pool. `addresses`: what names resolve to, as far as it is known."""
+        scheme, _, authority = config.url.partition("://")
+        secure = scheme == "https" or self._all_secure
+        path, host, port = None, "", "0"
+        if config.url.startswith("unix:"):
+            path = config.url.removeprefix("unix:")
+        else:
+            host, _, port = authority.rpartition(":")
+        endpoint = _Endpoint(
+            config.url,
+            host=host.strip("[]"),
+            port=int(port),
+            path=path,
+            default_port=443 if secure else 80,
+            weight=config.weight,
+            zone=config.zone or "",
+            priority=config.priority,
+            guarded=not secure and needs_guard(self._auth, config.url),
+        )
+        if path is None and endpoint.host in addresses:
+            endpoint.resolve(addresses[endpoint.host])
+        if self._host is not None:
+            endpoint.authority = self._host
+        tls = self._tls if secure else None
+        assert not secure or tls is not None
+        endpoint.pool = Pool(
+            self._lane,
+            endpoint.known_addresses(),
+            max_open=self._connections.max,
+            max_pending=self._connections.max_pending,
+            idle_timeout_s=self._connections.idle_timeout,
+            tls=None if tls is None else ClientSide(tls, tls.server_name(endpoint)),
+        )
+        return endpoint
 
 
 def _plan(

@@ -49,7 +49,7 @@ _STRINGS: dict[str, dict[str, Any]] = {
     "state_url": {"type": "string", "pattern": r"^(local|rediss?(\+sentinel|\+cluster)?://[^/?#]+.*|unix:/.+)$", "examples": ["local", "redis://127.0.0.1:6379/0"]},
     "listen_address": {"type": "string", "pattern": r"^(unix:/.+|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5}|[^:\[\]]+:[0-9]{1,5})$", "examples": ["127.0.0.1:8080"]},
     "control": {"type": "string", "pattern": r"^unix:/.+$"},
-    "endpoint_url": {"type": "string", "pattern": r"^([Hh][Tt][Tt][Pp]://[^/?#@]+/?|unix:/.+)$", "examples": ["http://127.0.0.1:9000"]},
+    "endpoint_url": {"type": "string", "pattern": r"^([Hh][Tt][Tt][Pp][Ss]?://[^/?#@]+/?|unix:/.+)$", "examples": ["http://127.0.0.1:9000"]},
     "host_port": {"type": "string", "pattern": r"^(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):[0-9]{1,5}$", "examples": ["api.internal:8080"]},
     "srv_name": {"type": "string", "examples": ["_http._tcp.api.internal"]},
     "file_path": {"type": "string", "pattern": "^/"},

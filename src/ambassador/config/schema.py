@@ -227,8 +227,8 @@ class Endpoint(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     shorthand: ClassVar[str | None] = "url"
 
     url: EndpointUrl
-    """`http://host:port` or `unix:/path`; a path in the URL is refused. After loading: scheme and host in lower
-    case, the port always written."""
+    """`http://host:port`, `https://host:port` or `unix:/path`; a path in the URL is refused. After loading: scheme and
+    host in lower case, the port always written."""
 
     weight: Annotated[Count, Meta(le=1000)] = 1
     """Share of the requests, in proportion to the other endpoints' weights."""

@@ -196,15 +196,14 @@ def control(text: str) -> str:
 
 
 def endpoint_url(text: str) -> str:
-    """`http://host:port` with the port always there, or `unix:/path`."""
+    """`http://host:port` or `https://host:port`, with the port always there, or `unix:/path`."""
     if text.startswith("unix:"):
         return _unix_path(text)
     scheme, separator, rest = text.partition("://")
     if not separator:
         raise Wrong(f"{text!r} is not a URL", f"did you mean 'http://{text}'?")
-    if scheme.lower() == "https":
-        raise Wrong(f"{text!r}: https endpoints are {NOT_SUPPORTED}")
-    if scheme.lower() != "http":
+    scheme = scheme.lower()
+    if scheme not in ("http", "https"):
         raise Wrong(f"{text!r} is not an http URL")
     authority, tail = re.fullmatch(r"([^/?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
     if "@" in authority:
@@ -212,7 +211,7 @@ def endpoint_url(text: str) -> str:
     if tail not in ("", "/"):
         raise Wrong(f"{text!r}: an endpoint has no path or query", "use 'rewrite' to change the path")
     if re.fullmatch(r"\[[^\[\]]*\]|[^:]*", authority):
-        authority += ":80"
+        authority += ":443" if scheme == "https" else ":80"
     try:
         host, port = split_address(authority)
     except Wrong as wrong:
@@ -221,7 +220,7 @@ def endpoint_url(text: str) -> str:
         ) from None
     if port == 0:
         raise Wrong(f"{text!r}: port 0 cannot be connected to")
-    return f"http://{_join(host, port)}"
+    return f"{scheme}://{_join(host, port)}"
 
 
 def host_port(text: str) -> str:

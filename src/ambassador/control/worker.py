@@ -62,6 +62,7 @@ from ambassador.proxy.listener import Listener, ListenerLimits
 from ambassador.proxy.overload import Monitor, memory_in_use
 from ambassador.proxy.policies.concurrency import Bulkheads
 from ambassador.proxy.service import Service, Table
+from ambassador.proxy.tls import Keyring, ServerTls
 from ambassador.proxy.tokens.keeper import Tokens
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.health import Marks
@@ -257,7 +258,7 @@ class WorkerPlane:
     def _configure_listeners(self) -> None:
         """Have a listener for each that is configured. Those that are gone keep their connections until these end."""
         for key, config in keyed(self._config.listeners).items():
-            settings = _listener_settings(config)
+            settings = _listener_settings(config, self._lasting.keyring)
             listener = self._listeners.get(key)
             if listener is None:
                 self._listeners[key] = Listener(self._service, self._clients, **settings)
@@ -481,9 +482,10 @@ class _Settings(TypedDict):
     head_limits: Limits
     trusted: tuple[str, ...]
     cancel_on_half_close: bool
+    tls: ServerTls | None
 
 
-def _listener_settings(config: schema.Listener) -> _Settings:
+def _listener_settings(config: schema.Listener, keyring: Keyring) -> _Settings:
     limits = config.limits
     return {
         "limits": ListenerLimits(
@@ -497,6 +499,7 @@ def _listener_settings(config: schema.Listener) -> _Settings:
         "head_limits": Limits(limits.header_bytes, limits.headers, limits.uri, limits.body),
         "trusted": config.trusted,
         "cancel_on_half_close": config.half_close == "cancel",
+        "tls": None if config.tls is None else keyring.server(config.tls, f"listener {config.address}"),
     }
 
 

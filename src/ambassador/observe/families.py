@@ -24,6 +24,7 @@ from ambassador.observe.metrics import (
     CPU,
     GC_RUNS,
     GC_TIME,
+    HANDSHAKES,
     INFLIGHT,
     LAG,
     LIMIT_EXPIRED,
@@ -324,6 +325,12 @@ class Reader:
                 "counter",
                 "Connections accepted from clients and made to upstreams.",
                 [((("side", side),), value) for side, value in opened],
+            ),
+            Family(
+                "ambassador_tls_handshakes",
+                "counter",
+                "TLS handshakes with clients, by what came of them.",
+                [((("result", word),), slots[at]) for at, word in enumerate(("failed", "done"), HANDSHAKES)],
             ),
             _single(
                 "ambassador_loop_lag_seconds",

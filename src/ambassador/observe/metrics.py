@@ -107,8 +107,10 @@ TOKEN_SLOTS: Final = 10
 ) = range(9)  # fmt: skip
 _GAUGES: Final = 12
 CLIENT_OPENED, UPSTREAM_OPENED, LOG_DROPPED, CPU, GC_RUNS, GC_TIME, STATE_OPS = range(_GAUGES, 19)
+HANDSHAKES: Final = 19
+"""Two: those that failed, and those that came about."""
 WORKER_SLOTS: Final = 24
-"""Slots of the worker's block; three gauges and five counters are spare."""
+"""Slots of the worker's block; three gauges and three counters are spare."""
 
 _PAGE_BYTES: Final = mmap.PAGESIZE
 _GROW_SLOTS: Final = 32 * ROUTE_SLOTS  # a reload that adds a route or two needs no new size
@@ -383,6 +385,10 @@ class WorkerMetrics:
     def upstream_opened(self) -> None:
         """A connection to an upstream was made."""
         self._slots[UPSTREAM_OPENED] += 1
+
+    def handshake(self, *, done: bool) -> None:
+        """A TLS handshake with a client has come to its end: `done`, or it failed."""
+        self._slots[HANDSHAKES + done] += 1
 
     def beat(
         self,

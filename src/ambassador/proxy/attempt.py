@@ -30,8 +30,6 @@ from ambassador.proxy.lane import BROKEN, HANGUP, READ, WRITE, TimedOut
 from ambassador.proxy.methods import IDEMPOTENT
 from ambassador.proxy.policies.breaker import Refusal, Ticket, closed, enter, guards_of, settle
 from ambassador.proxy.transfer import ClientGone
-from ambassador.proxy.upstream.connect import is_connected
-from ambassador.proxy.upstream.h1 import Http1Connection
 from ambassador.proxy.upstream.pool import QueueTimeout
 
 if TYPE_CHECKING:
@@ -43,6 +41,7 @@ if TYPE_CHECKING:
     from ambassador.proxy.lane import Link
     from ambassador.proxy.plan import RoutePlan
     from ambassador.proxy.upstream.endpoint import Endpoint
+    from ambassador.proxy.upstream.h1 import Http1Connection
 
 _FAILED: Final = frozenset({"connect", "reset", "timeout"})
 """Ends of an attempt that speak of its endpoint. Others say that the client left, or that it was not made at all."""
@@ -211,7 +210,7 @@ class Attempt:
                 raise
             finally:
                 client.link.interest = 0
-            if await self._pay_beside(connection) and connection.link.ready & (READ | HANGUP):
+            if await self._pay_beside(connection) and not connection.is_quiet():
                 connection.close()  # its end came meanwhile
                 continue
             self.connection = connection
@@ -296,11 +295,9 @@ class Attempt:
         """Go on as far as that is possible now; whether the head of the answer is there. Raises `UpstreamError`."""
         link = self._opening
         if link is not None:
-            if link.ready & (WRITE | BROKEN):
-                if not is_connected(link):
-                    raise ConnectFailed("refused")
+            self.connection = self.endpoint.pool.opened(link)
+            if self.connection is not None:
                 self._opening = None
-                self.connection = Http1Connection(link, self.endpoint.pool)
                 self._start(self.connection)
         elif self.connection is not None:
             connection = self.connection
@@ -319,7 +316,7 @@ class Attempt:
     def interest(self) -> Link:
         """Say what `look` waits for; its link, whose interest the caller takes back."""
         if self._opening is not None:
-            self._opening.interest = WRITE | BROKEN
+            self._opening.interest = self.endpoint.pool.missing(self._opening)
             return self._opening
         connection = self.connection
         assert connection is not None

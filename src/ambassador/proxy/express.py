@@ -430,6 +430,7 @@ def _learn(client: ClientConnection, head: bytes, size: int) -> Known | None:
         return None
     table = client.listener.service.table
     try:
+        request.scheme = client.peer.scheme
         plan = table.locate(request)
         if (
             plan.upstream is None

@@ -33,11 +33,13 @@ class Peer:
     `ip` is text without zone or port; empty for a unix socket, whose peer counts as trusted if any network is.
     """
 
-    __slots__ = ("_constant", "_trusted", "believed", "ip", "scheme")
+    __slots__ = ("_constant", "_trusted", "believed", "ip", "names", "scheme")
 
     def __init__(self, ip: str, trusted: Sequence[Network], *, scheme: str = "http") -> None:
         self.ip = ip
         self.scheme = scheme
+        self.names: tuple[tuple[str, str], ...] = ()
+        """Who it is by its certificate, if it showed one that was verified: `("DNS", name)`, `("URI", uri)`."""
         self._trusted = trusted
         self.believed = bool(trusted) and (not ip or self._is_trusted(ip))
         self._constant: Fields = [
@@ -46,7 +48,8 @@ class Peer:
         ]
 
     def identify(self, request: Request) -> None:
-        """Set the request's `client_ip`: the rightmost address that is not one of the trusted."""
+        """Set the request's `scheme`, and its `client_ip`: the rightmost address that is not one of the trusted."""
+        request.scheme = self.scheme
         request.client_ip = self.ip
         if self.believed:
             chain = [part.strip() for part in request.special.get(b"x-forwarded-for", b"").split(b",")]

@@ -17,8 +17,9 @@ from ambassador.proxy.exchange import Exchange
 from ambassador.proxy.express import ride
 from ambassador.proxy.fields import wire_lines
 from ambassador.proxy.http1_parser import RequestReader, status_line
-from ambassador.proxy.lane import BROKEN, HANGUP, READ, READ_CLOSED, TimedOut
+from ambassador.proxy.lane import BROKEN, HANGUP, NOT_READ, READ, READ_CLOSED, TimedOut
 from ambassador.proxy.pace import Pace
+from ambassador.proxy.tls_socket import begin_server, reason, shake_hands
 from ambassador.proxy.transfer import ClientGone
 from ambassador.proxy.wire import READ_SIZE, SCRATCH, Wire
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ambassador.proxy.forwarding import Peer
     from ambassador.proxy.lane import Link, Strand
     from ambassador.proxy.listener import Listener
+    from ambassador.proxy.tls_socket import HasContext
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,6 +50,11 @@ _DRAINED_BYTES: Final = 65536
 _PIPELINED_PER_TURN: Final = 16
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_NOT_TLS: Final = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncontent-length: 45\r\nconnection: close\r\n\r\n"
+    b"This port is for https; the request was http\n"
+)
+"""What a client is told that speaks HTTP without TLS where TLS is spoken, as nginx does."""
 _join_field: Final = b": ".join
 
 
@@ -56,12 +63,14 @@ class ClientConnection(Wire):
 
     __slots__ = (
         "_chunked", "_served", "answered", "close_after", "holding", "idle", "known_heads", "limits", "listener", "peer", "raw_left", "reader",
-        "rest_until", "stays", "strand",
+        "rest_until", "stays", "strand", "tls",
     )  # fmt: skip
 
-    def __init__(self, link: Link, listener: Listener, peer: Peer) -> None:
+    def __init__(self, link: Link, listener: Listener, peer: Peer, tls: HasContext | None = None) -> None:
         super().__init__(link)
         self.listener = listener
+        self.tls = tls
+        """What it has to speak TLS with, if it has."""
         self.limits = listener.limits
         self.peer = peer
         self.known_heads = listener.known_heads
@@ -90,6 +99,8 @@ class ClientConnection(Wire):
         strand = self.strand = self.link.strand = lane.strand()
         express = self.limits.requests_per_connection is None
         try:
+            if self.tls is not None and not await self._shake_hands(self.tls):
+                return
             while True:
                 exchange = await ride(self) if express and self.reader.at_rest else None
                 if exchange is None:
@@ -108,6 +119,43 @@ class ClientConnection(Wire):
                 self.holding.end(0, 0.0)
             await lane.finish(strand)
             self.link.close()
+
+    async def _shake_hands(self, tls: HasContext) -> bool:
+        """The TLS handshake, within the time that a request's head may take. False: there is nobody to serve."""
+        link, peer, listener = self.link, self.peer, self.listener
+        deadline = link.lane.now + self.limits.header_timeout
+        try:
+            first = await self._first_byte(deadline)
+            if not first:  # somebody who looks whether the port is open, as load balancers do
+                return False
+            if first.isalpha():
+                listener.handshake_failed(peer.ip, "it speaks HTTP without TLS")
+                self.write(_NOT_TLS)
+                await self._linger(for_body=False)
+                return False
+            sock = begin_server(link, tls)
+            await shake_hands(link, self.strand, deadline)
+        except TimedOut:
+            listener.handshake_failed(peer.ip, "it did not come in time")
+            return False
+        except OSError as error:
+            listener.handshake_failed(peer.ip, reason(error))
+            await self._linger(for_body=False)  # OpenSSL has told why, and it should be heard
+            return False
+        if listener.service.metrics is not None:
+            listener.service.metrics.handshake(done=True)
+        peer.names = sock.names
+        return True
+
+    async def _first_byte(self, deadline: float) -> bytes:
+        """What the client begins with, left where it is; empty if it ends instead."""
+        link = self.link
+        while True:
+            try:
+                return link.sock.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
+                link.ready &= NOT_READ
+            await self.strand.readable(link, deadline)
 
     async def _carry_out(self, exchange: Exchange) -> bool:
         """Run an exchange. Whether the connection goes on after it. Reads the rest of a small body; takes turns."""

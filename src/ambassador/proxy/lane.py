@@ -30,9 +30,9 @@ import heapq
 import os
 import select
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeAlias, TypeVar, TypeVarTuple
 
 import trio
 
@@ -112,6 +112,28 @@ class Timer:
         raise NotImplementedError
 
 
+class Sock(Protocol):
+    """What a link reads and writes with: a socket, or what speaks for one (`tls_socket`), with the same contract."""
+
+    def fileno(self) -> int: ...  # noqa: D102 - as `socket.socket`, all of them
+
+    def recv(self, size: int, flags: int = ..., /) -> bytes: ...  # noqa: D102
+
+    def recv_into(self, buffer: bytearray, size: int, /) -> int: ...  # noqa: D102
+
+    def send(self, data: bytes | memoryview, /) -> int: ...  # noqa: D102
+
+    def sendmsg(self, pieces: Iterable[bytes | memoryview], /) -> int: ...  # noqa: D102
+
+    def getsockopt(self, level: int, name: int, /) -> int: ...  # noqa: D102
+
+    def setsockopt(self, level: int, name: int, value: int | bytes, /) -> None: ...  # noqa: D102
+
+    def shutdown(self, how: int, /) -> None: ...  # noqa: D102
+
+    def close(self) -> None: ...  # noqa: D102
+
+
 class Link:
     """A socket registered with the lane.
 
@@ -123,7 +145,7 @@ class Link:
 
     def __init__(self, lane: Lane, sock: socket.socket) -> None:
         self.lane = lane
-        self.sock = sock
+        self.sock: Sock = sock
         self.fd = sock.fileno()
         self.ready = 0
         self.interest = 0
@@ -295,7 +317,7 @@ class Lane:
         self._kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._kick_fd, select.EPOLLIN | select.EPOLLET)
         self._links: dict[int, Link] = {}
-        self._closing: list[socket.socket] = []
+        self._closing: list[Sock] = []
         self._detached: set[Strand] = set()
         self._runnable: deque[Strand] = deque()
         self._buckets: dict[float, set[Timer]] = {}
@@ -458,6 +480,10 @@ class Lane:
         """
         if not link.closed:
             self._epoll.modify(link.fd, select.EPOLLET if silent else READ)
+
+    def rearm(self, fd: int) -> None:
+        """Have what is ready now told again, of a socket that `link` registered under this descriptor."""
+        self._epoll.modify(fd, _INTEREST)
 
     def _unregister(self, link: Link) -> None:
         link.strand = link.callback = None

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
 import select
 import socket
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import Overloaded
@@ -24,9 +26,14 @@ if TYPE_CHECKING:
     from ambassador.proxy.express import Known
     from ambassador.proxy.lane import Link, Nursery
     from ambassador.proxy.service import Service
+    from ambassador.proxy.tls_socket import HasContext
+
+_LOG = logging.getLogger(__name__)
 
 _ACCEPTS_PER_TURN: Final = 64
 _PAUSE_S: Final = 0.1
+_TOLD_EVERY_S: Final = 1.0
+"""Of handshakes that fail, one is told of so often: anybody can make as many as they like."""
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _PASSING: Final = (errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.EINTR)
 
@@ -57,18 +64,24 @@ class ListenerLimits:
 
 
 class Listener(Timer):
-    """Clients of one address. `gone` are the flags of a link that mean that a waiting client has left."""
+    """Clients of one address. `gone` are the flags of a link that mean that a waiting client has left.
+
+    `tls`: what they are to speak TLS with; None: they do not.
+    """
 
     __slots__ = (
         "_clients",
+        "_failed",
         "_links",
         "_nursery",
+        "_tell_at",
         "_trusted",
         "gone",
         "head_limits",
         "known_heads",
         "limits",
         "service",
+        "tls",
     )
 
     def __init__(
@@ -80,9 +93,13 @@ class Listener(Timer):
         head_limits: Limits,
         trusted: tuple[str, ...] = (),
         cancel_on_half_close: bool = False,
+        tls: HasContext | None = None,
     ) -> None:
         super().__init__()
         self.service = service
+        self.tls = tls
+        self._failed = 0
+        self._tell_at = -inf
         self.limits = limits
         self.head_limits = head_limits
         self._nursery = nursery
@@ -100,9 +117,11 @@ class Listener(Timer):
         head_limits: Limits,
         trusted: tuple[str, ...],
         cancel_on_half_close: bool,
+        tls: HasContext | None = None,
     ) -> None:
         """Take other settings; connections that are open keep their limits."""
         self.known_heads = {}
+        self.tls = tls
         self.limits = limits
         self.head_limits = head_limits
         self._trusted = tuple(ipaddress.ip_network(cidr, strict=False) for cidr in trusted)
@@ -181,7 +200,10 @@ class Listener(Timer):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             assert isinstance(address, tuple)
             ip = _plain_ip(address[0])
-        client = ClientConnection(self.service.lane.link(sock), self, Peer(ip, self._trusted))
+        scheme = "http" if self.tls is None else "https"
+        client = ClientConnection(
+            self.service.lane.link(sock), self, Peer(ip, self._trusted, scheme=scheme), self.tls
+        )
         self._clients.add(client)
         self.service.connections += 1
         if self.service.metrics is not None:
@@ -195,8 +217,22 @@ class Listener(Timer):
             self._clients.discard(client)
             self.service.connections -= 1
 
+    def handshake_failed(self, client: str, why: str) -> None:
+        """No TLS connection came of one: count it, and tell of it, but not of each of many."""
+        self._failed += 1
+        if self.service.metrics is not None:
+            self.service.metrics.handshake(done=False)
+        now = self.service.lane.now
+        if now >= self._tell_at:
+            more = "" if self._failed == 1 else f" ({self._failed - 1} more since the last one that was told)"
+            _LOG.info("a TLS handshake with the client %s failed: %s%s", client or "-", why, more)
+            self._failed = 0
+            self._tell_at = now + _TOLD_EVERY_S
+
     def _refuse(self, sock: socket.socket) -> None:
         """Beyond the limit: say so in one write, and close."""
+        if self.tls is not None:
+            return sock.close()  # a handshake is what there is too much of
         reply = error_reply(
             Overloaded("too many connections"),
             pseudonym=self.service.name,

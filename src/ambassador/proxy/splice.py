@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import UpstreamReset
@@ -23,6 +24,11 @@ _PIPE_BYTES: Final = 131072
 """What is moved in a turn (see `transfer`). An ordinary user may hold 64 MiB of pipe pages: 512 of these."""
 _KEPT: Final = 16
 _FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+
+
+def can_splice(source: Link, sink: Link) -> bool:
+    """Whether bytes pass between the two as they are: not where one of them is encrypted."""
+    return type(source.sock) is socket.socket and type(sink.sock) is socket.socket
 
 
 class Splice:

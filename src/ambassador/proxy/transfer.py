@@ -21,7 +21,7 @@ from ambassador.errors import DeadlineExceeded, ProxyError, RequestTimeout, Upst
 from ambassador.proxy.fields import clean_trailers
 from ambassador.proxy.lane import BROKEN, HANGUP, READ, WRITE, TimedOut
 from ambassador.proxy.pace import Pace
-from ambassador.proxy.splice import MIN_SPLICE, Splice
+from ambassador.proxy.splice import MIN_SPLICE, Splice, can_splice
 from ambassador.proxy.wire import READ_SIZE, SCRATCH
 
 if TYPE_CHECKING:
@@ -430,7 +430,12 @@ class Transfer:
             return True
         if not connection.link.ready & (READ | HANGUP):
             return False
-        if left >= MIN_SPLICE and self._splice is None and self.recorder is None:
+        if (
+            left >= MIN_SPLICE
+            and self._splice is None
+            and self.recorder is None
+            and can_splice(connection.link, client.link)
+        ):
             self._splice = client.listener.service.splices.take()
         if self._splice is not None:
             return self._pull_spliced(connection, self._splice, left)

@@ -71,6 +71,7 @@ async def peer(lane: Lane, addresses: Sequence[Address]) -> object:
     strand = lane.strand()
     try:
         link = await connect(lane, strand, addresses, lane.now + 5.0)
+        assert isinstance(link.sock, socket.socket)
         name = link.sock.getpeername()
         link.close()
         return name

@@ -53,7 +53,8 @@ class Outlier(Protocol):
 
 
 class Endpoint:
-    """`url` as configured; `host` and `port`, or `path` of a unix socket. `weight` is at least 1.
+    """`url` as configured; `host` and `port`, or `path` of a unix socket. `weight` is at least 1. `default_port`: the
+    one that Host leaves out.
 
     `priority` 0 is used first; `zone` is empty where it has none. `added_at` is a time of the lane's clock.
     """
@@ -71,6 +72,7 @@ class Endpoint:
         host: str,
         port: int,
         path: str | None = None,
+        default_port: int = 80,
         weight: int = 1,
         zone: str = "",
         priority: int = 0,
@@ -124,7 +126,7 @@ class Endpoint:
             self.authority = b"localhost"
         else:
             name = (f"[{host}]" if ":" in host else host).encode("ascii")
-            self.authority = name if port == 80 else b"%b:%d" % (name, port)
+            self.authority = name if port == default_port else b"%b:%d" % (name, port)
             self.resolve([host])
         self.pool: Pool
 

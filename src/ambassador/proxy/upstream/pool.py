@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from ambassador.errors import Overloaded
-from ambassador.proxy.lane import HANGUP, READ, TimedOut, Timer
-from ambassador.proxy.upstream.connect import begin_connect, connect, still_wanted
+from ambassador.errors import ConnectFailed, Overloaded
+from ambassador.proxy.lane import BROKEN, HANGUP, READ, WRITE, TimedOut, Timer
+from ambassador.proxy.tls_socket import TlsSocket, connect_failure, shake_hands
+from ambassador.proxy.upstream.connect import begin_connect, connect, is_connected, still_wanted
 from ambassador.proxy.upstream.h1 import Http1Connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ambassador.proxy.lane import Lane, Link, Strand
+    from ambassador.proxy.tls_socket import ClientSide
     from ambassador.proxy.upstream.connect import Address
 
 
@@ -40,7 +42,7 @@ class Pool(Timer):
     """Connections to one endpoint. `addresses` is asked for each new connection, so that DNS changes take effect.
 
     `max_open` bounds open connections, `max_pending` the requests that wait for one, `idle_timeout_s` how long an
-    unused one is kept.
+    unused one is kept. `tls`: what they speak TLS with; None: they do not.
     """
 
     __slots__ = (
@@ -50,6 +52,7 @@ class Pool(Timer):
         "_max_open",
         "_max_pending",
         "_retired",
+        "_tls",
         "_waiting",
         "idle_timeout_s",
         "open",
@@ -63,8 +66,10 @@ class Pool(Timer):
         max_open: int,
         max_pending: int,
         idle_timeout_s: float,
+        tls: ClientSide | None = None,
     ) -> None:
         super().__init__()
+        self._tls = tls
         self._lane = lane
         self._addresses = addresses
         self._max_open = max_open
@@ -86,7 +91,7 @@ class Pool(Timer):
         idle = self._idle
         while idle:
             connection = idle.pop()
-            if not connection.link.ready & (READ | HANGUP):
+            if not connection.link.ready & (READ | HANGUP) or connection.is_quiet():
                 return connection
             connection.close()
         return None
@@ -102,7 +107,8 @@ class Pool(Timer):
     ) -> Http1Connection:
         """A new connection, or one that came free while this request queued.
 
-        `deadline` (seconds of the lane's clock) bounds queueing and connecting together. `fresh`: make room for a new
+        `deadline` (seconds of the lane's clock) bounds queueing and connecting together, `connect_timeout_s` connecting
+        with its TLS handshake. `fresh`: make room for a new
         one if need be. `check` is called before each wait, and raises if nobody wants the connection any more; what
         it looks at must wake `strand`. Raises `ConnectFailed`, `Overloaded`, `QueueTimeout`, and what `check` raises.
         """
@@ -114,23 +120,36 @@ class Pool(Timer):
                 return queued
         else:
             self.open += 1
+        until = min(self._lane.now + connect_timeout_s, deadline)
         try:
-            link = await connect(
-                self._lane,
-                strand,
-                self._addresses(),
-                min(self._lane.now + connect_timeout_s, deadline),
-                check=check,
-            )
+            link = await connect(self._lane, strand, self._addresses(), until, check=check)
+            if self._tls is not None:
+                await self._shake_hands(self._tls, link, strand, until, check)
         except BaseException:
             self.forget()
             raise
         return Http1Connection(link, self)
 
+    async def _shake_hands(
+        self, tls: ClientSide, link: Link, strand: Strand, until: float, check: Callable[[], None]
+    ) -> None:
+        try:
+            tls.begin(link)
+            await shake_hands(link, strand, until, check=check)
+        except TimedOut:
+            link.close()
+            raise ConnectFailed("no TLS handshake within the connect timeout") from None
+        except OSError as error:
+            link.close()
+            raise connect_failure(error) from None
+        except BaseException:
+            link.close()
+            raise
+
     def open_nowait(self, strand: Strand) -> Link | None:
         """Begin to open a connection to the first of the addresses; its events are for `strand`. None: there is no
-        room, or it was refused at once. Whoever called makes an `Http1Connection` of it once it `is_connected`, or
-        closes it and calls `forget`. Raises `Overloaded` when this process is out of descriptors.
+        room, or it was refused at once. Whoever called goes on with it by `opened`, or closes it and calls `forget`.
+        Raises `Overloaded` when this process is out of descriptors.
         """
         addresses = self._addresses()
         if self.open >= self._max_open or not addresses:
@@ -139,6 +158,35 @@ class Pool(Timer):
         if link is not None:
             self.open += 1
         return link
+
+    def opened(self, link: Link) -> Http1Connection | None:
+        """The connection that `open_nowait` began, if it can be used by now. Raises `ConnectFailed`."""
+        wanted = self.missing(link)
+        if not link.ready & wanted:
+            return None
+        if self._tls is not None:
+            sock = link.sock
+            if not isinstance(sock, TlsSocket):
+                if not is_connected(link):
+                    raise ConnectFailed("refused")
+                sock = self._tls.begin(link)
+            try:
+                wanted = sock.shake_hands()
+            except OSError as error:
+                raise connect_failure(error) from None
+            if wanted:
+                link.ready &= ~wanted
+                return None
+        elif not is_connected(link):
+            raise ConnectFailed("refused")
+        return Http1Connection(link, self)
+
+    def missing(self, link: Link) -> int:
+        """What a link that is being opened waits for."""
+        sock = link.sock
+        if isinstance(sock, TlsSocket) and sock.wanted == READ:
+            return READ | HANGUP
+        return WRITE | BROKEN
 
     async def _queue(
         self, strand: Strand, deadline: float, check: Callable[[], None]

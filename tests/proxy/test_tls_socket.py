@@ -1,0 +1,480 @@
+"""TLS on a socket of the lane. The far end is an object of `ssl` between buffers, so that the test says when which byte
+arrives.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator
+
+import pytest
+import trustme
+
+from ambassador.errors import CertificateRefused, TlsFailed
+from ambassador.proxy.lane import READ, WRITE, Lane, Link
+from ambassador.proxy.tls_socket import RECORD, ClientSide, TlsSocket, begin_server, connect_failure, reason
+from ambassador.proxy.wire import SCRATCH, SCRATCH_SIZE, Wire
+from tests.proxy.secure import CA, Holder, client_context, server_context
+
+SERVER = server_context()
+CLIENT = client_context()
+
+
+class Far:
+    """The other end: what it says arrives when the test sends it on."""
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, name: str | None) -> None:
+        self.sock = sock
+        self._in = ssl.MemoryBIO()
+        self._out = ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._in, self._out, server_side=name is None, server_hostname=name)
+        self.is_done = False
+
+    def said(self) -> bytes:
+        """What it has to send, after what has come for it."""
+        self.hear()
+        if not self.is_done:
+            try:
+                self.tls.do_handshake()
+                self.is_done = True
+            except ssl.SSLWantReadError:
+                pass
+        return self._out.read()
+
+    def hear(self) -> None:
+        try:
+            while data := self.sock.recv(1 << 20):
+                self._in.write(data)
+            self._in.write_eof()
+        except BlockingIOError:
+            pass
+
+    def says(self, *data: bytes) -> bytes:
+        """Each in a record of its own, encrypted and not yet sent."""
+        for piece in data:
+            self.tls.write(piece)
+        return self._out.read()
+
+    def send(self, *data: bytes) -> None:
+        self.sock.sendall(self.says(*data))
+
+    def read(self) -> bytes:
+        """All that has come."""
+        self.hear()
+        got = b""
+        try:
+            while data := self.tls.read(1 << 20):
+                got += data
+        except ssl.SSLWantReadError:
+            pass
+        return got
+
+    def ends(self) -> bytes:
+        """Its good-bye, not yet sent."""
+        try:
+            self.tls.unwrap()
+        except ssl.SSLWantReadError:
+            pass
+        return self._out.read()
+
+
+class Pair:
+    """A wire with TLS of the lane, and the far end of it."""
+
+    def __init__(self, lane: Lane, *, server: bool, far: ssl.SSLContext, near: ssl.SSLContext) -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+        self.theirs = theirs
+        self.link = lane.link(ours)
+        self.wire = Wire(self.link)
+        self.far = Far(theirs, far, "localhost" if server else None)
+        if server:
+            self.near = begin_server(self.link, Holder(near))
+        else:
+            self.near = ClientSide(Holder(near), "localhost").begin(self.link)
+
+    def shake_hands(self) -> None:
+        while self.near.shake_hands() or not self.far.is_done:
+            self.theirs.sendall(self.far.said())
+        self.theirs.sendall(self.far.said())
+        self.link.ready = READ | WRITE
+
+    def close(self) -> None:
+        self.link.close()
+        self.theirs.close()
+
+
+@pytest.fixture
+def lane() -> Iterator[Lane]:
+    lane = Lane()
+    yield lane
+    lane._stop()
+
+
+@pytest.fixture
+def pair(lane: Lane) -> Iterator[Pair]:
+    """A client's connection behind its handshake."""
+    pair = Pair(lane, server=True, far=CLIENT, near=SERVER)
+    pair.shake_hands()
+    yield pair
+    pair.close()
+
+
+@pytest.fixture
+def upstream(lane: Lane) -> Iterator[Pair]:
+    """A connection to an upstream behind its handshake: its tickets have arrived."""
+    pair = Pair(lane, server=False, far=SERVER, near=CLIENT)
+    pair.shake_hands()
+    yield pair
+    pair.close()
+
+
+def read(wire: Wire, size: int = SCRATCH_SIZE) -> bytes | None:
+    count = wire.read(size)
+    return None if count is None else bytes(SCRATCH[:count])
+
+
+# The handshake
+
+
+@pytest.mark.parametrize("server", [True, False], ids=["client's", "upstream's"])
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_handshake_goes_on_with_each_byte(lane: Lane, *, server: bool, version: ssl.TLSVersion) -> None:
+    far = client_context() if server else server_context()
+    far.maximum_version = version
+    pair = Pair(lane, server=server, far=far, near=SERVER if server else CLIENT)
+    while not (pair.far.is_done and not pair.near.wanted):
+        if pair.near.wanted:
+            pair.near.shake_hands()
+        flight = pair.far.said()
+        for at in range(len(flight)):
+            if not pair.near.wanted:
+                pair.theirs.sendall(flight[at:])
+                break
+            assert pair.near.shake_hands() == READ
+            pair.theirs.send(flight[at : at + 1])
+        if pair.near.wanted and flight:
+            pair.near.shake_hands()
+    pair.link.ready = READ | WRITE
+    pair.theirs.sendall(pair.far.said())
+    pair.far.send(b"hello")
+    assert read(pair.wire) == b"hello"
+    pair.wire.write(b"answer")
+    assert pair.far.read() == b"answer"
+    pair.close()
+
+
+def test_handshake_that_the_far_end_leaves_fails(lane: Lane) -> None:
+    pair = Pair(lane, server=True, far=CLIENT, near=SERVER)
+    pair.theirs.sendall(pair.far.said()[:20])
+    assert pair.near.shake_hands() == READ
+    pair.theirs.close()
+    with pytest.raises(OSError) as raised:
+        pair.near.shake_hands()
+    assert reason(raised.value) == "the other side closed the connection"
+    pair.close()
+
+
+def test_names_are_those_of_a_verified_certificate(lane: Lane) -> None:
+    theirs = CA.issue_cert("caller.internal", "10.0.0.7")
+    near = server_context(client_ca=CA)
+    pair = Pair(lane, server=True, far=client_context(certificate=theirs), near=near)
+    pair.shake_hands()
+    assert pair.near.names == (("DNS", "caller.internal"), ("IP Address", "10.0.0.7"))
+    pair.close()
+
+
+def test_names_are_empty_where_none_is_asked_for(pair: Pair) -> None:
+    assert pair.near.names == ()
+
+
+def refusal(lane: Lane, near: ssl.SSLContext, far: ssl.SSLContext) -> OSError:
+    """How the handshake with an upstream fails."""
+    pair = Pair(lane, server=False, far=far, near=near)
+    pair.near.shake_hands()
+    try:
+        pair.theirs.sendall(pair.far.said())
+    except ssl.SSLError:
+        pair.theirs.sendall(pair.far._out.read())
+    with pytest.raises(OSError) as raised:
+        pair.near.shake_hands()
+    pair.close()
+    return raised.value
+
+
+def test_other_authority_is_refused(lane: Lane) -> None:
+    failure = connect_failure(refusal(lane, CLIENT, server_context(ca=trustme.CA())))
+    assert isinstance(failure, CertificateRefused)
+    assert failure.detail == "TLS: unable to get local issuer certificate"
+
+
+def test_other_name_is_refused(lane: Lane) -> None:
+    failure = connect_failure(refusal(lane, CLIENT, server_context("other.example", "127.0.0.1")))
+    assert isinstance(failure, CertificateRefused)
+    assert failure.detail == "TLS: the certificate is for another name"
+
+
+def test_older_version_is_refused(lane: Lane) -> None:
+    near, far = client_context(), server_context()
+    near.minimum_version = ssl.TLSVersion.TLSv1_3
+    far.maximum_version = ssl.TLSVersion.TLSv1_2
+    failure = connect_failure(refusal(lane, near, far))
+    assert type(failure) is TlsFailed
+    assert failure.detail == "TLS: tlsv1 alert protocol version"
+
+
+# Reading
+
+
+def test_short_read_has_taken_every_record(pair: Pair) -> None:
+    pair.far.send(b"one ", b"two ", b"three")
+    assert read(pair.wire) == b"one two three"
+    assert not pair.link.ready & READ
+    pair.link.ready |= READ
+    assert read(pair.wire) is None
+    assert not pair.link.ready & READ
+
+
+def test_recv_takes_every_record(pair: Pair) -> None:
+    pair.far.send(b"one ", b"two ", b"three")
+    assert pair.near.recv(65536) == b"one two three"
+
+
+def test_read_of_a_part_leaves_the_rest(pair: Pair) -> None:
+    pair.far.send(b"0123456789")
+    assert read(pair.wire, 4) == b"0123"
+    assert pair.link.ready & READ
+    assert read(pair.wire, 4) == b"4567"
+    assert read(pair.wire, 4) == b"89"
+    assert not pair.link.ready & READ
+
+
+def test_record_that_comes_byte_by_byte_is_read_with_its_last(pair: Pair) -> None:
+    record = pair.far.says(b"hello")
+    for at in range(len(record)):
+        pair.link.ready |= READ
+        assert read(pair.wire) is None
+        pair.theirs.send(record[at : at + 1])
+    assert read(pair.wire) == b"hello"
+
+
+def test_part_of_a_record_behind_a_whole_one_waits(pair: Pair) -> None:
+    whole, part = pair.far.says(b"whole"), pair.far.says(b"part")
+    for at in range(len(part)):
+        pair.theirs.sendall(whole + part[:at])
+        assert read(pair.wire) == b"whole"
+        assert not pair.link.ready & READ
+        pair.link.ready |= READ
+        pair.theirs.sendall(part[at:])
+        assert read(pair.wire) == b"part"
+        whole, part = pair.far.says(b"whole"), pair.far.says(b"part")
+
+
+def test_long_body_is_read_as_much_as_is_asked_for(pair: Pair) -> None:
+    body = bytes(range(256)) * 400
+    pair.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    pair.far.send(*(body[at : at + RECORD] for at in range(0, len(body), RECORD)))
+    assert read(pair.wire, 65536) == body[:65536]
+    assert read(pair.wire, 65536) == body[65536:]
+    assert not pair.link.ready & READ
+
+
+def test_flood_of_small_records_gives_others_a_turn(pair: Pair) -> None:
+    events = pair.link.lane._epoll
+    events.poll(0)
+    pair.far.send(*([b"x"] * 40))
+    events.poll(0)
+    assert events.poll(0) == []
+    assert read(pair.wire) == b"x" * 17
+    assert not pair.link.ready & READ
+    ((fd, flags),) = events.poll(0)  # told again, though nothing new has come
+    assert fd == pair.link.fd
+    assert flags & READ
+    assert read(pair.wire) == b"x" * 17
+    assert read(pair.wire) == b"x" * 6
+
+
+def test_end_with_a_goodbye_is_an_end(pair: Pair) -> None:
+    pair.theirs.sendall(pair.far.says(b"last") + pair.far.ends())
+    assert read(pair.wire) == b"last"
+    assert pair.wire.read(100) == 0
+    assert pair.near.recv(100) == b""
+
+
+@pytest.mark.parametrize("cut", [0, 1, 7], ids=["between records", "in a header", "in a record"])
+def test_end_without_a_goodbye_is_an_error(pair: Pair, cut: int) -> None:
+    pair.theirs.sendall(pair.far.says(b"some") + pair.far.says(b"more")[:cut])
+    pair.theirs.close()
+    assert read(pair.wire) == b"some"
+    with pytest.raises(OSError):
+        pair.wire.read(100)
+    with pytest.raises(OSError):
+        pair.wire.read(100)
+
+
+def test_error_behind_data_wakes_whoever_has_read_it(pair: Pair) -> None:
+    events = pair.link.lane._epoll
+    pair.theirs.sendall(pair.far.says(b"some") + b"\x17\x03\x03\x00\x20" + bytes(32))
+    events.poll(0)
+    assert read(pair.wire) == b"some"
+    assert any(flags & READ for _, flags in events.poll(0))
+    with pytest.raises(OSError):
+        pair.near.recv(100)
+
+
+def test_tickets_leave_a_connection_quiet(upstream: Pair) -> None:
+    assert upstream.wire.is_quiet()
+    assert not upstream.link.ready & READ
+
+
+def test_data_goodbye_and_cut_make_a_connection_not_quiet(lane: Lane) -> None:
+    for end in ("data", "goodbye", "cut"):
+        pair = Pair(lane, server=False, far=SERVER, near=CLIENT)
+        pair.shake_hands()
+        if end == "cut":
+            pair.theirs.close()
+        else:
+            pair.theirs.sendall(pair.far.says(b"x") if end == "data" else pair.far.ends())
+        assert not pair.wire.is_quiet()
+        pair.close()
+
+
+# Writing
+
+
+def test_write_that_blocks_goes_on_where_it_was(pair: Pair) -> None:
+    body = bytes(range(256)) * 2000
+    pair.wire.write(body)
+    assert pair.wire.blocked is not None
+    assert not pair.link.ready & WRITE
+    got = b""
+    while not pair.wire.flush():
+        got += pair.far.read()
+        assert pair.wire.bytes_written % RECORD == 0
+    got += pair.far.read()
+    assert got == body
+    assert pair.wire.bytes_written == len(body)
+
+
+@pytest.mark.parametrize("size", [0, 1, RECORD - 10, RECORD, 100_000])
+def test_write_of_head_and_body_is_whole(pair: Pair, size: int) -> None:
+    head, body = b"head line\r\n\r\n", bytearray(b"b" * size)
+    pair.wire.write_with(head, memoryview(body))
+    body[:] = b"c" * size  # a buffer that is used again
+    got = b""
+    while not pair.wire.flush():
+        got += pair.far.read()
+    got += pair.far.read()
+    assert got[: len(head)] == head
+    assert len(got) == len(head) + size
+    assert pair.wire.bytes_written == len(got)
+
+
+def test_head_longer_than_a_record_is_whole(pair: Pair) -> None:
+    head = b"h" * (RECORD + 5)
+    pair.wire.write_with(head, b"b" * 9000)
+    got = b""
+    while not pair.wire.flush():
+        got += pair.far.read()
+    assert got + pair.far.read() == head + b"b" * 9000
+
+
+def test_write_to_a_far_end_that_is_gone_fails(pair: Pair) -> None:
+    pair.theirs.close()
+    pair.wire.write(b"x")
+    assert pair.wire.write_failed
+
+
+def test_answer_reaches_a_far_end_that_has_said_goodbye(pair: Pair) -> None:
+    pair.theirs.sendall(pair.far.ends())
+    assert pair.wire.read(100) == 0
+    pair.wire.write(b"answer")
+    pair.far.hear()
+    assert pair.far.tls.read(100) == b"answer"
+
+
+# The end
+
+
+def test_close_says_goodbye(pair: Pair) -> None:
+    pair.link.close()
+    pair.far.hear()
+    assert pair.far.tls.read(100) == b""
+
+
+def test_cut_says_nothing(pair: Pair) -> None:
+    pair.near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    pair.link.close()
+    pair.far.hear()
+    with pytest.raises(ssl.SSLEOFError):
+        pair.far.tls.read(100)
+
+
+def test_shutdown_says_goodbye_and_what_comes_is_not_decrypted(pair: Pair) -> None:
+    pair.near.shutdown(socket.SHUT_WR)
+    pair.far.hear()
+    assert pair.far.tls.read(100) == b""
+    pair.theirs.send(b"not TLS at all")
+    assert read(pair.wire) == b"not TLS at all"
+    pair.theirs.close()
+    pair.link.ready |= READ
+    assert pair.wire.read(100) == 0
+
+
+# Sessions
+
+
+def connect(lane: Lane, side: ClientSide, context: ssl.SSLContext = SERVER) -> Pair:
+    pair = Pair.__new__(Pair)
+    ours, pair.theirs = socket.socketpair()
+    ours.setblocking(False)
+    pair.theirs.setblocking(False)
+    pair.link = lane.link(ours)
+    pair.wire = Wire(pair.link)
+    pair.far = Far(pair.theirs, context, None)
+    pair.near = side.begin(pair.link)
+    pair.shake_hands()
+    pair.wire.is_quiet()  # reads the tickets
+    return pair
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_connection_resumes_the_session_before(lane: Lane, *, is_open: bool) -> None:
+    side = ClientSide(Holder(CLIENT), "localhost")
+    first = connect(lane, side)
+    assert not first.near.resumed
+    if not is_open:
+        first.close()
+        del first.near, first.link, first.wire
+    second = connect(lane, side)
+    assert second.near.resumed
+    third = connect(lane, side)
+    assert third.near.resumed
+    for pair in (second, third):
+        pair.close()
+    if is_open:
+        first.close()
+
+
+def test_other_context_begins_anew(lane: Lane) -> None:
+    holder = Holder(CLIENT)
+    side = ClientSide(holder, "localhost")
+    first = connect(lane, side)
+    holder.context = client_context()
+    second = connect(lane, side)
+    assert not second.near.resumed
+    third = connect(lane, side)
+    assert third.near.resumed
+    for pair in (first, second, third):
+        pair.close()
+
+
+def test_link_of_the_lane_is_not_held_by_its_socket(lane: Lane) -> None:
+    pair = Pair(lane, server=True, far=CLIENT, near=SERVER)
+    link: Link = pair.link
+    assert isinstance(link.sock, TlsSocket)
+    pair.close()
+    assert lane.link_count == 0
