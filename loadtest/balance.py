@@ -6,8 +6,6 @@ request was due; shares are what each origin itself wrote down.
 """
 
 import contextlib
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,9 @@ from loadtest.shared.apart import Apart
 from loadtest.shared.driver import Answered, Driver, Gate, Stream
 from loadtest.shared.findings import Findings
 from loadtest.shared.replicas import Replica
+from loadtest.shared.windows import percentile
 from loadtest.shared.witness import Seen, Witness
+from loadtest.waits import sleep_until
 
 ORIGINS = 4
 RATE_PER_S = 400.0
@@ -114,16 +114,12 @@ def _drive(
         clients.call("connect", [Gate(replica.port, pid) for pid in replica.workers()])
         stream = Stream(case=0, rate=RATE_PER_S, end_s=end_s, weights=(1.0,))
         began = clients.call("start", [stream]) / 1e9
-        _wait_until(began + WARM_S + GOOD_S)
+        sleep_until(began + WARM_S + GOOD_S)
         origins[0].call("behave", 0, trouble.status, trouble.delay_s)
-        _wait_until(began + WARM_S + GOOD_S + BAD_S)
+        sleep_until(began + WARM_S + GOOD_S + BAD_S)
         origins[0].call("behave", 0, 200, WELL_S)
         answers = list(driver.unpack(clients.call("wait")))
     return began, answers, [list(witness.unpack(origin.call("take"))) for origin in origins]
-
-
-def _wait_until(when: float) -> None:
-    time.sleep(max(0.0, when - time.monotonic()))
 
 
 def judge(
@@ -156,22 +152,22 @@ def judge(
     found.add(
         {
             "trouble": trouble.name,
-            "p50_before_ms": percentile(before, 50),
-            "p99_before_ms": percentile(before, 99),
-            "p50_then_ms": percentile(then, 50),
-            "p99_then_ms": percentile(then, 99),
+            "p50_before_ms": percentile(before, 0.50),
+            "p99_before_ms": percentile(before, 0.99),
+            "p50_then_ms": percentile(then, 0.50),
+            "p99_then_ms": percentile(then, 0.99),
             "share": all_share,
             "most_share_later": max(windows),
             "back_s": back_s,
         },
         trouble.name,
-        *(f"{percentile(some, part):.1f} ms" for some in (before, then) for part in (50, 99)),
+        *(f"{percentile(some, part / 100):.1f} ms" for some in (before, then) for part in (50, 99)),
         f"{all_share:.1%}",
         f"{max(windows):.1%}",
         "-" if back_s is None else f"{back_s:.0f} s",
     )
     if trouble.status == 200:
-        slower = percentile(then, 99) / percentile(before, 99)
+        slower = percentile(then, 0.99) / percentile(before, 0.99)
         found.check(f"{trouble.name}: p99 against that without", slower, MOST_SLOWER, "×")
     found.check(
         f"{trouble.name}: its share from 2 s on, in any second", 100 * max(windows), 100 * MOST_SHARE, " %"
@@ -181,11 +177,6 @@ def judge(
 def latencies(answers: Sequence[Answered], since: float, until: float) -> list[float]:
     """Milliseconds of the requests that were due then."""
     return [each.took_ns / 1e6 for each in answers if since <= each.due_ns / 1e9 < until]
-
-
-def percentile(values: Sequence[float], percent: int) -> float:
-    """Of two values at least."""
-    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
 def share(arrivals: Sequence[Sequence[float]], since: float, until: float) -> float:

@@ -6,17 +6,18 @@ a request was due; what was sent beyond one attempt for each request is what the
 """
 
 import contextlib
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from loadtest import processes
-from loadtest.balance import latencies, percentile
+from loadtest.balance import latencies
 from loadtest.shared import driver, replicas, witness
 from loadtest.shared.apart import Apart
 from loadtest.shared.driver import Answered, Driver, Gate, Stream
 from loadtest.shared.findings import Findings
+from loadtest.shared.windows import percentile
 from loadtest.shared.witness import Seen, Witness
+from loadtest.waits import sleep_until
 
 RATE_PER_S = 200.0
 WELL_S = 0.005
@@ -72,7 +73,7 @@ def run(directory: Path, tell: Callable[[str], None]) -> Findings:
             Stream(case=case, rate=RATE_PER_S, end_s=end_s, weights=(1.0,)) for case in (PLAIN, HEDGED)
         ]
         began = clients.call("start", streams) / 1e9
-        time.sleep(max(0.0, began + end_s - time.monotonic()))
+        sleep_until(began + end_s)
         answers = list(driver.unpack(clients.call("wait")))
         seen = [each for origin in origins for each in witness.unpack(origin.call("take"))]
     found = new_findings()
@@ -91,14 +92,14 @@ def judge(
         took = latencies(of_case, since, until)
         attempts = sum(each.case == case for each in seen)
         extra = attempts / len(of_case) - 1.0
-        p99.append(percentile(took, 99))
+        p99.append(percentile(took, 0.99))
         found.add(
             {
-                "route": name, "requests": len(took), "p50_ms": percentile(took, 50), "p99_ms": p99[-1],
+                "route": name, "requests": len(took), "p50_ms": percentile(took, 0.50), "p99_ms": p99[-1],
                 "longest_ms": max(took), "extra": extra,
                 "errors": sum(each.status != 200 for each in of_case),
             },
-            name, str(len(took)), f"{percentile(took, 50):.1f} ms", f"{p99[-1]:.1f} ms", f"{max(took):.0f} ms",
+            name, str(len(took)), f"{percentile(took, 0.50):.1f} ms", f"{p99[-1]:.1f} ms", f"{max(took):.0f} ms",
             f"{extra:.2%}",
         )  # fmt: skip
         found.check(f"{name}: errors", sum(each.status != 200 for each in of_case), 0)

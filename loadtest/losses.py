@@ -18,19 +18,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from loadtest import processes
+from loadtest.waits import PATIENCE_S, wait_for
 
 ENDPOINTS = 4
 RATE = 500.0
 CLIENTS = 10
 BACK_WITHIN_S = 1.0
 """The target: from the first answers of an endpoint to those of the ambassador."""
-_PATIENCE_S = 20.0
-_POLL_S = 0.005
 
 CONFIG = """\
 version: 1
@@ -80,7 +79,7 @@ class Load:
             thread.start()
 
     def _client(self, offset: float, found: list[Request]) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_PATIENCE_S)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE_S)
         due = time.monotonic() + offset
         while not self._over.wait(max(0.0, due - time.monotonic())):
             due = max(due + self._gap, time.monotonic() - 1.0)  # what is late by more is not caught up with
@@ -134,7 +133,7 @@ class Scene:
 
     def upstream(self) -> list[dict[str, object]]:
         """The endpoints, as the admin API has them."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=_PATIENCE_S)
+        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=PATIENCE_S)
         try:
             connection.request("GET", "/api/upstreams")
             endpoints: list[dict[str, object]] = json.loads(connection.getresponse().read())[0]["endpoints"]
@@ -169,25 +168,16 @@ def scene(directory: Path) -> Iterator[Scene]:
     try:
         made.start(ports)
         for each in ports:
-            wait_until(lambda each=each: _accepts(each), "an endpoint")  # type: ignore[misc]
+            wait_for(lambda each=each: _accepts(each), "an endpoint")  # type: ignore[misc]
         with processes.running("ambassador", command, port=port, core=None, directory=directory):
             yield made
     finally:
         made.kill(list(made.endpoints))
 
 
-def wait_until(look: Callable[[], object], what: str) -> None:
-    """Wait for others to do something. Raises StartError when they do not."""
-    until = time.monotonic() + _PATIENCE_S
-    while not look():
-        if time.monotonic() > until:
-            raise processes.StartError(f"{what} did not come within {_PATIENCE_S:g} s")
-        time.sleep(_POLL_S)
-
-
 def _accepts(port: int) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=_PATIENCE_S).close()
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S).close()
     except OSError:
         return False
     return True
@@ -262,14 +252,12 @@ def outage(directory: Path, *, dead_s: float = 3.0) -> Outage:
         load = Load(made.port)
         time.sleep(1.0)
         made.kill(made.ports)
-        wait_until(lambda: made.healthy() == 0, "the end of every endpoint's health")
+        wait_for(lambda: made.healthy() == 0, "the end of every endpoint's health")
         time.sleep(dead_s)
         made.start(made.ports)
-        wait_until(lambda: any(_accepts(port) for port in made.ports), "the first endpoint")
+        wait_for(lambda: any(_accepts(port) for port in made.ports), "the first endpoint")
         answered_at = time.monotonic()
-        wait_until(
-            lambda: made.in_use() == ENDPOINTS, "every endpoint's health, and the end of every ejection"
-        )
+        wait_for(lambda: made.in_use() == ENDPOINTS, "every endpoint's health, and the end of every ejection")
         healthy_at = time.monotonic()
         time.sleep(1.0)
         return measure_return(load.stop(), answered_at, healthy_at)

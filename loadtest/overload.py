@@ -24,6 +24,7 @@ from loadtest.shared.apart import Apart
 from loadtest.shared.driver import Answered, Driver, Gate, Stream
 from loadtest.shared.findings import Findings
 from loadtest.shared.witness import HANG, Witness
+from loadtest.waits import sleep_until
 
 SERVERS = 24
 SERVICE_S = 0.1
@@ -171,9 +172,9 @@ def _adaptive(directory: Path, phases: Sequence[Phase], found: Findings) -> floa
         # Apart and first, as the clients are: what it waits for is to be the ambassador.
         checker = stack.enter_context(Apart(Checker, replica.port))
         for number, phase in enumerate(phases):
-            time.sleep(max(0.0, began + number * PHASE_S - time.monotonic()))
+            sleep_until(began + number * PHASE_S)
             upstream.call("change", phase.servers, phase.service_s)
-        time.sleep(max(0.0, began + end_s - time.monotonic()))
+        sleep_until(began + end_s)
         took_ms: list[float] = checker.call("stop")
         answers = list(driver.unpack(clients.call("wait")))
     for number, phase in enumerate(phases):

@@ -89,11 +89,6 @@ class Bench:
         }
 
 
-def wait_until(began: float, seconds: float) -> None:
-    """Sleep until so long after the beginning."""
-    time.sleep(max(0.0, began + seconds - time.monotonic()))
-
-
 def upstream(origin_port: int, **more: object) -> dict[str, object]:
     """The origin, as an upstream of the config."""
     return {

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 from ambassador.state.protocol import Rules
 from loadtest.shared import windows
-from loadtest.shared.bench import Bench, upstream, wait_until
+from loadtest.shared.bench import Bench, upstream
 from loadtest.shared.driver import Stream
 from loadtest.shared.findings import Findings
 from loadtest.shared.windows import Outcome
 from loadtest.shared.witness import HANG, Seen
+from loadtest.waits import sleep_until
 
 UPSTREAMS = 10
 BASE_PER_S = 16.0
@@ -135,7 +136,7 @@ def run(bench: Bench, trips: Trips, tell: Callable[[str], None], findings: Findi
             + [(at + FAILS_S, number, 200) for at, number in starts]
         )
         for at, number, status in events:
-            wait_until(began, at)
+            sleep_until(began + at)
             changes[number].append((bench.origin.call("behave", number, status), status))
         owners.update(bench.owners())
 
@@ -252,7 +253,7 @@ def run_probes(bench: Bench, tell: Callable[[str], None], findings: Findings) ->
             (HANG_BEGIN_S, 200, HANG),
             (HANG_BEGIN_S + HANG_S, 200, 0.2),
         ):
-            wait_until(began, at)
+            sleep_until(began + at)
             hung.append(
                 [bench.origin.call("behave", number, status, delay_s) for number in range(UPSTREAMS)][-1]
             )

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from ambassador.state.holding import KEY_OPS, Terms, terms
 from loadtest.shared import windows
-from loadtest.shared.bench import Bench, Run, upstream, wait_until
+from loadtest.shared.bench import Bench, Run, upstream
 from loadtest.shared.driver import Stream
 from loadtest.shared.findings import Findings
+from loadtest.waits import sleep_until
 
 QUIET_PER_S = 5.0
 """Where something presses. Elsewhere 1: each request of a client so quiet waits for its lease, which is by design."""
@@ -129,7 +130,7 @@ def run(bench: Bench, cases: Sequence[Case], tell: Callable[[str], None]) -> Fin
 
         def during(began: float, happens: Callable[[Bench], None] | None = happens) -> None:
             if happens is not None:
-                wait_until(began, SECONDS / 2)
+                sleep_until(began + SECONDS / 2)
                 happens(bench)
 
         _slow_down(bench, case.delay_ms)

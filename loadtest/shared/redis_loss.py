@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from loadtest.shared import windows
-from loadtest.shared.bench import Bench, Run, upstream, wait_until
+from loadtest.shared.bench import Bench, Run, upstream
 from loadtest.shared.driver import Answered, Stream
 from loadtest.shared.findings import Findings
 from loadtest.shared.limit_accuracy import route
+from loadtest.waits import sleep_until
 
 BEFORE_S = 4.0
 FAULT_S = 5.0
@@ -160,12 +161,12 @@ def run(bench: Bench, faults: Sequence[Fault], tell: Callable[[str], None], find
         marks: list[Marks] = []
 
         def during(began: float, fault: Fault = fault, marks: list[Marks] = marks) -> None:
-            wait_until(began, BEFORE_S)
+            sleep_until(began + BEFORE_S)
             lost = time.monotonic()
             last = 0 if bench.redis is None else bench.redis.last_client()
             fault.begin(bench)
             if not fault.fails_over:
-                wait_until(began, BEFORE_S + FAULT_S)
+                sleep_until(began + BEFORE_S + FAULT_S)
             healed, after = fault.end(bench)
             back = _shared_again(bench, healed, last if fault.name == "hung" else after)
             marks.append(Marks(lost, healed, back))

@@ -7,12 +7,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from tests.control.service import Service, until
+
+S = TypeVar("S", bound=Service)
 
 
 class Replica(Service):
@@ -144,16 +146,24 @@ class Callers:
 
 
 @contextmanager
-def a_pair(
-    folder: Path, state: str, *behind: str, breaker: str = "{min_requests: 5}"
-) -> Iterator[tuple[Replica, Replica]]:
-    """Two that share a store. `behind`: of each, what its upstream `failing` is."""
+def two_replicas(make: Callable[[str], S]) -> Iterator[tuple[S, S]]:
+    """What `make` starts by the names `a` and `b`, with two workers each, when both are up."""
     with ExitStack() as stack:
-        one, other = (
-            stack.enter_context(Replica(folder / name, state, url, breaker))
-            for name, url in zip("ab", behind or ("http://127.0.0.1:1",) * 2, strict=True)
-        )
+        one = make("a")
+        stack.enter_context(one)
+        other = make("b")
+        stack.enter_context(other)
         for replica in (one, other):
             replica.wait_until_up()
             replica.wait_for_workers(2)
         yield one, other
+
+
+@contextmanager
+def a_pair(
+    folder: Path, state: str, *behind: str, breaker: str = "{min_requests: 5}"
+) -> Iterator[tuple[Replica, Replica]]:
+    """Two that share a store. `behind`: of each, what its upstream `failing` is."""
+    urls = dict(zip("ab", behind or ("http://127.0.0.1:1",) * 2, strict=True))
+    with two_replicas(lambda name: Replica(folder / name, state, urls[name], breaker)) as pair:
+        yield pair

@@ -8,7 +8,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +15,7 @@ import pytest
 
 from tests.control.service import Service, until
 from tests.e2e.origins import wsgi
+from tests.e2e.pair import two_replicas
 from tests.state.servers import Server, any_binary
 
 if TYPE_CHECKING:
@@ -113,21 +113,15 @@ Aside = Callable[[Callable[[], Answer]], "Future[Answer]"]
 @pytest.fixture
 def pair(
     tmp_path: Path, redis: Server, shop: tuple[Shop, str], request: pytest.FixtureRequest
-) -> Iterator[list[Replica]]:
+) -> Iterator[tuple[Replica, Replica]]:
     on_loss = getattr(request, "param", "refuse")
-    with ExitStack() as stack:
-        replicas = [
-            stack.enter_context(Replica(tmp_path / name, redis.url, shop[1], on_loss)) for name in "ab"
-        ]
-        for replica in replicas:
-            replica.wait_until_up()
-            replica.wait_for_workers(2)
-        until(lambda: all(replica.state_up for replica in replicas))
-        yield replicas
+    with two_replicas(lambda name: Replica(tmp_path / name, redis.url, shop[1], on_loss)) as pair:
+        until(lambda: all(replica.state_up for replica in pair))
+        yield pair
 
 
 def test_order_is_carried_out_once_over_replicas(
-    pair: list[Replica], shop: tuple[Shop, str], aside: Aside
+    pair: tuple[Replica, Replica], shop: tuple[Shop, str], aside: Aside
 ) -> None:
     one, other = pair
     first = one.order("a")
@@ -146,7 +140,9 @@ def test_order_is_carried_out_once_over_replicas(
     assert len(shop[0].orders) == 2
 
 
-def test_many_at_once_carry_out_one(pair: list[Replica], shop: tuple[Shop, str], aside: Aside) -> None:
+def test_many_at_once_carry_out_one(
+    pair: tuple[Replica, Replica], shop: tuple[Shop, str], aside: Aside
+) -> None:
     for key in range(10):
         asked = [aside(lambda at=at, key=key: pair[at % 2].order(f"m{key}")) for at in range(8)]  # type: ignore[misc]
         statuses = sorted(each.result().status for each in asked)
@@ -156,7 +152,7 @@ def test_many_at_once_carry_out_one(pair: list[Replica], shop: tuple[Shop, str],
 
 
 def test_lost_redis_refuses_orders_and_nothing_is_done_twice(
-    pair: list[Replica], shop: tuple[Shop, str], redis: Server, aside: Aside
+    pair: tuple[Replica, Replica], shop: tuple[Shop, str], redis: Server, aside: Aside
 ) -> None:
     one, other = pair
     shop[0].go_on.clear()
@@ -180,7 +176,7 @@ def test_lost_redis_refuses_orders_and_nothing_is_done_twice(
 
 @pytest.mark.parametrize("pair", ["local"], indirect=True)
 def test_lost_redis_leaves_each_replica_to_itself(
-    pair: list[Replica], shop: tuple[Shop, str], redis: Server
+    pair: tuple[Replica, Replica], shop: tuple[Shop, str], redis: Server
 ) -> None:
     one, _ = pair
     redis.kill()
@@ -190,7 +186,7 @@ def test_lost_redis_leaves_each_replica_to_itself(
 
 
 def test_key_of_a_dead_worker_is_free_again(
-    pair: list[Replica], shop: tuple[Shop, str], aside: Aside
+    pair: tuple[Replica, Replica], shop: tuple[Shop, str], aside: Aside
 ) -> None:
     one, other = pair
     shop[0].go_on.clear()

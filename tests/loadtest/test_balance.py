@@ -11,7 +11,6 @@ from loadtest.balance import (
     judge,
     latencies,
     new_findings,
-    percentile,
     share,
 )
 from loadtest.shared.driver import Answered
@@ -36,10 +35,6 @@ def test_share_is_of_those_that_arrived_then() -> None:
 def test_latencies_are_of_requests_that_were_due_then() -> None:
     answers = [answered(1.0, 5), answered(2.0, 7), answered(3.0, 9)]
     assert latencies(answers, 1.5, 3.0) == [7.0]
-
-
-def test_percentile_is_between_the_values() -> None:
-    assert percentile([float(value) for value in range(101)], 99) == 99.0
 
 
 @pytest.mark.parametrize(("slow_ms", "held"), [(6.0, True), (60.0, False)])

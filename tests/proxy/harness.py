@@ -6,6 +6,7 @@ pass when the test says so. `until` waits for what the kernel and the lane bring
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -27,6 +28,8 @@ from ambassador.state.scope import Scopes
 from tests.state.fakes import no_scopes
 
 _PATIENCE_S = 10.0  # of real time, before a test that waits for something gives up
+
+_LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -109,12 +112,29 @@ class Talk:
 
     async def head(self) -> bytes:
         """Up to and with the empty line."""
+        head = await self.next_head()
+        assert head is not None, f"ended inside a head: {self.left!r}"
+        return head
+
+    async def next_head(self) -> bytes | None:
+        """The same; None where the input ends before."""
         while b"\r\n\r\n" not in self.left:
             data = await self.some()
-            assert data, f"ended inside a head: {self.left!r}"
+            if not data:
+                return None
             self.left += data
         head, _, self.left = self.left.partition(b"\r\n\r\n")
         return head + b"\r\n\r\n"
+
+    async def body(self, head: bytes) -> bytes:
+        """What follows a head, whose length that says; nothing if it says none."""
+        length = _LENGTH.search(head)
+        return await self.exactly(int(length[1]) if length else 0)
+
+    async def whole(self) -> tuple[bytes, bytes]:
+        """Head and body of a message of known length."""
+        head = await self.head()
+        return head, await self.body(head)
 
     async def exactly(self, size: int) -> bytes:
         while len(self.left) < size:
@@ -126,13 +146,21 @@ class Talk:
 
     async def answer(self) -> tuple[int, bytes]:
         """Status and body of an answer of known length."""
-        head = await self.head()
-        size = 0
-        for line in head.split(b"\r\n"):
-            name, _, value = line.partition(b":")
-            if name.lower() == b"content-length":
-                size = int(value)
-        return int(head[9:12]), await self.exactly(size)
+        head, body = await self.whole()
+        return int(head[9:12]), body
+
+    async def serves(self, reply: Callable[[bytes], bytes | None]) -> None:
+        """Answer each request with what `reply` says of its head, or not at all (None), until the connection ends."""
+        try:
+            while (head := await self.next_head()) is not None:
+                await self.body(head)
+                said = reply(head)
+                if said is not None:
+                    await self.send(said)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            self.close()
 
     async def rest(self) -> bytes:
         """Everything up to the end of input."""
@@ -180,6 +208,12 @@ class Origin:
         await talk.head()
         await talk.send(answer)
         return talk
+
+    async def serves(self, reply: Callable[[bytes], bytes | None]) -> None:
+        """Accept every connection and answer its requests (`Talk.serves`), until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                nursery.start_soon((await self.accept()).serves, reply)
 
     def close(self) -> None:
         self.sock.close()

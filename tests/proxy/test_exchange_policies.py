@@ -41,12 +41,6 @@ class Shared(OneStore):
 
         await until(look)
 
-    async def answers(self) -> None:
-        """Answer everything, until cancelled."""
-        while True:
-            self.deliver()
-            await trio.lowlevel.checkpoint()
-
     def reported(self) -> tuple[int, int]:
         """Requests and failures that were told for breakers."""
         reports = [each for each in self.scope.asked if isinstance(each, Report)]
@@ -87,27 +81,7 @@ def the(plane: Plane, shared: Shared, name: str, to: str) -> None:
 async def answers_with(origin: Origin, *answers: bytes) -> None:
     """Serve every connection: each request gets the next of the answers, later ones the last."""
     left = list(answers)
-
-    async def serve(talk: Talk) -> None:
-        try:
-            while True:
-                while b"\r\n\r\n" not in talk.left:
-                    data = await talk.some()
-                    if not data:
-                        return
-                    talk.left += data
-                head = await talk.head()
-                length = re.search(rb"(?i)content-length: (\d+)", head)
-                await talk.exactly(int(length[1]) if length else 0)
-                await talk.send(left.pop(0) if len(left) > 1 else left[0])
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
-        finally:
-            talk.close()
-
-    async with trio.open_nursery() as nursery:
-        while True:
-            nursery.start_soon(serve, await origin.accept())
+    await origin.serves(lambda _: left.pop(0) if len(left) > 1 else left[0])
 
 
 @asynccontextmanager
@@ -137,10 +111,7 @@ async def seen_by_client(plane: Plane, requests: int, request: bytes) -> list[by
     answers = []
     for _ in range(requests):
         await client.send(request)
-        head = await client.head()
-        length = re.search(rb"(?i)content-length: (\d+)", head)
-        assert length is not None
-        answers.append(_NEW_EACH_TIME.sub(rb"\1", head + await client.exactly(int(length[1]))))
+        answers.append(_NEW_EACH_TIME.sub(rb"\1", b"".join(await client.whole())))
     client.close()
     return answers
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import trio
+
 from ambassador.state.holding import Terms
 from ambassador.state.memory import MemoryStore
 from ambassador.state.protocol import Answer, Operation
@@ -43,6 +45,12 @@ class OneStore:
             pass
         for scope in self.scopes:
             scope.deliver()
+
+    async def answers(self) -> None:
+        """Answer everything, until cancelled."""
+        while True:
+            self.deliver()
+            await trio.lowlevel.checkpoint()
 
 
 class Limited:

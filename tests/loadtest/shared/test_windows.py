@@ -6,9 +6,10 @@ import itertools
 import math
 import random
 
+import msgspec
 import pytest
 
-from ambassador.state.protocol import Rules
+from ambassador.state.protocol import SETTLING_US, Rules
 from loadtest.shared import windows
 from loadtest.shared.windows import Outcome, Worst
 
@@ -84,9 +85,10 @@ def test_crossing_needs_a_second_replica() -> None:
 
 def test_crossing_waits_until_a_window_is_settled() -> None:
     trace = outcomes((200, True))
-    crossed = windows.crossing_us(trace, RULES, replicas=2, workers=4)
+    few = msgspec.structs.replace(RULES, min_requests=2)
+    crossed = windows.crossing_us(trace, few, replicas=2, workers=4)
     assert crossed is not None
-    assert crossed - trace[0].at_us == 400_000
+    assert crossed - trace[0].at_us == SETTLING_US
 
 
 def test_crossing_does_not_come_with_good_answers() -> None:

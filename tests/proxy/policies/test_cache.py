@@ -324,13 +324,12 @@ async def test_requests_can_ask_for_younger_answers(
 async def test_request_that_takes_nothing_but_what_is_kept_is_told_that_there_is_none(origin: Origin) -> None:
     async with a_world(origin) as world:
         client = await world.client(get(b"/other", b"cache-control: only-if-cached"))
-        head = await client.head()
+        head, body = await client.whole()
         assert head.startswith(b"HTTP/1.1 504 ")
         assert b'\r\nproxy-status: test; error=proxy_internal_response; details="not_cached"\r\n' in head
         assert b"\r\ncache-status: test; detail=only-if-cached\r\n" in head
         assert b"\r\ncontent-type: application/problem+json\r\n" in head
-        size = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        problem = json.loads(await client.exactly(size))
+        problem = json.loads(body)
         assert (problem["code"], problem["status"], problem["route"]) == ("not_cached", 504, "r")
         await client.send(GET)
         await (await world.asked()).send(ok())
@@ -721,33 +720,16 @@ async def test_answer_that_is_not_for_others_holds_nobody(origin: Origin, answer
         others = await joined(world, 2)
         await first.send(answer)
         await leader.head()
-        pool: list[Talk] = []
         # Those who waited go up at once, on the leader's connection where that is free again.
         async with trio.open_nursery() as nursery:
-
-            async def serve(talk: Talk) -> None:
-                try:
-                    while True:
-                        await talk.head()
-                        await talk.send(ok(b"mine"))
-                except (AssertionError, trio.BrokenResourceError, trio.ClosedResourceError):
-                    pass
-
-            async def accept() -> None:
-                while True:
-                    pool.append(await origin.accept())
-                    nursery.start_soon(serve, pool[-1])
-
-            nursery.start_soon(serve, first)
-            nursery.start_soon(accept)
+            for served in (first, origin):
+                nursery.start_soon(served.serves, lambda _: ok(b"mine"))
             for other in others:
                 assert await other.answer() == (200, b"mine")
             late = await world.client(GET)  # others do not even wait, for a while
             assert await late.answer() == (200, b"mine")
             assert waiting(world) == 0
             nursery.cancel_scope.cancel()
-        for talk in pool:
-            talk.close()
         leader.reset()
         await finished(world.plane)
 

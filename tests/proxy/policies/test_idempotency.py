@@ -76,13 +76,8 @@ async def a_world(
             for worker in range(workers)
         ]
 
-        async def answers() -> None:
-            while True:
-                shared.deliver()
-                await trio.lowlevel.checkpoint()
-
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(answers)
+            nursery.start_soon(shared.answers)
             yield World(shared, planes)
             nursery.cancel_scope.cancel()
 
@@ -95,9 +90,8 @@ async def turns() -> None:
 
 async def problem(client: Talk) -> tuple[int, str, bytes]:
     """Status, code and head of an answer made here."""
-    head = await client.head()
-    size = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-    return int(head[9:12]), json.loads(await client.exactly(size))["code"], head.lower()
+    head, body = await client.whole()
+    return int(head[9:12]), json.loads(body)["code"], head.lower()
 
 
 async def carried_out(origin: Origin, body: bytes = b"pay", answer: bytes = CREATED) -> Talk:
@@ -500,15 +494,9 @@ async def test_replicas_own_store_takes_over(origin: Origin) -> None:
     scopes = Scopes(fleet.scopes[0], replica.scopes[0])
     text = "state: redis://127.0.0.1:1\n" + config(origin.url, **{**ROUTE, "idempotency": "{on_loss: local}"})
     async with a_plane(text, scopes=scopes) as plane:
-
-        async def answers() -> None:
-            while True:
-                fleet.deliver()
-                replica.deliver()
-                await trio.lowlevel.checkpoint()
-
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(answers)
+            nursery.start_soon(fleet.answers)
+            nursery.start_soon(replica.answers)
             fleet.scopes[0].go_down()
             client = await plane.connect()
             await client.send(post())
