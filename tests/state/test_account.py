@@ -364,6 +364,51 @@ def test_late_store_that_is_lost_is_owed_what_the_share_has_paid_for() -> None:
     assert (bench.account.debt, bench.account.owed) == (0, 0)
 
 
+def far_bench() -> Bench:
+    """A store of 90 ms, and a worker that is asked for 150 requests a second; its tokens live 200 ms."""
+    bench = Bench(terms(1000, 1000))
+    for _ in range(60):
+        bench.pump(1)
+        bench.go_on(0.09)
+        bench.fleet.deliver()
+        bench.replica.deliver()
+        for _ in range(14):
+            if not bench.account.take(1.0, bench.clock.now):
+                bench.account.arrive(1.0)
+    return bench
+
+
+def dried_up(bench: Bench) -> int:
+    """Nothing is in hand, and the next tokens are on their way for a while; how often the share was asked before."""
+    bench.account.take(bench.account.tokens(bench.clock.now), bench.clock.now)
+    bench.account.pump(bench.clock.now, waiting=1, fresh=1)
+    assert bench.account.asking
+    bench.go_on(0.03)
+    return len(bench.replica.asked)
+
+
+def test_share_bridges_the_time_until_a_far_store_answers() -> None:
+    bench = far_bench()
+    asked = dried_up(bench)
+    bench.account.pump(bench.clock.now)
+    (lease,) = bench.replica.asked[asked:]
+    assert isinstance(lease, Lease)
+    assert 5 <= lease.want <= 10
+    assert lease.least == 0
+    bench.replica.deliver()
+    for _ in range(5):
+        bench.spend()
+    assert bench.account.debt == 5
+
+
+def test_share_bridges_nothing_where_tokens_are_scarce() -> None:
+    bench = far_bench()
+    asked = dried_up(bench)
+    bench.account.held_until = bench.clock.now
+    bench.account.pump(bench.clock.now)
+    assert bench.replica.asked[asked:] == []
+
+
 def test_share_goes_by_what_was_left_before_the_loss_while_others_pay() -> None:
     bench = Bench()
     in_an_outage(bench, 3)

@@ -7,8 +7,11 @@ Tokens are spent in this order:
    admits, `closed` does not, `share` spends what is held of the *replica's* bucket, leased by all its workers as usual:
    rate R / replicas, burst B / replicas. It begins with this replica's part of what the fleet's bucket had left when it
    was last heard of; for a key that was never heard of, with what the share gained since the loss, and one token at
-   least: a new or quiet client is not refused because the store is away or slow. It goes on for half a second after the
-   store is back, which may have lost its data: then its buckets are empty at first.
+   least: a new or quiet client is not refused because the store is away or slow. Where the store is farther away than
+   `max_wait_s`, it is asked before the tokens in hand end, for what comes in 50 ms. A worker has one batch under way,
+   so with 100 ms to the store tokens that live 200 often end before the next ones are here: 10 % of the requests
+   waited in simulation, and 2 % do now. The share goes on for half a second after the store is back, which may have
+   lost its data: then its buckets are empty at first.
 4. While the store is only late, for a client far under its limit: this worker's part of what the bucket is known to
    hold; of a key that was never heard of, one token.
 5. While even the replica's store does not answer: a bucket of the worker's own, R / workers, which begins empty; with
@@ -49,6 +52,8 @@ _REFUSED_S: Final = 1.0
 _UNHEARD_S: Final = 0.05
 """A share of a key that was never heard of holds what comes in so long, while the store is only late: what is admitted
 until its first answer is a debt, and no more than 5 % of what a second gives."""
+_BRIDGED_S: Final = 0.01
+"""So long before what is in hand ends, the share is asked for what bridges the time until a far store's answer."""
 _TELLING_S: Final = TELLING_US / 1e6
 """If the store forgot that a calendar window was used up, nothing is taken for so long: the others ask once a second
 (`LONGEST_HOLD_S`), and tell it then."""
@@ -367,13 +372,13 @@ class Account(Holding):
             lease = self.ask(now, source.load, waiting=waiting, fresh=fresh, first=first)
             if lease is not None:
                 source.fleet.ask(lease, partial(self._is_answered, lease))
-        if (
-            waiting
-            and source.on_loss == "share"
-            and source.replica is not None
-            and (self.is_late(now) or (late and self.asking))
-        ):
-            self._pump_share(now, waiting, first, source.replica)
+        if source.on_loss != "share" or source.replica is None:
+            return
+        bridging = self.demand * LEAST_SPAN_S if self._is_bridged(now) else 0.0
+        if waiting and (self.is_late(now) or (late and self.asking)):
+            self._pump_share(now, waiting, first, source.replica, bridging=bridging)
+        elif bridging and self._ends_soon(now):
+            self._pump_share(now, 0.0, first, source.replica, bridging=bridging)
 
     def settle(self, now: float) -> None:
         """The store is back after an outage in which the fallback decided: tell what is owed, and nothing else yet."""
@@ -397,7 +402,27 @@ class Account(Holding):
         patience = self.source.max_wait_s / 2
         return self.asking and (self.rtt_s > patience or now >= self.sent_at + patience)
 
-    def _pump_share(self, now: float, waiting: float, first: float, replica: Scope) -> None:
+    def _is_bridged(self, now: float) -> bool:
+        """The store is so far away that tokens may end before the next ones are here, though there are enough: the
+        share bridges that, and is asked for more than what waits already.
+        """
+        source = self.source
+        return (
+            self.asking
+            and self.rtt_s > source.max_wait_s
+            and source.fleet.up
+            and now >= self.sent_at + source.max_wait_s
+            and not self._is_scarce(now)
+        )
+
+    def _ends_soon(self, now: float) -> bool:
+        """What is in hand ends before a share that is asked now has answered, and a little after."""
+        ends = self._later[-1][0] if self._later else self._expires
+        return ends < now + _BRIDGED_S or self.tokens(now) < self.demand * _BRIDGED_S + self.unit
+
+    def _pump_share(
+        self, now: float, waiting: float, first: float, replica: Scope, *, bridging: float = 0.0
+    ) -> None:
         share = self._share
         if share is None:
             share = self._share = Holding(self.key, self._share_terms(now), now)
@@ -406,7 +431,9 @@ class Account(Holding):
         share.start = self._start_of_share(now, share.terms.rate)
         # Who never heard of the fleet's bucket knows less than those who use the share already.
         share.most = share.start if self._seen_before > -inf else None
-        lease = share.ask(now, self.source.load, waiting=waiting, fresh=waiting, first=first)
+        lease = share.ask(
+            now, self.source.load, waiting=waiting + bridging, fresh=waiting, first=first if waiting else 1.0
+        )
         if lease is not None:
             replica.ask(lease, partial(self._share_is_answered, share, lease))
 

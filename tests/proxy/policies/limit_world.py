@@ -148,6 +148,36 @@ class Line:
         self._again.append(again)
 
 
+class BatchLine(Line):
+    """One batch under way at a time, as a store's thread has it; nothing is lost."""
+
+    def __init__(self, store: Store, **options: Any) -> None:
+        super().__init__(store, **options)
+        self._asked: list[tuple[Operation, Callable[[Answer | None], None]]] = []
+        self._flying = False
+
+    def ask(self, operation: Operation, answered: Callable[[Answer | None], None] | None = None) -> None:
+        self._asked.append((operation, answered or (lambda _: None)))
+        if not self._flying:
+            self._send()
+
+    def _send(self) -> None:
+        batch, self._asked, self._flying = self._asked, [], True
+
+        def arrive() -> None:
+            answers = [self.store.perform(operation) for operation, _ in batch]
+            self.world.after(self._delay(), lambda: deliver(answers))
+
+        def deliver(answers: list[Answer]) -> None:
+            self._flying = False
+            for (_, tell), what in zip(batch, answers, strict=True):
+                tell(what)
+            if self._asked and not self._flying:
+                self._send()
+
+        self.world.after(self._delay(), arrive)
+
+
 class Gone(Exception):
     """The client left."""
 

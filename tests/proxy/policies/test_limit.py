@@ -19,6 +19,7 @@ from ambassador.messages import Request
 from ambassador.proxy.policies.limit import Config
 from ambassador.state.holding import terms
 from tests.proxy.policies.limit_world import (
+    BatchLine,
     Line,
     Rest,
     Store,
@@ -340,6 +341,57 @@ def test_late_store_refuses_nobody_far_under_the_limit() -> None:
     world.run(60.0)
     assert worker.refused == []
     assert max(worker.waited) <= 0.0201
+
+
+@pytest.mark.parametrize(
+    ("rtt_s", "rate", "part"),
+    [(0.03, 300, 0.8), (0.03, 1000, 0.8), (0.1, 1000, 0.5), (0.1, 1000, 0.8), (0.1, 1000, 0.95)],
+)
+def test_far_store_makes_few_wait_and_refuses_nobody(rtt_s: float, rate: int, part: float) -> None:
+    """Each way takes 40 % more or less by chance, so of tokens that live 200 ms some end before the next are here."""
+    draw = random.Random(3).random
+    world = World()
+    store = Store(world)
+    workers = []
+    for _ in range(2):
+        replica = Store(world)
+        for _ in range(2):
+            fleet = BatchLine(store, delay=lambda: rtt_s / 2 * (0.6 + 0.8 * draw()), replicas=2, workers=4)
+            line = Line(replica, delay=lambda: 0.001 * draw(), workers=2)
+            config = Config(rate=(rate, 1), per="client_ip")
+            workers.append(Worker(world, [config], fleet=fleet, replica=line, random=draw))
+    for worker in workers:
+        worker.load(rate * part / 4, 6.0, draw, "loud")
+        worker.load(0.25, 6.0, draw, "quiet")
+    world.run(7.0)
+    assert sum(len(worker.refused) for worker in workers) == 0
+    requests = sum(len(worker.admitted) for worker in workers)
+    assert sum(len(worker.waited) for worker in workers) < 0.05 * requests
+    assert max(max(worker.waited) for worker in workers) <= 0.02
+    assert excess(times_of(workers), rate) <= rate
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pressed_limit_behind_a_far_store_refuses_no_quiet_client(seed: int) -> None:
+    draw = random.Random(seed).random
+    world = World()
+    store = Store(world)
+    workers = []
+    for _ in range(2):
+        replica = Store(world)
+        for _ in range(2):
+            fleet = BatchLine(store, delay=lambda: 0.05 * (0.6 + 0.8 * draw()), replicas=2, workers=4)
+            line = Line(replica, delay=lambda: 0.02 * draw(), workers=2)
+            config = Config(rate=(1000, 1), per="client_ip")
+            workers.append(Worker(world, [config], fleet=fleet, replica=line, random=draw))
+    for worker, part in zip(workers, (12, 3, 2, 1), strict=True):
+        worker.load(2000 * part / 18, 5.0, draw, "loud")
+        worker.load(5 * part / 18, 5.0, draw, "quiet")
+    world.run(6.0)
+    assert [key for worker in workers for _, key in worker.refused if key == "quiet"] == []
+    loud = [time for worker in workers for time, key in worker.admitted if key == "loud"]
+    assert excess(loud, 1000) <= 1000
+    assert sum(1001.5 <= time < 1005.0 for time in loud) > 0.95 * 3500
 
 
 @pytest.mark.parametrize("seed", range(10))
