@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import selectors
+import signal
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,7 +96,7 @@ class Replica(Service):
         self.wait_until_up()
         self.wait_for_workers(self.workers)
 
-    def get_(self, method: str = "GET", body: bytes = b"") -> Answer:
+    def fetch(self, method: str = "GET", body: bytes = b"") -> Answer:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=30)
         try:
             connection.request(method, "/things", body or None)
@@ -169,3 +172,282 @@ def test_thousand_cold_requests_of_four_workers_fetch_one_token(tmp_path: Path, 
     assert asked.form == {"grant_type": "client_credentials", "scope": "read"}
     assert asked.headers["content_type"] == "application/x-www-form-urlencoded"
     assert set(world.api.seen) == {f"Bearer {token}" for token in world.identity.valid}
+
+
+@pytest.mark.parametrize("key", ["", "a secret key for the fleet"])
+def test_thousand_cold_requests_of_two_replicas_fetch_one_token_where_they_may_share_it(
+    tmp_path: Path, world: World, redis: Server, key: str
+) -> None:
+    world.identity.go_on.clear()
+    state = {"url": redis.url}
+    with running(*(Replica(tmp_path / name, world, state=state, key=key) for name in "ab")) as replicas:
+        wanted = 1 if key else 2
+
+        def release() -> None:
+            until(lambda: len(world.identity.asked) >= wanted)
+            world.identity.go_on.set()
+
+        assert storm(replicas, 1000, release) == {200: 1000}
+    assert len(world.identity.asked) == wanted
+
+
+def test_token_is_only_encrypted_in_redis(tmp_path: Path, world: World, redis: Server) -> None:
+    state = {"url": redis.url}
+    heard: list[bytes] = []
+    with contextlib.closing(Monitor(redis)) as monitor:
+        key = "a secret key for the fleet"
+        with running(*(Replica(tmp_path / name, world, state=state, key=key) for name in "ab")) as replicas:
+            assert {replica.fetch().status for replica in replicas * 4} == {200}
+            everything = dump(redis)
+        heard = monitor.heard()
+    assert len(world.identity.asked) == 1
+    (token,) = world.identity.valid
+    assert [name for name in everything if b":tok:" in name], "a token is there"
+    assert any(b"token" in line and b"store" in line for line in heard), "it was heard on its way"
+    for secret in (token.encode(), token.split(".")[1].encode(), SECRET.encode(), key.encode()):
+        assert not [name for name, value in everything.items() if secret in name + value]
+        assert not [line for line in heard if secret in line]
+
+
+def test_token_is_not_in_redis_without_a_key(tmp_path: Path, world: World, redis: Server) -> None:
+    with running(*(Replica(tmp_path / name, world, state={"url": redis.url}) for name in "ab")) as replicas:
+        assert {replica.fetch().status for replica in replicas * 4} == {200}
+        assert not [name for name in dump(redis) if b":tok:" in name]
+    assert len(world.identity.asked) == 2
+
+
+def test_replica_with_another_key_shares_with_nobody_and_harms_nobody(
+    tmp_path: Path, world: World, redis: Server
+) -> None:
+    state = {"url": redis.url}
+    keys = {"a": "the key of the fleet", "b": "the key of the fleet", "c": "quite another key"}
+    with running(
+        *(Replica(tmp_path / name, world, state=state, key=key) for name, key in keys.items())
+    ) as all_:
+        for _ in range(5):
+            assert {replica.fetch().status for replica in all_} == {200}
+    assert len(world.identity.asked) == 2
+
+
+def test_redis_that_is_lost_costs_no_request(tmp_path: Path, world: World, redis: Server) -> None:
+    redis.stop_running()
+    state = {"url": redis.url}
+    with running(Replica(tmp_path, world, state=state, key="a secret key for the fleet")) as (replica,):
+        assert {replica.fetch().status for _ in range(10)} == {200}
+        assert len(world.identity.asked) == 1, "its workers share by their own store"
+        redis.go_on()
+
+
+# ----- a token service that is slow, fails, or takes back ------------------------------------------------------------
+
+
+def test_requests_wait_for_a_slow_token_service_and_none_waits_twice(tmp_path: Path, world: World) -> None:
+    world.identity.delay_s = 3.0
+    with running(Replica(tmp_path, world)) as replicas:
+        assert storm(replicas, 100, lambda: None) == {200: 100}
+        began = time.monotonic()
+        assert replicas[0].fetch().status == 200
+        assert time.monotonic() - began < 2.0
+    assert len(world.identity.asked) == 1
+
+
+def test_token_is_refreshed_while_the_old_one_serves(tmp_path: Path, world: World) -> None:
+    world.identity.life_s = 6.0
+    with running(Replica(tmp_path, world)) as (replica,):
+        assert replica.fetch().status == 200
+        world.identity.delay_s = 1.0
+        end = time.monotonic() + 8.0
+        slowest = 0.0
+        while time.monotonic() < end:
+            began = time.monotonic()
+            assert replica.fetch().status == 200
+            slowest = max(slowest, time.monotonic() - began)
+            time.sleep(0.05)
+    assert 3 <= len(world.identity.asked) <= 5
+    assert world.api.refused == 0
+    assert slowest < 1.0, "nobody waited for the refresh"
+
+
+def test_request_gives_up_after_five_seconds_and_the_token_is_there_for_the_next(
+    tmp_path: Path, world: World
+) -> None:
+    world.identity.go_on.clear()
+    with running(Replica(tmp_path, world)) as (replica,):
+        began = time.monotonic()
+        answer = replica.fetch()
+        assert (answer.status, answer.code) == (503, "credential_unavailable")
+        assert 4.5 < time.monotonic() - began < 15.0
+        world.identity.go_on.set()
+        until(lambda: replica.fetch().status == 200)
+    assert len(world.identity.asked) == 1
+
+
+def test_wait_is_bounded_by_the_route(tmp_path: Path, world: World) -> None:
+    world.identity.go_on.clear()
+    with running(Replica(tmp_path, world, timeout="500ms")) as (replica,):
+        answer = replica.fetch()
+        assert answer.status == 504
+        world.identity.go_on.set()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "result"),
+    [
+        (500, b"<html>an error page with s3cret details</html>", "failed"),
+        (401, b'{"error":"invalid_client","error_description":"s3cret details"}', "refused"),
+        (200, b"s3cret garbage", "malformed"),
+        (200, b'{"access_token":"s3cret\\r\\nx: y","token_type":"Bearer"}', "malformed"),
+        (302, b"s3cret", "malformed"),
+    ],
+)
+def test_failing_token_service_is_a_coded_answer_and_is_left_alone(
+    tmp_path: Path, world: World, status: int, body: bytes, result: str
+) -> None:
+    world.identity.status, world.identity.body = status, body
+    with running(Replica(tmp_path, world)) as (replica,):
+        answers = [replica.fetch() for _ in range(40)]
+        assert {(answer.status, answer.code) for answer in answers} == {(503, "credential_unavailable")}
+        assert all(answer.retry_after is not None for answer in answers)
+        assert len(world.identity.asked) <= 4
+        if result == "refused":
+            assert "invalid_client" in answers[0].body
+        assert not [answer for answer in answers if "s3cret" in answer.body]
+        metrics = replica.admin("GET", "/metrics")[1]
+        asked = (
+            f'ambassador_token_requests_total{{upstream="api",result="{result}"}} {len(world.identity.asked)}'
+        )
+        assert asked in metrics
+        world.identity.status, world.identity.body = 200, None
+        until(lambda: replica.fetch().status == 200)
+        replica.signal(signal.SIGTERM)
+        _, errors = replica.end()
+    assert "no token from" in errors
+    assert "s3cret" not in errors
+    assert not world.api.refused
+
+
+def test_token_service_that_says_nothing_is_given_up(tmp_path: Path, world: World) -> None:
+    world.identity.go_on.clear()
+    with running(Replica(tmp_path, world, auth={"timeout": "300ms"})) as (replica,):
+        answer = replica.fetch()
+        assert (answer.status, answer.code) == (503, "credential_unavailable")
+        assert 'result="timeout"} 1' in replica.admin("GET", "/metrics")[1]
+        world.identity.go_on.set()
+        until(lambda: replica.fetch().status == 200)
+
+
+def test_token_service_that_fails_is_not_felt_while_the_token_is_good(tmp_path: Path, world: World) -> None:
+    world.identity.life_s = 6.0
+    with running(Replica(tmp_path, world)) as (replica,):
+        assert replica.fetch().status == 200
+        world.identity.status = 500
+        end = time.monotonic() + 4.5
+        while time.monotonic() < end:
+            assert replica.fetch().status == 200
+            time.sleep(0.05)
+        assert len(world.identity.asked) > 1
+        until(lambda: replica.fetch().status == 503)
+    assert world.api.refused == 0
+    assert len(set(world.api.seen)) == 1
+
+
+def test_revoked_token_is_replaced_once_and_clients_notice_nothing(
+    tmp_path: Path, world: World, redis: Server
+) -> None:
+    state = {"url": redis.url}
+    key = "a secret key for the fleet"
+    with running(*(Replica(tmp_path / name, world, state=state, key=key) for name in "ab")) as replicas:
+        assert {replica.fetch().status for replica in replicas * 4} == {200}
+        for _ in range(2):
+            asked = len(world.identity.asked)
+            world.identity.revoke()
+            assert storm(replicas, 200, lambda: None) == {200: 200}
+            assert len(world.identity.asked) == asked + 1
+        world.identity.revoke()
+        assert replicas[0].fetch("POST", b"a body").body == CLIENT
+        assert world.api.bodies[-2:] == [b"a body"] * 2
+
+
+def test_upstream_that_refuses_every_token_is_heard_and_the_token_service_left_alone(
+    tmp_path: Path, world: World
+) -> None:
+    class Nothing(dict[str, str]):
+        def get(self, key: str, default: str | None = None) -> str | None:  # type: ignore[override]
+            return None
+
+    world.identity.valid = Nothing()
+    with running(Replica(tmp_path, world)) as (replica,):
+        answers = [replica.fetch() for _ in range(50)]
+    assert {(answer.status, answer.body) for answer in answers} == {(401, "refused")}
+    assert len(world.identity.asked) <= 8
+
+
+def test_worker_that_dies_while_it_fetches_holds_nobody_up(tmp_path: Path, world: World) -> None:
+    world.identity.go_on.clear()
+    with running(Replica(tmp_path, world, workers=2)) as (replica,):
+        with ThreadPoolExecutor(16) as pool:
+            asked = [pool.submit(replica.fetch) for _ in range(16)]
+            until(lambda: world.identity.asked)
+            holder = next(pid for pid in replica.pids().values() if has_connection(pid, world.token_url))
+            os.kill(holder, signal.SIGKILL)
+            until(lambda: len(world.identity.asked) == 2)
+            world.identity.go_on.set()
+            statuses = Counter(status_or_cut(each) for each in asked)
+        assert statuses[200] > 0, statuses
+        assert set(statuses) <= {0, 200}, "those of the dead worker are cut, the others served"
+        assert replica.fetch().status == 200
+
+
+def status_or_cut(asked: Future[Answer]) -> int:
+    try:
+        return asked.result().status
+    except (OSError, http.client.HTTPException):
+        return 0
+
+
+def has_connection(pid: int, url: str) -> bool:
+    """Whether a process has a connection to the port of a URL on this host."""
+    port = int(url.split(":")[2].split("/", maxsplit=1)[0])
+    inodes = {
+        line.split()[9]
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+        if int(line.split()[2].split(":")[1], 16) == port
+    }
+    links = []
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            links.append(os.readlink(each))
+    return any(f"socket:[{inode}]" in links for inode in inodes)
+
+
+def dump(redis: Server) -> dict[bytes, bytes]:
+    """Every key and value."""
+    with redis.client() as client:
+        return {name: repr_of(client, name) for name in client.scan_iter(count=1000)}
+
+
+def repr_of(client: Any, name: bytes) -> bytes:
+    kind = client.type(name)
+    if kind == b"string":
+        return bytes(client.get(name) or b"")
+    return repr(client.hgetall(name) if kind == b"hash" else client.dump(name)).encode()
+
+
+class Monitor:
+    """Everything that a Redis is told, from now on."""
+
+    def __init__(self, redis: Server) -> None:
+        self._sock = socket.create_connection(("127.0.0.1", redis.port), timeout=20)
+        self._sock.sendall(b"MONITOR\r\n")
+        assert self._sock.recv(5) == b"+OK\r\n"
+
+    def heard(self) -> list[bytes]:
+        self._sock.setblocking(False)
+        data = b""
+        with contextlib.suppress(BlockingIOError):
+            while more := self._sock.recv(1 << 20):
+                data += more
+        return data.split(b"\r\n")
+
+    def close(self) -> None:
+        self._sock.close()

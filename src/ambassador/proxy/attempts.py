@@ -115,6 +115,8 @@ class Attempts:
                 assert head is not None
                 assert self.attempt is not None
                 found = self.attempt.found
+                if self._renewed and head.status != 401:
+                    self._has_renewed(plan)
                 if head.status not in plan.failing and not found:
                     return connection, False
                 if head.status == 401 and await self._renews(plan):
@@ -164,6 +166,11 @@ class Attempts:
         finally:
             client.rest_until = inf
         return await self._is_affordable(plan)
+
+    def _has_renewed(self, plan: RoutePlan) -> None:
+        credential = None if plan.upstream is None else plan.upstream.credential
+        if credential is not None:
+            credential.accepted(self.request)
 
     def _count_on_budget(self, retry: RetryPolicy | None) -> None:
         """A first attempt earns a part of a retry. Of a request that is a retry of somebody in front, it is one."""

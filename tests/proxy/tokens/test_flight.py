@@ -385,6 +385,23 @@ def test_upstream_that_refuses_every_token_does_not_have_one_made_for_each_reque
     assert worker.flight.token is not None
 
 
+def test_upstream_that_accepted_the_next_token_may_refuse_it_at_once() -> None:
+    worker, _ = alone()
+    now = 10.0
+    for number in range(5):
+        if worker.want(now) is None:
+            worker.settle(now)
+            worker.grant(f"t{number}", 1000.0, now)
+            worker.settle(now)
+        now += 0.1
+        assert worker.refused(now, now)
+        assert worker.want(now) is None
+        worker.settle(now)
+        worker.grant(f"u{number}", 1000.0, now)
+        worker.settle(now)
+        worker.flight.accepted()
+
+
 def test_upstream_that_was_calm_for_long_may_refuse_at_once_again() -> None:
     worker, _ = alone()
     for number, now in enumerate((10.0, 10.0 + 3 * MOST_RENEWAL_PAUSE_S)):

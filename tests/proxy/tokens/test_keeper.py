@@ -205,6 +205,9 @@ def test_refused_token_is_replaced() -> None:
     world.shared.advance(10.0)
     assert keeper.refused(world.clock.now)
     assert keeper.line() is None
+    held = keeper.held()
+    assert held is not None
+    assert held.text == "old", "for who was given it before, and has only now got a connection"
     world.shared.deliver()
     world.answer(Granted("new", 1000.0))
     assert keeper.line() == b"\r\nauthorization: Bearer new"

@@ -94,6 +94,9 @@ class Credential:
         """
         return False
 
+    def accepted(self, request: Request) -> None:
+        """The attempt that followed a refused one was not refused."""
+
     def line(self, now: float) -> bytes | None:  # noqa: ARG002 - likewise
         """What it adds to every request that begins at `now` (the lane's clock): its field, with CRLF before it. None:
         it is not in hand, or there is none for all requests alike.

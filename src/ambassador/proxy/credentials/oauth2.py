@@ -65,6 +65,10 @@ class Fetched(Credential):
         """As `Credential.refused`."""
         return self._keeper.refused(began)
 
+    def accepted(self, request: Request) -> None:  # noqa: ARG002
+        """As `Credential.accepted`."""
+        self._keeper.accepted()
+
     def line(self, now: float) -> bytes | None:  # noqa: ARG002
         """As `Credential.line`."""
         return self._keeper.line()

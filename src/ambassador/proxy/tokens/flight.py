@@ -41,8 +41,8 @@ POLL_S: Final = 0.1
 TRUST: Final = 3
 """So many failures in a row, and a request that cannot be the one that tries again does not wait for it."""
 RENEWAL_PAUSE_S: Final = 1.0
-"""After an upstream has refused a token, the one after it is not refused so soon, doubling with each: an upstream that
-refuses all of them shall not make the token service make more."""
+"""After an upstream has refused a token, the one after it does not count as refused so soon unless it was accepted
+once, and longer with each: an upstream that refuses all of them shall not make the token service make more."""
 MOST_RENEWAL_PAUSE_S: Final = 30.0
 _REMEMBERED: Final = 4
 """Tokens that were refused: what a store holds may be the last but one."""
@@ -129,7 +129,7 @@ class Flight:
         "_used",
         "_version",
         "down",
-        "failures",
+        "failures", "latest",
         "news",
         "phase",
         "places",
@@ -145,6 +145,8 @@ class Flight:
         self.phase = Phase.REST
         self.token: Held | None = None
         """Not given out without a look at the clock: `want` takes it."""
+        self.latest: Held | None = None
+        """The last one there was, also if it was refused since: for who has been given it and is about to show it."""
         self.down: Down | None = None
         """The last failure; None after a success."""
         self.failures = 0
@@ -209,6 +211,10 @@ class Flight:
         if self.phase is Phase.REST:
             self._begin(now)
         return True
+
+    def accepted(self) -> None:
+        """The upstream accepted the token that came in place of a refused one: the next refusal counts at once."""
+        self._unrefused_until = -inf
 
     # What happens
 
@@ -358,7 +364,7 @@ class Flight:
                 self.news += 1
 
     def _take(self, token: Held) -> None:
-        self.token = token
+        self.token = self.latest = token
         self.down = None
         self.failures = 0
         self._next_at = 0.0

@@ -253,9 +253,10 @@ class Keeper(Timer):
     def held(self) -> Held | None:
         """The token for what is written now; None: it has ended meanwhile, or there is none.
 
-        Within the margin before its end it still may be sent, by who began before.
+        Within the margin before its end it still may be sent, by who began before; so may one that was refused since,
+        which gets a 401 that is worth another attempt.
         """
-        token = self._flight.token
+        token = self._flight.latest
         return token if token is not None and self._tokens.clock.now < token.expires_at else None
 
     def line(self) -> bytes | None:
@@ -268,6 +269,10 @@ class Keeper(Timer):
         again = self._flight.refused(began, self._tokens.clock.now)
         self._act()
         return again
+
+    def accepted(self) -> None:
+        """An attempt that followed a refused one was not refused."""
+        self._flight.accepted()
 
     def standing(self) -> Standing:
         """How it stands now."""
