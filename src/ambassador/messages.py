@@ -109,7 +109,7 @@ class Request(msgspec.Struct, gc=False, eq=False):
     waiter: Waiter | None = None
     """None: policies must decide at once."""
     held_s: float = 0.0
-    """How long leases of tokens were waited for, over all limits and attempts."""
+    """How long the state store was waited for, over all limits, breakers and attempts."""
     keeper: Keeper | None = None
     ends: list[Callable[[int, float], None]] | None = None
     """What policies want to be called when the request has ended, whatever became of it: `end` does that."""

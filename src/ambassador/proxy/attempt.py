@@ -157,9 +157,11 @@ class Attempt:
         guards = guards_of(plan.gates, endpoint)
         ticket = closed(guards)
         if ticket is None:
-            entry = enter(guards, exchange.lane.now, plan.answer_within_s, exchange.client)
+            request, began = exchange.request, exchange.lane.now
+            entry = enter(guards, began, plan.answer_within_s, exchange.client, held_s=request.held_s)
             if not isinstance(entry, Ticket | Refusal):
                 entry = await entry
+                request.held_s += exchange.lane.now - began
             if isinstance(entry, Refusal):
                 exchange.attempts -= 1
                 raise entry.error()

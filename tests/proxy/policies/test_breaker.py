@@ -265,6 +265,24 @@ def test_request_waits_for_a_lease(worker: Worker) -> None:
     settle(ticket, "200", 0.1, worker.now)
 
 
+def test_request_that_has_waited_elsewhere_waits_for_what_is_left(worker: Worker) -> None:
+    breaker = half_open(worker)
+    waiter = Waiter()
+    coroutine = start(enter((breaker,), worker.now, 1.0, waiter, held_s=0.015))
+    assert waiter.until == pytest.approx(worker.now + ended_by(0.005), abs=1e-6)
+    assert isinstance(end(coroutine), Refusal)
+    worker.shared.deliver()
+    assert isinstance(enter((breaker,), worker.now, 1.0), Ticket)
+
+
+def test_request_that_has_waited_as_long_as_it_may_does_not_wait_for_a_lease(worker: Worker) -> None:
+    breaker = half_open(worker)
+    entry = enter((breaker,), worker.now, 1.0, Waiter(KeyboardInterrupt()), held_s=0.02)
+    assert isinstance(entry, Awaitable)
+    assert isinstance(end(cast("Coroutine[Any, Any, Any]", entry)), Refusal)
+    assert breaker.waiter is None
+
+
 def test_lease_that_does_not_come_in_time_is_there_for_the_next_request(worker: Worker) -> None:
     breaker = half_open(worker)
     coroutine = start(enter((breaker,), worker.now, 1.0, Waiter()))

@@ -246,11 +246,14 @@ class Breaker:
         """The lane's time."""
         return self._breakers.now
 
-    async def rest(self, waiter: Waiter) -> None:
-        """Wait for the lease that was asked for, at most `state.max_wait`."""
+    async def rest(self, waiter: Waiter, held_s: float) -> None:
+        """Wait for the lease that was asked for, at most `state.max_wait`, of which `held_s` is over."""
+        left_s = self._breakers.max_wait_s - held_s
+        if left_s <= 0:
+            return
         self.waiter = waiter
         try:
-            await waiter.rest(self.now + ended_by(self._breakers.max_wait_s))
+            await waiter.rest(self.now + ended_by(left_s))
         finally:
             if self.waiter is waiter:
                 self.waiter = None
@@ -381,11 +384,12 @@ def closed(guards: Guards) -> Ticket | None:
 
 
 def enter(
-    guards: Guards, now: float, timeout_s: float, waiter: Waiter | None = None
+    guards: Guards, now: float, timeout_s: float, waiter: Waiter | None = None, *, held_s: float = 0.0
 ) -> Ticket | Refusal | Awaitable[Ticket | Refusal]:
     """May the attempt be made? `timeout_s`: the longest that it may take until its answer's head.
 
-    An awaitable waits for a probe's lease, at most `state.max_wait`; only with a `waiter`.
+    An awaitable waits for a probe's lease, at most `state.max_wait`; only with a `waiter`. `held_s`: how long the
+    request has waited for the state store already.
     """
     entries: list[tuple[Breaker, Pass]] = []
     for at, breaker in enumerate(guards):
@@ -396,17 +400,17 @@ def enter(
             _give_back(entries, now)
             return given or Refusal(breaker.name, 1.0)
         else:
-            return _wait(guards[at:], entries, timeout_s, waiter)
+            return _wait(guards[at:], entries, timeout_s, waiter, held_s)
     return Ticket(entries, min((given.until for _, given in entries), default=inf))
 
 
 async def _wait(
-    guards: Guards, entries: list[tuple[Breaker, Pass]], timeout_s: float, waiter: Waiter
+    guards: Guards, entries: list[tuple[Breaker, Pass]], timeout_s: float, waiter: Waiter, held_s: float
 ) -> Ticket | Refusal:
     """From the breaker on that has asked for a lease."""
     asking = guards[0]
     try:
-        await asking.rest(waiter)
+        await asking.rest(waiter, held_s)
     except BaseException:
         _give_back(entries, asking.now)
         raise
