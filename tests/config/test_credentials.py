@@ -4,16 +4,20 @@ import pytest
 
 from ambassador.config.credentials import Auth, compile_credential, describe, goes_bare, needs_guard
 from ambassador.config.load import load_string
+from ambassador.extras import Extra
 from ambassador.proxy.credentials import (
     aws_sigv4,
     basic,
     bearer,
     header,
     message_signature,
+    oauth2,
     signed_token,
 )
+from ambassador.settings import Section
 from tests.proxy.credentials.shown import means, put
 
+MISSING = Extra("auth", ("no_such_module",))
 BEARER = Auth(bearer=bearer.Config(token="env:T"))
 
 
@@ -97,3 +101,23 @@ def test_only_plaintext_needs_a_guard() -> None:
     assert not needs_guard(None, "http://example.org:80")
     assert not needs_guard(Auth(bearer=BEARER.bearer, allow_plaintext=True), "http://example.org:80")
     assert not goes_bare(None, "http://example.org:80")
+
+
+@pytest.mark.parametrize(
+    ("section", "auth", "key"),
+    [
+        (Auth, "{jwt: {key: env:K}}", "jwt"),
+        (
+            oauth2.Config,
+            "{oauth2: {token_url: 'http://127.0.0.1:2', client_id: a, private_key: env:K}}",
+            "oauth2.private_key",
+        ),
+    ],
+)
+def test_what_signs_needs_the_extra_for_it(
+    monkeypatch: pytest.MonkeyPatch, section: type[Section], auth: str, key: str
+) -> None:
+    assert problems(auth) == []
+    monkeypatch.setattr(section, "extras", dict.fromkeys(section.extras, MISSING))
+    (problem,) = problems(auth)
+    assert problem.startswith(f"upstreams.u.auth.{key}: '{key.rpartition('.')[2]}' needs the extra 'auth'")

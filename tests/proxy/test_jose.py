@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 from typing import Any
 
@@ -291,9 +290,3 @@ def test_header_members_that_name_a_key_are_not_looked_at() -> None:
         text = jose.sign({}, pem(thief), algorithm="RS256", headers={"kid": "1", **member})
         read = jose.read_token(text.encode())
         assert not any(key.has_signed(read) for key in key_set(jwk("RS256", kid="1")))
-
-
-def test_is_installed_says_whether_the_library_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert jose.is_installed()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    assert not jose.is_installed()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from ambassador.extras import AUTH, Extra
 from ambassador.proxy.credentials import (
     aws_sigv4,
     basic,
@@ -40,6 +41,7 @@ class Auth(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     later: ClassVar[Mapping[str, tuple[str, ...]]] = {"exchange": ()}
+    extras: ClassVar[Mapping[str, Extra]] = {"jwt": AUTH}
 
     bearer: bearer.Config | None = None
     """A token in `Authorization: Bearer`: `bearer: file:/run/secrets/token`."""

@@ -19,7 +19,6 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
-import importlib.util
 import json
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
@@ -69,11 +68,6 @@ class BadToken(Exception):
 
 class BadKey(Exception):
     """A key, or a set of them, cannot be used. The text never holds it."""
-
-
-def is_installed() -> bool:
-    """Whether the library is there: `pip install 'ambassador-proxy[auth]'`."""
-    return all(importlib.util.find_spec(name) is not None for name in ("jwt", "cryptography"))
 
 
 @functools.cache

@@ -115,14 +115,6 @@ def test_claims_that_others_settings_make_are_refused() -> None:
     assert Config.refusal("ttl", 9.0)
 
 
-def test_missing_library_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = Config(key="env:KEY")
-    assert not list(config.conflicts())
-    monkeypatch.setattr("ambassador.proxy.jose.is_installed", lambda: False)
-    ((_, problem),) = config.conflicts()
-    assert "ambassador-proxy[auth]" in problem
-
-
 def test_token_is_told_of_without_its_key() -> None:
     assert (
         describe(Config(key="env:K", audience=("a", "b"))) == "a token that is signed here (RS256) for a, b"

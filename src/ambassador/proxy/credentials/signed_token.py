@@ -6,7 +6,6 @@ a worker about a millisecond, each time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from msgspec import field
@@ -64,11 +63,6 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             if name == "aud":
                 return "must not have 'aud', which 'audience' is"
         return None
-
-    def conflicts(self) -> Iterator[tuple[str | None, str]]:
-        """No library to sign with."""
-        if not jose.is_installed():
-            yield None, "needs the package 'PyJWT': pip install 'ambassador-proxy[auth]'"
 
 
 def describe(config: Config) -> str:
