@@ -96,11 +96,12 @@ def test_same_reference_is_the_same_secret_and_goes_when_nobody_holds_it(kept: K
     reference = f"file:{kept.file}"
     secret = kept.secrets.get(reference)
     assert kept.secrets.get(reference) is secret
-    assert kept.secrets.has_files
+    assert kept.secrets.files() == [secret]
     del secret
-    assert not kept.secrets.has_files
-    kept.secrets.get("env:HOME")
-    assert not kept.secrets.has_files
+    assert not kept.secrets.files()
+    home = kept.secrets.get("env:HOME")
+    assert not kept.secrets.files()  # what a process has in its environment stays
+    assert home.value
 
 
 def test_value_is_in_no_repr(kept: Kept) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 from weakref import WeakValueDictionary
@@ -105,14 +106,15 @@ class Secrets:
             self._read(secret)
         return secret
 
-    @property
-    def has_files(self) -> bool:
-        """Whether any of them can change while the process lives."""
-        return any(reference.startswith("file:") for reference in list(self._known))
+    def files(self) -> list[Secret]:
+        """Those that can change while the process lives."""
+        return [secret for secret in self._known.values() if secret.reference.startswith("file:")]
 
-    def refresh(self) -> None:
-        """Read all of them again. Blocks for as long as files take to read: call it from a thread, one at a time."""
-        for secret in list(self._known.values()):
+    def refresh(self, secrets: Iterable[Secret] | None = None) -> None:
+        """Read `secrets` again, or all `files`. Blocks for as long as files take to read: a thread may do it, with
+        `secrets` that were listed elsewhere.
+        """
+        for secret in self.files() if secrets is None else secrets:
             self._read(secret)
 
     def _read(self, secret: Secret) -> None:

@@ -552,8 +552,9 @@ async def _keep_current(kept: Secrets) -> None:
     """Read secrets again, for ever: in a thread, since a mount may hang."""
     while True:
         await trio.sleep(_SECRETS_EVERY_S)
-        if kept.has_files:
-            await trio.to_thread.run_sync(kept.refresh, abandon_on_cancel=True)
+        files = kept.files()
+        if files:
+            await trio.to_thread.run_sync(kept.refresh, files, abandon_on_cancel=True)
 
 
 def _open_fleet(state: schema.State) -> Store:

@@ -194,6 +194,24 @@ async def test_credential_is_not_sent_in_plaintext_to_where_a_name_leads(
         assert (await client.answer())[0] == 200
 
 
+async def test_answers_that_are_kept_are_for_all_callers_of_the_route(origin: Origin, tmp_path: Path) -> None:
+    """What the upstream is shown is the route's, so nothing in the cache is of one caller only."""
+    (tmp_path / "t").write_text("ours")
+    config = authed(origin.url, f"{{bearer: 'file:{tmp_path}/t'}}", route=", cache: {ttl: 60s}")
+    async with a_stage(origin, config) as stage:
+        client = await stage.client()
+        await client.send(asks())
+        upstream = await stage.upstream()
+        await upstream.head()
+        await upstream.send(OK)
+        assert await client.answer() == (200, b"ok")
+        await client.send(asks())
+        assert await client.answer() == (200, b"ok")
+        head = await seen(client, upstream, asks(b"authorization: Bearer theirs"))  # may see something else
+        assert fields(head, b"authorization") == [b"Bearer ours"]
+        assert stage.plane.counts.attempts == ["200", "200"]
+
+
 class Renewed(Credential):
     """A token that is fetched, and may be fetched again once it was refused."""
 
