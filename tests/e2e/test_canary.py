@@ -294,7 +294,7 @@ def requests(scene: Scene) -> None:
         for path in ("ok", "ok", "status/401", "status/503", "status/404"):
             scene.ask(f"/{kind}/{path}")
         scene.ask(f"/{kind}/ok", "POST", b"body", Authorization="Bearer theirs", Connection="authorization")
-        scene.ask(f"/{kind}/ok", "TRACE", **{"Max-Forwards": "0"})
+        scene.ask(f"/{kind}/ok", "TRACE", None, **{"Max-Forwards": "0"})
         scene.ask(f"/{kind}/ok", "TRACE")
         scene.raw(b"GET /%b/ok HTTP/1.1\r\nhost: a\r\nbad header\r\n\r\n" % kind.encode())
         scene.raw(b"POST /%b/ok HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nshort" % kind.encode())
