@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.proxy.pem import Authority
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "deploy" / "examples").glob("*.yaml"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -37,9 +39,13 @@ def test_every_example_is_named_in_the_readme() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_configs_of_the_documentation_pass_the_check(page: Path, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    Path(authority.ca).rename(tmp_path / "ca.crt")
+    for name in ("tls", "shop"):
+        authority.issue("example.com", file=name)
     for number, text in enumerate(WHOLE_CONFIG.findall(page.read_text())):
         config = tmp_path / f"{number}.yaml"
-        config.write_text(text)
+        config.write_text(text.replace("/etc/ambassador/tls", str(tmp_path)))
         check(config)
 
 
