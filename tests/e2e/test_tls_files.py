@@ -1,0 +1,315 @@
+"""Certificates that change under a running service: real processes, real handshakes. Nothing is timed."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import shutil
+import ssl
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from ambassador.proxy.key_files import KeyPair
+from tests.e2e.programs import AMBASSADOR, Ambassador, ambassador, start, wait_until
+from tests.proxy.pem import Authority
+
+
+class Volume:
+    """Files as Kubernetes mounts them: links to a directory that a link names, which is replaced as a whole."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._number = 0
+        directory.mkdir()
+        self.cert, self.key = directory / "tls.crt", directory / "tls.key"
+
+    def put(self, pair: KeyPair) -> None:
+        """Have these files."""
+        self._number += 1
+        made = self._directory / f"..{self._number}"
+        made.mkdir()
+        shutil.copy(pair.cert, made / "tls.crt")
+        shutil.copy(pair.key, made / "tls.key")
+        (self._directory / "..new").symlink_to(made.name)
+        (self._directory / "..new").rename(self._directory / "..data")
+        for file in (self.cert, self.key):
+            if not file.is_symlink():
+                file.symlink_to(f"..data/{file.name}")
+
+
+class Clients:
+    """Threads that ask all the time: half of them over one connection, half over a new one for each request."""
+
+    def __init__(self, port: int, context: ssl.SSLContext, names: tuple[str, ...] = ("a.test",)) -> None:
+        self._port = port
+        self._context = context
+        self._names = names
+        self._over = threading.Event()
+        self.answered = 0
+        self.failures: list[str] = []
+        self._threads = [threading.Thread(target=self._ask, args=(keep,)) for keep in (True, False) * 2]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, keep: bool) -> None:
+        connection: http.client.HTTPSConnection | None = None
+        while not self._over.is_set():
+            try:
+                connection = connection or connect(self._port, self._context)
+                connection.request("GET", "/", headers={"Host": "a.test"})
+                answer = connection.getresponse()
+                answer.read()
+                if answer.status != 200:
+                    self.failures.append(f"status {answer.status}")
+            except (OSError, http.client.HTTPException) as error:
+                self.failures.append(repr(error))
+                connection = None
+            self.answered += 1
+            if connection is not None and not keep:
+                connection.close()
+                connection = None
+        if connection is not None:
+            connection.close()
+
+
+def connect(port: int, context: ssl.SSLContext) -> http.client.HTTPSConnection:
+    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=20, context=context)
+    connection.connect()
+    return connection
+
+
+def shown(port: int, context: ssl.SSLContext) -> tuple[str, ...]:
+    """The names in the certificate that a new connection gets."""
+    with contextlib.closing(connect(port, context)) as connection:
+        assert isinstance(connection.sock, ssl.SSLSocket)
+        peer: Any = connection.sock.getpeercert()
+        return tuple(value for _, value in peer["subjectAltName"])
+
+
+def certificates(proxy: Ambassador) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(proxy.admin_get("/api/status"))["certificates"]
+    return found
+
+
+def trusting(authority: Authority) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=authority.ca)
+
+
+def port_of(url: str) -> int:
+    return int(url.rpartition(":")[2])
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+def test_certificate_is_replaced_under_load_and_no_request_fails(
+    authority: Authority, tmp_path: Path
+) -> None:
+    first = authority.issue("127.0.0.1", "first.test", file="first")
+    second = authority.issue("127.0.0.1", "second.test", file="second")
+    third = authority.issue("127.0.0.1", "third.test", file="third")
+    volume = Volume(tmp_path / "tls")
+    volume.put(first)
+    listen = f"[{{address: '127.0.0.1:0', tls: {{cert: {volume.cert}, key: {volume.key}}}}}]"
+    context = trusting(authority)
+    with ambassador("routes: [{name: r, respond: 200}]", workers=2, listen=listen) as proxy:
+        assert proxy.url.startswith("https://")
+        port = port_of(proxy.url)
+        assert shown(port, context) == ("127.0.0.1", "first.test")
+        with Clients(port, context) as clients, contextlib.closing(connect(port, context)) as old:
+            wait_until(lambda: clients.answered > 100, "the load")
+            volume.put(second)
+            wait_until(lambda: all_show(port, context, "second.test"), "the second certificate")
+            # Not a pair: nothing changes, and it is said once.
+            volume.put(KeyPair(cert=third.cert, key=second.key))
+            wait_until(lambda: certificates(proxy)[0]["problem"], "the problem")
+            seen = clients.answered
+            wait_until(lambda: clients.answered > seen + 100, "more load")
+            assert all_show(port, context, "second.test")
+            volume.put(third)
+            wait_until(lambda: all_show(port, context, "third.test"), "the third certificate")
+            assert certificates(proxy)[0]["problem"] is None
+            old.request("GET", "/", headers={"Host": "a.test"})
+            assert old.getresponse().status == 200
+        assert clients.failures == []
+        log = proxy.running.stderr.read_text()
+        assert log.count("does not belong to the certificate") == 1, log
+        assert log.count("the files are well again") == 1, log
+        assert log.count("the files are changed") == 1, log
+        metrics = proxy.admin_get("/metrics").decode()
+        assert (
+            f'ambassador_certificate_expiry_seconds{{side="client",name="127.0.0.1:0",file="{volume.cert}"}}'
+            in (metrics)
+        )
+
+
+def all_show(port: int, context: ssl.SSLContext, name: str) -> bool:
+    """Whether new connections get the certificate with this name, of whichever worker."""
+    return all(name in shown(port, context) for _ in range(8))
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        """Answer with the name in the client's certificate."""
+        assert isinstance(self.connection, ssl.SSLSocket)
+        peer: Any = self.connection.getpeercert()
+        body = ",".join(value for _, value in peer["subjectAltName"]).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class' name
+        """Say nothing."""
+
+
+class _Server(ThreadingHTTPServer):
+    def __init__(self, context: ssl.SSLContext) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self._context = context
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """The handshake is the connection's thread's."""
+        with contextlib.suppress(OSError), self._context.wrap_socket(request, server_side=True) as sock:
+            self.RequestHandlerClass(sock, client_address, self)
+
+
+@contextlib.contextmanager
+def mutual_origin(pair: KeyPair, authority: Authority) -> Iterator[int]:
+    """A server that wants a certificate of this authority, and says whose it was; gives its port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.cert, pair.key)
+    context.load_verify_locations(authority.ca)
+    context.verify_mode = ssl.CERT_REQUIRED
+    with _Server(context) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def asked(proxy: Ambassador) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port_of(proxy.url), timeout=20)
+    with contextlib.closing(connection):
+        connection.request("GET", "/")
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+
+def test_clients_certificate_is_renewed_and_old_connections_are_not_used_again(
+    authority: Authority, tmp_path: Path
+) -> None:
+    volume = Volume(tmp_path / "tls")
+    volume.put(authority.issue("first.test"))
+    with mutual_origin(authority.issue("127.0.0.1", file="origin"), authority) as port:
+        body = f"""\
+        upstreams:
+          u:
+            endpoints: ['https://127.0.0.1:{port}']
+            tls: {{ca: {authority.ca}, cert: {volume.cert}, key: {volume.key}}}
+            health: {{path: /, every: 1s, timeout: 20s}}
+        routes: [{{name: r, to: u}}]
+        """
+        with ambassador(body) as proxy:
+            assert asked(proxy) == (200, "first.test")
+            assert asked(proxy) == (200, "first.test")
+            volume.put(authority.issue("second.test"))
+            wait_until(lambda: asked(proxy) == (200, "second.test"), "the second certificate")
+            assert [asked(proxy) for _ in range(5)] == [(200, "second.test")] * 5
+            wait_until(lambda: 'passed"} ' in metric(proxy, "health_checks"), "a check")
+            assert 'failed"} 0' in metric(proxy, "health_checks")
+            assert {each["setting"] for each in certificates(proxy)} == {
+                "upstreams.u.tls.cert",
+                "upstreams.u.tls.ca",
+            }
+
+
+def metric(proxy: Ambassador, name: str) -> str:
+    """The lines of a metric."""
+    lines = proxy.admin_get("/metrics").decode().splitlines()
+    return "\n".join(line for line in lines if line.startswith(f"ambassador_{name}"))
+
+
+def test_endpoint_with_a_certificate_for_another_name_is_refused_by_requests_and_checks(
+    authority: Authority,
+) -> None:
+    shown_by_origin = authority.issue("other.test")
+    mine = authority.issue("mine.test")
+    with mutual_origin(shown_by_origin, authority) as port:
+        body = f"""\
+        upstreams:
+          u:
+            endpoints: ['https://127.0.0.1:{port}']
+            tls: {{ca: {authority.ca}, cert: {mine.cert}, key: {mine.key}}}
+            health: {{path: /, every: 1s, timeout: 20s}}
+        routes: [{{name: r, to: u}}]
+        """
+        with ambassador(body) as proxy:
+            status, problem = asked(proxy)
+            assert status == 502, problem
+            assert json.loads(problem)["code"] == "connect_failed"
+            [upstream] = wait_until(lambda: unhealthy(proxy), "the verdict")
+            assert upstream["endpoints"][0]["why"].startswith("unhealthy: TLS: IP address mismatch")
+            text = proxy.config.read_text()
+            proxy.config.write_text(
+                text.replace(f"ca: {authority.ca}", f"ca: {authority.ca}, sni: other.test")
+            )
+            assert proxy.command("reload").returncode == 0
+            assert asked(proxy) == (200, "mine.test")
+
+
+def unhealthy(proxy: Ambassador) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(proxy.admin_get("/api/upstreams"))
+    return found if not found[0]["endpoints"][0]["healthy"] else []
+
+
+def test_reload_with_a_broken_file_is_refused_and_the_old_certificate_is_shown(authority: Authority) -> None:
+    pair = authority.issue("127.0.0.1")
+    listen = f"[{{address: '127.0.0.1:0', tls: {{cert: {pair.cert}, key: {pair.key}}}}}]"
+    context = trusting(authority)
+    with ambassador("routes: [{name: r, respond: 200}]", listen=listen) as proxy:
+        Path(pair.key).write_text("nothing")
+        done = proxy.command("reload")
+        assert done.returncode == 1
+        place = f"{proxy.config}:2:{len(f'listen: [{{address: {chr(39)}127.0.0.1:0{chr(39)}, tls: {{cert: {pair.cert}, key: ') + 1}"
+        assert (
+            f"{place}: error: listeners[0].tls.key: '{pair.key}' holds no private key"
+            in done.stdout + done.stderr
+        )
+        assert shown(port_of(proxy.url), context) == ("127.0.0.1",)
+
+
+def test_service_does_not_start_with_a_key_of_another_certificate(
+    authority: Authority, tmp_path: Path
+) -> None:
+    one, two = authority.issue("a.test"), authority.issue("b.test")
+    config = tmp_path / "ambassador.yaml"
+    config.write_text(
+        "version: 1\n"
+        f"listeners: [{{address: 127.0.0.1:0, tls: {{cert: {one.cert}, key: {two.key}}}}}]\n"
+        "routes: [{name: r, respond: 200}]\n"
+    )
+    running = start([*AMBASSADOR, "run", "-c", str(config)], tmp_path, "ambassador")
+    assert running.process.wait(20) == 1
+    assert "does not belong to the certificate" in running.stderr.read_text()
