@@ -14,7 +14,8 @@ def test_all_slots_of_port_0_share_the_port_of_the_first() -> None:
     for _, fd in binding.sockets():
         with socket.socket(fileno=os.dup(fd)) as sock:
             assert sock.getsockname()[1] == binding.port
-    assert binding.url == f"http://127.0.0.1:{binding.port}"
+    assert binding.url() == f"http://127.0.0.1:{binding.port}"
+    assert binding.url(secure=True) == f"https://127.0.0.1:{binding.port}"
     binding.close()
 
 

@@ -104,7 +104,10 @@ class Deployment:
 
     def urls(self) -> list[str]:
         """Where clients connect, in the config's order."""
-        return [self.bindings[key].url for key in keyed(self.config.listeners)]
+        return [
+            self.bindings[key].url(secure=listener.tls is not None)
+            for key, listener in keyed(self.config.listeners).items()
+        ]
 
     def close(self) -> None:
         """Close the listening sockets; unix listeners' files go."""

@@ -126,10 +126,9 @@ class Binding:
         """The port that it got; None for a unix listener."""
         return None if self._named is not None else self._any().getsockname()[1]
 
-    @property
-    def url(self) -> str:
-        """Where a client connects: `http://127.0.0.1:8080`, or `unix:/path`."""
-        return url_of(self.address, self.port)
+    def url(self, *, secure: bool = False) -> str:
+        """Where a client connects: `http://127.0.0.1:8080`, with `secure` `https://…`, or `unix:/path`."""
+        return url_of(self.address, self.port, secure=secure)
 
     def _any(self) -> socket.socket:
         return next(iter(self._sockets.values()))
@@ -143,12 +142,13 @@ class Binding:
         self._sockets.clear()
 
 
-def url_of(address: str, port: int | None) -> str:
-    """The URL of a configured address that got `port` (None: a unix socket)."""
+def url_of(address: str, port: int | None, *, secure: bool = False) -> str:
+    """The URL of a configured address that got `port` (None: a unix socket). `secure`: TLS is spoken there."""
     if port is None:
         return address
     host, _ = split_address(address)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if secure else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _resolve(address: str) -> tuple[int, tuple[str, int] | tuple[str, int, int, int]]:

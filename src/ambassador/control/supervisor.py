@@ -435,7 +435,7 @@ class Supervisor:
     def status(self) -> Status:
         """The whole state."""
         assert self._control is not None
-        bindings = self._deployment.bindings.values()
+        listeners = zip(self._deployment.config.listeners, self._deployment.urls(), strict=True)
         return Status(
             version=__version__,
             name=self._deployment.instance,
@@ -446,7 +446,7 @@ class Supervisor:
             ready=self.not_ready_because is None,
             state=self._state_status(),
             workers=[worker_status(worker) for worker in sorted(self._crew.live, key=lambda each: each.slot)],
-            listeners=[ListenerStatus(address=binding.address, url=binding.url) for binding in bindings],
+            listeners=[ListenerStatus(address=each.address, url=url) for each, url in listeners],
             admin=None if self._admin is None else self._admin.door.url,
             control=self._control.path,
             config_file=self._file,
