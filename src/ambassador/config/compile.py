@@ -41,7 +41,7 @@ from ambassador.proxy.service import Table
 from ambassador.proxy.tls_socket import ClientSide
 from ambassador.proxy.upstream.balance import CHOICES
 from ambassador.proxy.upstream.endpoint import Endpoint
-from ambassador.proxy.upstream.pool import Pool
+from ambassador.proxy.upstream.pool import Pool, SecurePool
 from ambassador.proxy.upstream.ring import key_reader
 from ambassador.proxy.upstream.upstream import Upstream
 from ambassador.state.holding import Load
@@ -451,7 +451,7 @@ class _EndpointMaker:
             endpoint.authority = self._host
         tls = self._tls if secure else None
         assert not secure or tls is not None
-        endpoint.pool = Pool(
+        endpoint.pool = (Pool if tls is None else SecurePool)(
             self._lane,
             endpoint.known_addresses(),
             max_open=self._connections.max,

@@ -323,6 +323,10 @@ class ClientSide:
         self._latest = ref(sock)
         return sock
 
+    def made(self, sock: TlsSocket) -> bool:
+        """Whether a connection was made with what new ones are made with."""
+        return sock.context is self._tls.context
+
     def learn(self, sock: TlsSocket) -> None:
         """Take the session of a connection to be resumed, if it is the latest one and has a ticket by now."""
         if self._latest is not None and self._latest() is sock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,10 +11,12 @@ import trio.testing
 
 from ambassador.errors import ConnectFailed, Overloaded
 from ambassador.proxy.lane import Lane, Strand
+from ambassador.proxy.tls_socket import ClientSide
 from ambassador.proxy.upstream.connect import Address
 from ambassador.proxy.upstream.h1 import Http1Connection
-from ambassador.proxy.upstream.pool import Pool, QueueTimeout
+from ambassador.proxy.upstream.pool import Pool, QueueTimeout, SecurePool
 from tests.proxy.harness import Origin, a_lane, until, unused_port
+from tests.proxy.secure import Holder, SecureOrigin, SecureTalk, client_context
 
 
 @pytest.fixture
@@ -311,3 +314,83 @@ async def test_bound_holds_whatever_happens(lane: Lane, origin: Origin) -> None:
                 pool.put(taker.got)
     pool.retire()
     assert (pool.open, lane.link_count) == (0, 0)
+
+
+class Keeping(SecureOrigin):
+    """Keeps the other sides of connections until it is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._talks: list[SecureTalk] = []
+
+    async def accept(self) -> SecureTalk:
+        self._talks.append(await super().accept())
+        return self._talks[-1]
+
+    def close(self) -> None:
+        super().close()
+        for talk in self._talks:
+            talk.close()
+
+    async def connects(self, pool: Pool) -> Http1Connection:
+        """A new connection of the pool, to here."""
+        async with trio.open_nursery() as nursery:
+            taker = Taker(pool, nursery)
+            await self.accept()
+        assert taker.got is not None
+        return taker.got
+
+
+async def test_connection_made_with_other_certificates_is_not_used_again(lane: Lane) -> None:
+    holder = Holder(client_context())
+    with contextlib.closing(Keeping()) as origin:
+        addresses: list[Address] = [(2, ("127.0.0.1", origin.address[1]))]
+        pool = SecurePool(
+            lane,
+            lambda: addresses,
+            max_open=3,
+            max_pending=1,
+            idle_timeout_s=30.0,
+            tls=ClientSide(holder, "127.0.0.1"),
+        )
+        idle, used = await origin.connects(pool), await origin.connects(pool)
+        pool.put(idle)
+        assert pool.take() is idle
+        pool.put(idle)
+        holder.context = client_context()
+        assert pool.take() is None  # it was idle while they changed
+        assert idle.link.closed
+        pool.put(used)  # it was in use
+        assert used.link.closed
+        assert (pool.open, pool.idle_count) == (0, 0)
+        fresh = await origin.connects(pool)
+        pool.put(fresh)
+        assert pool.take() is fresh
+        fresh.close()
+
+
+async def test_request_that_waits_may_open_a_connection_when_one_comes_back_that_is_not_used_again(
+    lane: Lane,
+) -> None:
+    holder = Holder(client_context())
+    with contextlib.closing(Keeping()) as origin:
+        addresses: list[Address] = [(2, ("127.0.0.1", origin.address[1]))]
+        pool = SecurePool(
+            lane,
+            lambda: addresses,
+            max_open=1,
+            max_pending=1,
+            idle_timeout_s=30.0,
+            tls=ClientSide(holder, "127.0.0.1"),
+        )
+        old = await origin.connects(pool)
+        async with trio.open_nursery() as nursery:
+            taker = Taker(pool, nursery)
+            await trio.testing.wait_all_tasks_blocked()
+            holder.context = client_context()
+            pool.put(old)
+            await origin.accept()
+        assert taker.got is not None
+        assert taker.got is not old
+        taker.got.close()
+        assert pool.open == 0

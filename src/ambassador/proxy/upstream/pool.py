@@ -266,3 +266,30 @@ class Pool(Timer):
         while self._idle:
             self._idle.pop().close()
         self._lane.disarm(self)
+
+
+class SecurePool(Pool):
+    """Connections that speak TLS. One that was made with other certificates than those in use now is not used again:
+    whom it was made as, or who was believed, may hold no longer.
+    """
+
+    __slots__ = ()
+
+    def take(self) -> Http1Connection | None:
+        """The idle connection used last, if there is one that is still good."""
+        connection = super().take()
+        while connection is not None and not self._is_current(connection):
+            connection.close()
+            connection = super().take()
+        return connection
+
+    def put(self, connection: Http1Connection) -> None:
+        """Take back a connection that can carry another request."""
+        if self._is_current(connection):
+            super().put(connection)
+        else:
+            connection.close()
+
+    def _is_current(self, connection: Http1Connection) -> bool:
+        sock = connection.link.sock
+        return self._tls is not None and isinstance(sock, TlsSocket) and self._tls.made(sock)
