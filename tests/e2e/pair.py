@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -87,11 +87,9 @@ upstreams:
         return [self._status(path) for _ in range(count)]
 
     def _status(self, path: str) -> int:
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=10)
-        connection.request("GET", path)
-        status = connection.getresponse().status
-        connection.close()
-        return status
+        with closing(http.client.HTTPConnection(self.host, self.port, timeout=10)) as connection:
+            connection.request("GET", path)
+            return connection.getresponse().status
 
 
 class Callers:
