@@ -82,7 +82,11 @@ class SecureOrigin(Origin):
         stream = trio.SSLStream(
             await self._listener.accept(), self.context, server_side=True, https_compatible=False
         )
-        await stream.do_handshake()
+        try:
+            await stream.do_handshake()
+        except BaseException:
+            stream.transport_stream.socket.close()
+            raise
         return SecureTalk(stream)
 
 

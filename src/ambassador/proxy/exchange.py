@@ -103,7 +103,7 @@ class Exchange(Attempts):
             elif isinstance(verdict, Reply):
                 await self._answer(verdict)
             elif isinstance(verdict, ProxyError):
-                raise verdict
+                raise verdict  # noqa: TRY301 - as what the attempts raise
             else:
                 await self._admit_slowly(verdict)
         except ProxyError as error:
@@ -112,6 +112,10 @@ class Exchange(Attempts):
             self._client_left = True
             self._status = self._status or _CLIENT_GONE_STATUS
             self.client.abort()
+            raise
+        except BaseException:  # the worker ends, or a defect
+            if self.client.answered:
+                self.client.abort()
             raise
         finally:
             service.inflight -= 1
