@@ -144,13 +144,18 @@ class Attempt:
         finally:
             client.rest_until = inf
 
+    def _shown(self) -> Fields:
+        """Those of the client's fields that the upstream is shown."""
+        passing, credential = self._exchange.request.passing, self._plan.credential
+        return passing if credential is None else credential.others(passing)
+
     async def _enter(self) -> None:
         """Ask the cool-down and the breakers. Raises `BreakerOpen`: no attempt was made then."""
         exchange, plan, endpoint = self._exchange, self._plan, self.endpoint
         upstream = plan.upstream
         assert upstream is not None
         if upstream.cooldown is not None:
-            left_s = upstream.cooldown.left(exchange.request.passing, endpoint)
+            left_s = upstream.cooldown.left(self._shown(), endpoint)
             if left_s > 0:
                 exchange.attempts -= 1
                 raise upstream.cooldown.error(left_s)
@@ -255,7 +260,7 @@ class Attempt:
             return False
         if upstream.credential is not None and not is_in_hand(upstream.credential, exchange.request):
             return False
-        if upstream.cooldown is not None and upstream.cooldown.left(exchange.request.passing, endpoint) > 0:
+        if upstream.cooldown is not None and upstream.cooldown.left(self._shown(), endpoint) > 0:
             return False
         if plan.gates or endpoint.gate is not None:
             self.ticket = closed(guards_of(plan.gates, endpoint))
@@ -399,7 +404,7 @@ class Attempt:
         cooldown = upstream.cooldown
         if cooldown is not None:
             after = head.special.get(b"retry-after")
-            cooldown.heard(self._exchange.request.passing, self.endpoint, head.status, after)
+            cooldown.heard(self._shown(), self.endpoint, head.status, after)
         took_s = self._head_s = self._exchange.lane.now - self._began
         self._plan.soonest.fastest_s = min(self._plan.soonest.fastest_s, took_s)
         if (self._untold or self.ticket is not None) and is_stream(head):

@@ -25,7 +25,7 @@ from ambassador.proxy.splice import MIN_SPLICE, Splice, can_splice
 from ambassador.proxy.wire import READ_SIZE, SCRATCH
 
 if TYPE_CHECKING:
-    from ambassador.messages import Request, RequestHead
+    from ambassador.messages import Fields, Request, RequestHead
     from ambassador.proxy.http1 import ClientConnection
     from ambassador.proxy.plan import RoutePlan
     from ambassador.proxy.shelf import Recording
@@ -184,7 +184,7 @@ class Transfer:
             self.upload_done = True
             if self.total_at == inf:
                 self._begin_total()  # it became complete while this attempt connected
-            connection.start(self._client.strand, head, body, clean_trailers(request.trailers))
+            connection.start(self._client.strand, head, body, self._trailers())
         else:
             self.upload_done = False
             connection.start(self._client.strand, head, body, None)
@@ -279,6 +279,11 @@ class Transfer:
 
     # Up
 
+    def _trailers(self) -> Fields:
+        """Those of the request that go up: none that would pass for the credential."""
+        trailers, credential = clean_trailers(self._request.trailers), self._plan.credential
+        return trailers if credential is None or not trailers else credential.others(trailers)
+
     def _take_body(self) -> bytes:
         """What has arrived of the body and was not taken; kept for a replay while it is small."""
         request = self._request
@@ -339,7 +344,7 @@ class Transfer:
                 return False
         data = self._take_body()
         if request.complete:
-            connection.write_body(data, clean_trailers(request.trailers))
+            connection.write_body(data, self._trailers())
             self._upload_is_done()
         else:
             connection.write_body(data)

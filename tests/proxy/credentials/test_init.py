@@ -194,6 +194,37 @@ async def test_credential_is_not_sent_in_plaintext_to_where_a_name_leads(
         assert (await client.answer())[0] == 200
 
 
+async def test_trailer_cannot_pass_for_the_credential(origin: Origin, tmp_path: Path) -> None:
+    (tmp_path / "t").write_text("ours")
+    auth = f"{{header: {{name: x-key, value: 'file:{tmp_path}/t'}}}}"
+    async with a_stage(origin, authed(origin.url, auth)) as stage:
+        client, upstream = await begun(stage)
+        start = b"POST /x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+        await client.send(start + b"1\r\na\r\n0\r\nX-Key: theirs\r\nx-sum: 1\r\n\r\n")
+        assert fields(await upstream.head(), b"x-key") == [b"ours"]
+        assert await upstream.exactly(21) == b"1\r\na\r\n0\r\nx-sum: 1\r\n\r\n"
+        await upstream.send(ANSWER)
+        assert (await client.answer())[0] == 200
+
+
+async def test_all_clients_are_one_to_an_upstream_that_is_shown_ours(origin: Origin, tmp_path: Path) -> None:
+    """A pause that it asks for is for the credential that it was shown."""
+    (tmp_path / "t").write_text("ours")
+    config = authed(origin.url, f"{{bearer: 'file:{tmp_path}/t'}}").replace(
+        "auth:", "cooldown: credential, auth:"
+    )
+    async with a_stage(origin, config) as stage:
+        client = await stage.client()
+        await client.send(asks(b"authorization: Bearer ann"))
+        upstream = await stage.upstream()
+        await upstream.head()
+        await upstream.send(ANSWER.replace(b"200 OK", b"429 Slow\r\nretry-after: 9"))
+        assert (await client.answer())[0] == 429
+        await client.send(asks(b"authorization: Bearer bob"))
+        status, body = await client.answer()
+        assert (status, b"breaker_open" in body) == (503, True)
+
+
 async def test_answers_that_are_kept_are_for_all_callers_of_the_route(origin: Origin, tmp_path: Path) -> None:
     """What the upstream is shown is the route's, so nothing in the cache is of one caller only."""
     (tmp_path / "t").write_text("ours")

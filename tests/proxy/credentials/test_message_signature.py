@@ -140,7 +140,8 @@ def test_signature_is_good_to_whoever_checks_it(
         [(k.encode(), v.encode()) for k, v in fields.items()],
         body=body,
     )
-    endpoint = Endpoint(f"{scheme}://127.0.0.1:80", host="127.0.0.1", port=80)
+    port = {"http": 80, "https": 443}[scheme]
+    endpoint = Endpoint(f"http://127.0.0.1:{port}", host="127.0.0.1", port=port, default_port=port)
     found = signed(head, endpoint=endpoint, headers=headers)
     there = {name.lower() for name in fields} | ({"content-digest"} if body else set())
     covered = verify(scheme, method, host, path + query, fields=found, body=body)

@@ -139,8 +139,7 @@ class Signer(Credential):
             if head.body is None or len(head.body) > self._config.buffer:
                 raise self._too_large()
             head.fields.append((DIGEST.encode(), content_digest(head.body)))
-        scheme = "https" if endpoint.url.startswith("https:") else "http"
-        lines, covered = self._lines(head, scheme)
+        lines, covered = self._lines(head, endpoint.scheme)
         parameters = b"(%b)%b" % (b" ".join(b'"%b"' % name for name in covered), self._parameters())
         base = b"".join(lines) + b'"@signature-params": ' + parameters
         signature = b64encode(hmac.new(secret, base, hashlib.sha256).digest())

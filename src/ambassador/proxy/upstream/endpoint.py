@@ -60,9 +60,34 @@ class Endpoint:
     """
 
     __slots__ = (
-        "added_at", "addresses", "authority", "ejected_until", "failures", "gate", "guarded", "healthy", "host",
-        "inflight", "level", "mean_s", "outlier", "panic", "path", "paused_until", "peak_s", "pool", "port", "priority",
-        "sampled_at", "share", "url", "weight", "why", "withheld", "zone",
+        "added_at",
+        "addresses",
+        "authority",
+        "ejected_until",
+        "failures",
+        "gate",
+        "guarded",
+        "healthy",
+        "host",
+        "inflight",
+        "level",
+        "mean_s",
+        "outlier",
+        "panic",
+        "path",
+        "paused_until",
+        "peak_s",
+        "pool",
+        "port",
+        "priority",
+        "sampled_at",
+        "scheme",
+        "share",
+        "url",
+        "weight",
+        "why",
+        "withheld",
+        "zone",
     )  # fmt: skip
 
     def __init__(
@@ -86,8 +111,9 @@ class Endpoint:
         self.weight = weight
         self.share: float = weight
         """Its weight for now: less while it starts slowly."""
-        self.zone = zone
-        self.priority = priority
+        self.zone, self.priority = zone, priority
+        self.scheme = "https" if default_port == 443 else "http"
+        """How it is spoken to, which the URL of one that was found does not say."""
         self.guarded, self.withheld = guarded, False
         """Only loopback addresses are dialled: what it is sent is not for others to see, and it is plaintext. And
         whether the name has others, which are not used."""
