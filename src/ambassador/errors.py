@@ -33,6 +33,9 @@ class ProxyError(Exception):
     fault: ClassVar[Fault] = Fault.AMBASSADOR
     proxy_error: ClassVar[str] = "proxy_internal_error"
 
+    fields: tuple[tuple[bytes, bytes], ...] = ()
+    """Further header fields of the answer."""
+
     def __init__(self, detail: str = "", *, retry_after_s: float | None = None) -> None:
         super().__init__(detail)
         self.detail = detail
@@ -114,6 +117,28 @@ class NoRoute(ClientError):
     grpc_status = 12
     title = "No route"
     proxy_error = "destination_not_found"
+
+
+class Unauthenticated(ProxyError):
+    """The route is for known clients, and it is not known who asks. Nothing is wrong with the message: the connection
+    stays. `fields` hold the challenges (RFC 9110 11.6.1).
+    """
+
+    code = "unauthenticated"
+    status = 401
+    grpc_status = 16
+    title = "Unauthenticated"
+    proxy_error = "http_request_denied"
+
+
+class Forbidden(ProxyError):
+    """Who asks is known, and the route is not for them. The connection stays."""
+
+    code = "forbidden"
+    status = 403
+    grpc_status = 7
+    title = "Forbidden"
+    proxy_error = "http_request_denied"
 
 
 class Limited(ProxyError):

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.control.service import Service, until
-from tests.e2e.identity import CLIENT, SECRET, Api, Identity
+from tests.e2e.identity import CLIENT, EXCHANGE, SECRET, Api, Identity
 from tests.e2e.origins import wsgi
 from tests.state.servers import Server, any_binary
 
@@ -53,13 +53,14 @@ class Replica(Service):
         *,
         workers: int = 2,
         state: dict[str, Any] | str = "local",
+        kind: str = "oauth2",
         auth: dict[str, Any] | None = None,
         key: str = "",
         **route: Any,
     ) -> None:
         folder.mkdir(exist_ok=True)
         (folder / "secret").write_text(SECRET)
-        oauth2 = {
+        service = {
             "token_url": world.token_url,
             "client_id": CLIENT,
             "client_secret": f"file:{folder}/secret",
@@ -81,7 +82,7 @@ class Replica(Service):
             "upstreams": {
                 "api": {
                     "endpoints": [world.api_url],
-                    "auth": {"oauth2": oauth2},
+                    "auth": {kind: service},
                     "connections": {"max": 8, "max_pending": 2000},
                 }
             },
@@ -96,10 +97,10 @@ class Replica(Service):
         self.wait_until_up()
         self.wait_for_workers(self.workers)
 
-    def fetch(self, method: str = "GET", body: bytes = b"") -> Answer:
+    def fetch(self, method: str = "GET", body: bytes = b"", **headers: str) -> Answer:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=30)
         try:
-            connection.request(method, "/things", body or None)
+            connection.request(method, "/things", body or None, headers)
             answer = connection.getresponse()
             return Answer(answer.status, answer.read().decode(), answer.getheader("retry-after"))
         finally:
@@ -236,6 +237,30 @@ def test_redis_that_is_lost_costs_no_request(tmp_path: Path, world: World, redis
         assert {replica.fetch().status for _ in range(10)} == {200}
         assert len(world.identity.asked) == 1, "its workers share by their own store"
         redis.go_on()
+
+
+def test_callers_tokens_are_exchanged_each_once(tmp_path: Path, world: World, redis: Server) -> None:
+    callers = {f"caller-{number}-token": f"user{number}" for number in range(5)}
+    world.identity.callers = dict(callers)
+    state, key = {"url": redis.url}, "a secret key for the fleet"
+    with running(
+        *(Replica(tmp_path / name, world, state=state, key=key, kind="exchange") for name in "ab")
+    ) as replicas:
+        for token, user in list(callers.items()) * 3:
+            for replica in replicas:
+                answer = replica.fetch(authorization=f"Bearer {token}")
+                assert (answer.status, answer.body) == (200, user)
+        assert len(world.identity.asked) == len(callers)
+        assert {asked.form["grant_type"] for asked in world.identity.asked} == {EXCHANGE}
+        nobody = replicas[0].fetch()
+        assert (nobody.status, nobody.code) == (401, "unauthenticated")
+        mallory = replicas[0].fetch(authorization="Bearer made-up")
+        assert (mallory.status, mallory.code) == (401, "unauthenticated")
+        world.identity.revoke()
+        assert replicas[0].fetch(authorization="Bearer caller-1-token").body == "user1"
+        everything = dump(redis)
+    assert not [shown for shown in world.api.seen if "caller" in shown], "the caller's own stays here"
+    assert not [name for name, value in everything.items() if b"caller-" in name + value]
 
 
 # ----- a token service that is slow, fails, or takes back ------------------------------------------------------------

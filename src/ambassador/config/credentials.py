@@ -10,6 +10,7 @@ from ambassador.proxy.credentials import (
     aws_sigv4,
     basic,
     bearer,
+    exchange,
     header,
     message_signature,
     oauth2,
@@ -29,6 +30,7 @@ _KINDS: Final[Mapping[str, Any]] = {
     "hmac": message_signature,
     "jwt": signed_token,
     "oauth2": oauth2,
+    "exchange": exchange,
 }
 """The module of each kind: its `credential` makes one, `describe` tells of it."""
 _FETCHED: Final = frozenset({"oauth2", "exchange"})
@@ -40,7 +42,6 @@ class Auth(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     It takes the place of what clients send under the same name, and goes to no other upstream.
     """
 
-    later: ClassVar[Mapping[str, tuple[str, ...]]] = {"exchange": ()}
     extras: ClassVar[Mapping[str, Extra]] = {"jwt": AUTH}
 
     bearer: bearer.Config | None = None
@@ -63,6 +64,9 @@ class Auth(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     oauth2: oauth2.Config | None = None
     """A token that is fetched for the ambassador itself (client credentials), and fetched again before it ends."""
+
+    exchange: exchange.Config | None = None
+    """The caller's own token, exchanged for one that the upstream takes (RFC 8693)."""
 
     allow_plaintext: bool = False
     """Whether it may be sent over plaintext HTTP to other hosts. Else it only goes to loopback addresses, unix sockets

@@ -18,6 +18,7 @@ from ambassador.errors import (
     ClientError,
     ConnectFailed,
     CredentialUnavailable,
+    Unauthenticated,
     UpstreamError,
     UpstreamReset,
     UpstreamTimeout,
@@ -117,7 +118,8 @@ class Attempt:
     async def _have(self, credential: Credential) -> None:
         """Have in hand what the upstream will be shown, and the body if that is signed.
 
-        Raises `CredentialUnavailable` and `ClientError`: no attempt was made then. And as `Transfer.gather`.
+        Raises `CredentialUnavailable`, `Unauthenticated` and `ClientError`: no attempt was made then. And as
+        `Transfer.gather`.
         """
         exchange = self._exchange
         transfer = exchange.transfer
@@ -127,7 +129,7 @@ class Attempt:
             fetched = credential.ready(exchange.request)
             if fetched is not None:
                 await self._fetch(fetched)
-        except (CredentialUnavailable, ClientError):
+        except (CredentialUnavailable, ClientError, Unauthenticated):
             exchange.attempts -= 1
             raise
         request = exchange.request

@@ -15,6 +15,7 @@ from ambassador.errors import (
     DeadlineExceeded,
     Limited,
     ProxyError,
+    Unauthenticated,
     UpstreamError,
 )
 from ambassador.proxy.attempt import STATUS_TEXT, Attempt, is_stream, reason_of
@@ -161,7 +162,7 @@ class Attempts:
             fetched = credential.ready(self.request)
             if fetched is not None:
                 await fetched
-        except (CredentialUnavailable, TimedOut):
+        except (CredentialUnavailable, Unauthenticated, TimedOut):
             return False
         finally:
             client.rest_until = inf

@@ -34,7 +34,7 @@ def error_reply(
     keeps an ambassador in front from multiplying retries. `grpc`: the caller speaks gRPC and reads no JSON.
     """
     status = proxy_status(error, pseudonym=pseudonym, attempts=attempts, is_final=is_final)
-    headers: Fields = [(b"proxy-status", status)]
+    headers: Fields = [(b"proxy-status", status), *error.fields]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
     if grpc:

@@ -21,6 +21,7 @@ from ambassador.proxy.lane import Timer
 from ambassador.proxy.tokens.answer import OK, REFUSED, SECRET, Failure, Granted
 from ambassador.proxy.tokens.flight import LOCK_S, Ask, Down, Flight, Record, Refusal, Seen
 from ambassador.proxy.tokens.life import Held
+from ambassador.proxy.tokens.outage import Outage
 from ambassador.proxy.tokens.request import Unaskable
 from ambassador.proxy.tokens.seal import NONCE_BYTES, Sealer
 from ambassador.secret import SecretError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
     from logging import Logger
 
+    from ambassador.errors import ProxyError
     from ambassador.messages import Request, Waiter
     from ambassador.proxy.tokens.request import Asker, Question
     from ambassador.secret import Secrets
@@ -42,6 +44,8 @@ _US: Final = 1_000_000
 
 Post: TypeAlias = "Callable[[Question, Callable[[Granted | Failure], None]], None]"
 """Asks a token service, and calls back once, later."""
+Blame: TypeAlias = "Callable[[Failure], ProxyError | None]"
+"""What requests are told of a failure; None: that the credential is unavailable."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _DECODER: Final[msgspec.msgpack.Decoder[Record | Refusal]] = msgspec.msgpack.Decoder(Record | Refusal)
@@ -161,9 +165,23 @@ class Tokens:
             self._by_wanted[wanted] = keeper
         return keeper
 
-    def make(self, wanted: Wanted, credential: str, counts: TokenCounts, *, until: float) -> Keeper:
-        """Another keeper, of a token that is not used beyond `until` (the lane's clock), under this name."""
-        keeper = self._made[credential] = Keeper(self, wanted, credential, counts, until=until)
+    def make(
+        self,
+        wanted: Wanted,
+        credential: str,
+        counts: TokenCounts,
+        *,
+        until: float = inf,
+        blame: Blame | None = None,
+        outage: Outage | None = None,
+    ) -> Keeper:
+        """Another keeper, of a token that is not used beyond `until` (the lane's clock), under this name.
+
+        `blame` says which failures are not the ambassador's to tell as its own; `outage` is what all have who ask the
+        same token service.
+        """
+        keeper = Keeper(self, wanted, credential, counts, until=until, blame=blame, outage=outage)
+        self._made[credential] = keeper
         return keeper
 
     def _heard(self, event: Event) -> None:
@@ -186,8 +204,8 @@ class Keeper(Timer):
     """Keeps one token. `counts` is told how its fetching goes, and when a `proactive` one expires."""
 
     __slots__ = (
-        "__weakref__", "_counts", "_flight", "_news", "_places", "_problem", "_tokens", "_until", "_waiters", "_wanted",
-        "credential", "upstream",
+        "__weakref__", "_blame", "_counts", "_flight", "_news", "_outage", "_places", "_problem", "_tokens", "_waiters",
+        "_wanted", "credential", "until", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -199,6 +217,8 @@ class Keeper(Timer):
         *,
         proactive: bool = False,
         until: float = inf,
+        blame: Blame | None = None,
+        outage: Outage | None = None,
     ) -> None:
         super().__init__()
         self.upstream = wanted.upstream
@@ -208,7 +228,10 @@ class Keeper(Timer):
         self._wanted = wanted
         self._places = wanted.places
         self._counts = counts
-        self._until = until
+        self._blame = blame
+        self._outage = outage
+        self.until = until
+        """The token is not used beyond this time of the lane's clock."""
         self._flight = Flight(len(self._places), proactive=proactive)
         self._news = 0
         self._problem = ""
@@ -219,7 +242,7 @@ class Keeper(Timer):
     def ready(self, request: Request) -> Awaitable[None] | None:
         """Have a token for this request. None: there is one. Else to be awaited.
 
-        Raises `CredentialUnavailable`, at once or when awaited.
+        Raises `CredentialUnavailable`, or what `blame` says, at once or when awaited.
         """
         found = self._want()
         if isinstance(found, Held):
@@ -300,8 +323,11 @@ class Keeper(Timer):
             self._act()
         return found
 
-    def _error(self, down: Down) -> CredentialUnavailable:
+    def _error(self, down: Down) -> ProxyError:
         failure = down.failure
+        blamed = None if self._blame is None else self._blame(failure)
+        if blamed is not None:
+            return blamed
         what = "is refused by the token service" if failure.result == REFUSED else "cannot be had"
         if failure.code:
             what += f" ({failure.code})"
@@ -403,6 +429,11 @@ class Keeper(Timer):
 
     def _fetch(self) -> None:
         tokens = self._tokens
+        refusal = None if self._outage is None else self._outage.refusal(tokens.clock.now)
+        if refusal is not None:
+            self._flight.fetched(refusal, tokens.clock.now, tokens.chance())
+            self._act()
+            return
         try:
             question = self._wanted.asker.question(
                 self._wanted.form, wall_s=tokens.wall_s(), nonce=secrets.token_hex(16)
@@ -418,14 +449,16 @@ class Keeper(Timer):
         now = tokens.clock.now
         self._counts.asked(OK if isinstance(result, Granted) else result.result)
         if isinstance(result, Granted):
-            left_s = self._until - now
+            left_s = self.until - now
             if result.life_s > left_s:
                 result = Granted(result.text, max(left_s, 0.001))
             if self._problem:
                 self._problem = ""
                 tokens.log.info("upstream %s: the token service gives tokens again", self.upstream)
-        else:
+        elif self._blame is None or self._blame(result) is None:  # else anybody could fill the log
             self._complain(f"no token from {self._wanted.asker.url}: {result.why}")
+        if self._outage is not None:
+            self._outage.heard(result, now, tokens.chance())
         self._flight.fetched(result, now, tokens.chance())
         self._act()
 
