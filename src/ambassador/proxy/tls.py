@@ -64,7 +64,7 @@ class _Made(Struct, frozen=True, kw_only=True):
 class Material:
     """What comes of one TLS section's files. Raises `FileError` when they cannot be used, and blocks while reading."""
 
-    __slots__ = ("_failed", "_made", "config", "problem", "users")
+    __slots__ = ("_failed", "_made", "config", "context", "problem", "users")
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -74,11 +74,8 @@ class Material:
         """Why what the files hold now is not in use; None: it is."""
         self._made = _make(config, _read(config, {}))
         self._failed = b""
-
-    @property
-    def context(self) -> ssl.SSLContext:
+        self.context = self._made.context
         """What new connections are made with. Another one each time the files have changed."""
-        return self._made.context
 
     @property
     def pems(self) -> tuple[Pem, ...]:
@@ -107,6 +104,7 @@ class Material:
         """Put in force what was found: a context, or the `problem` that there is none (`failed`: of which content)."""
         if made is not None:
             self._made = made
+            self.context = made.context
         self._failed = failed
         self.problem = problem
 

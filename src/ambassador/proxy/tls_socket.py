@@ -35,7 +35,7 @@ from ambassador.proxy.lane import BROKEN, HANGUP, READ, WRITE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ambassador.proxy.lane import Link, Strand
+    from ambassador.proxy.lane import Link, Sock, Strand
 
 RECORD: Final = 16384
 """The most that a record holds (RFC 8446 5.1)."""
@@ -323,9 +323,9 @@ class ClientSide:
         self._latest = ref(sock)
         return sock
 
-    def made(self, sock: TlsSocket) -> bool:
+    def made(self, sock: Sock) -> bool:
         """Whether a connection was made with what new ones are made with."""
-        return sock.context is self._tls.context
+        return isinstance(sock, TlsSocket) and sock._ssl.context is self._tls.context  # noqa: SLF001 - of this file
 
     def learn(self, sock: TlsSocket) -> None:
         """Take the session of a connection to be resumed, if it is the latest one and has a ticket by now."""

@@ -361,6 +361,7 @@ async def test_connection_made_with_other_certificates_is_not_used_again(lane: L
         assert pool.take() is None  # it was idle while they changed
         assert idle.link.closed
         pool.put(used)  # it was in use
+        assert pool.take() is None
         assert used.link.closed
         assert (pool.open, pool.idle_count) == (0, 0)
         fresh = await origin.connects(pool)

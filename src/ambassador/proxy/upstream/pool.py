@@ -285,11 +285,11 @@ class SecurePool(Pool):
 
     def put(self, connection: Http1Connection) -> None:
         """Take back a connection that can carry another request."""
-        if self._is_current(connection):
-            super().put(connection)
+        if self._waiting and not self._is_current(connection):
+            connection.close()  # who waits may open one in its place
         else:
-            connection.close()
+            super().put(connection)
 
     def _is_current(self, connection: Http1Connection) -> bool:
-        sock = connection.link.sock
-        return self._tls is not None and isinstance(sock, TlsSocket) and self._tls.made(sock)
+        assert self._tls is not None
+        return self._tls.made(connection.link.sock)
