@@ -103,6 +103,13 @@ class Request(msgspec.Struct, gc=False, eq=False):
     query: bytes | None = None
     client_ip: str = ""
     client: str | None = None
+    """Who asks, by the name in the config; None: that is not known."""
+    proof: tuple[bytes, ...] = ()
+    """Names of the fields that prove it, lower case: no part of what the request says."""
+    spent: tuple[bytes, ...] = ()
+    """Those of them that do not go on to the upstream."""
+    doubt: str | None = None
+    """Why it is not known, one of `proxy.clients.who.DOUBTS`; None: nothing says who it is, or it is known."""
     request_id: bytes = b""
     route: str = "-"
     params: dict[str, str] | None = None

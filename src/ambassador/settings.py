@@ -86,6 +86,15 @@ EndpointUrl = Annotated[str, Meta(extra={"form": "endpoint_url"})]
 """`http://host:port` without a path, or `unix:/path`."""
 Cidr = Annotated[str, Meta(extra={"form": "cidr"})]
 """A network, `10.0.0.0/8`, or one address."""
+ClientName = Annotated[str, Meta(extra={"form": "client_name"})]
+"""The name of a client, or `"*"` for every client that is known."""
+SanPattern = Annotated[str, Meta(extra={"form": "san_pattern"})]
+"""A subject alternative name of a certificate: a DNS name (`*` for one label), a URI (`/*` at its end for what is
+below), an e-mail address or an IP address."""
+JwksSource = Annotated[str, Meta(extra={"form": "jwks_source"})]
+"""Where a set of public keys is: `https://…`, `http://` to loopback, or `file:/path`."""
+FilePath = Annotated[str, Meta(extra={"form": "file_path"})]
+"""The absolute path of a file."""
 HostPattern = Annotated[str, Meta(extra={"form": "host_pattern"})]
 """A host name, `*.suffix`, or `*`; lower case and without a port after loading."""
 Host = Annotated[str, Meta(extra={"form": "host"})]
@@ -117,7 +126,7 @@ StatusRange = Annotated[str, Meta(extra={"form": "status_range"})]
 HedgeAfter = Annotated[tuple[float, float], Meta(extra={"form": "hedge_after"})]
 """A percentile, `p95`, or a duration, `50ms`. After loading: the share of the percentile and the seconds; one is 0."""
 LimitPer = Annotated[str, Meta(extra={"form": "limit_per"})]
-"""`route`, `client_ip`, `header:NAME` or `upstream`."""
+"""`route`, `client`, `client_ip`, `header:NAME` or `upstream`."""
 LimitCost = Annotated[str, Meta(extra={"form": "limit_cost"})]
 """A whole number of at least 1, or `header:NAME`."""
 BalanceKey = Annotated[str, Meta(extra={"form": "balance_key"})]

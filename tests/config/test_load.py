@@ -309,7 +309,7 @@ def test_five_mistakes_are_five_errors() -> None:
         ("- {name: a, to: http://a, limit: {}}", "4:34: error: routes[0].limit: needs exactly one of 'rate' and 'quota'"),
         ("- {name: a, to: http://a, limit: []}", "4:34: error: routes[0].limit: must not be empty"),
         ("- {name: a, to: http://a, limit: {rate: 1/s, per: ip}}",
-         "4:51: error: routes[0].limit.per: 'ip' is not one of route, client_ip, upstream, header:NAME"),
+         "4:51: error: routes[0].limit.per: 'ip' is not one of client, route, client_ip, upstream, header:NAME"),
         ("- {name: a, to: http://a, limit: {rate: 1/s, cost: 0}}",
          "4:52: error: routes[0].limit.cost: '0' is neither a whole number above 0 nor 'header:NAME'"),
         ("- {name: a, to: http://a, limit: {rate: 10/s, cost: 9}}",

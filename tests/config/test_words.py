@@ -175,9 +175,9 @@ def test_zone_refuses_the_rest(text: str) -> None:
         words.zone(text)
 
 
-def test_limit_per_client_says_what_is_missing() -> None:
-    with pytest.raises(Wrong, match="needs 'clients'"):
-        words.limit_per("client")
+@pytest.mark.parametrize("text", ["client", "route", "client_ip", "upstream"])
+def test_limit_per_takes_its_words(text: str) -> None:
+    assert words.limit_per(text) == text
 
 
 @pytest.mark.parametrize("text", ["header", "header:", "header:a b", "ip", "Route", ""])
@@ -216,3 +216,59 @@ def test_regex_that_only_re2_can_match_says_how_to_have_it(monkeypatch: pytest.M
     with pytest.raises(Wrong) as caught:
         words.regex(r"(a)\1")
     assert caught.value.hint is None  # RE2 could not do it either
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("A.Internal", "a.internal"), ("*.Internal", "*.internal"), ("spiffe://T/ns/*", "spiffe://T/ns/*"),
+        ("a@B.test", "a@B.test"), ("10.0.0.1", "10.0.0.1"), ("2001:DB8::0:1", "2001:db8::1"), ("*", "*"),
+    ],
+)  # fmt: skip
+def test_san_pattern_reads_names_of_certificates(text: str, read: str) -> None:
+    assert words.san_pattern(text) == read
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "a b", "a*.internal", "*a.internal", "spiffe://t/*/a", "spiffe://t/ns*", "*@b.test", "10.0.0.*", "a..b",
+        "a/b", "a\nb", "-a.internal",
+    ],
+)  # fmt: skip
+def test_san_pattern_refuses_the_rest(text: str) -> None:
+    with pytest.raises(Wrong):
+        words.san_pattern(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("https://id.example.com/jwks?x=1", "https://id.example.com:443/jwks?x=1"),
+        ("https://id.example.com", "https://id.example.com:443/"),
+        ("http://127.0.0.1:8080/jwks", "http://127.0.0.1:8080/jwks"),
+        ("http://[::1]/jwks", "http://[::1]:80/jwks"),
+        ("http://localhost:1/", "http://localhost:1/"),
+        ("/etc/jwks.json", "file:/etc/jwks.json"), ("file:/etc/jwks.json", "file:/etc/jwks.json"),
+    ],
+)  # fmt: skip
+def test_jwks_source_reads_urls_and_files(text: str, read: str) -> None:
+    assert words.jwks_source(text) == read
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "jwks.json", "file:jwks", "ftp://id.test/", "https://", "https://a:b@id.test/", "https://id.test/#a",
+        "https://id.test/a b", "http://id.example.com/jwks", "http://10.0.0.1/jwks",
+    ],
+)  # fmt: skip
+def test_jwks_source_refuses_the_rest(text: str) -> None:
+    with pytest.raises(Wrong):
+        words.jwks_source(text)
+
+
+def test_client_name_may_stand_for_all() -> None:
+    assert (words.client_name("*"), words.client_name("a")) == ("*", "a")
+    with pytest.raises(Wrong):
+        words.client_name("*a")

@@ -7,7 +7,7 @@ from ambassador.config.load import load_text
 from ambassador.control.incarnation import Incarnation
 from ambassador.control.pages import Pages, block_keys
 from ambassador.observe.families import Figures
-from ambassador.observe.metrics import BlockKey, Page, decode_blocks
+from ambassador.observe.metrics import ACCESS, CLIENT, BlockKey, Page, decode_blocks
 
 FIGURES = Figures(version="1", instance="i", generation=1, restarts=0, workers=1, started=0.0)
 
@@ -73,3 +73,10 @@ def test_every_limit_has_a_block() -> None:
         BlockKey("b", "-"),
         BlockKey("@u", "-", "limit"),
     ]
+
+
+def test_clients_and_routes_with_access_have_blocks() -> None:
+    text = config(["a"]).replace("respond: 200", "respond: 200, access: ['*']")
+    keys = list(block_keys(load_text(text + "clients: {shop: {network: [10.0.0.0/8]}}")))
+    assert BlockKey("a", "-", ACCESS) in keys
+    assert BlockKey("shop", "-", CLIENT) in keys

@@ -5,7 +5,17 @@ from collections.abc import Iterator
 import pytest
 
 from ambassador.observe.families import Figures, HealthFigures, Reader, Traffic
-from ambassador.observe.metrics import CACHED, CODE_CLASSES, BlockKey, Page, Registry, Totals
+from ambassador.observe.metrics import (
+    ACCESS,
+    CACHED,
+    CLIENT,
+    CODE_CLASSES,
+    REFUSALS,
+    BlockKey,
+    Page,
+    Registry,
+    Totals,
+)
 
 BILLING = BlockKey("billing", "backend")
 STATIC = BlockKey("static", "-")
@@ -152,3 +162,22 @@ def test_health_and_ejections_are_told_of_the_upstreams_that_have_them(registry:
     assert found["ambassador_health_checks"].samples == [(label, (30, 4))]
     assert found["ambassador_endpoints_ejected"].samples == [(label, 1)]
     assert found["ambassador_ejections"].samples == [(label, 7)]
+
+
+def test_refusals_and_clients_are_told_and_are_no_limits(registry: Registry, page: Page) -> None:
+    access, client = BlockKey("billing", "-", ACCESS), BlockKey("shop", "-", CLIENT)
+    registry.place([access, client])
+    page.grow(registry.size)
+    refused = page.access(registry.blocks[access])
+    for reason in ("expired", "forbidden", "expired", "a word that nobody knows"):
+        refused.refused(reason)
+    page.client(registry.blocks[client]).asked()
+    told = {family.name: family for family in Reader(registry, [page], Totals()).families()}
+    assert "ambassador_limited" not in told
+    ((labels, counts),) = told["ambassador_auth_failures"].samples
+    assert labels == (("route", "billing"),)
+    assert isinstance(counts, list)
+    assert {reason: count for reason, count in zip(REFUSALS, counts, strict=True) if count} == {
+        "expired": 2, "forbidden": 1, "unknown": 1,
+    }  # fmt: skip
+    assert list(told["ambassador_client_requests"].samples) == [((("client", "shop"),), 1)]

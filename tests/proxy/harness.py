@@ -54,6 +54,8 @@ class Counts:
         self.retries: list[str] = []
         self.cache: list[str] = []
         self.replays = 0
+        self.refusals: list[str] = []
+        self.asked: list[str] = []
 
     def route(self, route: str, upstream: str) -> Counts:
         return self
@@ -63,6 +65,15 @@ class Counts:
 
     def limit(self, owner: str, limit: str) -> NoCounts:
         return NoCounts()
+
+    def access(self, route: str) -> Counts:
+        return self
+
+    def refused(self, reason: str) -> None:
+        self.refusals.append(reason)
+
+    def client(self, name: str) -> Callable[[], None]:
+        return lambda: self.asked.append(name)
 
     def settled(self, status_class: int, seconds: float) -> None:
         self.settlements.append(status_class)
@@ -254,6 +265,7 @@ class Plane:
         self.clients = clients
         self.lasting = lasting = Lasting(lane)
         self.breakers, self.bulkheads = lasting.breakers, lasting.bulkheads
+        self.lasting = lasting
         table = compile_table(
             load_text(config),
             lane,

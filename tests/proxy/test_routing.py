@@ -19,6 +19,7 @@ class Asked:
 
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     query: bytes | None = None
+    client: str | None = None
 
 
 class Blind:
@@ -31,6 +32,10 @@ class Blind:
     @property
     def query(self) -> bytes | None:
         raise AssertionError("the query was read")
+
+    @property
+    def client(self) -> str | None:
+        raise AssertionError("the client was read")
 
 
 def takes(

@@ -20,11 +20,12 @@ from ambassador.config.credentials import compile_credential, needs_guard
 from ambassador.config.discover import own_host
 from ambassador.config.schema import PathRegex
 from ambassador.proxy import limit_keys
+from ambassador.proxy.clients.who import Clients
 from ambassador.proxy.content import NOTHING, Contents
 from ambassador.proxy.key_files import ClientConfig
 from ambassador.proxy.lasting import Lasting
 from ambassador.proxy.plan import RoutePlan, Timeouts
-from ambassador.proxy.policies import concurrency, fault, headers, limit, retry
+from ambassador.proxy.policies import access, concurrency, fault, headers, limit, retry
 from ambassador.proxy.policies.breaker import endpoint_name, route_name
 from ambassador.proxy.policies.cache import Cache
 from ambassador.proxy.policies.concurrency import LABEL, Bulkhead
@@ -77,6 +78,12 @@ class Counters(Protocol):
 
     def tokens(self, upstream: str) -> TokenCounts:
         """The counters of the tokens that are fetched for an upstream."""
+
+    def access(self, route: str) -> access.Counts:
+        """The counters of those that a route refuses."""
+
+    def client(self, name: str) -> Callable[[], None]:
+        """What counts the requests of a client."""
 
 
 def compile_table(
@@ -190,6 +197,9 @@ def compile_steps(
         for name, each in config.upstreams.items()
         if each.outlier is not None
     ]
+    clients = None
+    if config.clients:
+        clients = Clients(config.clients, lasting.means.secrets, lasting.key_sets, count=counters.client)
     return Table(
         Router(plans),
         upstreams,
@@ -197,7 +207,9 @@ def compile_steps(
         limits=limits.made,
         takers=takers,
         debug_headers=config.telemetry.debug_headers,
+        clients=clients,
         begins=(
+            partial(lasting.key_sets.install, [] if clients is None else clients.key_sets),
             partial(lasting.breakers.install, tuple(gates.values()), max_wait_s=config.state.max_wait),
             partial(_guard_endpoints, tuple(upstreams.values()), gates),
             *(partial(guard.begin, guarded) for guarded, guard in guards),
@@ -506,6 +518,11 @@ def _plan(
     rewrite = route.rewrite
     rewrite_host = rewrite.host if rewrite is not None else None
     own_gate = gates.get(route_name(route.name))
+    allowed = None
+    if route.access is not None:
+        allowed = access.Access(
+            route.access, challenges_of(route.access, config), counters.access(route.name)
+        )
 
     def towards(
         name: str | None,
@@ -538,6 +555,7 @@ def _plan(
             cache=cache,
             spoil=spoil,
             elsewhere=elsewhere,
+            access=allowed,
             content=_content(
                 None if retry is None else route.retry,
                 own_gate if own_gate in guards else None,
@@ -569,6 +587,18 @@ def _plan(
         cache=cache,
         elsewhere=elsewhere,
     )
+
+
+def challenges_of(allowed: Sequence[str], config: schema.Config) -> list[bytes]:
+    """Values of `WWW-Authenticate` for those who may call, in the order of the file."""
+    ways: list[str] = []
+    for name, client in config.clients.items():
+        if name in allowed or access.EVERYBODY in allowed:
+            ways += ["jwt"] if client.jwt is not None else []
+            ways += ["basic"] if client.basic is not None else []
+            ways += [f"api_key:{client.api_key.header}"] if client.api_key is not None else []
+            ways += ["mtls"] if client.mtls is not None else []
+    return access.challenges(ways, realm=config.name or "ambassador")
 
 
 def _map_location(

@@ -26,6 +26,7 @@ from msgspec import Struct, structs
 from ambassador.config import check, words
 from ambassador.config.breakers import check_breakers
 from ambassador.config.certificates import check_files
+from ambassador.config.clients import check_clients
 from ambassador.config.node import LINE_BREAK, Node, Source
 from ambassador.config.problem import ConfigError, Problem, in_order
 from ambassador.config.read import BAD, Items, Part, build, merge, read
@@ -497,6 +498,7 @@ class _Assembly:
             self._check_name(route)
             self._resolve_target(route)
             self._check_placeholders(route)
+        check_clients(self.routes, list(self.upstreams.values()), self.document)
         self._fold_listeners(self.document)
         self._check_addresses(self.document)
         built = [(_build_route(part), part) for part in self.routes]

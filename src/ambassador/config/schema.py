@@ -19,6 +19,7 @@ from ambassador.config.discover import Discover, Kubernetes
 from ambassador.config.units import format_duration
 from ambassador.extras import AUTH
 from ambassador.proxy import key_files, overload
+from ambassador.proxy.clients.who import Client
 from ambassador.proxy.policies import (
     breaker,
     cache,
@@ -40,6 +41,7 @@ from ambassador.settings import (
     Bytes,
     BytesPerSecond,
     Cidr,
+    ClientName,
     Count,
     CountOrNone,
     EndpointUrl,
@@ -64,6 +66,7 @@ from ambassador.state.bridge import ANSWER_WITHIN_S as STATE_ANSWERS_WITHIN_S
 __all__ = [
     "Admin",
     "Auth",
+    "Client",
     "Config",
     "Connections",
     "Defaults",
@@ -386,8 +389,6 @@ class ValueMatch(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class Match(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which requests a route takes: all that is written must hold."""
 
-    later: ClassVar[Mapping[str, tuple[str, ...]]] = {"client": ()}
-
     host: tuple[HostPattern, ...] = ("*",)
     """One or more of: a host name, `*.suffix` (any name below it, not itself), `"*"`. Ports are ignored."""
 
@@ -403,6 +404,9 @@ class Match(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     query: dict[str, ValueMatch] = field(default_factory=dict)
     """Query parameters, likewise."""
+
+    client: tuple[ClientName, ...] = ()
+    """Who asks: names of `clients`, or `"*"` for every client that is known. Unset: everybody."""
 
 
 class Timeout(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -474,7 +478,6 @@ class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         (
             "split",
             "migrate",
-            "access",
             "translate",
             "mirror",
         ),
@@ -523,6 +526,10 @@ class Route(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     fallback: Fallback | None = None
     """What is answered when all attempts failed, or the breaker is open. Unset: the failure."""
+
+    access: Annotated[tuple[ClientName, ...], Meta(min_length=1)] | None = None
+    """Who may call: names of `clients`, or `"*"` for every client that is known. Others are answered 401 or 403. Unset,
+    or `off`: everybody, known or not."""
 
     headers: headers.Config | None = None
     """Headers to set, add and remove."""
@@ -576,7 +583,7 @@ class Drain(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole config of an instance."""
 
-    later: ClassVar[Mapping[str, tuple[str, ...]]] = {"clients": (), "egress": ()}
+    later: ClassVar[Mapping[str, tuple[str, ...]]] = {"egress": ()}
 
     version: Literal[1] = 1
     """The version of this format."""
@@ -608,6 +615,10 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     upstreams: dict[Name, Upstream] = field(default_factory=dict)
     """The services behind, by name."""
+
+    clients: dict[Name, Client] = field(default_factory=dict)
+    """Who calls, by name, for `access`, `match.client`, `limit.per: client`, `{client}` in headers, and the logs. How a
+    request with several proofs is judged: docs/how-to/clients.md."""
 
     telemetry: Telemetry = Telemetry()
     """Logs and metrics."""

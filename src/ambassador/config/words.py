@@ -15,6 +15,7 @@ from ambassador.config.units import Wrong
 from ambassador.errors import BadRequest
 from ambassador.extras import RE2, REDIS, Extra
 from ambassador.proxy import content, path_regex
+from ambassador.proxy.clients import mtls
 from ambassador.proxy.credentials.message_signature import DERIVED
 from ambassador.proxy.path import normalise
 from ambassador.proxy.policies import breaker, retry
@@ -318,6 +319,50 @@ def token_url(text: str) -> str:
     return f"{scheme}://{joined.rpartition(':')[0] if bare else joined}{path or '/'}"
 
 
+def san_pattern(text: str) -> str:
+    """A subject alternative name of a certificate; DNS names and addresses in their usual form."""
+    if not text or re.search(r"[\x00-\x20\x7f]", text):
+        raise Wrong(f"{text!r} is not a name that a certificate may have")
+    kind = mtls.kind_of(text)
+    if kind == "URI":
+        if "*" in text.removesuffix("/*"):
+            raise Wrong(f"{text!r}: '*' may only be the end, after a slash", "as in 'spiffe://trust/ns/*'")
+        return text
+    labels = text.split(".")
+    if "*" in text and (
+        kind != "DNS" or labels[-1] == "*" != text or any("*" in label and label != "*" for label in labels)
+    ):
+        raise Wrong(f"{text!r}: '*' stands for one whole label of a DNS name", "as in '*.internal'")
+    if kind == "IP Address":
+        return str(_ip_address(text))
+    if kind == "DNS" and not _HOST_NAME.fullmatch(text.lower().replace("*", "x")):
+        raise Wrong(f"{text!r} is not a DNS name", "a URI has '://', as in 'spiffe://trust/ns/billing'")
+    return text.lower() if kind == "DNS" else text
+
+
+def jwks_source(text: str) -> str:
+    """The URL of a set of public keys, or the path of a file, as `file:/path` or bare; after loading with `file:`."""
+    if text.startswith(("/", "file:")):
+        return f"file:{file_path(text.removeprefix('file:'))}"
+    match = re.fullmatch(r"(https?)://([^/?#@\s]+)(/[^#\s]*)?", text, re.ASCII)
+    if match is None:
+        raise Wrong(
+            f"{text!r} is neither a URL nor a file", "as in 'https://id.example.com/jwks' or 'file:/path'"
+        )
+    scheme, authority, target = match.groups()
+    if re.fullmatch(r"\[[^\[\]]*\]|[^:]*", authority):
+        authority += ":443" if scheme == "https" else ":80"
+    host, port = split_address(authority)
+    if scheme == "http" and not is_loopback(_join(host, port)):
+        raise Wrong(f"{text!r}: who stands between could put keys of their own there", "use https, or a file")
+    return f"{scheme}://{_join(host, port)}{target or '/'}"
+
+
+def client_name(text: str) -> str:
+    """The name of a client, or `*` for every one."""
+    return text if text == "*" else name(text)
+
+
 def cidr(text: str) -> str:
     """A network; one address is a network of one."""
     try:
@@ -549,18 +594,13 @@ def status_span(text: str) -> str:
     return text
 
 
-_PER = ("route", "client_ip", "upstream")
+_PER = ("client", "route", "client_ip", "upstream")
 
 
 def limit_per(text: str) -> str:
     """Whose requests a limit counts together; a header's name in lower case."""
     if text in _PER:
         return text
-    if text == "client":
-        # Without names all clients would be counted together.
-        raise Wrong(
-            "'client' needs 'clients', which this version cannot do yet", "use 'client_ip' or 'header:NAME'"
-        )
     kind, colon, name_ = text.partition(":")
     if kind == "header" and colon:
         return f"header:{header_name(name_).lower()}"

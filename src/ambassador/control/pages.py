@@ -13,7 +13,16 @@ from ambassador.config.schema import Config
 from ambassador.control.incarnation import Incarnation
 from ambassador.observe import exposition
 from ambassador.observe.families import Figures, Reader, Traffic
-from ambassador.observe.metrics import NO_NAME, BlockKey, Page, Registry, Totals, encode_blocks
+from ambassador.observe.metrics import (
+    ACCESS,
+    CLIENT,
+    NO_NAME,
+    BlockKey,
+    Page,
+    Registry,
+    Totals,
+    encode_blocks,
+)
 from ambassador.proxy.policies import concurrency
 from ambassador.proxy.policies.limit import owner_of_upstream
 
@@ -28,6 +37,10 @@ def block_keys(config: Config) -> Iterator[BlockKey]:
             yield BlockKey(route.name, NO_NAME, limit.label)
         if route.concurrency is not None:
             yield BlockKey(route.name, NO_NAME, concurrency.LABEL)
+        if route.access is not None:
+            yield BlockKey(route.name, NO_NAME, ACCESS)
+    for name in config.clients:
+        yield BlockKey(name, NO_NAME, CLIENT)
     for name, upstream in config.upstreams.items():
         for limit in upstream.limit or ():
             yield BlockKey(owner_of_upstream(name), NO_NAME, limit.label)

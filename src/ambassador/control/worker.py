@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
@@ -33,6 +34,7 @@ from ambassador.control import breakers, limits
 from ambassador.control.certificates import CannotLoad, Certificates
 from ambassador.control.duties import CannotServe, obey
 from ambassador.control.host import keep_private
+from ambassador.control.key_sets import feed
 from ambassador.control.listeners import keyed
 from ambassador.control.logs import ACCESS_LOG, cannot_open, log_to_stderr
 from ambassador.control.orders import Brief, Start
@@ -43,7 +45,10 @@ from ambassador.control.tokens import TokenServices
 from ambassador.extras import REDIS
 from ambassador.observe.access_log import AccessLog
 from ambassador.observe.metrics import (
+    ACCESS,
+    CLIENT,
     NO_NAME,
+    AccessMetrics,
     BlockKey,
     LimitMetrics,
     Page,
@@ -53,6 +58,7 @@ from ambassador.observe.metrics import (
 )
 from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.changes import Changes
+from ambassador.proxy.clients.key_sets import KeySets
 from ambassador.proxy.credentials import Means
 from ambassador.proxy.http1_parser import Limits
 from ambassador.proxy.lane import Lane
@@ -97,6 +103,14 @@ class PageCounters:
     def tokens(self, upstream: str) -> TokenMetrics:
         """The counters of the tokens that are fetched for an upstream."""
         return self._page.tokens(self._blocks[BlockKey(NO_NAME, upstream, tokens=True)])
+
+    def access(self, route: str) -> AccessMetrics:
+        """The counters of those whom a route refuses."""
+        return self._page.access(self._blocks[BlockKey(route, NO_NAME, ACCESS)])
+
+    def client(self, name: str) -> Callable[[], None]:
+        """What counts the requests of a client."""
+        return self._page.client(self._blocks[BlockKey(name, NO_NAME, CLIENT)]).asked
 
 
 class _Generation:
@@ -304,6 +318,18 @@ class WorkerPlane:
         self._service.table.take_found(found.source, found.servers, found.addresses)
         if self._prepared is not None:
             self._prepared.table.take_found(found.source, found.servers, found.addresses)
+
+    def take_secrets(self) -> None:
+        """Secrets have been read again, for what is prepared as well."""
+        tables = [self._service.table, *([] if self._prepared is None else [self._prepared.table])]
+        for table in tables:
+            if table.clients is not None:
+                table.clients.refresh()
+
+    @property
+    def key_sets(self) -> KeySets:
+        """What clients' tokens are verified with."""
+        return self._lasting.key_sets
 
     def drain(self, *, last: bool) -> None:
         """From now on answers say `Connection: close`. `last`: no other worker takes this one's place."""
@@ -548,13 +574,14 @@ def _quiet() -> logging.Logger:
     return log
 
 
-async def _keep_current(kept: Secrets) -> None:
-    """Read secrets again, for ever: in a thread, since a mount may hang."""
+async def _keep_current(kept: Secrets, changed: Callable[[], None]) -> None:
+    """Read secrets again, for ever: in a thread, since a mount may hang. `changed` is called when it is done."""
     while True:
         await trio.sleep(_SECRETS_EVERY_S)
         files = kept.files()
         if files:
             await trio.to_thread.run_sync(kept.refresh, files, abandon_on_cancel=True)
+            changed()
 
 
 def _open_fleet(state: schema.State) -> Store:
@@ -583,7 +610,6 @@ async def open_plane(
             open_remote=_open_fleet,
         )
         secrets_kept = Secrets(None if start.slot == 0 else _quiet())
-        outer.start_soon(_keep_current, secrets_kept)
         services = TokenServices(f"ambassador/{__version__}", outer)
         tokens = Tokens(
             lane,
@@ -596,6 +622,10 @@ async def open_plane(
         means = Means(secrets_kept, time.time, tokens)
         plane = WorkerPlane(start, config, page, log_fd, lane, scopes=scopes, means=means)
         outer.start_soon(plane.certificates.run)
+        outer.start_soon(_keep_current, secrets_kept, plane.take_secrets)
+        outer.start_soon(
+            partial(feed, plane.key_sets, log=_quiet() if start.slot else logging.getLogger("ambassador"))
+        )
         await scopes.wait_up(_STATE_WITHIN_S)
         _settle_garbage()
         try:

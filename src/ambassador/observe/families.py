@@ -14,10 +14,12 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from ambassador.observe.metrics import (
+    ACCESS,
     ATTEMPTS,
     BUCKETS,
     CACHE,
     CACHED,
+    CLIENT,
     CLIENT_ACTIVE,
     CLIENT_OPENED,
     CODE_CLASSES,
@@ -34,6 +36,7 @@ from ambassador.observe.metrics import (
     LOG_DROPPED,
     NO_NAME,
     REASONS,
+    REFUSALS,
     REPLAYED,
     REQUEST_BUCKETS,
     REQUEST_SUM,
@@ -165,6 +168,7 @@ class Reader:
         yield from self._route_families()
         yield from self._limit_families()
         yield from self._token_families()
+        yield from self._client_families()
         yield from self._worker_families()
         if figures is not None:
             yield from _supervisor_families(figures)
@@ -258,7 +262,11 @@ class Reader:
         )
 
     def _limit_families(self) -> Iterator[Family]:
-        limits = [(key, offset) for key, offset in self._registry.blocks.items() if key.limit]
+        limits = [
+            (key, offset)
+            for key, offset in self._registry.blocks.items()
+            if key.limit not in ("", ACCESS, CLIENT)
+        ]
         if not limits:
             return
         blocks = [(key, self._read(offset, LIMIT_SLOTS)) for key, offset in limits]
@@ -305,6 +313,26 @@ class Reader:
     def _latest(self, slot: int) -> int:
         """The greatest value of a slot in the pages of the living."""
         return max((page.slots[slot] for page in self._pages if slot < len(page.slots)), default=0)
+
+    def _client_families(self) -> Iterator[Family]:
+        blocks = list(self._registry.blocks.items())
+        refusing = [(key, offset) for key, offset in blocks if key.limit == ACCESS]
+        clients = [(key, offset) for key, offset in blocks if key.limit == CLIENT]
+        if refusing:
+            yield Family(
+                "ambassador_auth_failures",
+                "counter",
+                "Requests that a route's access refused, by why.",
+                [((("route", key.route),), self._read(offset, len(REFUSALS))) for key, offset in refusing],
+                Word("reason", REFUSALS, rare=len(REFUSALS) - 1),
+            )
+        if clients:
+            yield Family(
+                "ambassador_client_requests",
+                "counter",
+                "Requests by the client that was known to ask.",
+                [((("client", key.route),), self._read(offset, 1)[0]) for key, offset in clients],
+            )
 
     def _worker_families(self) -> list[Family]:
         slots = self._read(0, WORKER_SLOTS)

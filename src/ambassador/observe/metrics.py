@@ -101,6 +101,24 @@ TOKEN_EXPIRES: Final = len(TOKEN_RESULTS)
 TOKEN_SLOTS: Final = 10
 """Slots of such a block: a counter for each result, and a gauge that only living pages have; two are spare."""
 
+# The block of those whom a route refuses: one slot for each of REFUSALS, all counters.
+ACCESS: Final = "@access"
+"""Stands where the name of a limit does; no limit's name begins like this."""
+REFUSALS: Final = (
+    "missing", "unknown", "malformed", "algorithm", "crit", "size", "type", "issuer", "key", "signature", "expired",
+    "early", "audience", "claims", "ambiguous", "keys_away", "forbidden",
+)  # fmt: skip
+"""Why a request is refused; other words count as `unknown`."""
+_REFUSAL = {word: position for position, word in enumerate(REFUSALS)}
+ACCESS_SLOTS: Final = 24
+"""Seven are spare."""
+
+# A client's block.
+CLIENT: Final = "@client"
+"""Stands where the name of a limit does, with the client's name where the route's is."""
+CLIENT_SLOTS: Final = 2
+"""Requests; one is spare."""
+
 # The worker's block: gauges first.
 (
     HEARTBEAT, INFLIGHT, LAG, RESIDENT, CLIENT_ACTIVE, CLIENT_IDLE, UPSTREAM_ACTIVE, UPSTREAM_IDLE, STATE_DOWN,
@@ -129,7 +147,7 @@ class BlockKey(msgspec.Struct, frozen=True, array_like=True):
     route: str
     upstream: str
     limit: str = ""
-    """The name of a limit; empty: another block."""
+    """The name of a limit; empty: another block. ACCESS: those whom the route refuses; CLIENT: the client `route`."""
     tokens: bool = False
     """The tokens that are fetched for an upstream."""
 
@@ -138,8 +156,10 @@ class BlockKey(msgspec.Struct, frozen=True, array_like=True):
         """How many the block has."""
         if self.tokens:
             return TOKEN_SLOTS
-        return LIMIT_SLOTS if self.limit else ROUTE_SLOTS
+        return _SLOTS.get(self.limit, LIMIT_SLOTS)
 
+
+_SLOTS: Final = {"": ROUTE_SLOTS, ACCESS: ACCESS_SLOTS, CLIENT: CLIENT_SLOTS}
 
 NO_ROUTE: Final = BlockKey(NO_NAME, NO_NAME)
 """The block of requests that no route matched. Every registry has it."""
@@ -246,6 +266,14 @@ class Page:
     def tokens(self, offset: int) -> TokenMetrics:
         """The block of an upstream's tokens at this slot."""
         return TokenMetrics(self, offset)
+
+    def access(self, offset: int) -> AccessMetrics:
+        """The block of those whom a route refuses at this slot."""
+        return AccessMetrics(self, offset)
+
+    def client(self, offset: int) -> ClientMetrics:
+        """The block of a client at this slot."""
+        return ClientMetrics(self, offset)
 
     def worker(self) -> WorkerMetrics:
         """The worker's block."""
@@ -367,6 +395,32 @@ class TokenMetrics:
     def expires(self, unix_s: float) -> None:
         """The token in hand expires then; 0: there is none."""
         self._slots[TOKEN_EXPIRES] = int(unix_s)
+
+
+class AccessMetrics:
+    """Counts those whom one route refuses."""
+
+    __slots__ = ("_slots",)
+
+    def __init__(self, page: Page, offset: int) -> None:
+        self._slots = page.slots[offset : offset + ACCESS_SLOTS]
+
+    def refused(self, reason: str) -> None:
+        """A request was refused, by one of `REFUSALS`."""
+        self._slots[_REFUSAL.get(reason, 1)] += 1
+
+
+class ClientMetrics:
+    """Counts the requests of one client."""
+
+    __slots__ = ("_slots",)
+
+    def __init__(self, page: Page, offset: int) -> None:
+        self._slots = page.slots[offset : offset + CLIENT_SLOTS]
+
+    def asked(self) -> None:
+        """A request was the client's."""
+        self._slots[0] += 1
 
 
 class WorkerMetrics:

@@ -192,6 +192,25 @@ class Exchange(Attempts):
             self.trace, request.request_id = self.service.tracer.identify(request.special)
             return self.service.health_reply(request.method)
         self._identify(request)
+        request.waiter = self.client
+        clients = self._table.clients
+        if clients is not None:
+            waiting = clients.identify(request, self.client.peer, self.service.wall_s)
+            if waiting is not None:
+                return self._locate_later(waiting)
+        return self._locate()
+
+    async def _locate_later(self, waiting: Awaitable[None]) -> Reply | None:
+        """Wait until it is known who asks; then as `_locate`."""
+        await waiting
+        verdict = self._locate()
+        if isinstance(verdict, ProxyError):
+            raise verdict
+        return verdict if verdict is None or isinstance(verdict, Reply) else await verdict
+
+    def _locate(self) -> Verdict:
+        """Which route takes the request, and what its ADMIT policies say."""
+        request = self.request
         try:
             plan = self._table.locate(request)
         except NoRoute:
@@ -204,11 +223,14 @@ class Exchange(Attempts):
                 return _final_hop(request)
         self._plan = plan
         request.route = plan.name
-        request.waiter = self.client
         if self.service.shedding:
             refused = self.service.refusal()
             if refused is not None:
                 return refused
+        if plan.access is not None:
+            denied = plan.access.check(request)
+            if denied is not None:
+                return denied
         return admit(plan, request)
 
     async def _admit_slowly(self, waiting: Awaitable[Reply | None]) -> None:
@@ -702,7 +724,8 @@ _ENVOY_TIMEOUT: Final = b"x-envoy-upstream-rq-timeout-ms"
 def _final_hop(request: Request) -> Reply:
     """`Max-Forwards: 0`: the request ends here (RFC 9110 7.6.2)."""
     if request.method == "TRACE":
-        lines = [b"%b: %b" % field for field in request.headers if field[0].lower() not in CREDENTIALS]
+        hidden = (*CREDENTIALS, *request.proof)
+        lines = [b"%b: %b" % field for field in request.headers if field[0].lower() not in hidden]
         head = b"TRACE %b HTTP/1.%d\r\n" % (request.target, request.minor)
         return Reply(200, [(b"content-type", b"message/http")], head + b"\r\n".join(lines) + b"\r\n\r\n")
     return Reply(200, [_ALLOW])

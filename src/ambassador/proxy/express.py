@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import Overloaded, ProxyError, UpstreamError, UpstreamReset
 from ambassador.observe.access_log import AccessRecord, LineTemplate
+from ambassador.proxy.clients.who import let_know
 from ambassador.proxy.exchange import Exchange, admit, charge
 from ambassador.proxy.fields import wire_lines
 from ambassador.proxy.http1_parser import HEALTH_TARGETS, OWN_IDS, SEEN_HEADS, status_line
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from ambassador.messages import Request, ResponseHead
     from ambassador.observe.access_log import AccessLog
     from ambassador.observe.trace import Trace
+    from ambassador.proxy.clients.who import Clients, Credentials, Found
     from ambassador.proxy.exchange import Verdict
     from ambassador.proxy.http1 import ClientConnection
     from ambassador.proxy.plan import RoutePlan
@@ -80,23 +82,28 @@ class Known:
     """The head of a plain request, and all that was worked out for it."""
 
     __slots__ = (
-        "has_ids",
-        "host",
-        "lines",
-        "plan",
-        "refusal",
-        "request",
-        "size",
-        "start",
-        "table",
+        "credentials", "found", "has_ids", "host", "lines", "made_in", "plan", "refusal", "request", "size", "start", "table",
         "upstream",
-    )
+    )  # fmt: skip
 
-    def __init__(self, request: Request, table: Table, plan: RoutePlan) -> None:
+    def __init__(
+        self,
+        request: Request,
+        table: Table,
+        plan: RoutePlan,
+        credentials: Credentials = (),
+        found: Found | None = None,
+    ) -> None:
         assert plan.upstream is not None
         self.request = request
         """Never changed, only copied, and without its body."""
-        self.table = table
+        self.made_in = table
+        self.table = table if table.clients is None else None
+        """The table in which it holds without a further look. None: first it must be seen that who asks is the same."""
+        self.credentials = credentials
+        """The fields by which that is seen."""
+        self.found = found
+        """Who that was."""
         self.plan = plan
         self.upstream = plan.upstream
         self.size = request.content_length or 0
@@ -163,7 +170,7 @@ async def ride(client: ClientConnection) -> Exchange | None:
             or known.size != len(data) - end
             or known.table is not service.table
             or service.draining
-        ):
+        ) and not (known is not None and known.table is None and _is_same(client, known, len(data) - end)):
             client.reader.feed(data)
             known = _learn(client, data[:end], len(data) - end)
             if known is None:
@@ -429,11 +436,20 @@ def _learn(client: ClientConnection, head: bytes, size: int) -> Known | None:
     ):
         return None
     table = client.listener.service.table
+    credentials: Credentials = ()
+    found: Found | None = None
+    if table.clients is not None:
+        credentials = table.clients.credentials(request.headers)
+        found = _who(client, table.clients, credentials)
+        if found.may_change:
+            return None  # keys that may tell are not at hand: the exchange can wait for them
+        let_know(request, found)
     try:
         request.scheme = client.peer.scheme
         plan = table.locate(request)
         if (
             plan.upstream is None
+            or (plan.access is not None and not plan.access.takes(request.client))
             or plan.upstream.cooldown is not None
             or (plan.credential is not None and plan.credential.varies)
             or plan.content is not None
@@ -444,7 +460,7 @@ def _learn(client: ClientConnection, head: bytes, size: int) -> Known | None:
             or request.target[:1] != b"/"
         ):
             return None
-        known = Known(request, table, plan)
+        known = Known(request, table, plan, credentials, found)
     except ProxyError:
         return None  # the exchange meets it again, and says so
     request.route = plan.name
@@ -452,10 +468,35 @@ def _learn(client: ClientConnection, head: bytes, size: int) -> Known | None:
     reader.requests.clear()
     if request.query is None and not known.has_ids:
         heads = client.known_heads
-        if len(heads) >= _REMEMBERED or (heads and next(iter(heads.values())).table is not table):
+        if len(heads) >= _REMEMBERED or (heads and next(iter(heads.values())).made_in is not table):
             heads.clear()  # all are of one table: one that was replaced is not kept alive
         heads[head] = known
+    if found is not None and found.count is not None:
+        found.count()
     return known
+
+
+def _who(client: ClientConnection, clients: Clients, credentials: Credentials) -> Found:
+    """Who asks on this connection, with a head that says no other address (such a head is not plain)."""
+    peer = client.peer
+    return clients.find(credentials, peer, peer.ip, client.listener.service.wall_s)
+
+
+def _is_same(client: ClientConnection, known: Known, size: int) -> bool:
+    """Whether a head that was seen before, with a body of `size` bytes, is of the same client again.
+
+    Its bytes do not tell: another connection may have another certificate, a token expires, a key is replaced.
+    """
+    service = client.listener.service
+    clients = service.table.clients
+    if clients is None or known.made_in is not service.table or known.size != size or service.draining:
+        return False
+    found = known.found
+    if found is None or _who(client, clients, known.credentials) is not found:
+        return False
+    if found.count is not None:
+        found.count()
+    return True
 
 
 def _forwarding_lines(client: ClientConnection, known: Known) -> bytes:
@@ -545,7 +586,7 @@ def _board(
     was picked for it, if any.
     """
     exchange = Exchange(client, request)
-    exchange.take_over(known.table, known.plan, trace, verdict)
+    exchange.take_over(known.made_in, known.plan, trace, verdict)
     if endpoint is not None:
         exchange.take_endpoint(endpoint)
     return exchange

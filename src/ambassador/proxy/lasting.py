@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.changes import Changes
+from ambassador.proxy.clients.key_sets import KeySets
 from ambassador.proxy.credentials import Means
 from ambassador.proxy.policies.concurrency import Bulkheads
 from ambassador.proxy.policies.cooldown import Cooldowns
@@ -28,7 +29,7 @@ class Lasting:
     """The lasting parts of one worker. What is not given is made: one for a worker that is alone."""
 
     __slots__ = (
-        "breakers", "bulkheads", "changes", "cooldowns", "keyring", "marks", "means", "outliers", "shelves",
+        "breakers", "bulkheads", "changes", "cooldowns", "key_sets", "keyring", "marks", "means", "outliers", "shelves",
     )  # fmt: skip
 
     def __init__(
@@ -42,6 +43,7 @@ class Lasting:
         marks: Marks | None = None,
         outliers: Outliers | None = None,
         means: Means | None = None,
+        key_sets: KeySets | None = None,
     ) -> None:
         self.breakers = breakers or Breakers(lane)
         self.bulkheads = bulkheads or Bulkheads(lane)
@@ -53,6 +55,8 @@ class Lasting:
         self.outliers = outliers or Outliers(lane)
         self.means = means or Means(Secrets(), time.time)
         """What credentials are made with."""
+        self.key_sets = key_sets or KeySets(lane)
+        """What clients' tokens are verified with."""
         self.shelves = Shelves()
         """The answers that routes keep."""
         self.keyring = Keyring()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ambassador.messages import Fields, Reply, Request, ResponseHead
     from ambassador.proxy.content import Contents
+    from ambassador.proxy.policies.access import Access
     from ambassador.proxy.policies.breaker import Breaker
     from ambassador.proxy.policies.cache import Cache
     from ambassador.proxy.policies.fallback import Fallback
@@ -84,7 +85,7 @@ class RoutePlan:
     """One route. `upstream` is None where `admit` always answers (redirect, respond)."""
 
     __slots__ = (
-        "admit", "answer_within_s", "cache", "content", "credential", "elsewhere", "ending", "ending_at", "failing", "fallback", "gates", "hedge", "host",
+        "access", "admit", "answer_within_s", "cache", "content", "credential", "elsewhere", "ending", "ending_at", "failing", "fallback", "gates", "hedge", "host",
         "keep_host", "keeps", "limit", "map_location", "metrics", "name", "retry", "rewrite", "shape_request", "shape_response", "soonest", "spoil", "timeouts", "upstream",
     )  # fmt: skip
 
@@ -111,6 +112,7 @@ class RoutePlan:
         spoil: SpoilHook | None = None,
         hedge: Hedge | None = None,
         content: Contents | None = None,
+        access: Access | None = None,
     ) -> None:
         self.name = name
         self.upstream = upstream
@@ -138,6 +140,8 @@ class RoutePlan:
         if self.credential is not None and self.credential.renewable:
             self.failing |= {401}
         self.metrics = metrics
+        self.access = access
+        """Who may call; asked before `admit`. None: everybody."""
         self.admit = admit
         self.limit = limit
         """The route's limits, which have a hook in `admit`: what answers say of them."""

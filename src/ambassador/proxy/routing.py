@@ -39,6 +39,10 @@ class Conditional(Protocol):
     def query(self) -> bytes | None:
         """As received; None without a `?`."""
 
+    @property
+    def client(self) -> str | None:
+        """Who asks; None: that is not known."""
+
 
 class ValueSettings(Protocol):
     """`config.schema.ValueMatch`, as seen from here."""
@@ -87,6 +91,10 @@ class MatchSettings(Protocol):
     def query(self) -> Mapping[str, ValueSettings]:
         """By name."""
 
+    @property
+    def client(self) -> tuple[str, ...]:
+        """Names, or `*`; empty is everybody."""
+
 
 @dataclass(frozen=True, slots=True)
 class ValueTest:
@@ -117,7 +125,8 @@ class MatchSpec:
 
     `hosts`: exact names, `*.suffix` (any name below it) or `*`, lower case. `path`: `/exact`, `/prefix/**`, either with
     `{parameter}` segments, or a compiled regular expression for the whole path; None is every path. `methods`: None is
-    every method. `headers` (names in lower case) and `query`: all of them must hold.
+    every method. `headers` (names in lower case) and `query`: all of them must hold. `clients`: names, or `*` for every
+    client that is known; None is everybody.
     """
 
     hosts: tuple[str, ...] = ("*",)
@@ -125,6 +134,7 @@ class MatchSpec:
     methods: frozenset[str] | None = None
     headers: tuple[ValueTest, ...] = ()
     query: tuple[ValueTest, ...] = ()
+    clients: frozenset[str] | None = None
 
 
 def spec(match: MatchSettings) -> MatchSpec:
@@ -136,7 +146,12 @@ def spec(match: MatchSettings) -> MatchSpec:
         methods=frozenset(match.methods) or None,
         headers=tuple(_value_test(name.lower(), value) for name, value in match.headers.items()),
         query=tuple(_value_test(name, value) for name, value in match.query.items()),
+        clients=frozenset(match.client) or None,
     )
+
+
+def _is_one_of(clients: frozenset[str], client: str | None) -> bool:
+    return client is not None and (client in clients or "*" in clients)
 
 
 def _value_test(name: str, value: ValueSettings) -> ValueTest:
@@ -156,6 +171,10 @@ class _View:
         self._request = request
         self._headers: dict[bytes, list[bytes]] | None = None
         self._query: dict[bytes, list[bytes]] | None = None
+
+    @property
+    def client(self) -> str | None:
+        return self._request.client
 
     def header(self, name: bytes) -> Sequence[bytes]:
         if self._headers is None:
@@ -181,15 +200,18 @@ def _query_pairs(query: bytes) -> Iterable[tuple[bytes, bytes]]:
 
 
 class _Conditions:
-    """The tests of one route on headers and query, names encoded once."""
+    """The tests of one route on the client, headers and query, names encoded once."""
 
-    __slots__ = ("_headers", "_query")
+    __slots__ = ("_clients", "_headers", "_query")
 
     def __init__(self, match: MatchSpec) -> None:
         self._headers = tuple((test.name.encode(), test) for test in match.headers)
         self._query = tuple((test.name.encode(), test) for test in match.query)
+        self._clients = match.clients
 
     def hold(self, view: _View) -> bool:
+        if self._clients is not None and not _is_one_of(self._clients, view.client):
+            return False
         return all(test.holds(view.header(name)) for name, test in self._headers) and all(
             test.holds(view.parameter(name)) for name, test in self._query
         )
@@ -205,7 +227,7 @@ class _Candidate:
     def __init__(self, order: int, match: MatchSpec, target: object) -> None:
         self.order = order
         self.methods = match.methods
-        self.conditions = _Conditions(match) if match.headers or match.query else None
+        self.conditions = _Conditions(match) if match.headers or match.query or match.clients else None
         self.regex = match.path if isinstance(match.path, path_regex.Matcher) else None
         self.parameters = _parameters(match.path) if isinstance(match.path, str) else ()
         self.result: tuple[Any, dict[str, str] | None] = (target, None)
@@ -414,6 +436,11 @@ def why_not(match: MatchSpec, host: str, path: str, method: str, request: Condit
             None
             if match.methods is None or method in match.methods
             else "methods " + ", ".join(sorted(match.methods))
+        ),
+        lambda: (
+            None
+            if match.clients is None or _is_one_of(match.clients, request.client)
+            else "client " + ", ".join(sorted(match.clients))
         ),
         lambda: _failed(match, _View(request)),
     )

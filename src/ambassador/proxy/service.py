@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ambassador.messages import Request
     from ambassador.observe.access_log import AccessLog
     from ambassador.observe.metrics import WorkerMetrics
+    from ambassador.proxy.clients.who import Clients
     from ambassador.proxy.lane import Lane
     from ambassador.proxy.plan import RouteMetrics, RoutePlan
     from ambassador.proxy.policies.limit import LimitPolicy
@@ -52,7 +53,16 @@ class Server(Protocol):
 class Table:
     """One generation of the config, compiled. Requests keep the table they began with."""
 
-    __slots__ = ("_begins", "_takers", "debug_headers", "limits", "router", "unrouted", "upstreams")
+    __slots__ = (
+        "_begins",
+        "_takers",
+        "clients",
+        "debug_headers",
+        "limits",
+        "router",
+        "unrouted",
+        "upstreams",
+    )
 
     def __init__(
         self,
@@ -63,6 +73,7 @@ class Table:
         limits: Sequence[LimitPolicy] = (),
         takers: Mapping[Hashable, Sequence[Taker]] | None = None,
         debug_headers: bool = False,
+        clients: Clients | None = None,
         begins: Sequence[Callable[[], None]] = (),
     ) -> None:
         self._begins = begins
@@ -74,6 +85,8 @@ class Table:
         self.limits = limits
         """All there are, of routes and of upstreams."""
         self.debug_headers = debug_headers
+        self.clients = clients
+        """Who may ask; None: nobody is to be told from others."""
 
     def locate(self, request: Request) -> RoutePlan:
         """The route that takes a request, which learns its host, path, query and parameters.

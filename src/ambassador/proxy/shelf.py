@@ -47,6 +47,8 @@ class Key:
         """
         self.uri = uri_of(request)
         self.fields = freshness.by_name(request.headers)
+        for name in request.spent:  # no part of what the upstream sees
+            self.fields.pop(name, None)
         keyed = []
         for name, value in request.passing:
             lower = name.lower()

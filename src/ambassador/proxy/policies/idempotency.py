@@ -146,7 +146,12 @@ def head_of(request: Request) -> bytes:
 def name_of(route: str, request: Request, key: bytes) -> str:
     """Where the key of a request is in the store: other routes and other credentials have other places."""
     digest = hashlib.sha256()
-    who = sorted((name.lower(), value) for name, value in request.headers if name.lower() in CREDENTIALS)
+    # A client that is known is known by its name: it may have a new token by the time that it repeats itself.
+    who = sorted(
+        (lower, value)
+        for name, value in request.headers
+        if (lower := name.lower()) in CREDENTIALS and lower not in request.proof
+    )
     parts = [route.encode(), (request.client or "").encode(), key, *(part for field in who for part in field)]
     for part in parts:
         digest.update(b"%d:%b" % (len(part), part))

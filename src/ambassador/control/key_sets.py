@@ -1,0 +1,143 @@
+"""Feeds the sets of public keys that clients' tokens are verified with (`proxy/clients/key_sets.py`).
+
+A task for each source, in every worker: a URL is fetched when it is new, before it counts as old, and when a request
+wants a key that is not at hand; a file is read each second. What is fetched is bounded in size and time, redirects are
+not followed, and what is no set changes nothing: the keys at hand stay. Parsing is done in a thread, since the library
+for it takes its time to import.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import ssl
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import trio
+
+from ambassador.control.backoff import retry_s
+from ambassador.control.http_client import CallFailed, get
+from ambassador.proxy.clients.key_sets import EARLY, FRESH_S, KeySet, KeySets
+from ambassador.proxy.jose import MOST_SET_BYTES, BadKey, PublicKey, read_keys
+
+Fetch: TypeAlias = Callable[[str, str | None], Awaitable[bytes]]
+"""(URL, file with authorities) -> the document. Raises `CallFailed`."""
+
+_FILE_EVERY_S: Final = 1.0
+_TIMEOUT_S: Final = 5.0
+
+
+async def feed(key_sets: KeySets, *, log: logging.Logger, fetch: Fetch | None = None) -> None:
+    """Feed all sets there are, and those that come, for ever. `log` is told once of a source that fails."""
+    async with trio.open_nursery() as nursery:
+
+        def begin(key_set: KeySet) -> None:
+            nursery.start_soon(_Feeder(key_set, fetch or fetch_url, log).run)
+
+        key_sets.feed_by(begin)
+        await trio.sleep_forever()
+
+
+class _Feeder:
+    """Feeds one set until it is retired."""
+
+    def __init__(self, key_set: KeySet, fetch: Fetch, log: logging.Logger) -> None:
+        self._key_set = key_set
+        self._fetch = fetch
+        self._log = log
+        self._document: bytes | None = None
+        self._failures = 0
+        self._rung = trio.Event()
+        key_set.ring = self._ring
+
+    def _ring(self) -> None:
+        self._rung.set()
+
+    async def run(self) -> None:
+        key_set = self._key_set
+        while not key_set.retired:
+            self._rung = trio.Event()
+            await self._feed()
+            with trio.move_on_after(self._pause_s()):
+                await self._rung.wait()
+
+    def _pause_s(self) -> float:
+        if self._key_set.source.startswith("file:"):
+            return _FILE_EVERY_S
+        if self._failures:
+            return retry_s(self._failures, random.random())  # noqa: S311 - spreads retries
+        return FRESH_S * EARLY
+
+    async def _feed(self) -> None:
+        key_set = self._key_set
+        key_set.begin()
+        try:
+            document = await self._read()
+            if document == self._document:
+                key_set.confirm()
+            else:
+                key_set.feed(await trio.to_thread.run_sync(_keys_of, document))
+                self._document = document
+        except (CallFailed, BadKey, OSError) as error:
+            self._failed(error)
+        else:
+            self._failures = 0
+
+    async def _read(self) -> bytes:
+        source = self._key_set.source
+        if source.startswith("file:"):
+            return await trio.to_thread.run_sync(_read_file, source.removeprefix("file:"))
+        return await self._fetch(source, self._key_set.ca)
+
+    def _failed(self, error: Exception) -> None:
+        self._failures += 1
+        problem = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if problem != self._key_set.problem:
+            kept = ", the keys at hand are used" if self._key_set.keys else ""
+            self._log.warning("jwks %s: %s%s", self._key_set.source, problem, kept)
+        self._key_set.fail(problem)
+
+
+def _keys_of(document: bytes) -> tuple[PublicKey, ...]:
+    keys = read_keys(document)
+    if not keys:
+        raise BadKey("has no key that verifies signatures")
+    return keys
+
+
+def _read_file(path: str) -> bytes:
+    with Path(path).open("rb") as file:
+        return file.read(MOST_SET_BYTES + 1)
+
+
+async def fetch_url(url: str, ca: str | None) -> bytes:
+    """The document at a URL. `ca`: a file with the authorities to trust; None: the system's. Raises `CallFailed`."""
+    scheme, _, rest = url.partition("://")
+    authority, slash, target = rest.partition("/")
+    tls = None
+    if scheme == "https":
+        try:
+            tls = await trio.to_thread.run_sync(_context, ca)  # 20 ms: the system has many authorities
+        except (OSError, ssl.SSLError) as error:
+            raise CallFailed(f"{ca or 'the authorities'}: {error}") from None
+    headers = [(b"accept", b"application/jwk-set+json, application/json"), (b"user-agent", b"ambassador")]
+    with trio.move_on_after(_TIMEOUT_S) as scope:
+        async with get(
+            f"{scheme}://{authority}",
+            f"{slash}{target}",
+            headers,
+            tls=tls,
+            timeout_s=_TIMEOUT_S,
+            idle_s=_TIMEOUT_S,
+        ) as incoming:
+            if incoming.status != 200:
+                raise CallFailed(f"was answered with status {incoming.status}")
+            return await incoming.body(MOST_SET_BYTES)
+    assert scope.cancelled_caught
+    raise CallFailed(f"did not answer within {_TIMEOUT_S:g} s")
+
+
+def _context(ca: str | None) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=ca)

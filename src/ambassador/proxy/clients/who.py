@@ -1,0 +1,418 @@
+"""Who asks: the clients of a config, and how a request is found to be one's.
+
+The rules, which `docs/how-to/clients.md` explains to users
+- A client may have several ways to prove who it is, and any of them does.
+- What a request says itself (an API key, a token, user and password) comes before the certificate of its connection,
+  and that before the network that it comes from: a gateway calls for others, a machine has many processes.
+- Two things that a request says, and that prove two different clients, prove none: whose limits and rights would hold?
+- Of what matches several clients otherwise (a token, a certificate) the first in the file counts; of networks, the
+  smallest.
+- What proves nothing takes nothing away: who could leave it out gains nothing by sending it. It is not ours, and goes
+  on as it came.
+- What proved the client does not go on to the upstream, unless the client has `forward`.
+
+A request is identified before it is routed, and only if there are clients. Nothing here waits but `identify`, for
+keys of a token service that are not at hand. No I/O; the time of day is asked of the function that is given.
+
+Measured (CPython 3.11, one core): with an API key 2.0 µs, with a token that was seen before 2.2 µs, with a new one
+90 µs (RS256) and 120 µs (ES256), by network 0.5 µs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Protocol, TypeAlias
+
+from msgspec import Meta
+
+from ambassador.extras import AUTH, Extra
+from ambassador.proxy import jose
+from ambassador.proxy.clients import api_key, basic, jwt, mtls
+from ambassador.proxy.clients.api_key import Digests
+from ambassador.proxy.clients.mtls import Sans
+from ambassador.proxy.clients.network import Networks
+from ambassador.proxy.fields import wire_lines
+from ambassador.settings import Cidr, Section
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from ambassador.messages import Fields, Request
+    from ambassador.proxy.clients.key_sets import KeySet, KeySets
+    from ambassador.secret import Secret, Secrets
+
+    WallClock = Callable[[], float]
+
+DOUBTS: Final = (
+    "missing", "unknown", "malformed", "algorithm", "crit", "size", "type", "issuer", "key", "signature", "expired",
+    "early", "audience", "claims", "ambiguous", "keys_away",
+)  # fmt: skip
+"""Why it is not known who asks. `unknown`: a key or password that is nobody's; `key`: signed with a key that the set
+has not; `keys_away`: the set could never be had."""
+
+_OWS: Final = b" \t"
+_AUTHORIZATION: Final = b"authorization"
+_BEARER: Final = b"bearer"
+_BASIC: Final = b"basic"
+_SEEN_TOKENS: Final = 4096
+"""Verdicts on tokens that are remembered, twice: 0.5 KiB each."""
+
+Credentials: TypeAlias = "Sequence[tuple[bytes, bytes]]"
+"""Fields that may prove who asks: lower-case name and value."""
+
+
+class Client(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Somebody who calls, and how they prove it: by any of these ways."""
+
+    extras: ClassVar[Mapping[str, Extra]] = {"jwt": AUTH}
+
+    api_key: api_key.Config | None = None
+    """A secret in a header, or several."""
+
+    jwt: jwt.Config | None = None
+    """A token of an identity server."""
+
+    mtls: mtls.Config | None = None
+    """The certificate of the connection."""
+
+    basic: basic.Config | None = None
+    """User and password."""
+
+    network: Annotated[tuple[Cidr, ...], Meta(min_length=1)] | None = None
+    """Networks from which nobody else calls, by the request's `client_ip`."""
+
+    forward: bool = False
+    """Whether what proved the client goes on to the upstream."""
+
+    def conflicts(self) -> Iterator[tuple[str | None, str]]:
+        """No way at all."""
+        if all(way is None for way in (self.api_key, self.jwt, self.mtls, self.basic, self.network)):
+            yield None, "needs one of 'api_key', 'jwt', 'mtls', 'basic' and 'network'"
+
+
+class Peer(Protocol):
+    """The other end of a connection, as far as it is needed here."""
+
+    @property
+    def names(self) -> mtls.Names:
+        """The names in its certificate, if the listener has verified one."""
+
+
+class Found:
+    """What is known of who asks. The same few objects again and again."""
+
+    __slots__ = ("count", "doubt", "may_change", "name", "proof", "spent")
+
+    def __init__(
+        self,
+        name: str | None,
+        doubt: str | None = None,
+        proof: tuple[bytes, ...] = (),
+        spent: tuple[bytes, ...] = (),
+        count: Callable[[], None] | None = None,
+    ) -> None:
+        self.may_change = doubt in ("key", "keys_away")
+        """Keys that are not at hand may tell more."""
+        self.count = count
+        """Counts a request of the client."""
+        self.name = name
+        self.doubt = doubt
+        """Why there is no name, a word of DOUBTS; None: nothing was said."""
+        self.proof = proof
+        """The fields that prove it."""
+        self.spent = spent
+        """Those of them that do not go on."""
+
+
+NOBODY: Final = Found(None)
+
+
+class _Token(Exception):
+    """Control flow within this module: why a token proves nothing, and the set that may help."""
+
+    def __init__(self, doubt: str, wanted: KeySet | None = None) -> None:
+        super().__init__(doubt)
+        self.doubt = doubt
+        self.wanted = wanted
+
+
+class _Issued:
+    """The settings of one client for tokens."""
+
+    __slots__ = ("client", "keys", "rules")
+
+    def __init__(self, client: int, config: jwt.Config, keys: KeySet) -> None:
+        self.client = client
+        self.rules = jwt.Rules(config)
+        self.keys = keys
+
+
+class _Tokens:
+    """Tokens of one header: who they are of. Verdicts are remembered while the keys stay the same."""
+
+    def __init__(self) -> None:
+        self.by_issuer: dict[str, list[_Issued]] = {}
+        self._seen: dict[bytes, tuple[int, float]] = {}
+        self._older: dict[bytes, tuple[int, float]] = {}
+        self._versions: tuple[int, ...] = ()
+        self._key_sets: tuple[KeySet, ...] = ()
+
+    def add(self, issuer: str, issued: _Issued) -> None:
+        """In the order of the file."""
+        self.by_issuer.setdefault(issuer, []).append(issued)
+        if issued.keys not in self._key_sets:
+            self._key_sets = (*self._key_sets, issued.keys)
+
+    def find(self, text: bytes, wall_s: WallClock) -> int:
+        """Whose token it is. Raises `_Token`."""
+        versions = tuple([key_set.version for key_set in self._key_sets])
+        if versions != self._versions:
+            self._versions, self._seen, self._older = versions, {}, {}
+        digest = hashlib.sha256(text).digest()
+        known = self._seen.get(digest) or self._older.get(digest)
+        if known is not None:
+            if wall_s() < known[1]:
+                return known[0]
+            raise _Token("expired")
+        issued, ends_at = self._verified(text, wall_s())
+        if len(self._seen) >= _SEEN_TOKENS:
+            self._older, self._seen = self._seen, {}
+        self._seen[digest] = (issued, ends_at)
+        return issued
+
+    def _verified(self, text: bytes, now: float) -> tuple[int, float]:
+        try:
+            token = jose.read_token(text)
+        except jose.BadToken as error:
+            raise _Token(error.reason) from None
+        issuer = token.claims.get("iss")
+        issued_by = self.by_issuer.get(issuer) if isinstance(issuer, str) else None
+        if issued_by is None:
+            raise _Token("issuer")
+        doubt = "claims"
+        wanted: KeySet | None = None
+        signed: dict[int, str | None] = {}
+        for issued in issued_by:
+            key_set = issued.keys
+            reason = issued.rules.unfit(token)
+            if reason is None:
+                if id(key_set) not in signed:
+                    signed[id(key_set)] = _unsigned(token, key_set)
+                reason = signed[id(key_set)]
+                if reason in ("key", "keys_away"):
+                    wanted = key_set
+            if reason is None:
+                reason = issued.rules.against(token, now)
+            if reason is None:
+                return issued.client, issued.rules.ends_at(token)
+            doubt = reason
+        raise _Token(doubt, wanted)
+
+
+def _unsigned(token: jose.Token, key_set: KeySet) -> str | None:
+    """Why it is not to be believed that a key of the set has signed a token; None: one has."""
+    keys = jose.candidates(key_set.keys, token)
+    if any(key.has_signed(token) for key in keys):
+        return None
+    return "signature" if keys else "key" if key_set.keys else "keys_away"
+
+
+class Clients:
+    """The clients of a config. `refresh` it when secrets may have changed."""
+
+    def __init__(
+        self,
+        config: Mapping[str, Client],
+        secrets: Secrets,
+        key_sets: KeySets,
+        *,
+        count: Callable[[str], Callable[[], None]] | None = None,
+    ) -> None:
+        """`count` gives what counts the requests of a client, by its name."""
+        self.names = tuple(config)
+        self._counts = [None if count is None else count(name) for name in config]
+        self._forwards = tuple(client.forward for client in config.values())
+        self._secrets = {
+            name: _held(client, secrets) for name, client in config.items() if client.api_key or client.basic
+        }
+        self._config = config
+        self.key_sets: list[KeySet] = []
+        """All that tokens are verified with."""
+        self._tokens: dict[bytes, _Tokens] = {}
+        for at, client in enumerate(config.values()):
+            if client.jwt is not None:
+                key_set = key_sets.get(client.jwt.jwks, client.jwt.ca)
+                self.key_sets.append(key_set)
+                tokens = self._tokens.setdefault(client.jwt.header.encode(), _Tokens())
+                tokens.add(client.jwt.issuer, _Issued(at, client.jwt, key_set))
+        self._networks = Networks(
+            (cidr, at) for at, client in enumerate(config.values()) for cidr in client.network or ()
+        )
+        self._has_networks = any(client.network for client in config.values())
+        sans = [
+            (san, at)
+            for at, client in enumerate(config.values())
+            if client.mtls is not None
+            for san in client.mtls.san
+        ]
+        self._sans = Sans(sans) if sans else None
+        self._versions = self._secret_versions()
+        self._keys, self._pairs = self._digests()
+        self._fields = frozenset(
+            [*self._tokens, *self._keys, *(() if self._pairs is None else (_AUTHORIZATION,))]
+        )
+        self._found: dict[tuple[int, tuple[bytes, ...]], Found] = {}
+        self._doubts = {doubt: Found(None, doubt) for doubt in DOUBTS}
+
+    def _secret_versions(self) -> list[int]:
+        return [secret.version for held in self._secrets.values() for secret in held]
+
+    def _digests(self) -> tuple[dict[bytes, Digests], Digests | None]:
+        """Of API keys, by the header that holds them, and of users with their passwords."""
+        keys: dict[bytes, Digests] = {}
+        pairs: Digests | None = None
+        for at, (name, client) in enumerate(self._config.items()):
+            held = list(self._secrets.get(name, ()))
+            if client.basic is not None:
+                pairs = pairs or Digests()
+                for password in api_key.read_keys([held.pop()]):
+                    pairs.add(b"%b:%b" % (client.basic.user.encode(), password), at)
+            if client.api_key is not None:
+                digests = keys.setdefault(client.api_key.header.encode(), Digests())
+                for key in api_key.read_keys(held):
+                    digests.add(key, at)
+        return keys, pairs
+
+    def refresh(self) -> None:
+        """Take up secrets that have changed."""
+        versions = self._secret_versions()
+        if self._versions != versions:
+            self._versions = versions
+            self._keys, self._pairs = self._digests()
+
+    # A request
+
+    def credentials(self, fields: Fields) -> Credentials:
+        """What of a request's fields may prove who asks."""
+        known = self._fields
+        return [(lower, value.strip(_OWS)) for name, value in fields if (lower := name.lower()) in known]
+
+    def identify(self, request: Request, peer: Peer, wall_s: WallClock) -> Awaitable[None] | None:
+        """Find out who asks, and let the request know. None: it is done; else it is when the wait is over, which rests
+        by the request's waiter.
+        """
+        credentials = self.credentials(request.headers)
+        try:
+            found = self._look(credentials, peer, request.client_ip, wall_s, may_ask=True)
+        except _Token as missing:
+            if missing.wanted is not None and request.waiter is not None and missing.wanted.ask():
+                return self._identify_later(request, peer, wall_s, missing.wanted)
+            found = self._look(credentials, peer, request.client_ip, wall_s, may_ask=False)
+        self._tell(request, found)
+        return None
+
+    async def _identify_later(self, request: Request, peer: Peer, wall_s: WallClock, key_set: KeySet) -> None:
+        assert request.waiter is not None
+        await key_set.wait(request.waiter)
+        self._tell(request, self.find(self.credentials(request.headers), peer, request.client_ip, wall_s))
+
+    def _tell(self, request: Request, found: Found) -> None:
+        if found.count is not None:
+            found.count()
+        let_know(request, found)
+
+    def find(self, credentials: Credentials, peer: Peer, client_ip: str, wall_s: WallClock) -> Found:
+        """Who asks, by what is at hand."""
+        return self._look(credentials, peer, client_ip, wall_s, may_ask=False)
+
+    def _look(
+        self, credentials: Credentials, peer: Peer, client_ip: str, wall_s: WallClock, *, may_ask: bool
+    ) -> Found:
+        """Raises `_Token` only if it `may_ask`, where a set of keys may know more when it is fed."""
+        doubt: str | None = None
+        client: int | None = None
+        proof: tuple[bytes, ...] = ()
+        several = False
+        for name, value in credentials:
+            if _is_twice(name, credentials):
+                doubt = "malformed"
+                continue
+            try:
+                proved = self._proved(name, value, wall_s)
+            except _Token as error:
+                if may_ask and error.wanted is not None:
+                    raise
+                doubt = error.doubt
+                continue
+            if client is not None and proved != client:
+                several = True
+            client = proved
+            proof = (*proof, name)
+        if several:
+            return Found(None, "ambiguous", proof, proof)
+        if client is None:
+            if self._sans is not None and peer.names:
+                client = self._sans.find(peer.names)
+            if client is None and self._has_networks:
+                client = self._networks.find(client_ip)
+        if client is None:
+            return NOBODY if doubt is None else self._doubts[doubt]
+        return self._found.get((client, proof)) or self._remember(client, proof)
+
+    def _remember(self, client: int, proof: tuple[bytes, ...]) -> Found:
+        spent = () if self._forwards[client] else proof
+        found = self._found[client, proof] = Found(
+            self.names[client], None, proof, spent, self._counts[client]
+        )
+        return found
+
+    def _proved(self, name: bytes, value: bytes, wall_s: WallClock) -> int:
+        """Whose credential the value of a field is. Raises `_Token`: nobody's."""
+        digests = self._keys.get(name)
+        if digests is not None:
+            client = api_key.find(digests, value, name)
+            if client is not None:
+                return client
+        tokens = self._tokens.get(name)
+        if name != _AUTHORIZATION:
+            if tokens is not None:
+                return tokens.find(value, wall_s)
+            raise _Token("unknown")
+        scheme, _, rest = value.partition(b" ")
+        scheme = scheme.lower()
+        if scheme == _BEARER and tokens is not None:
+            return tokens.find(rest.strip(_OWS), wall_s)
+        if scheme == _BASIC and self._pairs is not None:
+            pair = basic.presented(rest)
+            if pair is None:
+                raise _Token("malformed")
+            client = self._pairs.find(pair)
+            if client is not None:
+                return client
+        raise _Token("unknown")
+
+
+def _is_twice(name: bytes, credentials: Credentials) -> bool:
+    """Whether a field that must be one is several: which of them others would look at is not known."""
+    return len(credentials) > 1 and sum(each[0] == name for each in credentials) > 1
+
+
+def _held(client: Client, secrets: Secrets) -> list[Secret]:
+    """The secrets of a client: its keys, and its password last."""
+    held = [] if client.api_key is None else [secrets.get(each) for each in client.api_key.keys]
+    if client.basic is not None:
+        held.append(secrets.get(client.basic.password))
+    return held
+
+
+def let_know(request: Request, found: Found) -> None:
+    """Have a request know who asks; what proved it is taken from what goes on."""
+    request.client = found.name
+    request.doubt = found.doubt
+    request.proof = found.proof
+    spent = request.spent = found.spent
+    if spent:
+        request.passing = [field for field in request.passing if field[0].lower() not in spent]
+        if request.lines is not None:
+            request.lines = wire_lines(request.passing)

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from ambassador.control.http_client import CallFailed
+from ambassador.control.key_sets import feed, fetch_url
+from ambassador.proxy.clients.key_sets import COOL_DOWN_S, EARLY, FRESH_S, KeySets
+from tests.control.test_http_client import answering, server
+from tests.proxy.clients.tokens import jwks
+
+URL = "https://id.test:443/jwks"
+LOG = logging.getLogger("test.key_sets")
+
+
+class TrioClock:
+    @property
+    def now(self) -> float:
+        return trio.current_time()
+
+
+class Server:
+    """An identity server: what it answers next, and when it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+        self.document = jwks("ec")
+        self.error: str | None = None
+
+    async def fetch(self, url: str, ca: str | None) -> bytes:
+        assert url == URL
+        self.asked.append(trio.current_time())
+        await trio.lowlevel.checkpoint()
+        if self.error is not None:
+            raise CallFailed(self.error)
+        return self.document
+
+
+@asynccontextmanager
+async def fed(server: Server) -> AsyncIterator[KeySets]:
+    key_sets = KeySets(TrioClock())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(feed, key_sets, log=LOG, fetch=server.fetch))
+        yield key_sets
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture(autouse=True)
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads and the mock clock do not know of each other."""
+
+    async def run(work, *args, **_):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002, ANN003, ANN202
+        await trio.lowlevel.checkpoint()
+        return work(*args)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run)
+
+
+async def test_a_url_is_fetched_when_it_is_new_and_before_it_is_old(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    server = Server()
+    async with fed(server) as key_sets:
+        key_set = key_sets.get(URL)
+        await trio.sleep(1)
+        assert [key.key_id for key in key_set.keys] == ["ec-1"]
+        assert (key_set.wanted, key_set.version) == (False, 1)
+        await trio.sleep(FRESH_S * EARLY)
+        assert len(server.asked) == 2
+        assert key_set.version == 1  # the same document
+        server.document = jwks("rsa")
+        await trio.sleep(FRESH_S * EARLY)
+        assert key_set.version == 2
+        assert [key.key_id for key in key_set.keys] == ["rsa-1"]
+
+
+async def test_what_is_asked_for_is_fetched_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    server = Server()
+    async with fed(server) as key_sets:
+        key_set = key_sets.get(URL)
+        await trio.sleep(COOL_DOWN_S + 1)
+        server.document = jwks("rsa")
+        assert key_set.ask()
+        await trio.sleep(0.1)
+        assert len(server.asked) == 2
+        assert [key.key_id for key in key_set.keys] == ["rsa-1"]
+
+
+async def test_keys_at_hand_are_used_while_the_source_is_away(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server()
+    async with fed(server) as key_sets:
+        key_set = key_sets.get(URL)
+        await trio.sleep(1)
+        server.error = "away"
+        await trio.sleep(FRESH_S)
+        assert len(key_set.keys) == 1
+        assert key_set.problem == "away"
+        assert len(server.asked) > 4  # it is tried again and again
+        assert len(server.asked) < 20
+        assert caplog.messages == [f"jwks {URL}: away, the keys at hand are used"]
+        server.error = None
+        await trio.sleep(60)
+        assert key_set.problem == ""
+
+
+@pytest.mark.parametrize("document", [b"", b"<html>", b'{"keys":[]}', b'{"keys":[{"kty":"oct","k":"AA"}]}'])
+async def test_what_is_no_set_changes_nothing(
+    document: bytes, autojump_clock: trio.testing.MockClock
+) -> None:
+    server = Server()
+    async with fed(server) as key_sets:
+        key_set = key_sets.get(URL)
+        await trio.sleep(1)
+        server.document = document
+        await trio.sleep(FRESH_S)
+        assert [key.key_id for key in key_set.keys] == ["ec-1"]
+        assert key_set.problem
+
+
+async def test_a_file_is_read_again_when_it_changes(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    file = tmp_path / "jwks.json"
+    async with fed(Server()) as key_sets:
+        key_set = key_sets.get(f"file:{file}")
+        await trio.sleep(0.5)
+        assert key_set.problem == "No such file or directory"
+        file.write_bytes(jwks("ec"))
+        await trio.sleep(1.1)
+        assert [key.key_id for key in key_set.keys] == ["ec-1"]
+        file.write_bytes(jwks("rsa"))
+        await trio.sleep(1.1)
+        assert [key.key_id for key in key_set.keys] == ["rsa-1"]
+        file.unlink()
+        await trio.sleep(1.1)
+        assert [key.key_id for key in key_set.keys] == ["rsa-1"]
+
+
+async def test_a_set_that_is_retired_is_fed_no_more(autojump_clock: trio.testing.MockClock) -> None:
+    server = Server()
+    async with fed(server) as key_sets:
+        key_sets.get(URL)
+        await trio.sleep(1)
+        key_sets.install([])
+        await trio.sleep(10 * FRESH_S)
+        assert len(server.asked) == 1
+
+
+async def test_fetch_url_brings_the_document() -> None:
+    seen: list[bytes] = []
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+    async with server(answering(answer, seen)) as place:
+        assert await fetch_url(f"http://127.0.0.1:{place.port}/realms/main/certs?a=1", None) == b"{}"
+    assert seen[0].startswith(b"GET /realms/main/certs?a=1 HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1/\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 300000\r\n\r\n" + b" " * 300000,
+        b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{}",
+        b"nonsense\r\n\r\n",
+    ],
+)
+async def test_fetch_url_takes_nothing_else(answer: bytes) -> None:
+    async with server(answering(answer)) as place:
+        with pytest.raises(CallFailed):
+            await fetch_url(f"http://127.0.0.1:{place.port}/", None)
+
+
+async def test_fetch_url_tells_of_authorities_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(CallFailed, match=r"ca\.pem"):
+        await fetch_url("https://127.0.0.1:1/", str(tmp_path / "ca.pem"))

@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from ambassador.config.load import load_text
+from ambassador.messages import Request
+from ambassador.observe.metrics import REFUSALS
+from ambassador.proxy import jose
+from ambassador.proxy.clients.key_sets import COOL_DOWN_S, KeySets
+from ambassador.proxy.clients.who import DOUBTS, Clients, Found
+from ambassador.proxy.fields import wire_lines
+from ambassador.secret import Secrets
+from tests.proxy.clients import tokens
+from tests.proxy.clients.tokens import ATTACKS
+
+NOW = 1_800_000_000.0
+HEAD = "version: 1\nlisten: 127.0.0.1:80\nroutes: [{name: r, respond: 200}]\nclients:\n"
+TOKEN_CLIENT = (
+    f"  a: {{jwt: {{issuer: '{tokens.ISSUER}', audience: {tokens.AUDIENCE}, jwks: 'https://id.test/jwks',"
+    " claims: {sub: svc-a}}}\n"
+)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+
+class Conn:
+    def __init__(self, *sans: tuple[str, str]) -> None:
+        self.names = sans
+
+
+class World:
+    """The clients of a config with keys in hand."""
+
+    def __init__(self, clients: str, *, fed: bool = True) -> None:
+        self.clock = Clock()
+        self.wall = NOW
+        self.secrets = Secrets()
+        self.key_sets = KeySets(self.clock)
+        self.asked: list[str] = []
+        config = load_text(HEAD + clients)
+        self.clients = Clients(config.clients, self.secrets, self.key_sets, count=self._count)
+        if fed:
+            self.feed(tokens.jwks())
+
+    def _count(self, name: str) -> Callable[[], None]:
+        return lambda: self.asked.append(name)
+
+    def feed(self, document: bytes) -> None:
+        for key_set in self.key_sets:
+            key_set.begin()
+            key_set.feed(jose.read_keys(document))
+
+    def wall_s(self) -> float:
+        return self.wall
+
+    def find(self, *fields: tuple[bytes, bytes], ip: str = "", sans: Sequence[tuple[str, str]] = ()) -> Found:
+        credentials = self.clients.credentials(list(fields))
+        return self.clients.find(credentials, Conn(*sans), ip, self.wall_s)
+
+    def request(self, *fields: tuple[bytes, bytes]) -> Request:
+        request = Request("GET", b"/", list(fields), 1)
+        request.passing = list(fields)
+        request.lines = wire_lines(request.passing)
+        return request
+
+
+def bearer(token: bytes) -> tuple[bytes, bytes]:
+    return (b"Authorization", b"Bearer " + token)
+
+
+def basic(pair: bytes) -> tuple[bytes, bytes]:
+    return (b"authorization", b"Basic " + base64.b64encode(pair))
+
+
+@pytest.fixture(autouse=True)
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("A", "B"):
+        monkeypatch.setenv(f"WHO_{name}", f"key-{name}")
+
+
+def test_doubts_are_what_is_counted() -> None:
+    assert (*DOUBTS, "forbidden") == REFUSALS
+
+
+@pytest.mark.parametrize(("name", "make", "doubt"), ATTACKS, ids=[name for name, _, _ in ATTACKS])
+def test_no_attack_on_tokens_gets_through(name: str, make: Callable[[float], bytes], doubt: str) -> None:
+    found = World(TOKEN_CLIENT).find(bearer(make(NOW)))
+    assert (found.name, found.doubt, found.proof) == (None, doubt, ())
+
+
+@pytest.mark.parametrize(
+    ("key", "algorithm"),
+    [
+        ("rsa", "RS256"),
+        ("rsa", "RS512"),
+        ("rsa", "PS384"),
+        ("ec", "ES256"),
+        ("ed", "EdDSA"),
+        ("ed", "Ed25519"),
+    ],
+)
+def test_a_good_token_proves_its_client(key: str, algorithm: str) -> None:
+    found = World(TOKEN_CLIENT).find(bearer(tokens.sign(NOW, key=key, algorithm=algorithm)))
+    assert (found.name, found.doubt, found.proof, found.spent) == (
+        "a", None, (b"authorization",), (b"authorization",),
+    )  # fmt: skip
+
+
+def test_an_algorithm_that_the_config_leaves_out_is_not_taken() -> None:
+    world = World(TOKEN_CLIENT.replace("claims:", "algorithms: [ES256], claims:"))
+    assert world.find(bearer(tokens.sign(NOW))).doubt == "algorithm"
+    assert world.find(bearer(tokens.sign(NOW, key="ec", algorithm="ES256"))).name == "a"
+
+
+def test_a_verdict_is_remembered_until_the_token_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(TOKEN_CLIENT)
+    token = bearer(tokens.sign(NOW, exp=int(NOW) + 100))
+    assert world.find(token).name == "a"
+    monkeypatch.setattr(jose, "read_token", None)  # it is not even read again
+    world.wall = NOW + 159
+    assert world.find(token).name == "a"
+    world.wall = NOW + 160
+    assert world.find(token).doubt == "expired"
+
+
+def test_a_verdict_falls_with_the_key_that_it_was_made_by() -> None:
+    world = World(TOKEN_CLIENT)
+    token = bearer(tokens.sign(NOW))
+    assert world.find(token).name == "a"
+    world.feed(tokens.jwks("ec"))
+    assert world.find(token).doubt == "key"
+
+
+def test_a_refusal_is_not_remembered() -> None:
+    world = World(TOKEN_CLIENT)
+    token = bearer(tokens.sign(NOW, nbf=int(NOW) + 100))
+    assert world.find(token).doubt == "early"
+    world.wall = NOW + 60
+    assert world.find(token).name == "a"
+
+
+def test_verdicts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ambassador.proxy.clients.who._SEEN_TOKENS", 2)
+    world = World(TOKEN_CLIENT)
+    made = [bearer(tokens.sign(NOW, jti=str(number))) for number in range(6)]
+    assert {world.find(token).name for token in made} == {"a"}
+    (known,) = world.clients._tokens.values()
+    assert len(known._seen) + len(known._older) <= 4
+
+
+def test_the_first_client_in_the_file_has_a_token_that_is_of_several() -> None:
+    both = TOKEN_CLIENT + TOKEN_CLIENT.replace("  a:", "  b:").replace("sub: svc-a", "scope: read")
+    world = World(both)
+    assert world.find(bearer(tokens.sign(NOW))).name == "a"
+    assert world.find(bearer(tokens.sign(NOW, sub="svc-x"))).name == "b"
+
+
+def test_a_token_in_a_header_of_its_own() -> None:
+    world = World(TOKEN_CLIENT.replace("claims:", "header: x-token, claims:"))
+    token = tokens.sign(NOW)
+    assert world.find((b"X-Token", token)).name == "a"
+    assert world.find(bearer(token)).name is None
+
+
+KEYS = "  a: {api_key: 'env:WHO_A'}\n  b: {api_key: {header: x-other, keys: ['env:WHO_B']}, forward: true}\n"
+
+
+def test_an_api_key_proves_its_client() -> None:
+    world = World(KEYS)
+    assert world.find((b"X-API-Key", b" key-A ")).name == "a"
+    assert world.find((b"x-other", b"key-B")).name == "b"
+    assert world.find((b"x-api-key", b"key-B")).doubt == "unknown"
+    assert world.find((b"x-api-key", b"")).doubt == "unknown"
+    assert world.find().doubt is None
+
+
+def test_what_proved_the_client_does_not_go_on_unless_it_may() -> None:
+    world = World(KEYS)
+    other = (b"Authorization", b"Bearer of-the-upstream")
+    request = world.request((b"X-Api-Key", b"key-A"), other, (b"a", b"b"))
+    assert world.clients.identify(request, Conn(), world.wall_s) is None
+    assert (request.client, request.passing) == ("a", [other, (b"a", b"b")])
+    assert request.lines == b"Authorization: Bearer of-the-upstream\r\na: b\r\n"
+    assert len(request.headers) == 3
+    request = world.request((b"X-Other", b"key-B"))
+    assert world.clients.identify(request, Conn(), world.wall_s) is None
+    assert (request.client, request.passing) == ("b", [(b"X-Other", b"key-B")])
+    assert world.asked == ["a", "b"]
+
+
+def test_what_proves_nothing_goes_on_as_it_came() -> None:
+    world = World(KEYS)
+    fields = [(b"X-Api-Key", b"another's"), (b"authorization", b"Bearer x")]
+    request = world.request(*fields)
+    assert world.clients.identify(request, Conn(), world.wall_s) is None
+    assert (request.client, request.doubt, request.passing) == (None, "unknown", fields)
+    assert world.asked == []
+
+
+def test_a_field_that_is_there_twice_proves_nothing() -> None:
+    world = World(KEYS)
+    for second in (b"key-A", b"x"):
+        found = world.find((b"x-api-key", b"key-A"), (b"X-Api-Key", second))
+        assert (found.name, found.doubt, found.spent) == (None, "malformed", ())
+
+
+def test_two_clients_at_once_are_none() -> None:
+    found = World(KEYS).find((b"x-api-key", b"key-A"), (b"x-other", b"key-B"))
+    assert (found.name, found.doubt) == (None, "ambiguous")
+    assert set(found.spent) == {b"x-api-key", b"x-other"}
+
+
+def test_two_proofs_of_one_client_are_fine() -> None:
+    world = World("  a: {api_key: 'env:WHO_A', basic: {user: a, password: 'env:WHO_B'}}\n")
+    found = world.find((b"x-api-key", b"key-A"), basic(b"a:key-B"))
+    assert (found.name, set(found.spent)) == ("a", {b"x-api-key", b"authorization"})
+
+
+def test_user_and_password_prove_their_client() -> None:
+    world = World("  a: {basic: {user: me, password: 'env:WHO_A'}}\n")
+    assert world.find(basic(b"me:key-A")).name == "a"
+    for wrong in (b"me:key-B", b"Me:key-A", b"me:", b":key-A", b"me:key-A:"):
+        assert world.find(basic(wrong)).doubt == "unknown"
+    assert world.find((b"authorization", b"Basic !!!")).doubt == "malformed"
+    assert world.find((b"authorization", b"Digest x")).doubt == "unknown"
+
+
+EVERY = (
+    "  said: {api_key: 'env:WHO_A'}\n  shown: {mtls: {san: ['spiffe://t/ns/*', '*.internal']}}\n"
+    "  there: {network: [10.0.0.0/8]}\n  nearer: {network: [10.1.0.0/16]}\n"
+)
+SHOWN = (("URI", "spiffe://t/ns/a"),)
+
+
+def test_what_is_said_comes_before_what_is_shown_and_that_before_where_it_comes_from() -> None:
+    world = World(EVERY)
+    key = (b"x-api-key", b"key-A")
+    assert world.find(key, ip="10.0.0.1", sans=SHOWN).name == "said"
+    assert world.find(ip="10.0.0.1", sans=SHOWN).name == "shown"
+    assert world.find(ip="10.0.0.1").name == "there"
+    assert world.find(ip="10.1.0.1").name == "nearer"
+    assert world.find(ip="11.0.0.1").name is None
+    assert world.find(ip="").name is None
+
+
+def test_a_wrong_credential_takes_nothing_away() -> None:
+    world = World(EVERY)
+    found = world.find((b"x-api-key", b"wrong"), ip="10.0.0.1")
+    assert (found.name, found.spent) == ("there", ())
+
+
+def test_secrets_are_taken_up_when_they_change(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("one\n")
+    world = World(f"  a: {{api_key: 'file:{file}'}}\n")
+    assert world.find((b"x-api-key", b"one")).name == "a"
+    file.write_text("two\n")
+    world.secrets.refresh()
+    world.clients.refresh()
+    assert world.find((b"x-api-key", b"one")).doubt == "unknown"
+    assert world.find((b"x-api-key", b"two")).name == "a"
+    file.unlink()
+    world.secrets.refresh()
+    world.clients.refresh()
+    assert world.find((b"x-api-key", b"two")).name == "a"
+
+
+class Resting:
+    def __init__(self, then: Callable[[], None]) -> None:
+        self._then = then
+
+    async def rest(self, until: float) -> None:
+        self._then()
+
+    def wake(self) -> None:
+        pass
+
+
+async def test_identify_waits_for_keys_that_are_not_at_hand() -> None:
+    world = World(TOKEN_CLIENT, fed=False)
+    request = world.request(bearer(tokens.sign(NOW)))
+    request.waiter = Resting(lambda: world.feed(tokens.jwks()))
+    waiting = world.clients.identify(request, Conn(), world.wall_s)
+    assert waiting is not None
+    await waiting
+    assert (request.client, request.passing, world.asked) == ("a", [], ["a"])
+
+
+async def test_identify_waits_for_a_new_key_once_in_a_while() -> None:
+    world = World(TOKEN_CLIENT)
+    world.feed(tokens.jwks("ec"))
+
+    def identified(then: Callable[[], None]) -> Request:
+        request = world.request(bearer(tokens.sign(NOW)))
+        request.waiter = Resting(then)
+        return request
+
+    request = identified(lambda: None)
+    assert world.clients.identify(request, Conn(), world.wall_s) is None
+    assert (request.client, request.doubt) == (None, "key")
+    world.clock.now += COOL_DOWN_S
+    request = identified(lambda: world.feed(tokens.jwks()))
+    waiting = world.clients.identify(request, Conn(), world.wall_s)
+    assert waiting is not None
+    await waiting
+    assert request.client == "a"
+
+
+def test_identify_decides_at_once_where_nobody_can_wait() -> None:
+    world = World(TOKEN_CLIENT, fed=False)
+    request = world.request(bearer(tokens.sign(NOW)))
+    assert world.clients.identify(request, Conn(), world.wall_s) is None
+    assert request.doubt == "keys_away"
