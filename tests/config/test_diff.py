@@ -134,12 +134,13 @@ def test_every_policy_of_a_route_is_compared() -> None:
     written = {
         "limit": "5/s", "fault": "{abort: {percent: 1%, status: 500}}", "concurrency": "3", "idempotency": "{}",
         "cache": "{}", "fallback": "{stale: 1m}", "timeout": "2s", "retry": "off", "hedge": "{}", "breaker": "{}",
-        "rewrite": "{prefix: /x}", "headers": "{request: {remove: [a]}}",
+        "rewrite": "{prefix: /x}", "headers": "{request: {remove: [a]}}", "access": "['*']",
     }  # fmt: skip
     assert sorted(written) == sorted(POLICIES)
     for key, value in written.items():
         before, after = (
-            config(f"routes: [{{name: a, to: 'http://b'{more}}}]") for more in ("", f", {key}: {value}")
+            config(f"routes: [{{name: a, to: 'http://b'{more}}}]\nclients: {{c: {{network: 10.0.0.0/8}}}}")
+            for more in ("", f", {key}: {value}")
         )
         assert {each.key.partition(".")[0] for each in only(before, after).keys} == {key}
         assert key in ON_THE_WAY or only(after, before).kind == "changed"

@@ -62,13 +62,16 @@ def run(args: argparse.Namespace) -> int:
     from ambassador.cli.configs import file_config, live_config, live_endpoints, live_names
     from ambassador.config.certificates import certificate_names
     from ambassador.config.explain import BadUrl, explain, render, with_endpoints
+    from ambassador.config.identity import identifier
 
     try:
         config = live_config(args) if args.config is None else file_config(args.config, as_json=args.json)
         if config is None:
             return NO
         names = certificate_names(config) if args.config is not None else live_names(args, config)
-        explanation = explain(config, args.method, args.url, args.header, names=names)
+        explanation = explain(
+            config, args.method, args.url, args.header, names=names, identify=identifier(config)
+        )
         if args.config is None and explanation.upstream is not None:
             explanation = with_endpoints(explanation, config, live_endpoints(args, explanation.upstream))
     except Failure as failure:
@@ -81,4 +84,4 @@ def run(args: argparse.Namespace) -> int:
         print(msgspec.json.encode(explanation).decode())
     else:
         print(render(explanation), end="")
-    return NO if explanation.route is None else OK
+    return NO if explanation.route is None or explanation.code is not None else OK

@@ -11,8 +11,9 @@ from msgspec import inspect
 
 from ambassador.config.breakers import contents_by_upstream
 from ambassador.config.discover import Discover
+from ambassador.config.identity import secret_values
 from ambassador.config.read import Items, Part
-from ambassador.config.schema import Config, Match, Route, Upstream
+from ambassador.config.schema import Client, Config, Match, Route, Upstream
 from ambassador.config.units import format_duration, format_rate
 from ambassador.proxy.content import CONTENT
 from ambassador.proxy.methods import IDEMPOTENT
@@ -55,6 +56,7 @@ def warn(
         _warn_of_zone(config, config.upstreams[name], part)
     for name, part in upstreams.items():
         _warn_of_source(config.upstreams[name].discover, part)
+    _warn_of_clients(config, routes, document)
     _warn_of_shadows(matches)
     for holder in (document, *upstreams.values()):
         if holder is not None:
@@ -258,6 +260,65 @@ def _warn_of_secret(secret: str, part: Part, key: str) -> None:
         node.report(path, f"the variable '{where}' is not set here", level="warning")
 
 
+def _warn_of_clients(config: Config, routes: Sequence[Part], document: Part | None) -> None:
+    clients = None if document is None else document.values.get("clients")
+    if not config.clients or not isinstance(clients, Part):
+        return
+    for name, client in config.clients.items():
+        part = clients.values.get(name)
+        if isinstance(part, Part):
+            _warn_of_client(config, client, part)
+    seen: dict[tuple[str, str], str] = {}
+    for name, header, reference, value in secret_values(config):
+        first = seen.setdefault((header, value), name)
+        part = clients.values.get(name)
+        if first != name and isinstance(part, Part):
+            node, path = part.place("api_key")
+            node.report(
+                path,
+                f"{reference} holds the same key as client '{first}' has, who it is then",
+                level="warning",
+            )
+    if any(route.access is not None for route in config.routes):
+        for route, part in zip(config.routes, routes, strict=True):
+            if route.to is not None and not route.match.client and "access" not in part.keys:
+                part.node.report(
+                    part.path,
+                    f"the route '{route.name}' takes anybody, known or not",
+                    "write 'access: [NAME, …]', or 'access: off' if that is meant",
+                    level="warning",
+                )
+
+
+def _warn_of_client(config: Config, client: Client, part: Part) -> None:
+    keys = part.values.get("api_key")
+    if client.api_key is not None and isinstance(keys, Part):
+        for reference in client.api_key.keys:
+            _warn_of_secret(reference, keys, "keys")
+    tokens = part.values.get("jwt")
+    if client.jwt is not None and isinstance(tokens, Part):
+        if client.jwt.audience is None:
+            tokens.node.report(
+                tokens.path,
+                "takes every token of the issuer, also those that were made for other services",
+                "write 'audience: NAME'",
+                level="warning",
+            )
+        file = client.jwt.jwks.removeprefix("file:")
+        if file != client.jwt.jwks and not os.access(file, os.R_OK):
+            node, path = tokens.place("jwks")
+            node.report(path, f"'{file}' cannot be read here", level="warning")
+    if client.mtls is not None and all(
+        listener.tls is None or listener.tls.client_ca is None for listener in config.listeners
+    ):
+        node, path = part.place("mtls")
+        node.report(
+            path,
+            "proves nothing: no listener verifies clients' certificates ('tls.client_ca')",
+            level="warning",
+        )
+
+
 def _warn_of_shadows(matches: Sequence[tuple[Part, Match]]) -> None:
     index = _Shadows()
     for number, (part, match) in enumerate(matches):
@@ -368,6 +429,11 @@ def _wider_hosts(host: str) -> Iterator[str]:
         yield "*"
 
 
+def _is_narrower(wide: tuple[str, ...], narrow: tuple[str, ...]) -> bool:
+    """Whether clients are among others."""
+    return bool(narrow) and ("*" in wide or set(narrow) <= set(wide))
+
+
 def _covers(wide: Match, narrow: Match) -> bool:
     """Whether `wide` takes every request of `narrow`, given that its path does."""
     hosts = frozenset(wide.host)
@@ -375,5 +441,6 @@ def _covers(wide: Match, narrow: Match) -> bool:
         (not wide.methods or (bool(narrow.methods) and frozenset(narrow.methods) <= frozenset(wide.methods)))
         and all(narrow.headers.get(name) == value for name, value in wide.headers.items())
         and all(narrow.query.get(name) == value for name, value in wide.query.items())
+        and (not wide.client or _is_narrower(wide.client, narrow.client))
         and all(not hosts.isdisjoint(_wider_hosts(host)) for host in narrow.host)
     )

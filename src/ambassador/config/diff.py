@@ -56,6 +56,7 @@ _SETTINGS = {
     "workers": "workers are started, or finish what they have and end",
     "control": "a reload is refused: only a restart changes it",
     "state": "only a restart changes it",
+    "clients": "holds for requests that begin after the reload; connections stay",
     "telemetry": "holds from the next line of the log",
     "drain": "holds for the next drain",
     "overload": "holds at once; what is refused is measured anew",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Concatenate, Final, NamedTuple, ParamSpec, TypeVar
+from typing import Concatenate, Final, NamedTuple, ParamSpec, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from msgspec import Struct
@@ -19,6 +19,8 @@ from ambassador.config import credentials
 from ambassador.config.breakers import upstream_breakers
 from ambassador.config.certificates import client_section
 from ambassador.config.discover import own_host, source_name
+from ambassador.config.display import MASK
+from ambassador.config.identity import credential_headers
 from ambassador.config.schema import (
     ON_THE_WAY,
     Config,
@@ -44,6 +46,7 @@ from ambassador.errors import BadRequest, NoRoute
 from ambassador.messages import Fields, Request
 from ambassador.printable import printable
 from ambassador.proxy import overload
+from ambassador.proxy.fields import CREDENTIALS
 from ambassador.proxy.key_files import ClientConfig
 from ambassador.proxy.methods import IDEMPOTENT
 from ambassador.proxy.path import authority_host, normalise, split_target
@@ -62,6 +65,7 @@ from ambassador.proxy.policies import (
     rewrite,
 )
 from ambassador.proxy.policies import headers as headers_policy
+from ambassador.proxy.policies.access import EVERYBODY, Access
 from ambassador.proxy.routing import Router, spec, why_not
 from ambassador.proxy.upstream import endpoint as upstream_endpoint
 from ambassador.proxy.upstream import health, outlier
@@ -73,6 +77,9 @@ __all__ = [
     "BadUrl", "Considered", "EndpointNow", "Explanation", "Line", "explain", "render", "ring_choice",
     "with_endpoints",
 ]  # fmt: skip
+
+Identify: TypeAlias = Callable[[Request], str]
+"""Sets who asks in a request, and says what was found, in a few words."""
 
 _PLACEHOLDER_ID = b"REQUEST-ID"
 _DEADLINES = ("x-request-deadline", "x-envoy-upstream-rq-timeout-ms", "grpc-timeout")
@@ -113,7 +120,7 @@ class EndpointNow(Struct, frozen=True, kw_only=True):
 
 class Explanation(Struct, frozen=True, kw_only=True):
     """The whole answer; times in seconds. Without a route, `code` and `status` are those of the answer that the caller
-    would get (no code: it is no error), and `problem` says why; with one they are None.
+    would get (no code: it is no error), and `problem` says why; with one they are None unless its `access` refuses.
     """
 
     method: str
@@ -142,8 +149,10 @@ def explain(
     headers: Sequence[tuple[str, str]] = (),
     *,
     names: Names = MappingProxyType({}),
+    identify: Identify | None = None,
 ) -> Explanation:
     """What `config` does with `method url` and `headers`. `names`: those in the files of certificates, as far as known.
+    `identify`: what finds out who asks; None: nobody is known.
 
     `url` is an http URL, or a path (with `Host` among the headers, if any). A `Host` header wins over the URL's host,
     as with curl.
@@ -153,14 +162,29 @@ def explain(
     asked = Explanation(
         method=method,
         url=url,
-        headers=tuple(headers),
+        headers=tuple(_masked(config, headers)),
         listeners=tuple(listener.address for listener in config.listeners),
     )
     try:
         request = _request(method, url, headers)
-        return _explain(config, request, asked, names)
+        known = () if identify is None else (Line(what="client", text=identify(request), key="clients"),)
+        return _explain(config, request, _but(asked, lines=known), names)
     except BadRequest as error:
         return _but(asked, code=error.code, status=error.status, problem=error.detail)
+
+
+class _Uncounted:
+    """Counts nothing."""
+
+    def refused(self, reason: str) -> None:
+        """Nothing."""
+
+
+def _masked(config: Config, headers: Sequence[tuple[str, str]]) -> Iterable[tuple[str, str]]:
+    """The headers without the credentials in them."""
+    secret = {name.decode() for name in CREDENTIALS} | credential_headers(config)
+    for name, value in headers:
+        yield name, MASK if name.lower() in secret else value
 
 
 def with_endpoints(explanation: Explanation, config: Config, endpoints: Sequence[EndpointNow]) -> Explanation:
@@ -234,6 +258,10 @@ def _explain(config: Config, request: Request, asked: Explanation, names: Names)
             problem="no route takes this request",
         )
     route = config.routes[found[0]]
+    if route.access is not None:
+        refused = Access(route.access, (), _Uncounted()).check(request)
+        if refused is not None:
+            asked = _but(asked, code=refused.code, status=refused.status, problem=refused.detail)
     request.route = route.name
     request.params = found[1]
     if route.to is not None:
@@ -246,7 +274,11 @@ def _explain(config: Config, request: Request, asked: Explanation, names: Names)
         matched=_match_text(route.match, request.host),
         parameters=found[1] or {},
         considered=considered,
-        lines=(*_certificate_lines(config, request.host, names), *_lines(config, route, request)),
+        lines=(
+            *asked.lines,
+            *_certificate_lines(config, request.host, names),
+            *_lines(config, route, request),
+        ),
     )
 
 
@@ -262,6 +294,8 @@ def _match_text(match: Match, host: str) -> str:
         parts.append("methods " + ", ".join(match.methods))
     parts += [f"header {name} {_value_text(value)}" for name, value in match.headers.items()]
     parts += [f"query {name} {_value_text(value)}" for name, value in match.query.items()]
+    if match.client:
+        parts.append("client " + " or ".join(match.client))
     return ", ".join(parts)
 
 
@@ -368,6 +402,7 @@ def ring_choice(endpoints: Sequence[EndpointNow], key: int, zone: str) -> str:
 
 
 _TOLD: Final[Mapping[str, Callable[[_Asked], Iterable[Line]]]] = {
+    "access": lambda asked: _some(asked.route.access, _access_line, asked.request),
     "limit": lambda asked: _limit_lines(asked.route.limit, "limit"),
     "fault": lambda asked: _some(asked.route.fault, _fault_line),
     "concurrency": lambda asked: _some(asked.route.concurrency, _concurrency_line),
@@ -400,6 +435,16 @@ def _lines(config: Config, route: Route, request: Request) -> Iterable[Line]:
     for key, tell in _TOLD.items():
         if route.to is not None or key not in ("to", *ON_THE_WAY):
             yield from tell(asked)
+
+
+def _access_line(allowed: Sequence[str], request: Request) -> Line:
+    who = "every known client" if EVERYBODY in allowed else ", ".join(allowed)
+    refused = Access(allowed, (), _Uncounted()).check(request)
+    if refused is None:
+        return Line(what="access", text=f"{request.client} may call, of {who}", key="access")
+    return Line(
+        what="access", text=f"{refused.status} {refused.code}: {refused.detail}; for {who}", key="access"
+    )
 
 
 def _limit_lines(limits: Sequence[limit.Config] | None, key: str) -> Iterable[Line]:

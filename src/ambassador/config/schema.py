@@ -632,7 +632,7 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 TARGETS: Final = ("to", "redirect", "respond")
 """What becomes of a route's requests: each route has one of these."""
-EVERYWHERE: Final = ("limit", "fault", "concurrency")
+EVERYWHERE: Final = ("access", "limit", "fault", "concurrency")
 """Policies of a route that hold whatever becomes of its requests, in the order in which they are met."""
 ON_THE_WAY: Final = (
     "idempotency", "cache", "fallback", "timeout", "retry", "hedge", "breaker", "rewrite",

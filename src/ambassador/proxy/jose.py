@@ -25,7 +25,6 @@ from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
 
-
 MOST_BYTES: Final = 8 * 1024
 """A longer token is refused: it would not pass most servers' limits for a header either."""
 MOST_DEPTH: Final = 16

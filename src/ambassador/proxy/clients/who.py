@@ -181,6 +181,17 @@ class _Tokens:
         self._seen[digest] = (issued, ends_at)
         return issued
 
+    def claimed(self, text: bytes, now: float) -> int | None:
+        """Whose token it would be if its signature held."""
+        try:
+            token = jose.read_token(text)
+        except jose.BadToken:
+            return None
+        for issued in self.by_issuer.get(str(token.claims.get("iss")), ()):
+            if issued.rules.unfit(token) is None and issued.rules.against(token, now) is None:
+                return issued.client
+        return None
+
     def _verified(self, text: bytes, now: float) -> tuple[int, float]:
         try:
             token = jose.read_token(text)
@@ -325,6 +336,16 @@ class Clients:
     def find(self, credentials: Credentials, peer: Peer, client_ip: str, wall_s: WallClock) -> Found:
         """Who asks, by what is at hand."""
         return self._look(credentials, peer, client_ip, wall_s, may_ask=False)
+
+    def claimed(self, credentials: Credentials, wall_s: WallClock) -> str | None:
+        """Whose token a request would have if its signature held, for who has not the keys; None: nobody's."""
+        for name, value in credentials:
+            tokens = self._tokens.get(name)
+            text = value.partition(b" ")[2].strip(_OWS) if name == _AUTHORIZATION else value
+            client = None if tokens is None else tokens.claimed(text, wall_s())
+            if client is not None:
+                return self.names[client]
+        return None
 
     def _look(
         self, credentials: Credentials, peer: Peer, client_ip: str, wall_s: WallClock, *, may_ask: bool
