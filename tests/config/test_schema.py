@@ -10,12 +10,15 @@ from ambassador.config.schema import (
     POLICIES,
     TARGETS,
     Config,
+    Discover,
     Listener,
     Route,
     Timeout,
+    Upstream,
     ValueMatch,
     policies_of,
 )
+from ambassador.proxy.key_files import ClientConfig
 
 
 def test_config_is_immutable() -> None:
@@ -55,3 +58,15 @@ routes:
     forwarded, answered = map(policies_of, load_text(text).routes)
     assert forwarded == ("limit", "concurrency", "idempotency", "timeout", "hedge")
     assert answered == ("limit", "concurrency")
+
+
+def test_upstream_with_tls_speaks_it_with_all_that_its_source_finds() -> None:
+    found = Upstream(discover=Discover(dns="api.test:443"), tls=ClientConfig())
+    assert found.found_url("http://10.0.0.1:443") == "https://10.0.0.1:443"
+    assert found.own_host == "api.test"
+    plain = Upstream(discover=Discover(dns="api.test:443"))
+    assert plain.found_url("http://10.0.0.1:443") == "http://10.0.0.1:443"
+    assert plain.own_host == "api.test:443"
+    in_file = Upstream(discover=Discover(file="/f"), tls=ClientConfig())
+    assert in_file.found_url("http://10.0.0.1:80") == "http://10.0.0.1:80"
+    assert in_file.own_host is None

@@ -136,6 +136,8 @@ def test_certificate_is_replaced_under_load_and_no_request_fails(
             wait_until(lambda: clients.answered > 100, "the load")
             volume.put(second)
             wait_until(lambda: all_show(port, context, "second.test"), "the second certificate")
+            # Each process reads for itself. What is told comes from the supervisor.
+            wait_until(lambda: "second.test" in certificates(proxy)[0]["names"], "the supervisor")
             # Not a pair: nothing changes, and it is said once.
             volume.put(KeyPair(cert=third.cert, key=second.key))
             wait_until(lambda: certificates(proxy)[0]["problem"], "the problem")
@@ -144,7 +146,7 @@ def test_certificate_is_replaced_under_load_and_no_request_fails(
             assert all_show(port, context, "second.test")
             volume.put(third)
             wait_until(lambda: all_show(port, context, "third.test"), "the third certificate")
-            assert certificates(proxy)[0]["problem"] is None
+            wait_until(lambda: certificates(proxy)[0]["problem"] is None, "the supervisor")
             old.request("GET", "/", headers={"Host": "a.test"})
             assert old.getresponse().status == 200
         assert clients.failures == []

@@ -16,13 +16,12 @@ from msgspec import structs
 
 from ambassador.config import schema
 from ambassador.config.breakers import breakers_of, contents_by_upstream, scopes_by_upstream
+from ambassador.config.certificates import client_section
 from ambassador.config.credentials import compile_credential, needs_guard
-from ambassador.config.discover import own_host
 from ambassador.config.schema import PathRegex
 from ambassador.proxy import limit_keys
 from ambassador.proxy.clients.who import Clients
 from ambassador.proxy.content import NOTHING, Contents
-from ambassador.proxy.key_files import ClientConfig
 from ambassador.proxy.lasting import Lasting
 from ambassador.proxy.plan import RoutePlan, Timeouts
 from ambassador.proxy.policies import access, concurrency, fault, headers, limit, retry
@@ -59,7 +58,7 @@ if TYPE_CHECKING:
     from ambassador.proxy.policies.breaker import Breaker
     from ambassador.proxy.service import Server, Taker
     from ambassador.proxy.shelf import Shelf, Shelves
-    from ambassador.proxy.tls import ClientTls, Keyring
+    from ambassador.proxy.tls import Keyring
     from ambassador.proxy.tokens.keeper import TokenCounts
     from ambassador.proxy.upstream.connect import Address
     from ambassador.state.scope import Scopes
@@ -393,9 +392,10 @@ def _take(
     known = {endpoint.url: endpoint for endpoint in upstream.endpoints}
     endpoints = []
     for server in servers:
-        endpoint = known.get(server.url)
+        url = maker.found_url(server.url)
+        endpoint = known.get(url)
         if endpoint is None:
-            endpoint = maker.make(schema.Endpoint(url=server.url), addresses)
+            endpoint = maker.make(schema.Endpoint(url=url), addresses)
         endpoint.weight, endpoint.zone, endpoint.priority = server.weight, server.zone, server.priority
         endpoints.append(endpoint)
     upstream.set_endpoints(endpoints)
@@ -428,19 +428,16 @@ class _EndpointMaker:
         self._connections = config.connections
         self._auth = config.auth
         self._lane = lane
-        found = config.discover
-        host = None if found is None else own_host(found)
+        self.found_url = config.found_url
+        host = config.own_host
         self._host = None if host is None else host.encode("ascii")
-        self._all_secure = config.tls is not None and found is not None and found.file is None
-        """All speak TLS, whatever their URL says: that is of those who find them."""
-        self._tls: ClientTls | None = None
-        if config.tls is not None or config.has_https or (found is not None and found.file is not None):
-            self._tls = keyring.client(config.tls or ClientConfig(), f"upstream {name}")
+        section = client_section(config)
+        self._tls = None if section is None else keyring.client(section, f"upstream {name}")
 
     def make(self, config: schema.Endpoint, addresses: Mapping[str, Sequence[str]]) -> Endpoint:
         """An endpoint with its pool. `addresses`: what names resolve to, as far as it is known."""
         scheme, _, authority = config.url.partition("://")
-        secure = scheme == "https" or self._all_secure
+        secure = scheme == "https"
         path, host, port = None, "", "0"
         if config.url.startswith("unix:"):
             path = config.url.removeprefix("unix:")
@@ -607,8 +604,8 @@ def _map_location(
     settings = config.upstreams[upstream.name]
     if settings.discover is None:
         return location_rewriter(rewrite, pattern, [endpoint.url for endpoint in settings.endpoints])
-    host = own_host(settings.discover)
-    own = [] if host is None else [f"http://{host}"]
+    host = settings.own_host
+    own = [] if host is None else [settings.found_url(f"http://{host}")]
     return location_rewriter(rewrite, pattern, own, lambda: upstream.endpoints)
 
 

@@ -124,10 +124,10 @@ def source_name(source: Discover) -> str:
     return f"{kind} {name}" if where.port is None else f"{kind} {name}:{where.port}"
 
 
-def own_host(source: Discover) -> str | None:
-    """The `Host` of all its endpoints; None where each has its own."""
+def own_host(source: Discover, default_port: int = 80) -> str | None:
+    """The `Host` of all its endpoints, without the port if that is the default; None where each has its own."""
     if source.dns is not None:
-        return source.dns.removesuffix(":80")
+        return source.dns.removesuffix(f":{default_port}")
     if source.kubernetes is not None:
         where = source.kubernetes
         return where.service if where.namespace is None else f"{where.service}.{where.namespace}.svc"

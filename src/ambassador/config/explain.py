@@ -18,7 +18,7 @@ from msgspec import Struct
 from ambassador.config import credentials
 from ambassador.config.breakers import upstream_breakers
 from ambassador.config.certificates import client_section
-from ambassador.config.discover import own_host, source_name
+from ambassador.config.discover import source_name
 from ambassador.config.display import MASK
 from ambassador.config.identity import credential_headers
 from ambassador.config.schema import (
@@ -529,7 +529,7 @@ def _rewrite_lines(route: Route, request: Request, upstream: Upstream) -> Iterab
 
 def _authority(upstream: Upstream) -> str:
     if upstream.discover is not None:
-        return own_host(upstream.discover) or "the endpoint's own"
+        return upstream.own_host or "the endpoint's own"
     url = upstream.endpoints[0].url if len(upstream.endpoints) == 1 else ""
     return url.partition("://")[2] or "the endpoint's own"
 

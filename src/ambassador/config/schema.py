@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 from msgspec import Meta, field
 
 from ambassador.config.credentials import Auth, goes_bare
-from ambassador.config.discover import Discover, Kubernetes
+from ambassador.config.discover import Discover, Kubernetes, own_host
 from ambassador.config.units import format_duration
 from ambassador.extras import AUTH
 from ambassador.proxy import key_files, overload
@@ -352,6 +352,20 @@ class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
             yield "hash", f"belongs to 'balance: ring_hash', not to '{self.balance}'"
         if self.tls is not None and self.endpoints and not self.has_https:
             yield "tls", "has no effect: no endpoint is 'https://…'"
+
+    @property
+    def finds_https(self) -> bool:
+        """Whether its source finds servers that speak TLS, and does not know of it."""
+        return self.tls is not None and self.discover is not None and self.discover.file is None
+
+    def found_url(self, url: str) -> str:
+        """The URL of an endpoint that its source found, with the scheme that is spoken."""
+        return f"https://{url.removeprefix('http://')}" if self.finds_https else url
+
+    @property
+    def own_host(self) -> str | None:
+        """The `Host` of all its endpoints; None where each has its own."""
+        return None if self.discover is None else own_host(self.discover, 443 if self.finds_https else 80)
 
     @property
     def has_https(self) -> bool:

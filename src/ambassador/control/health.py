@@ -27,7 +27,7 @@ import trio
 
 from ambassador import __version__
 from ambassador.config.certificates import client_section
-from ambassador.config.discover import Discover, own_host
+from ambassador.config.discover import Discover
 from ambassador.config.schema import Upstream
 from ambassador.control.http_client import CallFailed, Place, Tls, can_connect, get_status
 from ambassador.observe.families import HealthFigures
@@ -70,19 +70,17 @@ Check: TypeAlias = Callable[[Target, Sequence[str]], Awaitable[None]]
 
 class Watched(msgspec.Struct, frozen=True):
     """An upstream's check, and the urls of its endpoints. `host`: see `Target`. `tls` is for those whose url is
-    `https`, and for all where it is `all_secure`.
+    `https`.
     """
 
     check: Config
     urls: tuple[str, ...]
     host: str | None = None
     tls: ClientConfig | None = None
-    all_secure: bool = False
 
     def target(self, url: str) -> Target:
         """One of them."""
-        secure = self.all_secure or url.startswith("https://")
-        return Target(url, self.check, self.host, self.tls if secure else None)
+        return Target(url, self.check, self.host, self.tls if url.startswith("https://") else None)
 
 
 def watched_upstreams(
@@ -93,14 +91,12 @@ def watched_upstreams(
     for name, upstream in upstreams.items():
         if upstream.health is not None:
             source = upstream.discover
-            urls = found.get(source, ()) if source else [endpoint.url for endpoint in upstream.endpoints]
-            watched[name] = Watched(
-                upstream.health,
-                tuple(urls),
-                own_host(source) if source else None,
-                client_section(upstream),
-                upstream.tls is not None and source is not None and source.file is None,
+            urls = (
+                map(upstream.found_url, found.get(source, ()))
+                if source
+                else (endpoint.url for endpoint in upstream.endpoints)
             )
+            watched[name] = Watched(upstream.health, tuple(urls), upstream.own_host, client_section(upstream))
     return watched
 
 

@@ -172,7 +172,7 @@ def _addresses(urls: Iterable[str]) -> frozenset[tuple[str, int] | None]:
 def _own_addresses(config: Rewrite, endpoints: Sequence[str]) -> frozenset[tuple[str, int]]:
     addresses = set(_addresses(endpoints))
     if config.host not in (None, KEEP):
-        addresses.add(_address("http", str(config.host).encode()))
+        addresses |= {_address(scheme, str(config.host).encode()) for scheme in _DEFAULT_PORTS}
     return frozenset(address for address in addresses if address is not None)
 
 
