@@ -92,3 +92,27 @@ def test_state_is_a_word_and_the_reason_is_behind_it(
     _, line = capsys.readouterr().out.splitlines()
     assert line.split()[2] == state
     assert line.endswith(why or "1.2")
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [
+        ((271.3, None, None), "billing: a token for 271 s"),
+        ((None, None, None), "billing: no token"),
+        (
+            (None, "answered 401: invalid_client", 3.2),
+            "billing: no token; the token service last: answered 401: invalid_client; not asked again for 3 s",
+        ),
+        ((9.0, "answered 500", 0.1), "billing: a token for 9 s; the token service last: answered 500"),
+    ],
+)
+def test_token_that_is_fetched_is_told_of(
+    service: FakeService,
+    capsys: pytest.CaptureFixture[str],
+    token: tuple[float | None, str | None, float | None],
+    said: str,
+) -> None:
+    told = dict(zip(("valid_for_s", "problem", "next_try_s"), token, strict=True))
+    service.answers["GET", "/api/upstreams"] = (200, [{**UPSTREAMS[0], "token": told}])
+    assert main(["upstreams"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == said

@@ -5,6 +5,7 @@ import msgspec
 from ambassador.control.sums import (
     ConnectionCounts,
     EndpointStatus,
+    TokenStatus,
     UpstreamStatus,
     UpstreamSums,
     answer,
@@ -92,3 +93,20 @@ def test_the_shape_is_the_contracts() -> None:
             }
         ],
     }
+
+
+def test_token_that_lasts_longest_is_told_and_any_problem() -> None:
+    tokens = [
+        TokenStatus(valid_for_s=None, problem="answered 500", next_try_s=3.0),
+        TokenStatus(valid_for_s=20.0, problem=None, next_try_s=None),
+        TokenStatus(valid_for_s=50.0, problem="answered 502", next_try_s=1.0),
+    ]
+    answers = []
+    for token in tokens:
+        told = upstream("a", endpoint("http://a:1", 1, 0, None))
+        told.token = token
+        answers.append(answer([told]))
+    (found,) = summed(*answers)
+    assert found.token == TokenStatus(valid_for_s=50.0, problem="answered 500", next_try_s=1.0)
+    (plain,) = summed(answer([upstream("a", endpoint("http://a:1", 1, 0, None))]))
+    assert plain.token is None

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import selectors
 import signal
 import socket
@@ -168,6 +169,16 @@ def test_thousand_cold_requests_of_four_workers_fetch_one_token(tmp_path: Path, 
             world.identity.go_on.set()
 
         assert storm(replicas, 1000, release) == {200: 1000}
+        (told,) = replicas[0].admin("GET", "/api/upstreams")[1]
+        assert told["token"]["problem"] is None
+        assert 200 < told["token"]["valid_for_s"] <= 300
+        assert not [token for token in world.identity.valid if token in json.dumps(told)]
+        metrics = replicas[0].admin("GET", "/metrics")[1]
+        assert 'ambassador_token_requests_total{upstream="api",result="ok"} 1' in metrics
+        (expiry,) = re.findall(
+            r'^ambassador_token_expiry_seconds\{upstream="api"\} (\S+)$', metrics, re.MULTILINE
+        )
+        assert 200 < float(expiry) - time.time() <= 300
     assert len(world.identity.asked) == 1
     (asked,) = world.identity.asked
     assert asked.form == {"grant_type": "client_credentials", "scope": "read"}
@@ -338,6 +349,9 @@ def test_failing_token_service_is_a_coded_answer_and_is_left_alone(
             assert "invalid_client" in answers[0].body
         assert not [answer for answer in answers if "s3cret" in answer.body]
         metrics = replica.admin("GET", "/metrics")[1]
+        (told,) = replica.admin("GET", "/api/upstreams")[1]
+        assert told["token"]["valid_for_s"] is None
+        assert told["token"]["problem"].startswith(("answered", "an answer", "a token"))
         asked = (
             f'ambassador_token_requests_total{{upstream="api",result="{result}"}} {len(world.identity.asked)}'
         )

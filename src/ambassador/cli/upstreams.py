@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     for upstream in upstreams:
         if upstream.get("problem"):
             print(f"{upstream['name']}: {upstream['source']} says nothing new: {upstream['problem']}")
+        if upstream.get("token"):
+            print(f"{upstream['name']}: {_token(upstream['token'])}")
     return OK
 
 
@@ -65,6 +67,17 @@ def _rows(upstreams: list[dict[str, Any]]) -> Iterator[tuple[object, ...]]:
                 each["ewma_ms"],
                 each["why"] or "",
             )
+
+
+def _token(token: dict[str, Any]) -> str:
+    """How the token that is fetched for an upstream stands."""
+    valid_for_s, problem, next_try_s = token["valid_for_s"], token["problem"], token["next_try_s"]
+    parts = ["no token" if valid_for_s is None else f"a token for {valid_for_s:.0f} s"]
+    if problem:
+        parts.append(f"the token service last: {problem}")
+    if problem and next_try_s is not None and next_try_s >= 0.5:
+        parts.append(f"not asked again for {next_try_s:.0f} s")
+    return "; ".join(parts)
 
 
 def _state(endpoint: dict[str, Any]) -> str:

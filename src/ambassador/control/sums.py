@@ -32,17 +32,30 @@ class EndpointStatus(msgspec.Struct, kw_only=True, gc=False):
     why: str | None
 
 
+class TokenStatus(msgspec.Struct, kw_only=True, gc=False):
+    """The token that an upstream is shown, where it is fetched; of several callers', the last one's.
+
+    `valid_for_s` None: there is none. `problem`: why the last one could not be had; None once there is another.
+    `next_try_s`: the token service is not asked before.
+    """
+
+    valid_for_s: float | None
+    problem: str | None
+    next_try_s: float | None
+
+
 class UpstreamStatus(msgspec.Struct, kw_only=True, gc=False, omit_defaults=True):
     """`/api/upstreams`: one upstream.
 
     `source`: where its endpoints are found, left out where they are configured; `problem`: why it says nothing new,
-    left out while it does.
+    left out while it does. `token`: left out where none is fetched.
     """
 
     name: str
     endpoints: list[EndpointStatus]
     source: str | None = None
     problem: str | None = None
+    token: TokenStatus | None = None
 
 
 _ENCODER: Final = msgspec.json.Encoder()
@@ -63,6 +76,7 @@ class UpstreamSums:
 
     def __init__(self) -> None:
         self._sums: dict[str, dict[str, EndpointStatus]] = {}
+        self._tokens: dict[str, TokenStatus] = {}
         self._latencies: dict[tuple[str, str], list[float]] = {}
 
     def add(self, answers: Iterable[bytes]) -> Iterator[None]:
@@ -77,10 +91,13 @@ class UpstreamSums:
             for url, endpoint in endpoints.items():
                 known = self._latencies.get((name, url))
                 endpoint.ewma_ms = round(sum(known) / len(known), 3) if known else None
-            yield UpstreamStatus(name=name, endpoints=list(endpoints.values()))
+            yield UpstreamStatus(name=name, endpoints=list(endpoints.values()), token=self._tokens.get(name))
 
     def _add(self, upstream: UpstreamStatus) -> None:
         sums = self._sums.setdefault(upstream.name, {})
+        if upstream.token is not None:
+            known = self._tokens.get(upstream.name)
+            self._tokens[upstream.name] = upstream.token if known is None else _joined(known, upstream.token)
         for endpoint in upstream.endpoints:
             total = sums.setdefault(endpoint.url, endpoint)
             if total is not endpoint:
@@ -93,3 +110,14 @@ class UpstreamSums:
                 total.ejected_until = until or None
             if endpoint.ewma_ms:
                 self._latencies.setdefault((upstream.name, endpoint.url), []).append(endpoint.ewma_ms)
+
+
+def _joined(one: TokenStatus, other: TokenStatus) -> TokenStatus:
+    """What two workers say: the token that lasts longest is what others take too; a problem is one if any has it."""
+    valid = [each.valid_for_s for each in (one, other) if each.valid_for_s is not None]
+    tries = [each.next_try_s for each in (one, other) if each.next_try_s is not None]
+    return TokenStatus(
+        valid_for_s=max(valid, default=None),
+        problem=one.problem or other.problem,
+        next_try_s=min(tries, default=None),
+    )

@@ -40,7 +40,7 @@ from ambassador.control.logs import ACCESS_LOG, cannot_open, log_to_stderr
 from ambassador.control.orders import Brief, Start
 from ambassador.control.roll import encode_roll
 from ambassador.control.scopes import WorkerScopes
-from ambassador.control.sums import ConnectionCounts, EndpointStatus, UpstreamStatus, answer
+from ambassador.control.sums import ConnectionCounts, EndpointStatus, TokenStatus, UpstreamStatus, answer
 from ambassador.control.tokens import TokenServices
 from ambassador.extras import REDIS
 from ambassador.observe.access_log import AccessLog
@@ -461,6 +461,7 @@ class WorkerPlane:
             UpstreamStatus(
                 name=upstream.name,
                 endpoints=[_endpoint_status(upstream, each, now, wall_s) for each in upstream.endpoints],
+                token=_token_status(upstream),
             )
             for upstream in self._service.table.upstreams.values()
         ]
@@ -546,6 +547,15 @@ def _endpoint_status(upstream: Upstream, endpoint: Endpoint, now: float, wall_s:
         ewma_ms=None if latency_s is None else latency_s * 1000,
         connections=ConnectionCounts(idle=idle, active=endpoint.pool.open - idle),
         why=upstream.why_not(endpoint) or None,
+    )
+
+
+def _token_status(upstream: Upstream) -> TokenStatus | None:
+    standing = None if upstream.credential is None else upstream.credential.standing()
+    if standing is None:
+        return None
+    return TokenStatus(
+        valid_for_s=standing.valid_for_s, problem=standing.problem or None, next_try_s=standing.next_try_s
     )
 
 

@@ -140,7 +140,9 @@ def test_token_is_not_used_beyond_the_callers(world: World, tmp_path: Path) -> N
     caller = of(jwt(WALL_S + world.clock.now + 50))
     begin(world, exchanged, caller)
     world.answer(Granted("t", 1000.0))
-    assert exchanged.keepers[0].standing().valid_for_s == pytest.approx(50.0)
+    standing = exchanged.standing()
+    assert standing is not None
+    assert standing.valid_for_s == pytest.approx(50.0)
     world.shared.advance(51.0)
     with pytest.raises(Unauthenticated):
         exchanged.ready(caller)

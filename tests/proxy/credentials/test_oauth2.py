@@ -57,7 +57,7 @@ def test_token_is_asked_for_with_the_client_credentials_grant(world: World, tmp_
 
 def test_token_takes_the_place_of_what_the_client_sent(world: World, tmp_path: Path) -> None:
     fetched = made(world, tmp_path)
-    world.fill(fetched.keepers[0], "t0k3n")
+    world.fill(fetched.keeper, "t0k3n")
     assert put(fetched, (b"Authorization", b"mine"), (b"a", b"b")) == [
         (b"a", b"b"),
         (b"authorization", b"Bearer t0k3n"),
@@ -68,7 +68,7 @@ def test_token_takes_the_place_of_what_the_client_sent(world: World, tmp_path: P
 
 def test_token_that_ended_on_the_way_is_not_sent(world: World, tmp_path: Path) -> None:
     fetched = made(world, tmp_path)
-    world.fill(fetched.keepers[0], life_s=10.0)
+    world.fill(fetched.keeper, life_s=10.0)
     world.shared.advance(10.0)
     with pytest.raises(CredentialUnavailable, match="has ended meanwhile"):
         fetched.put(a_request(), RequestHead("GET", b"/", b"a", []), ENDPOINT)
@@ -76,7 +76,7 @@ def test_token_that_ended_on_the_way_is_not_sent(world: World, tmp_path: Path) -
 
 def test_token_that_was_refused_is_fetched_again(world: World, tmp_path: Path) -> None:
     fetched = made(world, tmp_path)
-    world.fill(fetched.keepers[0], "old")
+    world.fill(fetched.keeper, "old")
     world.shared.advance(1.0)
     assert fetched.refused(a_request(), world.clock.now)
     world.shared.deliver()

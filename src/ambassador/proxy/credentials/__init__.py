@@ -25,7 +25,7 @@ from ambassador.secret import Secret, SecretError, Secrets
 
 if TYPE_CHECKING:
     from ambassador.messages import Field, Request, RequestHead
-    from ambassador.proxy.tokens.keeper import Place, TokenCounts, Tokens
+    from ambassador.proxy.tokens.keeper import Place, Standing, TokenCounts, Tokens
     from ambassador.proxy.upstream.endpoint import Endpoint
 
 AUTHORIZATION: Final = "authorization"
@@ -96,6 +96,10 @@ class Credential:
 
     def accepted(self, request: Request) -> None:
         """The attempt that followed a refused one was not refused."""
+
+    def standing(self) -> Standing | None:
+        """How the token stands that is fetched for it; None: none is, or none was."""
+        return None
 
     def line(self, now: float) -> bytes | None:  # noqa: ARG002 - likewise
         """What it adds to every request that begins at `now` (the lane's clock): its field, with CRLF before it. None:

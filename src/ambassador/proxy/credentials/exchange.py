@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ambassador.messages import Request, RequestHead
     from ambassador.proxy.tokens.answer import Failure
-    from ambassador.proxy.tokens.keeper import Keeper
+    from ambassador.proxy.tokens.keeper import Keeper, Standing
     from ambassador.proxy.upstream.endpoint import Endpoint
 
 MOST_CALLERS: Final = 10_000
@@ -70,11 +70,6 @@ class Exchanged(Credential):
         self._keepers: OrderedDict[str, Keeper] = OrderedDict()
         """By the digest of the caller's token, the last one used last."""
 
-    @property
-    def keepers(self) -> list[Keeper]:
-        """Whose standing tells how it is: the last caller's."""
-        return [] if not self._keepers else [next(reversed(self._keepers.values()))]
-
     def ready(self, request: Request) -> Awaitable[None] | None:
         """As `Credential.ready`: waits for a token, 5 s at most. Raises `Unauthenticated` too."""
         return self._keeper(request).ready(request)
@@ -93,6 +88,10 @@ class Exchanged(Credential):
     def accepted(self, request: Request) -> None:
         """As `Credential.accepted`."""
         self._keeper(request).accepted()
+
+    def standing(self) -> Standing | None:
+        """As `Credential.standing`, of the last caller's token."""
+        return next(reversed(self._keepers.values())).standing() if self._keepers else None
 
     def _keeper(self, request: Request) -> Keeper:
         """Whoever keeps the token for this caller. Raises `Unauthenticated`."""

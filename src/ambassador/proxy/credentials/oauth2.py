@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from ambassador.messages import Request, RequestHead
-    from ambassador.proxy.tokens.keeper import Keeper
+    from ambassador.proxy.tokens.keeper import Keeper, Standing
     from ambassador.proxy.upstream.endpoint import Endpoint
 
 
@@ -36,42 +36,41 @@ class Config(TokenService, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Fetched(Credential):
     """The token that `keeper` keeps, the same for all requests."""
 
-    __slots__ = ("_keeper",)
+    __slots__ = ("keeper",)
 
     renewable = True
     varies = False
 
     def __init__(self, upstream: str, keeper: Keeper) -> None:
         super().__init__(upstream, [AUTHORIZATION])
-        self._keeper = keeper
-
-    @property
-    def keepers(self) -> list[Keeper]:
-        """Whose standing tells how it is."""
-        return [self._keeper]
+        self.keeper = keeper
 
     def ready(self, request: Request) -> Awaitable[None] | None:
         """As `Credential.ready`: waits for a token, 5 s at most."""
-        return self._keeper.ready(request)
+        return self.keeper.ready(request)
 
     def put(self, request: Request, head: RequestHead, endpoint: Endpoint) -> None:  # noqa: ARG002
         """As `Credential.put`."""
-        held = self._keeper.held()
+        held = self.keeper.held()
         if held is None:
             raise self.unavailable("has ended meanwhile")
         self.replace(head, held.field)
 
     def refused(self, request: Request, began: float) -> bool:  # noqa: ARG002
         """As `Credential.refused`."""
-        return self._keeper.refused(began)
+        return self.keeper.refused(began)
 
     def accepted(self, request: Request) -> None:  # noqa: ARG002
         """As `Credential.accepted`."""
-        self._keeper.accepted()
+        self.keeper.accepted()
+
+    def standing(self) -> Standing:
+        """As `Credential.standing`."""
+        return self.keeper.standing()
 
     def line(self, now: float) -> bytes | None:  # noqa: ARG002
         """As `Credential.line`."""
-        return self._keeper.line()
+        return self.keeper.line()
 
 
 def credential(config: Config, upstream: str, means: Means) -> Fetched:
