@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from loadtest import (
     balance,
@@ -22,6 +23,7 @@ from loadtest import (
     origin,
     overload,
     processes,
+    renewal,
     report,
     storms,
     wrk,
@@ -104,20 +106,11 @@ def _parser() -> argparse.ArgumentParser:
     balancing.add_argument("--check", action="store_true", help="exit 1 when something did not hold")
     balancing.set_defaults(run=_balance)
 
-    hedging = commands.add_parser("hedge", help="some answers are slow: with and without a second attempt")
-    hedging.add_argument("--json", metavar="FILE", help="write everything as JSON; - for standard output")
-    hedging.add_argument("--check", action="store_true", help="exit 1 when something did not hold")
-    hedging.set_defaults(run=_hedge)
-
-    storming = commands.add_parser("storms", help="an upstream fails every time: how many attempts it sees")
-    storming.add_argument("--json", metavar="FILE", help="write everything as JSON; - for standard output")
-    storming.add_argument("--check", action="store_true", help="exit 1 when something did not hold")
-    storming.set_defaults(run=_storms)
-
-    overloading = commands.add_parser("overload", help="more comes than can be served: limits, health, cost")
-    overloading.add_argument("--json", metavar="FILE", help="write everything as JSON; - for standard output")
-    overloading.add_argument("--check", action="store_true", help="exit 1 when something did not hold")
-    overloading.set_defaults(run=_overload)
+    for name, about, run in _FINDING:
+        finding = commands.add_parser(name, help=about)
+        finding.add_argument("--json", metavar="FILE", help="write everything as JSON; - for standard output")
+        finding.add_argument("--check", action="store_true", help="exit 1 when something did not hold")
+        finding.set_defaults(run=run)
 
     shared_commands.add(commands)
 
@@ -311,6 +304,12 @@ def _hedge(options: argparse.Namespace) -> int:
     return _told(options, found)
 
 
+def _renewal(options: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory(prefix="loadtest-") as name:
+        found = renewal.run(Path(name), _say)
+    return _told(options, found)
+
+
 def _overload(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="loadtest-") as name:
         found = overload.run(Path(name), _say)
@@ -356,6 +355,15 @@ def _profile(options: argparse.Namespace) -> int:
     rows = ([f"{spot.own:.1%}", f"{spot.total:.1%}", spot.name] for spot in spots[: options.top])
     print(report.table(["own", "with callees", "function"], rows, left=(2,)))
     return OK
+
+
+_FINDING: Final = (
+    ("hedge", "some answers are slow: with and without a second attempt", _hedge),
+    ("storms", "an upstream fails every time: how many attempts it sees", _storms),
+    ("overload", "more comes than can be served: limits, health, cost", _overload),
+    ("renewal", "replace a certificate under load", _renewal),
+)
+"""Commands that print findings: name, help, and who does it."""
 
 
 if __name__ == "__main__":

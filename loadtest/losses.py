@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -64,22 +65,44 @@ class Request:
 
 
 class Load:
-    """Requests at a steady rate over `clients` connections, until `stop`."""
+    """Requests at a steady rate over `clients` connections, until `stop`.
 
-    def __init__(self, port: int, *, rate: float = RATE, clients: int = CLIENTS) -> None:
+    `tls`: what they are made with. `fresh` of the clients have a new connection for every request.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        *,
+        rate: float = RATE,
+        clients: int = CLIENTS,
+        tls: ssl.SSLContext | None = None,
+        fresh: int = 0,
+    ) -> None:
         self._port = port
+        self._tls = tls
         self._gap = clients / rate
         self._over = threading.Event()
         self._found: list[list[Request]] = [[] for _ in range(clients)]
         self._threads = [
-            threading.Thread(target=self._client, args=(index * self._gap / clients, found), daemon=True)
+            threading.Thread(
+                target=self._client,
+                args=(index * self._gap / clients, found),
+                kwargs={"fresh": index < fresh},
+                daemon=True,
+            )
             for index, found in enumerate(self._found)
         ]
         for thread in self._threads:
             thread.start()
 
-    def _client(self, offset: float, found: list[Request]) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE_S)
+    def _connection(self) -> http.client.HTTPConnection:
+        if self._tls is None:
+            return http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE_S)
+        return http.client.HTTPSConnection("127.0.0.1", self._port, timeout=PATIENCE_S, context=self._tls)
+
+    def _client(self, offset: float, found: list[Request], *, fresh: bool) -> None:
+        connection = self._connection()
         due = time.monotonic() + offset
         while not self._over.wait(max(0.0, due - time.monotonic())):
             due = max(due + self._gap, time.monotonic() - 1.0)  # what is late by more is not caught up with
@@ -93,6 +116,8 @@ class Load:
                 connection.close()
                 status = 0
             found.append(Request(sent, time.monotonic(), status))
+            if fresh:
+                connection.close()
         connection.close()
 
     @property
