@@ -11,13 +11,15 @@ The life of a request
  4. `proxy/exchange.py` takes over: one request and its answer. The target is normalised (`proxy/path.py`), the
     client's address and the `via` chain are settled (`proxy/forwarding.py`), request and trace get their ids
     (`observe/trace.py`).
- 5. The route: `proxy/routing.py` finds the first that matches, in a table made when the config was loaded. What it
-    gives is a `RoutePlan` (`proxy/plan.py`): bound functions and numbers, nothing left to look up.
- 6. ADMIT: hooks that may answer at once: rate limits (`proxy/policies/limit.py`, their keys in `limit_keys.py`, who
-    waits in `limit_queue.py`), faults on purpose (`fault.py`), permits to be in progress (`concurrency.py`, held until
-    the answer has ended), the answers of requests that are repeated with their key (`idempotency.py`), then
-    `redirect.py`, `respond.py`. One that must wait gives a coroutine, which rests by the request's `waiter`
-    (`messages.py`).
+ 5. Who asks, where the config has `clients`: `proxy/clients/who.py` judges what the request proves (a module for each
+    way; `proxy/jose.py` for tokens, with the keys that `control/key_sets.py` fetches). Then the route:
+    `proxy/routing.py` finds the first that matches, in a table made when the config was loaded. What it gives is a
+    `RoutePlan` (`proxy/plan.py`): bound functions and numbers, nothing left to look up.
+ 6. ADMIT: whether the client may call at all (`proxy/policies/access.py`), then hooks that may answer at once: rate
+    limits (`limit.py`, their keys in `limit_keys.py`, who waits in `limit_queue.py`), faults on purpose (`fault.py`),
+    permits to be in progress (`concurrency.py`, held until the answer has ended), the answers of requests that are
+    repeated with their key (`idempotency.py`), then `redirect.py`, `respond.py`. One that must wait gives a coroutine,
+    which rests by the request's `waiter` (`messages.py`).
  7. REPEAT: an attempt (`proxy/attempt.py`), and more (`proxy/attempts.py`) while `proxy/policies/retry.py` allows.
     Everything in 8 to 10 is done for each. None begins that is sure not to end in time (`proxy/soonest.py`). Where
     `proxy/policies/hedge.py` says that one takes long, a second runs beside it (`proxy/race.py`). Outside of it all,

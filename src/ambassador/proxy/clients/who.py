@@ -14,8 +14,8 @@ The rules, which `docs/how-to/clients.md` explains to users
 A request is identified before it is routed, and only if there are clients. Nothing here waits but `identify`, for
 keys of a token service that are not at hand. No I/O; the time of day is asked of the function that is given.
 
-Measured (CPython 3.11, one core): with an API key 2.0 µs, with a token that was seen before 2.2 µs, with a new one
-90 µs (RS256) and 120 µs (ES256), by network 0.5 µs.
+Measured (CPython 3.11, one core): to a plain request of 5.6 µs an API key adds 1.9 µs, a network 0.8 µs; a token that
+was seen before takes 5 µs, a new one 130 µs (RS256), 280 µs (ES256) or 440 µs (EdDSA).
 """
 
 from __future__ import annotations
