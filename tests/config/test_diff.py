@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,6 +94,24 @@ def test_secrets_are_not_shown() -> None:
     before = config("admin: {address: 127.0.0.1:1, token: env:ONE}")
     after = config("admin: {address: 127.0.0.1:2, token: env:TWO}")
     assert "ONE" not in render(diff(before, after))
+
+
+def test_other_secret_is_a_difference_that_shows_neither() -> None:
+    auth = (
+        "upstreams: {{u: {{endpoints: [http://127.0.0.1:1], auth: {{basic: {{user: a, password: {0}}}}}}}}}"
+    )
+    one, two = config(auth.format("env:ONE")), config(auth.format("env:TWO"))
+    change = only(one, two)
+    assert [(key.key, key.before, key.after) for key in change.keys] == [
+        ("auth.basic.password", "***", "***")
+    ]
+    assert diff(one, config(auth.format("env:ONE"))) == []
+    other = config("upstreams: {u: {endpoints: [http://127.0.0.1:1], auth: {bearer: env:ONE}}}")
+    assert "ONE" not in render(diff(one, other)) + repr(diff(one, other))
+    assert "#" not in render(diff(one, other))
+    packed = msgspec.msgpack.encode(config(auth.format("env:X")))
+    of_service = msgspec.msgpack.decode(packed.replace(b"\xa5env:X", b"\xa3***"), type=Config)
+    assert diff(of_service, two) == []  # which it has is not told
 
 
 def routes(names: list[str]) -> Config:

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from ambassador.config.load import load_text
-from ambassador.config.schema import Config, Endpoint, Listener, Upstream
-from ambassador.config.secrecy import holds_secrets
+from ambassador.config.schema import Auth, Config, Endpoint, Listener, Upstream
+from ambassador.config.secrecy import holds_secrets, without_secrets
+from ambassador.proxy.credentials import basic
 from ambassador.proxy.key_files import ClientConfig, KeyPair, ServerConfig
 
 PLAIN = "version: 1\nlisten: 127.0.0.1:80\nroutes: [{name: r, to: u}]\nupstreams: {u: {endpoints: [http://127.0.0.1:1]}}\n"
@@ -32,6 +33,20 @@ def test_config_with_a_secret_holds_some(config: str) -> None:
 )
 def test_config_with_a_private_key_holds_some(tls: ServerConfig) -> None:
     assert holds_secrets(Config(listeners=(Listener(address="127.0.0.1:80", tls=tls),)))
+
+
+def test_config_without_secrets_says_nowhere_where_they_are() -> None:
+    config = load_text(
+        PLAIN.replace("}}", ", auth: {basic: {user: a, password: env:SECRET_A}}}}")
+        + "admin: {address: '127.0.0.1:9901', token: env:SECRET_B}\n"
+        + "state: {url: 'redis://127.0.0.1', password: env:SECRET_C, secret_key: file:/SECRET_D}\n"
+        + "clients: {c: {api_key: [env:SECRET_E, file:/SECRET_F], basic: {user: b, password: env:SECRET_G}}}"
+    )
+    told = without_secrets(config)
+    assert "SECRET" not in repr(told)
+    assert repr(told).count("'***'") == 7
+    assert told.upstreams["u"].auth == Auth(basic=basic.Config(user="a", password="***"))
+    assert told.routes is config.routes  # what has none is not made again
 
 
 def test_private_key_for_upstreams_is_one() -> None:

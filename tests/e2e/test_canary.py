@@ -10,6 +10,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -158,6 +159,10 @@ def config(url: str, redis: str, canaries: Canaries, directory: Path) -> dict[st
             "secret_key": canaries.variable("state-key"),
         },
         "telemetry": {"debug_headers": True},
+        "clients": {
+            "ann": {"api_key": canaries.file("api-key"), "forward": False},
+            "bob": {"basic": {"user": USER, "password": canaries.variable("client-password")}},
+        },
         "upstreams": upstreams,
         "routes": routes,
     }
@@ -267,6 +272,8 @@ def test_no_secret_is_seen_where_it_does_not_belong(monkeypatch: pytest.MonkeyPa
         for stream in (scene.running.stdout, scene.running.stderr):
             scene.hears(stream.name, stream.read_bytes())
         assert not list(directory.glob("core*"))
+        # Not even where they are kept.
+        assert not re.search(rb"\.secret|SECRET_", scene.heard["admin /api/config"])
         leaks = [
             f"{secret} in {where}"
             for where, data in scene.heard.items()
@@ -284,7 +291,7 @@ def arrived(upstream: Upstream, canaries: Canaries) -> None:
         assert canaries.word(name) in shown, name
     assert b64encode(f"{USER}:{canaries.word('basic')}".encode()).decode() in shown
     assert 'sig1=("@method"' in shown
-    for name in ("aws-secret", "hmac", "jwt", "redis", "admin", "state-key"):
+    for name in ("aws-secret", "hmac", "jwt", "redis", "admin", "state-key", "api-key"):
         assert canaries.word(name) not in shown, name
 
 
@@ -299,6 +306,11 @@ def requests(scene: Scene) -> None:
         scene.raw(b"GET /%b/ok HTTP/1.1\r\nhost: a\r\nbad header\r\n\r\n" % kind.encode())
         scene.raw(b"POST /%b/ok HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nshort" % kind.encode())
         scene.raw(b"GET /%b/ok HTTP/1.0\r\n\r\n" % kind.encode())
+    for name in ("api-key", "bearer"):
+        scene.ask("/aws/ok", "GET", None, **{"X-Api-Key": scene.canaries.word(name)})
+    for name in ("client-password", "basic"):
+        pair = b64encode(f"{USER}:{scene.canaries.word(name)}".encode()).decode()
+        scene.ask("/header/ok", Authorization=f"Basic {pair}")
     assert scene.ask("/none/x") == 503
     for _ in range(6):
         assert scene.ask("/down/x") == 503

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from msgspec import Struct
 
-from ambassador.config.display import to_display
+from ambassador.config.display import MASK, to_display
 from ambassador.config.schema import Config
 
 _OWN_PLACE = ("line", "file")
@@ -39,7 +40,7 @@ class Change(Struct, frozen=True, kw_only=True):
 
 def diff(before: Config, after: Config) -> list[Change]:
     """All that differs, in the order of a config's keys."""
-    old, new = to_display(before), to_display(after)
+    old, new = _displayed(before, after)
     return [
         *_settings(old, new),
         *_named("listener", _by(old["listeners"], "address"), _by(new["listeners"], "address"), _LISTENER),
@@ -49,6 +50,28 @@ def diff(before: Config, after: Config) -> list[Change]:
     ]
 
 
+def _displayed(before: Config, after: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both as people write them, where references to different secrets are told apart by a number behind the mask."""
+    numbers: dict[str, int] = {}
+
+    def number(reference: str) -> str:
+        return f"{MASK}#{numbers.setdefault(reference, len(numbers))}"
+
+    old, new = to_display(before, number), to_display(after, number)
+    if MASK in numbers:  # of a running service it is not told which they are
+        return to_display(before), to_display(after)
+    return old, new
+
+
+def _unnumbered(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _unnumbered(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_unnumbered(inner) for inner in value]
+    return MASK if isinstance(value, str) and _NUMBERED.fullmatch(value) else value
+
+
+_NUMBERED = re.compile(rf"{re.escape(MASK)}#[0-9]+")
 _SETTINGS = {
     "name": "only a restart changes it",
     "zone": "holds for requests that begin after the reload",
@@ -145,7 +168,7 @@ def _keys(old: Any, new: Any, path: str = "") -> Iterator[KeyChange]:
             if path or key not in _OWN_PLACE:
                 yield from _keys(old.get(key), new.get(key), f"{path}.{key}" if path else key)
     elif old != new:
-        yield KeyChange(key=path, before=old, after=new)
+        yield KeyChange(key=path, before=_unnumbered(old), after=_unnumbered(new))
 
 
 def _moved(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> Iterator[Change]:

@@ -22,38 +22,49 @@ _FORMATS: dict[str, Callable[[Any], Any]] = {
     "byte_rate": units.format_byte_rate,
     "percent": units.format_percent,
     "rate": units.format_rate,
-    "secret": lambda _: MASK,
     "failure_condition": content.written,
     "retry_condition": content.written,
 }
 
 
-def to_display(config: Config) -> dict[str, Any]:
+def _masked(_reference: str) -> str:
+    return MASK
+
+
+def to_display(config: Config, mask: Callable[[str], str] = _masked) -> dict[str, Any]:
     """The config as plain data for JSON: quantities with their units, None as null, secrets as `***`.
 
-    `line` and `file` of the routes stay, so that it can be said where each comes from.
+    `line` and `file` of the routes stay, so that it can be said where each comes from. `mask` gives what stands for the
+    secret of a reference.
     """
-    shown = show(config, inspect.type_info(Config))
+    shown = show(config, inspect.type_info(Config), mask=mask)
     assert isinstance(shown, dict)
     return shown
 
 
-def show(value: Any, info: inspect.Type, form: str | None = None) -> Any:
+def show(
+    value: Any, info: inspect.Type, form: str | None = None, mask: Callable[[str], str] = _masked
+) -> Any:
     """A value of a type as plain data; `form` is how its text is written, if it is one of the kinds of `settings`."""
     if value is None:
         return None
     if isinstance(info, inspect.Metadata):
-        return show(value, info.type, (info.extra or {}).get("form", form))
+        return show(value, info.type, (info.extra or {}).get("form", form), mask)
     if isinstance(info, inspect.UnionType):
-        return show(value, _member(value, info), form)
+        return show(value, _member(value, info), form, mask)
+    if form == "secret":
+        return mask(value)
     if form in _FORMATS:
         return _FORMATS[form](value)
     if isinstance(info, inspect.StructType):
-        return {field.encode_name: show(getattr(value, field.name), field.type) for field in info.fields}
+        return {
+            field.encode_name: show(getattr(value, field.name), field.type, mask=mask)
+            for field in info.fields
+        }
     if isinstance(info, inspect.DictType):
-        return {key: show(inner, info.value_type) for key, inner in value.items()}
+        return {key: show(inner, info.value_type, mask=mask) for key, inner in value.items()}
     if isinstance(info, inspect.VarTupleType):
-        return [show(inner, info.item_type) for inner in value]
+        return [show(inner, info.item_type, mask=mask) for inner in value]
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -1,14 +1,20 @@
-"""Whether a config names secrets: then the processes that run it keep what they hold from other processes."""
+"""The secrets that a config names: whether there are any, and the config without where they are.
+
+Pure, and by the types of the settings: what is declared as a `Secret` is one, wherever it stands.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import Any, Final, TypeVar
 
-from msgspec import Struct, inspect
+from msgspec import Struct, inspect, structs
 
+from ambassador.config.display import MASK
 from ambassador.config.schema import Config
 
-_KEY = ("key", "pem_file")
+_T = TypeVar("_T")
+_KEY: Final = ("key", "pem_file")
 """The name and the form of a setting that is the file of a private key."""
 
 
@@ -17,23 +23,68 @@ def holds_secrets(config: Config) -> bool:
     return _holds(config)
 
 
+def without_secrets(value: _T) -> _T:
+    """The same section, or mapping or tuple of them, with every reference to a secret as `***`."""
+    masked: Any = value
+    if isinstance(value, Struct):
+        secrets = _secrets(type(value))
+        changed = {}
+        for name in value.__struct_fields__:
+            inner = getattr(value, name)
+            outer = _masked(inner) if name in secrets else without_secrets(inner)
+            if outer is not inner:
+                changed[name] = outer
+        masked = structs.replace(value, **changed) if changed else value
+    elif isinstance(value, dict):
+        parts = {key: without_secrets(inner) for key, inner in value.items()}
+        masked = parts if any(parts[key] is not inner for key, inner in value.items()) else value
+    elif isinstance(value, tuple):
+        items = tuple(map(without_secrets, value))
+        masked = items if any(a is not b for a, b in zip(items, value, strict=True)) else value
+    result: _T = masked
+    return result
+
+
+def _masked(references: Any) -> Any:
+    """In place of one reference, or of several."""
+    if isinstance(references, tuple):
+        return (MASK,) * len(references)
+    return None if references is None else MASK
+
+
 def _holds(value: Any) -> bool:
     if isinstance(value, Struct):
-        info = inspect.type_info(type(value))
-        assert isinstance(info, inspect.StructType)
+        private = _secrets(type(value)) | _keys(type(value))
         return any(
-            _holds(inner) or (_is_secret(field) and inner != ())
-            for field in info.fields
-            for inner in [getattr(value, field.name)]
-            if inner is not None
+            _holds(inner) or (name in private and inner not in (None, ()))
+            for name in value.__struct_fields__
+            for inner in [getattr(value, name)]
         )
     if isinstance(value, dict):
         return any(map(_holds, value.values()))
     return isinstance(value, tuple) and any(map(_holds, value))
 
 
-def _is_secret(field: inspect.Field) -> bool:
-    return any(form == "secret" or (field.name, form) == _KEY for form in _forms(field.type))
+@cache
+def _secrets(section: type[Struct]) -> frozenset[str]:
+    """The fields of a section that name secrets."""
+    return frozenset(field.name for field in _fields(section) if "secret" in _forms(field.type))
+
+
+@cache
+def _keys(section: type[Struct]) -> frozenset[str]:
+    """Those that are files of private keys."""
+    return frozenset(
+        field.name
+        for field in _fields(section)
+        if any((field.name, form) == _KEY for form in _forms(field.type))
+    )
+
+
+def _fields(section: type[Struct]) -> tuple[inspect.Field, ...]:
+    info = inspect.type_info(section)
+    assert isinstance(info, inspect.StructType)
+    return info.fields
 
 
 def _forms(info: inspect.Type) -> list[str]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from ambassador.config.discover import Discover
-from ambassador.config.schema import Config, Match, PathRegex, Route, Upstream, ValueMatch, policies_of
+from ambassador.config.schema import Config, Match, PathRegex, Route, ValueMatch, policies_of
+from ambassador.config.secrecy import without_secrets
 from ambassador.control.certificates import CertificateStatus
 from ambassador.control.discovery.directory import SourceStatus
 from ambassador.control.host import resident_bytes
@@ -101,20 +101,12 @@ def _state(worker: Incarnation) -> str:
 
 def masked(config: Config) -> dict[str, object]:
     """The config for people: by key, with every secret, and what may be one, as `***`. Routes are made one by one."""
-    told = msgspec.structs.asdict(config)
-    if config.admin is not None and config.admin.token is not None:
-        told["admin"] = msgspec.structs.replace(config.admin, token=_MASK)
-    told["upstreams"] = {name: _masked_upstream(upstream) for name, upstream in config.upstreams.items()}
+    told = {
+        name: value if name == "routes" else without_secrets(value)
+        for name, value in msgspec.structs.asdict(config).items()
+    }
     told["routes"] = map(_masked_route, config.routes)
     return told
-
-
-def _masked_upstream(upstream: Upstream) -> Upstream:
-    source = None if upstream.discover is None else upstream.discover.kubernetes
-    if source is None or source.token is None:
-        return upstream
-    discover = Discover(kubernetes=msgspec.structs.replace(source, token=_MASK))
-    return msgspec.structs.replace(upstream, discover=discover)
 
 
 def _masked_route(route: Route) -> dict[str, Any]:
