@@ -219,11 +219,10 @@ async def test_routes_are_chosen_by_client() -> None:
 
 
 async def test_limits_count_each_client_and_all_others_together() -> None:
-    async with a_world(KEYS, ", limit: {rate: 5/h, burst: 5, per: client, mode: local}") as world:
+    async with a_world(KEYS, ", limit: {rate: 1/h, burst: 1, per: client, mode: local}") as world:
         talk = await world.connect()
         for key in (b"key-A", b"key-B", b"guess"):
-            answers = [await status(talk, get(b"x-api-key: " + key)) for _ in range(5)]
-            assert answers == [200, 200, 200, 200, 429]
+            assert [await status(talk, get(b"x-api-key: " + key)) for _ in range(2)] == [200, 429]
         assert await status(talk, get()) == 429
 
 
