@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ambassador.observe.families import Figures, HealthFigures, Reader, Traffic
+from ambassador.observe.families import CertificateFigures, Figures, HealthFigures, Reader, Traffic
 from ambassador.observe.metrics import (
     ACCESS,
     CACHED,
@@ -48,7 +48,8 @@ def test_a_route_without_an_upstream_has_no_attempts(registry: Registry, page: P
     told = {
         family.name: [dict(labels)["route"] for labels, _ in family.samples]
         for family in Reader(registry, [page], Totals()).families()
-        if family.word is not None or family.kind == "histogram"
+        if family.kind == "histogram"
+        or (family.word is not None and family.name != "ambassador_tls_handshakes")
     }
     assert told == {
         "ambassador_requests": ["-", "billing", "static"],
@@ -181,3 +182,43 @@ def test_refusals_and_clients_are_told_and_are_no_limits(registry: Registry, pag
         "expired": 2, "forbidden": 1, "unknown": 1,
     }  # fmt: skip
     assert list(told["ambassador_client_requests"].samples) == [((("client", "shop"),), 1)]
+
+
+def test_handshakes_are_told_by_side_and_result(registry: Registry, page: Page) -> None:
+    worker = page.worker()
+    for result in ("full", "resumed", "resumed"):
+        worker.client_handshake(result)
+    worker.upstream_handshake("failed")
+    [family] = [
+        each
+        for each in Reader(registry, [page], Totals()).families()
+        if each.name == "ambassador_tls_handshakes"
+    ]
+    assert family.word is not None
+    assert family.word.values == ("full", "resumed", "failed")
+    assert [(labels, list(counts)) for labels, counts in family.samples] == [
+        ((("side", "client"),), [1, 2, 0]),
+        ((("side", "upstream"),), [0, 0, 1]),
+    ]
+
+
+def test_certificates_are_told_once_by_side_name_and_file(registry: Registry) -> None:
+    shown = CertificateFigures("client", "127.0.0.1:8443", "/tls.crt", 1.8e9)
+    figures = Figures(
+        version="1",
+        instance="a",
+        generation=3,
+        restarts=2,
+        workers=4,
+        started=10.0,
+        certificates=(shown, shown, CertificateFigures("upstream", "pay", "/ca", 1.9e9)),
+    )
+    [family] = [
+        each
+        for each in Reader(registry, [], Totals()).families(figures)
+        if each.name == "ambassador_certificate_expiry_seconds"
+    ]
+    assert list(family.samples) == [
+        ((("side", "client"), ("name", "127.0.0.1:8443"), ("file", "/tls.crt")), 1.8e9),
+        ((("side", "upstream"), ("name", "pay"), ("file", "/ca")), 1.9e9),
+    ]

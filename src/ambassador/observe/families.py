@@ -26,6 +26,7 @@ from ambassador.observe.metrics import (
     CPU,
     GC_RUNS,
     GC_TIME,
+    HANDSHAKE_RESULTS,
     HANDSHAKES,
     INFLIGHT,
     LAG,
@@ -357,8 +358,12 @@ class Reader:
             Family(
                 "ambassador_tls_handshakes",
                 "counter",
-                "TLS handshakes with clients, by what came of them.",
-                [((("result", word),), slots[at]) for at, word in enumerate(("failed", "done"), HANDSHAKES)],
+                "TLS handshakes, by what came of them.",
+                [
+                    ((("side", side),), slots[at : at + len(HANDSHAKE_RESULTS)])
+                    for side, at in zip(sides, (HANDSHAKES, HANDSHAKES + len(HANDSHAKE_RESULTS)), strict=True)
+                ],
+                Word("result", HANDSHAKE_RESULTS),
             ),
             _single(
                 "ambassador_loop_lag_seconds",

@@ -113,6 +113,8 @@ _REFUSAL = {word: position for position, word in enumerate(REFUSALS)}
 ACCESS_SLOTS: Final = 24
 """Seven are spare."""
 
+HANDSHAKE_RESULTS: Final = ("full", "resumed", "failed")
+
 # A client's block.
 CLIENT: Final = "@client"
 """Stands where the name of a limit does, with the client's name where the route's is."""
@@ -126,8 +128,8 @@ CLIENT_SLOTS: Final = 2
 _GAUGES: Final = 12
 CLIENT_OPENED, UPSTREAM_OPENED, LOG_DROPPED, CPU, GC_RUNS, GC_TIME, STATE_OPS = range(_GAUGES, 19)
 HANDSHAKES: Final = 19
-"""Two: those that failed, and those that came about."""
-WORKER_SLOTS: Final = 24
+"""By side, client and upstream, and for each by `HANDSHAKE_RESULTS`."""
+WORKER_SLOTS: Final = 28
 """Slots of the worker's block; three gauges and three counters are spare."""
 
 _PAGE_BYTES: Final = mmap.PAGESIZE
@@ -423,6 +425,9 @@ class ClientMetrics:
         self._slots[0] += 1
 
 
+_HANDSHAKE_RESULT: Final = {word: position for position, word in enumerate(HANDSHAKE_RESULTS)}
+
+
 class WorkerMetrics:
     """What a worker tells of itself: connections as they open, the rest twice a second with its heartbeat."""
 
@@ -440,9 +445,13 @@ class WorkerMetrics:
         """A connection to an upstream was made."""
         self._slots[UPSTREAM_OPENED] += 1
 
-    def handshake(self, *, done: bool) -> None:
-        """A TLS handshake with a client has come to its end: `done`, or it failed."""
-        self._slots[HANDSHAKES + done] += 1
+    def client_handshake(self, result: str) -> None:
+        """A TLS handshake with a client ended with one of `HANDSHAKE_RESULTS`."""
+        self._slots[HANDSHAKES + _HANDSHAKE_RESULT[result]] += 1
+
+    def upstream_handshake(self, result: str) -> None:
+        """A TLS handshake with an upstream ended with one of `HANDSHAKE_RESULTS`."""
+        self._slots[HANDSHAKES + len(_HANDSHAKE_RESULT) + _HANDSHAKE_RESULT[result]] += 1
 
     def beat(
         self,

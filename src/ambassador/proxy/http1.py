@@ -143,7 +143,7 @@ class ClientConnection(Wire):
             await self._linger(for_body=False)  # OpenSSL has told why, and it should be heard
             return False
         if listener.service.metrics is not None:
-            listener.service.metrics.handshake(done=True)
+            listener.service.metrics.client_handshake("resumed" if sock.resumed else "full")
         peer.names = sock.names
         return True
 

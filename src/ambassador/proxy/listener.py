@@ -221,7 +221,7 @@ class Listener(Timer):
         """No TLS connection came of one: count it, and tell of it, but not of each of many."""
         self._failed += 1
         if self.service.metrics is not None:
-            self.service.metrics.handshake(done=False)
+            self.service.metrics.client_handshake("failed")
         now = self.service.lane.now
         if now >= self._tell_at:
             more = "" if self._failed == 1 else f" ({self._failed - 1} more since the last one that was told)"
