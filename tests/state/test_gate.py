@@ -161,15 +161,18 @@ def test_only_worker_that_has_requests_opens_its_own_soon_although_none_follows(
     assert isinstance(fleet.enter(second), Pass)
 
 
-def test_only_worker_that_fails_opens_its_own_after_its_patience_although_no_request_follows() -> None:
+def test_only_worker_that_fails_among_others_opens_its_own_with_an_outcome_after_its_patience() -> None:
     fleet = a_fleet(slots=2)
     first, second = fleet.workers
     fleet.request(second, GOOD)
     for _ in range(10):
         assert fleet.request(first, FAILED)
     _let_pass(fleet, 0.19)
+    assert fleet.request(first, FAILED)
     assert not first.gate.is_open
-    _let_pass(fleet, 0.02)
+    _let_pass(fleet, 0.5)
+    assert not first.gate.is_open  # for all that time nobody had a request
+    assert fleet.request(first, FAILED)
     assert first.gate.is_open
 
 

@@ -355,10 +355,12 @@ class Gate:
             return
         # One of them is always the first to see it: the others' outcomes are on their way.
         self._alone_since = min(self._alone_since, now)
-        patient_until = self._alone_since + (PATIENCE_S if row.reporters > 1 else SETTLING_S)
-        if now >= patient_until:
+        # While nothing comes, those that have requests see nothing either: their time does not run out.
+        others = row.reporters > 1
+        patient_until = self._alone_since + (PATIENCE_S if others else SETTLING_S)
+        if now >= patient_until and (told or not others):
             self._trip_own(now, random, f"{self._seen.text(now)}, and no others see it")
-        else:
+        elif not others:
             self._look_again(patient_until)
 
     def _look_again(self, at: float) -> None:
