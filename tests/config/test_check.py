@@ -258,3 +258,21 @@ def test_secret_of_an_upstream_that_is_not_here_is_warned_of(monkeypatch: pytest
         "  u: {endpoints: [http://127.0.0.1:1], auth: {basic: {user: a, password: env:AMBASSADOR_TEST_TOKEN}}}"
     )
     assert [warning.path for warning in loaded.warnings] == ["upstreams.u.auth.basic.password"]
+
+
+def test_header_that_a_credential_replaces_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMBASSADOR_TEST_TOKEN", "x")
+    text = (
+        "version: 1\nlisten: 127.0.0.1:80\nroutes: [{name: r, to: u, headers: {request: {set: {NAME: x}}}}]\n"
+        "upstreams: {u: {endpoints: [http://127.0.0.1:1], auth: AUTH}}"
+    )
+    bearer, header = (
+        "{bearer: env:AMBASSADOR_TEST_TOKEN}",
+        "{header: {name: X-Key, value: env:AMBASSADOR_TEST_TOKEN}}",
+    )
+    for name, auth, warned in (
+        ("Authorization", bearer, True), ("x-key", bearer, False), ("x-key", header, True),
+        ("authorization", header, False),
+    ):  # fmt: skip
+        warnings = load_string(text.replace("NAME", name).replace("AUTH", auth)).warnings
+        assert [warning.path for warning in warnings] == ["routes[0].headers"] * warned

@@ -57,6 +57,8 @@ def warn(
     for name, part in upstreams.items():
         _warn_of_source(config.upstreams[name].discover, part)
     _warn_of_clients(config, routes, document)
+    for route, part in zip(config.routes, routes, strict=True):
+        _warn_of_headers(config, route, part)
     _warn_of_shadows(matches)
     for holder in (document, *upstreams.values()):
         if holder is not None:
@@ -315,6 +317,22 @@ def _warn_of_client(config: Config, client: Client, part: Part) -> None:
         node.report(
             path,
             "proves nothing: no listener verifies clients' certificates ('tls.client_ca')",
+            level="warning",
+        )
+
+
+def _warn_of_headers(config: Config, route: Route, part: Part) -> None:
+    """What a route sets and the upstream's credential replaces."""
+    auth = None if route.to is None else config.upstreams[route.to].auth
+    changes = None if route.headers is None else route.headers.request
+    if auth is None or changes is None:
+        return
+    name = "authorization" if auth.header is None else auth.header.name.lower()
+    if name in {each.lower() for each in (*changes.set, *changes.add)}:
+        node, path = part.place("headers")
+        node.report(
+            path,
+            f"'{name}' of the request is replaced by the credential of upstream '{route.to}' ('auth')",
             level="warning",
         )
 

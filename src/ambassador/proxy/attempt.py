@@ -359,8 +359,14 @@ class Attempt:
         exchange.transfer.start(connection, head)
 
     def _put(self, credential: Credential, head: RequestHead) -> None:
-        """Have the credential in the head. A body that it signs is sent with its length."""
+        """Have the credential in the head. A body that it signs is sent with its length.
+
+        Not of a TRACE, whose answer is the request: the client would be shown it (RFC 9110 9.3.8).
+        """
         request = self._exchange.request
+        if request.method == "TRACE":
+            head.fields = credential.others(head.fields)
+            return
         if credential.reads:
             body = head.body = self._exchange.transfer.whole_body()
             if body is not None and not head.sized and not request.trailers:

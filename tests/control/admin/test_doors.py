@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import logging
+import os
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+import trio
 
 from ambassador.config.schema import Admin
-from ambassador.control.admin.doors import AdminDoor, ControlDoor
+from ambassador.control.admin.doors import AdminDoor, ControlDoor, serve_door
+from ambassador.control.admin.http import Request, Response
 from ambassador.control.slots import BindError
 
 
@@ -46,3 +52,30 @@ def test_a_control_socket_in_use_is_told(tmp_path: Path) -> None:
     door.close()
     with pytest.raises(BindError):
         ControlDoor(str(tmp_path / "none" / "c.sock"))
+
+
+_ASKER = """
+import os, socket, sys
+os.setgid(65534)
+os.setuid(65534)
+with socket.socket(socket.AF_UNIX) as sock:
+    sock.connect(sys.argv[1])
+    sock.sendall(b"POST /api/drain HTTP/1.1\\r\\nhost: a\\r\\ncontent-length: 0\\r\\n\\r\\n")
+    print(sock.recv(65536).split()[1].decode())
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can ask as somebody else")
+async def test_control_socket_is_shut_for_other_users_even_if_its_file_is_not(nursery: trio.Nursery) -> None:
+    async def handler(_request: Request) -> Response:
+        raise AssertionError("nobody was to get this far")
+
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        door = ControlDoor(f"{directory}/c.sock")
+        os.chmod(door.path, 0o666)
+        nursery.start_soon(serve_door, door, handler, logging.getLogger("test"))
+        told = await trio.run_process([sys.executable, "-I", "-c", _ASKER, door.path], capture_stdout=True)
+        assert told.stdout == b"403\n"
+        nursery.cancel_scope.cancel()
+        door.close()

@@ -194,6 +194,17 @@ async def test_credential_is_not_sent_in_plaintext_to_where_a_name_leads(
         assert (await client.answer())[0] == 200
 
 
+async def test_answer_to_a_trace_shows_no_credential(origin: Origin, tmp_path: Path) -> None:
+    (tmp_path / "t").write_text("ours")
+    async with a_stage(origin, authed(origin.url, f"{{bearer: 'file:{tmp_path}/t'}}")) as stage:
+        client, upstream = await begun(stage)
+        for _ in range(2):
+            head = await seen(
+                client, upstream, b"TRACE /x HTTP/1.1\r\nhost: a\r\nauthorization: theirs\r\n\r\n"
+            )
+            assert fields(head, b"authorization") == []
+
+
 async def test_trailer_cannot_pass_for_the_credential(origin: Origin, tmp_path: Path) -> None:
     (tmp_path / "t").write_text("ours")
     auth = f"{{header: {{name: x-key, value: 'file:{tmp_path}/t'}}}}"
