@@ -15,6 +15,7 @@ import trio
 import trio.testing
 import trustme
 
+from ambassador.observe.metrics import HANDSHAKE_RESULTS, HANDSHAKES, WORKER_SLOTS, Page
 from ambassador.proxy.listener import ListenerLimits
 from tests.proxy.harness import GET, OK, Plane, Talk, a_plane, finished, until
 from tests.proxy.secure import (
@@ -748,3 +749,26 @@ async def test_slow_client_holds_the_upstream_back_and_gets_all(origin: SecureOr
             assert await client.answer() == (200, body)
         client.close()
         up.close()
+
+
+async def test_handshakes_are_counted_on_both_sides(origin: SecureOrigin, ca: str) -> None:
+    page = Page.create(WORKER_SLOTS * 8)
+    async with secure_plane(config(ca, origin.url, retry="off")) as plane:
+        plane.service.metrics = page.worker()
+        client, up = await asked(plane, origin)
+        await up.send(OK)
+        assert await client.answer() == (200, b"ok")
+        up.close()  # the next request needs a connection of its own
+        await until(lambda: plane.endpoint.pool.open == 0)
+        await client.send(GET)
+        second = await origin._listener.accept()
+        await second.aclose()
+        assert (await client.answer())[0] == 503
+        client.close()
+        plain = await plane.connect()
+        await plain.send(GET)
+        await plain.rest()
+        plain.close()
+        counted = list(page.slots[HANDSHAKES : HANDSHAKES + 2 * len(HANDSHAKE_RESULTS)])
+    assert counted == [1, 0, 1, 1, 0, 1]
+    page.close()

@@ -18,6 +18,7 @@ from ambassador.errors import (
     ClientError,
     ConnectFailed,
     CredentialUnavailable,
+    TlsFailed,
     Unauthenticated,
     UpstreamError,
     UpstreamReset,
@@ -30,6 +31,7 @@ from ambassador.proxy.forwarding import deadline_fields
 from ambassador.proxy.lane import BROKEN, HANGUP, READ, WRITE, TimedOut
 from ambassador.proxy.methods import IDEMPOTENT
 from ambassador.proxy.policies.breaker import Refusal, Ticket, closed, enter, guards_of, settle
+from ambassador.proxy.tls_socket import TlsSocket
 from ambassador.proxy.transfer import ClientGone
 from ambassador.proxy.upstream.pool import QueueTimeout
 
@@ -213,7 +215,8 @@ class Attempt:
                 )
             except QueueTimeout:
                 raise transfer.missed() from None
-            except ConnectFailed:
+            except ConnectFailed as error:
+                self._count_failure(error)
                 if exchange.lane.now >= deadline:
                     raise transfer.missed() from None
                 raise
@@ -225,8 +228,8 @@ class Attempt:
             self.connection = connection
             if client.link.ready & client.gone(exchange.request):
                 raise ClientGone
-            if not connection.used and exchange.service.metrics is not None:
-                exchange.service.metrics.upstream_opened()
+            if not connection.used:
+                self._count_opened(connection)
             self._start(connection)
             try:
                 await transfer.until_head(connection)
@@ -237,6 +240,18 @@ class Attempt:
                 return connection
             connection.close()
             fresh = exchange.paid = True
+
+    def _count_opened(self, connection: Http1Connection) -> None:
+        metrics, sock = self._exchange.service.metrics, connection.link.sock
+        if metrics is not None:
+            metrics.upstream_opened()
+            if isinstance(sock, TlsSocket):
+                metrics.upstream_handshake("resumed" if sock.resumed else "full")
+
+    def _count_failure(self, error: ConnectFailed) -> None:
+        metrics = self._exchange.service.metrics
+        if metrics is not None and isinstance(error, TlsFailed):
+            metrics.upstream_handshake("failed")
 
     def _is_stale(self) -> bool:
         """The connection had been closed while idle, and the request may be sent again (contract 7.3)."""
@@ -304,9 +319,14 @@ class Attempt:
         """Go on as far as that is possible now; whether the head of the answer is there. Raises `UpstreamError`."""
         link = self._opening
         if link is not None:
-            self.connection = self.endpoint.pool.opened(link)
+            try:
+                self.connection = self.endpoint.pool.opened(link)
+            except ConnectFailed as error:
+                self._count_failure(error)
+                raise
             if self.connection is not None:
                 self._opening = None
+                self._count_opened(self.connection)
                 self._start(self.connection)
         elif self.connection is not None:
             connection = self.connection

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from ambassador.errors import ConnectFailed, Overloaded
+from ambassador.errors import ConnectFailed, Overloaded, TlsFailed
 from ambassador.proxy.lane import BROKEN, HANGUP, READ, WRITE, TimedOut, Timer
 from ambassador.proxy.tls_socket import TlsSocket, connect_failure, shake_hands
 from ambassador.proxy.upstream.connect import begin_connect, connect, is_connected, still_wanted
@@ -138,7 +138,7 @@ class Pool(Timer):
             await shake_hands(link, strand, until, check=check)
         except TimedOut:
             link.close()
-            raise ConnectFailed("no TLS handshake within the connect timeout") from None
+            raise TlsFailed("no TLS handshake within the connect timeout") from None
         except OSError as error:
             link.close()
             raise connect_failure(error) from None
