@@ -328,6 +328,9 @@ async def ride(client: ClientConnection) -> Exchange | None:
             flags = _CLIENT_GONE
             client.abort()
             raise
+        except BaseException:  # the worker ends, or a defect: what was not taken is cut, as in an exchange
+            client.abort()
+            raise
         finally:
             service.inflight -= 1
             seconds = lane.now - now
