@@ -35,7 +35,7 @@ from ambassador.proxy.lane import BROKEN, HANGUP, READ, WRITE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ambassador.proxy.lane import Link, Sock, Strand
+    from ambassador.proxy.lane import Link, Strand
 
 RECORD: Final = 16384
 """The most that a record holds (RFC 8446 5.1)."""
@@ -294,10 +294,10 @@ class ClientSide:
     `server_name` is the name or the IP address that its certificate must be for.
     """
 
-    __slots__ = ("_context", "_latest", "_server_name", "_session", "_tls")
+    __slots__ = ("_context", "_latest", "_server_name", "_session", "source")
 
     def __init__(self, tls: HasContext, server_name: str) -> None:
-        self._tls = tls
+        self.source = tls
         self._server_name = server_name
         self._context: ssl.SSLContext | None = None
         self._session: ssl.SSLSession | None = None
@@ -305,7 +305,7 @@ class ClientSide:
 
     def begin(self, link: Link) -> TlsSocket:
         """Have a new connection, whose link has a plain socket, speak TLS: the handshake is to come."""
-        context = self._tls.context
+        context = self.source.context
         if context is not self._context:  # sessions are a context's own
             self._context, self._session, self._latest = context, None, None
         latest = None if self._latest is None else self._latest()
@@ -322,10 +322,6 @@ class ClientSide:
         link.sock = sock
         self._latest = ref(sock)
         return sock
-
-    def made(self, sock: Sock) -> bool:
-        """Whether a connection was made with what new ones are made with."""
-        return isinstance(sock, TlsSocket) and sock._ssl.context is self._tls.context  # noqa: SLF001 - of this file
 
     def learn(self, sock: TlsSocket) -> None:
         """Take the session of a connection to be resumed, if it is the latest one and has a ticket by now."""

@@ -16,6 +16,8 @@ from ambassador.proxy.http1_parser import ResponseReader
 from ambassador.proxy.wire import READ_SIZE, SCRATCH, Wire
 
 if TYPE_CHECKING:
+    import ssl
+
     from ambassador.messages import Fields, RequestHead
     from ambassador.proxy.lane import Link, Strand
     from ambassador.proxy.upstream.pool import Pool
@@ -26,7 +28,16 @@ _join_field: Final = b": ".join
 class Http1Connection(Wire):
     """One connection; carries one exchange at a time. Owned by its `pool` while idle, by an exchange otherwise."""
 
-    __slots__ = ("_chunked", "idle_until", "on_idle_event", "pool", "reader", "used", "written_before")
+    __slots__ = (
+        "_chunked",
+        "idle_until",
+        "made_with",
+        "on_idle_event",
+        "pool",
+        "reader",
+        "used",
+        "written_before",
+    )
 
     def __init__(self, link: Link, pool: Pool) -> None:
         super().__init__(link)
@@ -34,6 +45,8 @@ class Http1Connection(Wire):
         self.reader = ResponseReader()
         self.used = False
         """It has carried a complete exchange: the other side may close it at any moment."""
+        self.made_with: ssl.SSLContext | None = None
+        """Of a connection with TLS, what it was made with."""
         self.written_before = 0
         self._chunked = False
         self.idle_until = 0.0
