@@ -6,6 +6,7 @@ import hashlib
 from datetime import UTC, datetime
 from typing import Any
 from unittest.mock import patch
+from urllib.parse import quote, unquote, unquote_plus
 
 import pytest
 from botocore.auth import S3SigV4Auth, SigV4Auth
@@ -25,6 +26,8 @@ from ambassador.proxy.credentials.aws_sigv4 import (
     describe,
 )
 from tests.proxy.credentials.shown import ENDPOINT, WALL_S, means
+from tests.proxy.credentials.stage import ANSWER, FAILED, a_stage, authed, begun
+from tests.proxy.harness import Origin
 
 ACCESS, SECRET, SESSION = "AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY", "t0ken=="
 SEGMENT = st.text("abcXYZ019-._~", min_size=0, max_size=4) | st.sampled_from(
@@ -203,3 +206,66 @@ def test_key_that_is_missing_is_an_error_without_it(missing: str) -> None:
 
 def test_signature_is_told_of_without_its_keys() -> None:
     assert describe(config("s3")) == "an AWS signature (v4) for s3 in eu-west-1"
+
+
+TARGETS = [
+    b"/", b"/a/b", b"/a%20b/%C3%A9", b"/a/../b//c/", b"/%7euser/%41", b"/a:b@c!$&'()*+,;=d", b"/a?", b"/?b=2&a=1&a=0&a",
+    b"/?a=b+c&d=%2B&e=%7e&f=/?:@", b"/?prefix=x%2Fy&list-type=2&&", b"/a?acl",
+]  # fmt: skip
+
+
+def of_wire(head: bytes, body: bytes, service: str) -> tuple[str, str]:
+    """The signature of a request as it arrived, and what botocore makes of the same for the server's canonical URL."""
+    first, *lines = head.decode().rstrip("\r\n").split("\r\n")
+    method, target, _ = first.split(" ")
+    fields = [(name, value) for name, _, value in (line.partition(": ") for line in lines)]
+    authorization = next(value for name, value in fields if name == "authorization")
+    names = authorization.partition("SignedHeaders=")[2].partition(",")[0].split(";")
+    path, _, query = target.partition("?")
+    made = {name.lower(): value for name, value in fields if name.lower() in names}
+    date = made.pop("x-amz-date")
+    if service == "s3":
+        del made["x-amz-content-sha256"]
+        path = "/".join(quote(unquote(segment), safe="~") for segment in path.split("/"))
+    pairs = [each for each in query.split("&") if each]
+    canonical = "&".join(
+        "=".join(quote(unquote_plus(part), safe="~") for part in each.partition("=")[::2]) for each in pairs
+    )
+    request = AWSRequest(
+        method=method,
+        url=f"http://{made['host']}{path}" + (f"?{canonical}" if canonical else ""),
+        headers=made,
+        data=body,
+    )
+    moment = datetime.strptime(date, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).replace(tzinfo=None)
+    with patch("botocore.auth.get_current_datetime", lambda: moment):
+        (S3SigV4Auth if service == "s3" else SigV4Auth)(
+            Credentials(ACCESS, SECRET), service, "eu-west-1"
+        ).add_auth(request)
+    return authorization, request.headers["Authorization"]
+
+
+@pytest.mark.parametrize("service", ["s3", "sqs"])
+async def test_what_is_signed_is_what_arrives(
+    origin: Origin, service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the client wrote, after normalising, rewriting and all that the proxy adds; at each attempt."""
+    monkeypatch.setenv("ACCESS", ACCESS)
+    monkeypatch.setenv("SECRET", SECRET)
+    auth = f"{{aws_sigv4: {{service: {service}, region: eu-west-1, access_key: env:ACCESS, secret_key: env:SECRET}}}}"
+    route = ", rewrite: {regex: ['^/a/', '/z%20y/'], host: 'Bucket.Example:8080'}, retry: {attempts: 1, when: [503], backoff: 1ms}"
+    async with a_stage(origin, authed(origin.url, auth, route=route)) as stage:
+        client, upstream = await begun(stage)
+        for target in TARGETS:
+            for start, body in ((b"GET", b""), (b"PUT", b"some body")):
+                await client.send(
+                    b"%b %b HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain;  a\r\nx-amz-meta-b:  c \r\nX-Amz-Date: theirs\r\n"
+                    b"content-length: %d\r\n\r\n%b" % (start, target, len(body), body)
+                )
+                for said in (FAILED, ANSWER):
+                    head = await upstream.head()
+                    assert await upstream.exactly(len(body)) == body
+                    ours, botocores = of_wire(head, body, service)
+                    assert ours == botocores, head
+                    await upstream.send(said)
+                assert (await client.answer())[0] == 200

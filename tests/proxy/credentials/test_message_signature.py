@@ -23,6 +23,8 @@ from ambassador.proxy.credentials.message_signature import (
 )
 from ambassador.proxy.upstream.endpoint import Endpoint
 from tests.proxy.credentials.shown import ENDPOINT, means
+from tests.proxy.credentials.stage import ANSWER, FAILED, a_stage, authed, begun
+from tests.proxy.harness import Origin
 
 RFC_SECRET = "uzvJfB4u3N0Jy4T7NZ75MDVcr8zSTInedJtkgcu46YW4XByzNJjxBdtjUkdJPBtbmHhIDi6pcl8jsasjlTMtDQ=="
 SECRET = "a secret of both"
@@ -204,3 +206,36 @@ def test_signature_is_told_of_without_its_key() -> None:
     assert describe(Config(key="env:K", headers=("@path", "a"))) == (
         "an HTTP message signature (hmac-sha256) over @path, a"
     )
+
+
+async def test_what_is_signed_is_what_arrives(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all that the proxy adds, after rewriting, the body's digest included; at each attempt."""
+    monkeypatch.setenv("KEY", SECRET)
+    headers = (
+        "['@method', '@target-uri', '@authority', '@path', '@query', via, x-request-id, x-a, content-digest]"
+    )
+    route = ", rewrite: {prefix: /z}, retry: {attempts: 1, when: [503], methods: all, backoff: 1ms}"
+    auth = f"{{hmac: {{key: env:KEY, headers: {headers}}}}}"
+    async with a_stage(origin, authed(origin.url, auth, route=route)) as stage:
+        client, upstream = await begun(stage)
+        for target, body in ((b"/a/../b?c=d+e", b""), (b"/%7eb", b"some body")):
+            await client.send(
+                b"POST %b HTTP/1.1\r\nhost: a\r\nX-A: 1\r\nsignature: x=:theirs:\r\nx-a: 2\r\ntransfer-encoding: chunked\r\n"
+                b"\r\n%x\r\n%b\r\n0\r\n\r\n" % (target, len(body), body)
+                if body
+                else b"GET %b HTTP/1.1\r\nhost: a\r\nX-A: 1\r\nx-a: 2\r\n\r\n" % target
+            )
+            for said in (FAILED, ANSWER):
+                head = await upstream.head()
+                assert await upstream.exactly(len(body)) == body
+                first, *lines = head.decode().rstrip("\r\n").split("\r\n")
+                method, sent, _ = first.split(" ")
+                found: dict[str, str] = {}
+                for name, _, value in (line.partition(": ") for line in lines):
+                    found[name.lower()] = (
+                        f"{found[name.lower()]}, {value}" if name.lower() in found else value
+                    )
+                covered = verify("http", method, found["host"], sent, fields=found, body=body)
+                assert len(covered) == (9 if body else 8)
+                await upstream.send(said)
+            assert (await client.answer())[0] == 200
