@@ -161,6 +161,13 @@ def test_doubles_are_joined_and_each_attempt_has_its_time() -> None:
     )
 
 
+def test_host_is_covered_by_either_name() -> None:
+    head = RequestHead("GET", b"/", b"H:80", [])
+    base = '"@authority": h\n"host": H:80\n"@signature-params": ("@authority" "host");created=1618884473'
+    signature = b64encode(hmac.digest(SECRET.encode(), base.encode(), "sha256")).decode()
+    assert signed(head, headers=("@authority", "host"))["signature"] == f"sig1=:{signature}:"
+
+
 def test_what_the_client_sent_under_these_names_is_replaced() -> None:
     sent = [(b"Signature", b"x=:theirs:"), (b"signature-INPUT", b"theirs"), (b"Content-Digest", b"theirs")]
     fields = signed(RequestHead("GET", b"/", b"h", sent))

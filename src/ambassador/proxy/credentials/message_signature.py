@@ -149,7 +149,7 @@ class Signer(Credential):
 
     def _lines(self, head: RequestHead, scheme: str) -> tuple[list[bytes], list[bytes]]:
         """The lines of the signature base (RFC 9421 2.5) and the names of what they cover."""
-        values: dict[bytes, bytes] = {}
+        values = {b"host": head.authority}  # which is no field of the head yet
         for name, value in head.fields:
             lower, stripped = name.lower(), value.strip()
             values[lower] = b"%b, %b" % (values[lower], stripped) if lower in values else stripped
