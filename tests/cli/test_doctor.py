@@ -93,6 +93,12 @@ def test_each_trouble_of_a_service_is_told_with_what_to_do(
     assert "\n" not in str(found.advice)
 
 
+def test_upstream_that_cannot_be_shown_its_credential_is_told_of() -> None:
+    shut = UP | {"credential": "the credential for upstream a cannot be read"}
+    found = [finding for finding in service_findings(STATUS, [shut], now=NOW) if finding.level != "ok"]
+    assert [(finding.level, "cannot be read" in finding.what) for finding in found] == [("error", True)]
+
+
 def test_a_service_that_was_never_reloaded_is_fine() -> None:
     assert [finding.level for finding in service_findings(STATUS | {"last_reload": None}, [UP], now=NOW)] == [
         "ok",

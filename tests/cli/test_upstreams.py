@@ -116,3 +116,12 @@ def test_token_that_is_fetched_is_told_of(
     service.answers["GET", "/api/upstreams"] = (200, [{**UPSTREAMS[0], "token": told}])
     assert main(["upstreams"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == said
+
+
+def test_credential_that_cannot_be_had_is_told_of(
+    service: FakeService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = "the credential for upstream billing cannot be read"
+    service.answers["GET", "/api/upstreams"] = (200, [{**UPSTREAMS[0], "credential": told}])
+    assert main(["upstreams"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"billing: {told}; its log says more"

@@ -110,3 +110,15 @@ def test_token_that_lasts_longest_is_told_and_any_problem() -> None:
     assert found.token == TokenStatus(valid_for_s=50.0, problem="answered 500", next_try_s=1.0)
     (plain,) = summed(answer([upstream("a", endpoint("http://a:1", 1, 0, None))]))
     assert plain.token is None
+
+
+def test_credential_that_one_worker_cannot_have_is_told() -> None:
+    answers = []
+    for problem in (None, "cannot be read"):
+        told = upstream("a", endpoint("http://a:1", 1, 0, None))
+        told.credential = problem
+        answers.append(answer([told]))
+    (found,) = summed(*answers)
+    assert found.credential == "cannot be read"
+    (well,) = summed(answers[0])
+    assert well.credential is None

@@ -90,6 +90,9 @@ def test_secret_that_comes_late_opens_the_way(tmp_path: Path) -> None:
         assert upstream.shown is None
         codes = wait_until(lambda: [line["code"] for line in service.log()] or None, "the log")
         assert set(codes) == {"credential_unavailable"}
+        told = "the credential for upstream u cannot be read"
+        assert told in service.command("upstreams").stdout
+        assert told in service.command("doctor").stdout
         replace(secret, "late")
         wait_until(lambda: all(status(service) == 200 for _ in range(20)), "the secret in both workers")
 

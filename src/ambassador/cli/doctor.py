@@ -182,6 +182,9 @@ def service_findings(
                 "the host may lack CPU; see ambassador_loop_lag_seconds",
             )
     for upstream in upstreams:
+        if upstream.get("credential"):
+            what = f"upstream {upstream['name']}: requests to it fail; {upstream['credential']}"
+            yield Finding("error", what, "its log says which secret it is, and why")
         for endpoint in upstream["endpoints"]:
             if not endpoint["healthy"]:
                 yield Finding(

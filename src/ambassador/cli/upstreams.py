@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     for upstream in upstreams:
         if upstream.get("problem"):
             print(f"{upstream['name']}: {upstream['source']} says nothing new: {upstream['problem']}")
+        if upstream.get("credential"):
+            print(f"{upstream['name']}: {upstream['credential']}; its log says more")
         if upstream.get("token"):
             print(f"{upstream['name']}: {_token(upstream['token'])}")
     return OK

@@ -48,7 +48,8 @@ class UpstreamStatus(msgspec.Struct, kw_only=True, gc=False, omit_defaults=True)
     """`/api/upstreams`: one upstream.
 
     `source`: where its endpoints are found, left out where they are configured; `problem`: why it says nothing new,
-    left out while it does. `token`: left out where none is fetched.
+    left out while it does. `token`: left out where none is fetched. `credential`: why it cannot be shown what it wants,
+    left out while it can.
     """
 
     name: str
@@ -56,6 +57,7 @@ class UpstreamStatus(msgspec.Struct, kw_only=True, gc=False, omit_defaults=True)
     source: str | None = None
     problem: str | None = None
     token: TokenStatus | None = None
+    credential: str | None = None
 
 
 _ENCODER: Final = msgspec.json.Encoder()
@@ -77,6 +79,7 @@ class UpstreamSums:
     def __init__(self) -> None:
         self._sums: dict[str, dict[str, EndpointStatus]] = {}
         self._tokens: dict[str, TokenStatus] = {}
+        self._credentials: dict[str, str] = {}
         self._latencies: dict[tuple[str, str], list[float]] = {}
 
     def add(self, answers: Iterable[bytes]) -> Iterator[None]:
@@ -91,13 +94,20 @@ class UpstreamSums:
             for url, endpoint in endpoints.items():
                 known = self._latencies.get((name, url))
                 endpoint.ewma_ms = round(sum(known) / len(known), 3) if known else None
-            yield UpstreamStatus(name=name, endpoints=list(endpoints.values()), token=self._tokens.get(name))
+            yield UpstreamStatus(
+                name=name,
+                endpoints=list(endpoints.values()),
+                token=self._tokens.get(name),
+                credential=self._credentials.get(name),
+            )
 
     def _add(self, upstream: UpstreamStatus) -> None:
         sums = self._sums.setdefault(upstream.name, {})
         if upstream.token is not None:
             known = self._tokens.get(upstream.name)
             self._tokens[upstream.name] = upstream.token if known is None else _joined(known, upstream.token)
+        if upstream.credential is not None:
+            self._credentials[upstream.name] = upstream.credential
         for endpoint in upstream.endpoints:
             total = sums.setdefault(endpoint.url, endpoint)
             if total is not endpoint:

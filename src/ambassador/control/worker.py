@@ -462,6 +462,7 @@ class WorkerPlane:
                 name=upstream.name,
                 endpoints=[_endpoint_status(upstream, each, now, wall_s) for each in upstream.endpoints],
                 token=_token_status(upstream),
+                credential=None if upstream.credential is None else upstream.credential.problem(),
             )
             for upstream in self._service.table.upstreams.values()
         ]

@@ -195,6 +195,7 @@ def test_key_that_is_missing_is_an_error_without_it(missing: str) -> None:
     made = credential(config(session_token="env:SESSION"), "u", means(WALL_S, **values))
     with pytest.raises(CredentialUnavailable) as raised:
         made.ready(Request("GET", b"/", [], 1))
+    assert made.problem() == raised.value.detail
     assert not any(value in raised.value.detail for value in values.values())
     values[missing] = "two\nlines"
     if missing != "SECRET":

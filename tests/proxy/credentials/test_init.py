@@ -352,6 +352,7 @@ def test_fixed_credential_is_made_again_only_when_a_secret_changes(tmp_path: Pat
         return secret.value
 
     credential = Fixed("u", "X-Key", [secret], make)
+    assert credential.problem() is None
     assert credential.line(0.0) == credential.line(1.0) == b"\r\nX-Key: one"
     assert made == ["one"]
     file.write_text("two")
@@ -360,6 +361,7 @@ def test_fixed_credential_is_made_again_only_when_a_secret_changes(tmp_path: Pat
     file.write_text("bad\r\nx: y")
     secrets.refresh()
     assert credential.line(1.0) is None
+    assert credential.problem() == "the credential for upstream u cannot be the value of a header"
     with pytest.raises(CredentialUnavailable) as raised:
         credential.ready(Request("GET", b"/", [], 1))
     assert "bad" not in raised.value.detail

@@ -189,6 +189,7 @@ def test_key_that_is_missing_is_an_error_without_it(values: dict[str, str], enco
     made = credential(Config(key="env:KEY", encoding=encoding), "u", means(0.0, **values))
     with pytest.raises(CredentialUnavailable) as raised:
         made.ready(Request("GET", b"/", [], 1))
+    assert made.problem() == raised.value.detail
     assert "no base64!" not in raised.value.detail
 
 

@@ -105,6 +105,7 @@ def test_key_that_cannot_sign_is_an_error_without_it(values: dict[str, str], alg
             made.ready(Request("GET", b"/", [], 1))
         assert not any(value in raised.value.detail for value in values.values())
     assert made.line(0.0) is None
+    assert made.problem()
 
 
 def test_claims_that_others_settings_make_are_refused() -> None:

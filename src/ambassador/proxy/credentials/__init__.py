@@ -75,11 +75,15 @@ class Credential:
         self.upstream = upstream
         self._names = frozenset(map(_folded, map(str.encode, names)))
 
+    def check(self) -> None:
+        """Raises `CredentialUnavailable` where a secret that it is made of cannot be read, or used. Asks nobody."""
+
     def ready(self, request: Request) -> Awaitable[None] | None:  # noqa: ARG002 - of those that must fetch something
         """Have it in hand before an attempt. None: it is. Else to be awaited; it rests by the request's waiter.
 
         Raises `CredentialUnavailable`, at once or when awaited.
         """
+        self.check()
         return None
 
     def put(self, request: Request, head: RequestHead, endpoint: Endpoint) -> None:
@@ -105,6 +109,14 @@ class Credential:
         """What it adds to every request that begins at `now` (the lane's clock): its field, with CRLF before it. None:
         it is not in hand, or there is none for all requests alike.
         """
+        return None
+
+    def problem(self) -> str | None:
+        """Why no request can have it now, for people; None: nothing is known against it."""
+        try:
+            self.check()
+        except CredentialUnavailable as error:
+            return error.detail
         return None
 
     def unavailable(self, why: str = "cannot be read") -> CredentialUnavailable:
@@ -146,8 +158,8 @@ class Fixed(Credential):
         self._field: Field | None = None
         self._line = b""
 
-    def ready(self, request: Request) -> None:  # noqa: ARG002
-        """Raises `CredentialUnavailable` while a secret cannot be read, or cannot be a field's value."""
+    def check(self) -> None:
+        """As `Credential.check`."""
         self._current()
 
     def put(self, request: Request, head: RequestHead, endpoint: Endpoint) -> None:  # noqa: ARG002

@@ -99,8 +99,12 @@ class Signer(Credential):
         self._signing_key: tuple[tuple[str, int], bytes] | None = None
         self.reads = 0 if config.unsigned_payload else config.buffer
 
+    def check(self) -> None:
+        """As `Credential.check`."""
+        self._keys()
+
     def ready(self, request: Request) -> None:
-        """Raises `CredentialUnavailable` while a key cannot be read, `BodyTooLarge` where the body is known to be."""
+        """As `Credential.ready`; raises `BodyTooLarge` where the body is known to be."""
         self._keys()
         if self._config.service not in _S3 and (request.content_length or 0) > self._config.buffer:
             raise self._too_large()

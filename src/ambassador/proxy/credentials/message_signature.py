@@ -125,8 +125,12 @@ class Signer(Credential):
         self._key = means.secrets.get(config.key)
         self.reads = config.buffer if self._digests else 0
 
+    def check(self) -> None:
+        """As `Credential.check`."""
+        self._secret()
+
     def ready(self, request: Request) -> None:
-        """Raises `CredentialUnavailable` while the key cannot be read, `BodyTooLarge` where the body is known to be."""
+        """As `Credential.ready`; raises `BodyTooLarge` where the body is known to be."""
         self._secret()
         if self._digests and (request.content_length or 0) > self._config.buffer:
             raise self._too_large()

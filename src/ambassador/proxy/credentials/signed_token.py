@@ -93,8 +93,8 @@ class SignedToken(Credential):
         self._line = b""
         self._from_s = self._until_s = 0.0
 
-    def ready(self, request: Request) -> None:  # noqa: ARG002
-        """Raises `CredentialUnavailable` while the key cannot be read, or is none."""
+    def check(self) -> None:
+        """As `Credential.check`."""
         self._current()
 
     def put(self, request: Request, head: RequestHead, endpoint: Endpoint) -> None:  # noqa: ARG002
