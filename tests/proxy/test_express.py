@@ -18,14 +18,17 @@ import ambassador.proxy.express
 import ambassador.proxy.http1
 from ambassador.errors import Limited, ProxyError
 from ambassador.messages import Reply, Request
+from ambassador.proxy import jose
 from ambassador.proxy.exchange import Exchange
 from ambassador.proxy.http1 import ClientConnection
 from ambassador.proxy.http1_parser import Limits
 from ambassador.proxy.listener import ListenerLimits
+from tests.proxy.clients import tokens
 from tests.proxy.harness import GET, Origin, a_plane, config
 from tests.proxy.odd_requests import ACCEPTED, HOSTILE, STREAMS, STRICTNESS
 from tests.proxy.two_ways import (
     DATE,
+    WALL_S,
     Setting,
     Step,
     World,
@@ -724,6 +727,62 @@ def test_credential_that_is_not_there_is_missed_in_both_ways(monkeypatch: pytest
     setting = Setting(AUTHED.replace("KIND", "bearer: env:KEY"))
     seen = assert_same(setting, sends(GET), sends(GET), passes(1.0), sends(POST))
     assert [line["code"] for line in seen.lines] == ["credential_unavailable"] * 3
+
+
+CALLERS = (
+    "version: 1\nlisten: 127.0.0.1:80\n"
+    "clients:\n  a: {api_key: 'env:CALLER_A'}\n  b: {api_key: {header: x-b, keys: 'env:CALLER_B'}, forward: true}\n"
+    f"  t: {{jwt: {{issuer: '{tokens.ISSUER}', jwks: 'https://id.test/jwks'}}}}\n  n: {{network: [127.0.0.9]}}\n"
+    "routes:\n"
+    f"- {{name: some, match: {{path: /s}}, to: '{URL}', access: [a, t]}}\n"
+    f"- {{name: mine, match: {{client: b}}, to: '{URL}', limit: {{rate: 1/h, burst: 1, per: client}}}}\n"
+    f"- {{name: r, to: '{URL}'}}"
+)
+PROOFS = (
+    b"", b"X-Api-Key: one\r\n", b"X-Api-Key: guess\r\n", b"X-B: two\r\n", b"x-api-key: one\r\nX-B: two\r\n",
+    b"X-Api-Key: one\r\nx-api-key: one\r\n", b"Authorization: Bearer x.y.z\r\n", b"X-Api-Key: one\r\nA: b\r\n",
+    b"Authorization: Basic YTpi\r\nX-Api-Key: one\r\n",
+)  # fmt: skip
+
+
+def feed_keys(world: World) -> None:
+    for key_set in world._lasting.key_sets:
+        key_set.begin()
+        key_set.feed(jose.read_keys(tokens.jwks()))
+
+
+@pytest.fixture
+def callers(monkeypatch: pytest.MonkeyPatch) -> Setting:
+    monkeypatch.setenv("CALLER_A", "one")
+    monkeypatch.setenv("CALLER_B", "two")
+    return Setting(CALLERS, prepare=feed_keys)
+
+
+@pytest.mark.parametrize("path", [b"/s", b"/"])
+def test_clients_are_the_same_both_ways(callers: Setting, path: bytes) -> None:
+    requests = [GET.replace(b"/", path, 1)[:-2] + proof + b"\r\n" for proof in PROOFS]
+    steps = [step for request in requests for _ in range(2) for step in (sends(request), answers(OK))]
+    seen = assert_same(callers, *WARM, *steps, *reversed(steps[::2]), *steps)
+    assert {line["client"] for line in seen.lines} == {"a", "b", "n", None}
+
+
+def test_plain_requests_of_known_clients_take_the_short_way(callers: Setting) -> None:
+    key = GET.replace(b"/", b"/s", 1)[:-2] + b"X-Api-Key: one\r\n\r\n"
+    token = key.replace(b"X-Api-Key: one", b"Authorization: Bearer " + tokens.sign(WALL_S))
+    steps = [step for _ in range(3) for request in (key, token) for step in (sends(request), answers(OK))]
+    seen, rides = play(callers, steps)
+    assert (rides.exchanges, rides.handed_over) == (1, 1)
+    assert [line["client"] for line in seen.lines] == ["a", "t"] * 3
+
+
+def test_token_that_ends_is_noticed_on_a_remembered_head(callers: Setting) -> None:
+    token = tokens.sign(WALL_S, exp=int(WALL_S) + 40)
+    request = GET.replace(b"/", b"/s", 1)[:-2] + b"Authorization: Bearer %b\r\n\r\n" % token
+    twice = (sends(request), answers(OK)) * 2
+    seen = assert_same(callers, *twice, passes(60.0), *twice, passes(45.0), *twice)
+    assert [(line["client"], line["status"]) for line in seen.lines] == [
+        ("t", 200), ("t", 200), ("t", 200), ("t", 200), ("n", 403), ("n", 403),
+    ]  # fmt: skip
 
 
 def test_memory_of_heads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
