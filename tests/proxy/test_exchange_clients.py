@@ -312,3 +312,12 @@ def test_a_repeat_with_a_new_token_is_a_repeat() -> None:
     assert name_of("r", first, b"key") == name_of("r", second, b"key")
     assert name_of("r", first, b"key") != name_of("r", asked(b"1", "b", (b"authorization",)), b"key")
     assert name_of("r", asked(b"1", None, ()), b"key") != name_of("r", asked(b"2", None, ()), b"key")
+
+
+async def test_a_limit_by_a_header_that_holds_keys_does_not_tell_them() -> None:
+    clients = "clients: {a: {api_key: {header: x-token, keys: 'env:CALL_A'}}}\n"
+    async with a_world(clients, ", limit: {rate: 1/h, burst: 1, per: 'header:x-token'}") as world:
+        assert await status(await world.connect(), get(b"X-Token: key-A")) == 200
+        (policy,) = world.plane.service.table.limits
+        (told,) = policy.status()
+        assert told.key.startswith("#")

@@ -18,6 +18,7 @@ from ambassador.config import schema
 from ambassador.config.breakers import breakers_of, contents_by_upstream, scopes_by_upstream
 from ambassador.config.certificates import client_section
 from ambassador.config.credentials import compile_credential, needs_guard
+from ambassador.config.identity import credential_headers
 from ambassador.config.schema import PathRegex
 from ambassador.proxy import limit_keys
 from ambassador.proxy.clients.who import Clients
@@ -47,7 +48,7 @@ from ambassador.proxy.upstream.upstream import Upstream
 from ambassador.state.holding import Load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Generator, Hashable, Mapping, Sequence
 
     from ambassador.config.discover import Found
     from ambassador.proxy.breakers import Breakers
@@ -123,7 +124,7 @@ def compile_steps(
 ) -> Generator[None, None, Table]:
     """The same, a step for each upstream and route: 500 routes take 25 ms, and a worker serves clients meanwhile."""
     lasting = lasting or Lasting(lane)
-    limits = _Limits(config.state, lane, scopes, counters)
+    limits = _Limits(config.state, lane, scopes, counters, credential_headers(config))
     upstreams: dict[str, Upstream] = {}
     makers: dict[str, _EndpointMaker] = {}
     zone = own_zone(config, os.environ)
@@ -292,8 +293,16 @@ class _KeptAnswers:
 class _Limits:
     """Makes the limits of one table, which share how often a worker asks its stores."""
 
-    def __init__(self, state: schema.State, lane: Lane, scopes: Scopes, counters: Counters) -> None:
+    def __init__(
+        self,
+        state: schema.State,
+        lane: Lane,
+        scopes: Scopes,
+        counters: Counters,
+        credentials: Collection[str],
+    ) -> None:
         self._state = state
+        self._credentials = credentials
         self._lane = lane
         self._counters = counters
         self._fleet = scopes.fleet
@@ -333,6 +342,7 @@ class _Limits:
             expected_replicas=self._state.expected_replicas or 1,
             load=self._load,
             counts=partial(self._counters.limit, owner),
+            credentials=self._credentials,
         )
         if policy is not None:
             self.made.append(policy)

@@ -115,8 +115,17 @@ class Limit:
     """One limit, compiled: its accounts, and how a request finds its own."""
 
     def __init__(
-        self, config: Config, *, ident: str, source: Source, counts: Counts, per: str, constant: str | None
+        self,
+        config: Config,
+        *,
+        ident: str,
+        source: Source,
+        counts: Counts,
+        per: str,
+        constant: str | None,
+        secret: bool = False,
     ) -> None:
+        """`secret`: the values of the header that it goes by are credentials, whatever its name."""
         self.config = config
         self.label = config.label
         self.id = ident
@@ -135,7 +144,7 @@ class Limit:
         else:
             self.cost = float(config.cost)
         self._value_of = _value_of(per)
-        self._hides_values = per.removeprefix("header:").lower().encode() in CREDENTIALS
+        self._hides_values = secret or per.removeprefix("header:").lower().encode() in CREDENTIALS
         self.accounts: dict[str | bytes, Key] = {}
         """Those used last; older ones are in `_older`, which is dropped when this is full."""
         self._older: dict[str | bytes, Key] = {}

@@ -32,7 +32,7 @@ from ambassador.state.account import Account, OnLoss, Source
 from ambassador.state.holding import PHI, Load, Terms, terms, window_terms
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from ambassador.messages import Fields, Request
     from ambassador.state.scope import Clock, Scope
@@ -452,12 +452,14 @@ def compile_limits(
     expected_replicas: int = 1,
     load: Load | None = None,
     counts: Callable[[str], Counts] | None = None,
+    credentials: Collection[str] = (),
 ) -> LimitPolicy | None:
     """The limits of `route` (or with `of_upstream`, of the upstream of that name), or None where there are none.
 
     `fleet` and `replica` are the worker's scopes, the same object where there is no store beyond the replica's.
     `max_wait_s` and `on_loss` as in `state`; `random` gives numbers in [0, 1). `load` is one for all limits of a
-    worker. `counts` gives what counts the limit with this name.
+    worker. `counts` gives what counts the limit with this name. `credentials`: headers that hold them, lower case,
+    beside those that always do.
     """
     if not configs:
         return None
@@ -494,6 +496,7 @@ def compile_limits(
                 counts=counted,
                 per=per,
                 constant=constant,
+                secret=per.removeprefix("header:") in credentials,
             )
         )
     return LimitPolicy(limits, clock=clock, max_wait_s=max_wait_s)
