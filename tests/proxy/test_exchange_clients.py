@@ -321,3 +321,12 @@ async def test_a_limit_by_a_header_that_holds_keys_does_not_tell_them() -> None:
         (policy,) = world.plane.service.table.limits
         (told,) = policy.status()
         assert told.key.startswith("#")
+
+
+async def test_who_may_not_call_hears_nothing_of_the_limits() -> None:
+    async with a_world(KEYS, ", access: [a], limit: {rate: 100/s, burst: 100}") as world:
+        talk = await world.connect()
+        for key, told in ((b"guess", False), (b"key-B", False), (b"key-A", True)):
+            await talk.send(get(b"x-api-key: " + key))
+            head, _ = await talk.whole()
+            assert (b"ratelimit" in head.lower()) is told

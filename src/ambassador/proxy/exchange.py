@@ -85,6 +85,7 @@ class Exchange(Attempts):
     _visit: Visit | None = None
     _cache_note: bytes | None = None
     _replayed = False
+    _denied = False
 
     def __init__(self, client: ClientConnection, request: Request) -> None:
         super().__init__(client, request)
@@ -230,6 +231,7 @@ class Exchange(Attempts):
         if plan.access is not None:
             denied = plan.access.check(request)
             if denied is not None:
+                self._denied = True
                 return denied
         return admit(plan, request)
 
@@ -593,7 +595,7 @@ class Exchange(Attempts):
             fields.append(self._cache_status(self._cache_note))
         if request.request_id:
             fields.append((b"x-request-id", request.request_id))
-        if self._plan is not None and self._plan.limit is not None:
+        if self._plan is not None and self._plan.limit is not None and not self._denied:
             fields += self._plan.limit.answer_fields(request)
         self._status = reply.status
         if request.keeper is not None:

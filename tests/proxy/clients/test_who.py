@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ambassador.config.load import load_text
 from ambassador.messages import Request
@@ -318,3 +320,51 @@ def test_identify_decides_at_once_where_nobody_can_wait() -> None:
     request = world.request(bearer(tokens.sign(NOW)))
     assert world.clients.identify(request, Conn(), world.wall_s) is None
     assert request.doubt == "keys_away"
+
+
+EVERYTHING = (
+    "  k: {api_key: 'env:WHO_A'}\n  j: {api_key: {header: authorization, keys: 'env:WHO_B'}}\n"
+    "  p: {basic: {user: u, password: 'env:WHO_A'}}\n" + TOKEN_CLIENT
+)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([b"x-api-key", b"Authorization", b"AUTHORIZATION", b"x-other"]),
+            st.one_of(
+                st.binary(max_size=40),
+                st.binary(max_size=40).map(lambda rest: b"Bearer " + rest),
+                st.binary(max_size=40).map(lambda rest: b"Basic " + base64.b64encode(rest)),
+                st.sampled_from([b"key-A", b"key-B", b"Bearer key-B", b"Basic dTprZXktQQ=="]),
+            ),
+        ),
+        max_size=4,
+    )
+)
+@settings(max_examples=200)
+def test_whatever_is_said_is_one_client_or_a_doubt(fields: list[tuple[bytes, bytes]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("A", "B"):
+            patch.setenv(f"WHO_{name}", f"key-{name}")
+        found = World(EVERYTHING, fed=False).find(*fields)
+    good = {
+        (name.lower(), client)
+        for name, value in fields
+        for proof, client in (
+            ((b"x-api-key", b"key-A"), "k"),
+            ((b"authorization", b"key-B"), "j"),
+            ((b"authorization", b"Bearer key-B"), "j"),
+            ((b"authorization", b"Basic dTprZXktQQ=="), "p"),
+        )
+        if (name.lower(), value.strip(b" \t")) == proof
+        and sum(other.lower() == name.lower() for other, _ in fields) == 1
+    }
+    clients = {client for _, client in good}
+    if len(clients) == 1:
+        assert (found.name, found.doubt) == (clients.pop(), None)
+        assert set(found.spent) == {name for name, _ in good}
+    else:
+        assert found.name is None
+        assert (found.doubt == "ambiguous") is (len(clients) > 1)
+        assert found.doubt is None or found.doubt in DOUBTS
