@@ -80,7 +80,7 @@ def _connections(counted: Counted, port: int, path: str, until: float, ca: str, 
         began = time.perf_counter()
         try:
             with (
-                socket.create_connection(("127.0.0.1", port), timeout=_TIMEOUT_S) as plain,
+                _connected(port) as plain,
                 context.wrap_socket(plain, server_hostname=NAME, session=session) as sock,
             ):
                 sock.sendall(request)
@@ -96,6 +96,13 @@ def _connections(counted: Counted, port: int, path: str, until: float, ca: str, 
             counted.seconds.append(time.perf_counter() - began)
         else:
             counted.failed += 1
+
+
+def _connected(port: int) -> socket.socket:
+    sock = socket.create_connection(("127.0.0.1", port), timeout=_TIMEOUT_S)
+    # Else the request waits until the end of the handshake is acknowledged, which Envoy does 40 ms later.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
 
 
 def main(arguments: Sequence[str]) -> None:
