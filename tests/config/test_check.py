@@ -276,3 +276,18 @@ def test_header_that_a_credential_replaces_is_warned_of(monkeypatch: pytest.Monk
     ):  # fmt: skip
         warnings = load_string(text.replace("NAME", name).replace("AUTH", auth)).warnings
         assert [warning.path for warning in warnings] == ["routes[0].headers"] * warned
+
+
+def test_tokens_that_replicas_cannot_share_are_told() -> None:
+    text = """\
+        state: {state}
+        upstreams: {{u: {{endpoints: ['http://127.0.0.1:1'], auth: {auth}}}}}
+        routes: [{{name: r, to: u}}]
+        """
+    redis = "{url: redis://127.0.0.1:1, secret_key: 'file:/dev/null'}"
+    oauth2 = "{oauth2: {token_url: 'https://i/t', client_id: a, client_secret: 'env:HOME'}}"
+    (found,) = warnings(text.format(state="redis://127.0.0.1:1", auth=oauth2))
+    assert "upstreams.u.auth: each replica fetches tokens of its own" in found
+    assert not warnings(text.format(state="local", auth=oauth2))
+    assert not [each for each in warnings(text.format(state=redis, auth=oauth2)) if "tokens" in each]
+    assert not warnings(text.format(state="redis://127.0.0.1:1", auth="{bearer: 'env:HOME'}"))

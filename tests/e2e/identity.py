@@ -130,5 +130,12 @@ class Api:
             )
             return [b"refused"]
         said: Any = who.encode()
-        start_response("200 OK", [("content-type", "text/plain"), ("content-length", str(len(said)))])
+        start_response(
+            "200 OK",
+            [
+                ("content-type", "text/plain"),
+                ("cache-control", "public, max-age=60"),
+                ("content-length", str(len(said))),
+            ],
+        )
         return [said]

@@ -23,6 +23,7 @@ import pytest
 from tests.control.service import Service, until
 from tests.e2e.identity import CLIENT, EXCHANGE, SECRET, Api, Identity
 from tests.e2e.origins import wsgi
+from tests.proxy.clients import tokens
 from tests.state.servers import Server, any_binary
 
 REQUEST = b"GET /things HTTP/1.1\r\nhost: a\r\nauthorization: Basic bWluZTpvd24=\r\nconnection: close\r\n\r\n"
@@ -55,6 +56,7 @@ class Replica(Service):
         workers: int = 2,
         state: dict[str, Any] | str = "local",
         kind: str = "oauth2",
+        clients: dict[str, Any] | None = None,
         auth: dict[str, Any] | None = None,
         key: str = "",
         **route: Any,
@@ -89,6 +91,8 @@ class Replica(Service):
             },
             "routes": [{"name": "r", "to": "api", "timeout": "40s", **route}],
         }
+        if clients is not None:
+            config["clients"] = clients
         file = folder / "amb.yaml"
         file.write_text(json.dumps(config))
         super().__init__(["ambassador", "run", "-c", str(file)], folder / "c.sock")
@@ -272,6 +276,29 @@ def test_callers_tokens_are_exchanged_each_once(tmp_path: Path, world: World, re
         everything = dump(redis)
     assert not [shown for shown in world.api.seen if "caller" in shown], "the caller's own stays here"
     assert not [name for name, value in everything.items() if b"caller-" in name + value]
+
+
+def test_callers_of_one_client_never_see_what_another_was_answered(tmp_path: Path, world: World) -> None:
+    (tmp_path / "jwks").write_bytes(tokens.jwks("rsa"))
+    issued = {tokens.sign(time.time(), sub=user).decode(): user for user in ("alice", "bob")}
+    world.identity.callers = dict(issued)
+    jwt = {"issuer": tokens.ISSUER, "audience": tokens.AUDIENCE, "jwks": f"file:{tmp_path}/jwks"}
+    route: dict[str, Any] = {
+        "access": ["app"],
+        "cache": {"ttl": "60s"},
+        "idempotency": {},
+        "fallback": {"stale": "1m"},
+    }
+    with running(
+        Replica(tmp_path, world, kind="exchange", clients={"app": {"jwt": jwt}}, workers=1, **route)
+    ) as (replica,):
+        for method in ("GET", "POST"):
+            for token, user in list(issued.items()) * 2:
+                shown = {"authorization": f"Bearer {token}", "idempotency-key": "1"}
+                answer = replica.fetch(method, b"", **shown)
+                assert (answer.status, answer.body) == (200, user)
+        assert len(world.api.bodies) == 4, "the second time all was at hand"
+    assert not [shown for shown in world.api.seen for token in issued if token in shown]
 
 
 # ----- a token service that is slow, fails, or takes back ------------------------------------------------------------

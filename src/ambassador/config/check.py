@@ -10,6 +10,7 @@ from math import ceil
 from msgspec import inspect
 
 from ambassador.config.breakers import contents_by_upstream
+from ambassador.config.credentials import fetches
 from ambassador.config.discover import Discover
 from ambassador.config.identity import secret_values
 from ambassador.config.read import Items, Part
@@ -54,6 +55,7 @@ def warn(
         _warn_of_breaker(config.upstreams[name].breaker, part)
         _warn_of_checks(config.upstreams[name], part)
         _warn_of_zone(config, config.upstreams[name], part)
+        _warn_of_tokens(config, config.upstreams[name], part)
     for name, part in upstreams.items():
         _warn_of_source(config.upstreams[name].discover, part)
     _warn_of_clients(config, routes, document)
@@ -203,6 +205,19 @@ def _warn_of_zone(config: Config, upstream: Upstream, part: Part) -> None:
         )
     elif upstream.discover is None and not any(endpoint.zone for endpoint in upstream.endpoints):
         node.report(path, "prefers no zone: no endpoint has a 'zone'", level="warning")
+
+
+def _warn_of_tokens(config: Config, upstream: Upstream, part: Part) -> None:
+    if upstream.auth is None or not fetches(upstream.auth):
+        return
+    if config.state.url != "local" and config.state.secret_key is None:
+        node, path = part.place("auth")
+        node.report(
+            path,
+            "each replica fetches tokens of its own: without 'state.secret_key' none is put into Redis",
+            "set it to 'file:/path' of 32 random bytes, the same for all replicas",
+            level="warning",
+        )
 
 
 def _warn_of_source(source: Discover | None, part: Part) -> None:

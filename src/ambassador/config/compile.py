@@ -374,6 +374,16 @@ def _upstream(
     )
 
 
+def _is_of_caller(upstreams: Mapping[str, Upstream], name: str | None) -> bool:
+    """Whether an upstream is shown what is made of the caller's own credential."""
+    credential = None if name is None else upstreams[name].credential
+    return credential is not None and credential.of_caller
+
+
+def _fallback_to(route: schema.Route) -> str | None:
+    return None if route.fallback is None else route.fallback.to
+
+
 def own_zone(config: schema.Config, environment: Mapping[str, str]) -> str:
     """The zone that this instance is in; empty if it is not known."""
     zone = config.zone or ""
@@ -514,6 +524,7 @@ def _plan(
             fleet=scopes.fleet,
             replica=replica,
             max_wait_s=config.state.max_wait,
+            of_caller=any(_is_of_caller(upstreams, name) for name in (route.to, _fallback_to(route))),
         )
         admit.append(once.hook)
     if route.redirect is not None:

@@ -305,7 +305,7 @@ class Exchange(Attempts):
 
     async def _through_cache(self, plan: RoutePlan, cache: Cache) -> None:
         """Answer with what is kept, or what another request brings; else go up, and leave the answer there."""
-        visit = self._visit = cache.visit(self.request, self.client.peer.fields(self.request))
+        visit = self._visit = cache.visit(self.request, self._told_besides())
         if visit is None:
             return await self._attempts(plan)
         try:
@@ -321,6 +321,14 @@ class Exchange(Attempts):
         finally:
             plan.metrics.cached(visit.result)
             visit.withdraw()
+
+    def _told_besides(self) -> Fields:
+        """What answers are kept by besides what goes on of the request: what upstreams are told of the client."""
+        request = self.request
+        fields = self.client.peer.fields(request)
+        if self._plan is not None and self._plan.of_caller:
+            fields = [*fields, *(field for field in request.headers if field[0].lower() == b"authorization")]
+        return fields
 
     async def _find(self, visit: Visit) -> Found | None:
         """What there is at the cache, perhaps after a wait for an identical request; None: this one goes up."""
@@ -387,7 +395,7 @@ class Exchange(Attempts):
     def _last_good(self, plan: RoutePlan, fallback: Fallback) -> Kept | None:
         if fallback.last_good is None:
             return None
-        request, forwarded = self.request, self.client.peer.fields(self.request)
+        request, forwarded = self.request, self._told_besides()
         cached = None if plan.cache is None else plan.cache.last(request, forwarded)
         return fallback.last_good.find(request, forwarded, cached, self.lane.now)
 
@@ -485,9 +493,7 @@ class Exchange(Attempts):
             if visit.wants_body():
                 takers.append((plan.cache.shelf, visit.take))
         if last_good is not None:
-            take = last_good.taker(
-                request, self.client.peer.fields(request), head, said, now=now, age_s=age_s
-            )
+            take = last_good.taker(request, self._told_besides(), head, said, now=now, age_s=age_s)
             if take is not None:
                 takers.append((last_good.shelf, take))
         if takers:

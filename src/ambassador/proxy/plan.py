@@ -86,7 +86,7 @@ class RoutePlan:
 
     __slots__ = (
         "access", "admit", "answer_within_s", "cache", "content", "credential", "elsewhere", "ending", "ending_at", "failing", "fallback", "gates", "hedge", "host",
-        "keep_host", "keeps", "limit", "map_location", "metrics", "name", "retry", "rewrite", "shape_request", "shape_response", "soonest", "spoil", "timeouts", "upstream",
+        "keep_host", "keeps", "limit", "map_location", "metrics", "name", "of_caller", "retry", "rewrite", "shape_request", "shape_response", "soonest", "spoil", "timeouts", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -139,6 +139,11 @@ class RoutePlan:
         self.credential = None if upstream is None else upstream.credential
         if self.credential is not None and self.credential.renewable:
             self.failing |= {401}
+        self.of_caller = any(
+            each is not None and each.of_caller
+            for each in (self.credential, None if elsewhere is None else elsewhere.credential)
+        )
+        """An upstream is shown something that is made of the caller's `Authorization`."""
         self.metrics = metrics
         self.access = access
         """Who may call; asked before `admit`. None: everybody."""

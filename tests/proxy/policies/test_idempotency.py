@@ -48,6 +48,15 @@ def post(
     return f"POST {path} HTTP/1.1\r\nhost: a\r\n{lines}content-length: {size}\r\n\r\n".encode() + body
 
 
+def test_key_belongs_to_the_callers_token_where_the_upstream_is_shown_one_made_of_it() -> None:
+    requests = [
+        Request("POST", b"/", [(b"authorization", token)], 1, proof=(b"authorization",), client="app")
+        for token in (b"Bearer a", b"Bearer b")
+    ]
+    assert len({name_of("r", request, b"k") for request in requests}) == 1
+    assert len({name_of("r", request, b"k", of_caller=True) for request in requests}) == 2
+
+
 class World:
     """Workers with a store, and an origin that answers when it is told."""
 

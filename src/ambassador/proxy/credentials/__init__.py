@@ -68,6 +68,9 @@ class Credential:
     """An upstream that answers 401 is asked again where `refused` says so."""
     reads: int = 0
     """Bytes of the request's body that it looks at: `RequestHead.body` has it where it is no longer."""
+    of_caller: bool = False
+    """It is made of what the caller sends in `Authorization`: answers are for whom sent the same alone, also where that
+    does not go on since it has told who calls."""
     varies: bool = True
     """It is another one for each request; else `line` has it."""
 

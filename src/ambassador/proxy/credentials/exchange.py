@@ -59,6 +59,7 @@ class Exchanged(Credential):
 
     __slots__ = ("_base", "_keepers", "_means", "_outage", "_wanted")
 
+    of_caller = True
     renewable = True
 
     def __init__(self, wanted: Wanted, means: Means) -> None:

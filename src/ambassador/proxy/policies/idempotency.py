@@ -143,14 +143,17 @@ def head_of(request: Request) -> bytes:
     return hashlib.sha256(b"\0".join(b"%d:%b" % (len(part), part) for part in parts)).digest()[:16]
 
 
-def name_of(route: str, request: Request, key: bytes) -> str:
-    """Where the key of a request is in the store: other routes and other credentials have other places."""
+def name_of(route: str, request: Request, key: bytes, *, of_caller: bool = False) -> str:
+    """Where the key of a request is in the store: other routes and other credentials have other places. `of_caller`:
+    what the upstream is shown is made of the caller's `Authorization`.
+    """
     digest = hashlib.sha256()
     # A client that is known is known by its name: it may have a new token by the time that it repeats itself.
     who = sorted(
         (lower, value)
         for name, value in request.headers
-        if (lower := name.lower()) in CREDENTIALS and lower not in request.proof
+        if (lower := name.lower()) in CREDENTIALS
+        and (lower not in request.proof or (of_caller and lower == b"authorization"))
     )
     parts = [route.encode(), (request.client or "").encode(), key, *(part for field in who for part in field)]
     for part in parts:
@@ -402,9 +405,11 @@ class Idempotency:
         fleet: Scope,
         replica: Scope,
         max_wait_s: float = 0.02,
+        of_caller: bool = False,
     ) -> None:
-        """`max_wait_s`: how long an answer may be held back for a store."""
+        """`max_wait_s`: how long an answer may be held back for a store. `of_caller`: see `name_of`."""
         self._route = route
+        self._of_caller = of_caller
         self._header = config.header.encode()
         self._fleet = fleet
         self._replica = replica if config.on_loss == "local" and replica is not fleet else None
@@ -430,7 +435,9 @@ class Idempotency:
         if len(keys) > 1 or not keys[0]:
             # Whoever sends one means to be safe, and would not be.
             raise BadRequest(f"{'more than one' if keys[0] else 'an empty'} {self._header.decode()}")
-        return self._look(request, request.waiter, name_of(self._route, request, keys[0]))
+        return self._look(
+            request, request.waiter, name_of(self._route, request, keys[0], of_caller=self._of_caller)
+        )
 
     def may_wait(self, claim: Claim) -> bool:  # noqa: ARG002 - any of them counts alike
         """Whether one more record may wait for a store that is away."""

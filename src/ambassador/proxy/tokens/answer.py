@@ -23,6 +23,8 @@ less than anybody else's."""
 MOST_LIFE_S: Final = 86400.0
 """However long a token says that it lasts, it is fetched again each day: one that was revoked does not stay."""
 
+MOST_PAUSE_S: Final = 60
+
 REFUSED: Final = "refused"
 """The token service does not want to: the client, its secret, the scope or the caller's token is not to its liking."""
 FAILED: Final = "failed"
@@ -123,8 +125,10 @@ def _code(value: object) -> str:
 
 
 def _seconds(after: bytes) -> float:
-    """Of a `Retry-After` in seconds; a date, and what is over an hour, says nothing here."""
-    return float(min(int(after), 3600)) if after.isdigit() and len(after) < 9 else 0.0
+    """Of a `Retry-After` in seconds, a minute at most: nobody shuts the way to an upstream for longer. A date says
+    nothing here.
+    """
+    return float(min(int(after), MOST_PAUSE_S)) if after.isdigit() and len(after) < 9 else 0.0
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
