@@ -338,7 +338,8 @@ def _warn_of_client(config: Config, client: Client, part: Part) -> None:
 
 def _warn_of_headers(config: Config, route: Route, part: Part) -> None:
     """What a route sets and the upstream's credential replaces."""
-    auth = None if route.to is None else config.upstreams[route.to].auth
+    upstream = None if route.to is None else config.upstreams.get(route.to)  # left out if it has errors
+    auth = None if upstream is None else upstream.auth
     changes = None if route.headers is None else route.headers.request
     if auth is None or changes is None:
         return
