@@ -464,6 +464,24 @@ def test_worker_that_dies_while_it_fetches_holds_nobody_up(tmp_path: Path, world
         assert replica.fetch().status == 200
 
 
+def test_reload_and_new_workers_take_the_token_that_is_there(tmp_path: Path, world: World) -> None:
+    with running(Replica(tmp_path, world)) as (replica,):
+        assert replica.fetch().status == 200
+        file = tmp_path / "amb.yaml"
+        changed = json.loads(file.read_text())
+        changed["routes"].append({"name": "other", "match": {"path": "/other"}, "respond": 204})
+        file.write_text(json.dumps(changed))
+        replica.signal(signal.SIGHUP)
+        until(lambda: replica.status()["generation"] == 2)
+        assert {replica.fetch().status for _ in range(4)} == {200}
+        before = set(replica.pids().values())
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: len(set(replica.pids().values()) - before) == 2)
+        assert {replica.fetch().status for _ in range(4)} == {200}
+    assert len(world.identity.asked) == 1
+
+
 def status_or_cut(asked: Future[Answer]) -> int:
     try:
         return asked.result().status
