@@ -141,6 +141,7 @@ def test_certificate_is_replaced_under_load_and_no_request_fails(
             # Not a pair: nothing changes, and it is said once.
             volume.put(KeyPair(cert=third.cert, key=second.key))
             wait_until(lambda: certificates(proxy)[0]["problem"], "the problem")
+            wait_until(lambda: "does not belong" in proxy.running.stderr.read_text(), "the log")
             seen = clients.answered
             wait_until(lambda: clients.answered > seen + 100, "more load")
             assert all_show(port, context, "second.test")

@@ -283,6 +283,10 @@ def test_certificate_whose_key_comes_later_is_taken_with_its_key(
     tls = keyring.server(ServerConfig(cert=pair.cert, key=pair.key), "listener test")
     before = tls.context
     shutil.copy(other.cert, pair.cert)
+    renew(keyring)
+    assert tls.context is before
+    assert tls.material.problem is not None
+    assert caplog.messages == []  # the key may be on its way
     for _ in range(3):
         renew(keyring)
         assert tls.context is before
@@ -323,14 +327,52 @@ def test_file_that_is_gone_keeps_the_old_context_and_its_return_is_told(
     ]
 
 
-def test_other_content_that_is_wrong_as_well_is_told_again(
+def test_pair_that_is_written_one_after_the_other_is_told_as_changed(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    pair, other = authority.issue("a.b"), authority.issue("c.d")
+    keyring = Keyring(logging.getLogger("test"))
+    keyring.server(ServerConfig(cert=pair.cert, key=pair.key), "listener test")
+    for _ in range(2):
+        shutil.copy(other.cert, pair.cert)
+        renew(keyring)
+        shutil.copy(other.key, pair.key)
+        renew(keyring)
+        other = authority.issue("e.f")
+    assert (
+        caplog.messages == ["tls of listener test: the files are changed, and in use for new connections"] * 2
+    )
+
+
+def test_file_that_is_away_for_a_moment_is_not_told_of(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    pair = authority.issue("a.b")
+    keyring = Keyring(logging.getLogger("test"))
+    keyring.server(ServerConfig(cert=pair.cert, key=pair.key), "listener test")
+    held = Path(pair.cert).read_bytes()
+    Path(pair.cert).unlink()
+    renew(keyring)
+    Path(pair.cert).write_bytes(held)
+    renew(keyring)
+    renew(keyring)
+    assert caplog.messages == []
+
+
+def test_what_is_wrong_is_told_again_when_it_is_something_else(
     authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     pair = authority.issue("a.b")
     keyring = Keyring(logging.getLogger("test"))
     keyring.server(ServerConfig(cert=pair.cert, key=pair.key), "listener test")
-    for text in ("one", "one", "two"):
+    for text in ("one", "one", "two", "", ""):
         Path(pair.cert).write_text(text)
+        renew(keyring)
+    assert len(caplog.messages) == 1  # the same is wrong
+    for _ in range(3):
+        Path(pair.cert).unlink(missing_ok=True)
         renew(keyring)
     assert len(caplog.messages) == 2
 

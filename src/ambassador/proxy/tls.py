@@ -1,8 +1,8 @@
 """TLS contexts: made from the files that the config names, and made again when the files have changed.
 
 A context that is in use is never changed: a new one takes its place, for new connections. What cannot be used, a
-certificate whose key has not been written yet, say, leaves the old one in its place; that is said once, and once more
-when it is well again.
+certificate whose key has not been written yet, say, leaves the old one in its place; if that lasts, it is said once,
+and once more when it is well again.
 
 One `Keyring` is there for a process's life, and `Material` in it for all listeners and upstreams with the same files,
 since a context with the system's authorities takes half a megabyte and 20 ms. Reading and making may block, so
@@ -64,7 +64,7 @@ class _Made(Struct, frozen=True, kw_only=True):
 class Material:
     """What comes of one TLS section's files. Raises `FileError` when they cannot be used, and blocks while reading."""
 
-    __slots__ = ("_failed", "_made", "config", "context", "problem", "users")
+    __slots__ = ("_failed", "_made", "config", "context", "problem", "told", "users")
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -72,6 +72,9 @@ class Material:
         """Whose it is, for the log: `listener 0.0.0.0:8443`, `upstream billing`."""
         self.problem: str | None = None
         """Why what the files hold now is not in use; None: it is."""
+        self.told: str | None = None
+        """The problem that was told of last: one that is still there at the second look, since files are often written
+        one after the other. None since it was well."""
         self._made = _make(config, _read(config, {}))
         self._failed = b""
         self.context = self._made.context
@@ -86,26 +89,35 @@ class Material:
         """What has changed since the last time; None: nothing. It blocks. `known`: the files that were read already,
         by path. Changes nothing: see `take`.
         """
+        made, failed, problem = None, b"", None
         try:
             contents = _read(self.config, known)
+            digest = _digest(contents)
+            if digest == self._made.digest:
+                if self.problem is None:
+                    return None
+                made = self._made
+            elif digest == self._failed:
+                failed, problem = digest, self.problem
+            else:
+                failed = digest
+                made = _make(self.config, contents)
         except FileError as error:
-            return None if str(error) == self.problem else Reread(self, None, b"", str(error))
-        digest = _digest(contents)
-        if digest == self._made.digest:
-            return None if self.problem is None else Reread(self, self._made, b"", None)
-        if digest == self._failed and self.problem is not None:
+            problem = str(error)
+        if problem is not None and problem == self.told:
             return None
-        try:
-            return Reread(self, _make(self.config, contents), b"", None)
-        except FileError as error:
-            return Reread(self, None, digest, str(error))
+        return Reread(self, made, failed, problem)
 
     def take(self, made: _Made | None, failed: bytes, problem: str | None) -> None:
         """Put in force what was found: a context, or the `problem` that there is none (`failed`: of which content)."""
         if made is not None:
             self._made = made
             self.context = made.context
-        self._failed = failed
+        if problem is None:
+            self.told = None
+        elif problem == self.problem:
+            self.told = problem
+        self._failed = b"" if problem is None else failed
         self.problem = problem
 
 
@@ -204,18 +216,17 @@ class Keyring:
         """Put in force what `reread` has found."""
         for each in found:
             material = each.material
-            before = material.problem
+            told, context = material.told, material.context
             material.take(each.made, each.failed, each.problem)
-            if self._log is not None:
-                self._tell(self._log, material, before, made=each.made is not None)
-
-    def _tell(self, log: logging.Logger, material: Material, before: str | None, *, made: bool) -> None:
-        users = ", ".join(sorted(material.users))
-        if material.problem is not None:
-            log.error("tls of %s: %s; what was in use stays in use", users, material.problem)
-        elif made:
-            again = "well again" if before is not None else "changed"
-            log.info("tls of %s: the files are %s, and in use for new connections", users, again)
+            if self._log is None:
+                continue
+            users = ", ".join(sorted(material.users))
+            if material.told is not None and material.told != told:
+                self._log.error("tls of %s: %s; what was in use stays in use", users, material.problem)
+            elif each.made is not None and told is not None:
+                self._log.info("tls of %s: the files are well again, and in use for new connections", users)
+            elif material.context is not context:
+                self._log.info("tls of %s: the files are changed, and in use for new connections", users)
 
 
 def _shared(config: Config) -> Config:
