@@ -2,7 +2,9 @@
 
 The life of a request
  1. A client connects. The listening socket belongs to the supervisor (`control/slots.py`); a worker accepts
-    (`proxy/listener.py`) and gives the connection a coroutine of its own.
+    (`proxy/listener.py`) and gives the connection a coroutine of its own. Where TLS is spoken, with clients or with an
+    upstream, `proxy/tls_socket.py` takes the socket's place, with its contract: nothing else knows the difference. The
+    contexts, and whether their files have changed, are the business of `proxy/tls.py`.
  2. That coroutine is driven by the lane (`proxy/lane.py`): the worker's reactor, and the only thing that it awaits.
  3. Bytes become a request: `proxy/http1.py` reads, `proxy/http1_parser.py` parses, `proxy/fields.py` sorts out the
     header fields that the proxy itself must understand. The request is a record of `messages.py`. A plain one, as

@@ -17,6 +17,7 @@ import trustme
 
 from ambassador.observe.metrics import HANDSHAKE_RESULTS, HANDSHAKES, WORKER_SLOTS, Page
 from ambassador.proxy.listener import ListenerLimits
+from ambassador.proxy.service import Service
 from tests.proxy.harness import GET, OK, Plane, Talk, a_plane, finished, until
 from tests.proxy.secure import (
     CA,
@@ -560,6 +561,42 @@ async def test_client_that_says_nothing_is_closed_in_time(
         slow.close()
 
 
+async def test_clients_that_come_at_once_are_served_a_few_a_turn(origin: SecureOrigin, ca: str) -> None:
+    async with secure_plane(config(ca, origin.url)) as plane:
+        service, asked_for = plane.service, list[bool]()
+        may_shake_hands = Service.may_shake_hands
+
+        def counted(service: Service) -> bool:
+            asked_for.append(may_shake_hands(service))
+            return asked_for[-1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Service, "may_shake_hands", counted)
+            clients: list[SecureTalk] = []
+
+            async def comes() -> None:
+                clients.append(await secure_connect(plane))
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(20):
+                    nursery.start_soon(comes)
+        assert service.connections == len(clients) == 20
+        assert asked_for.count(True) == 20
+        for client in clients:
+            client.close()
+
+
+async def test_client_whose_turn_does_not_come_in_time_is_closed(
+    origin: SecureOrigin, ca: str, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Service, "may_shake_hands", lambda _: mock_clock.jump(1.0))
+    async with secure_plane(config(ca, origin.url), ListenerLimits(header_timeout=3.0)) as plane:
+        client = await plane.connect()
+        await client.send(b"\x16\x03\x01")
+        assert await client.is_cut()
+        client.close()
+
+
 async def test_handshakes_that_fail_are_told_of_but_not_each(
     origin: SecureOrigin, ca: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -597,6 +634,21 @@ async def test_client_without_the_certificate_that_is_required_is_refused(
             await client.some()
         assert "CERTIFICATE_REQUIRED" in repr(raised.value.__cause__)
         client.close()
+
+
+async def test_upstream_that_wants_another_certificate_says_why(ca: str) -> None:
+    origin = SecureOrigin(server_context(client_ca=CA))
+    async with secure_plane(config(ca, origin.url, retry="off")) as plane:
+        client = await secure_connect(plane)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve_refused, origin)
+            await client.send(GET)
+            status, body = await client.answer()
+            nursery.cancel_scope.cancel()
+        assert status in (502, 503)
+        assert b"certificate required" in body or status == 502  # the alert, or the reset that overtook it
+        client.close()
+    origin.close()
 
 
 async def test_names_of_the_client_are_known_to_its_connection(origin: SecureOrigin, ca: str) -> None:

@@ -62,3 +62,9 @@ async def test_addresses_reach_every_endpoint_of_the_name(service: Service) -> N
     first, second = upstream.endpoints
     assert [where for _, where in first.addresses] == [("10.0.0.1", 80)]
     assert second.addresses == ()
+
+
+async def test_a_few_handshakes_begin_in_each_turn(lane: Lane, service: Service) -> None:
+    for _ in range(2):
+        lane.turns += 1
+        assert [service.may_shake_hands() for _ in range(6)] == [True] * 4 + [False] * 2

@@ -133,6 +133,7 @@ class ClientConnection(Wire):
                 self.write(_NOT_TLS)
                 await self._linger(for_body=False)
                 return False
+            await self._handshake_is_due(deadline)
             sock = begin_server(link, tls)
             await shake_hands(link, self.strand, deadline)
         except TimedOut:
@@ -156,6 +157,13 @@ class ClientConnection(Wire):
             except BlockingIOError:
                 link.ready &= NOT_READ
             await self.strand.readable(link, deadline)
+
+    async def _handshake_is_due(self, deadline: float) -> None:
+        """Wait until others are through with theirs."""
+        while not self.listener.service.may_shake_hands():
+            if self.link.lane.now >= deadline:
+                raise TimedOut
+            await self.strand.pause()
 
     async def _carry_out(self, exchange: Exchange) -> bool:
         """Run an exchange. Whether the connection goes on after it. Reads the rest of a small body; takes turns."""

@@ -309,7 +309,7 @@ class Lane:
 
     __slots__ = (
         "_buckets", "_clock", "_closing", "_detached", "_dues", "_epoll", "_handed_over", "_in_batch", "_kick_fd",
-        "_links", "_next_due", "_runnable", "_timekeeper", "lag_s", "now",
+        "_links", "_next_due", "_runnable", "_timekeeper", "lag_s", "now", "turns",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -329,6 +329,8 @@ class Lane:
         self._clock: Callable[[], float] = trio.current_time
         self.now = 0.0
         self.lag_s = 0.0
+        self.turns = 0
+        """Batches so far: what is dear is done a few times in each."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Drive strands until cancelled, once in the lane's life.
@@ -386,6 +388,7 @@ class Lane:
             timeout = min(timeout, max(0.0, self._next_due - self._clock()))
         events = self._epoll.poll(timeout, _BATCH)
         start = self.now = self._clock()
+        self.turns += 1
         self._in_batch = True  # from here on: what a timer closes may be among the events
         if start >= self._next_due:
             self._expire()

@@ -359,6 +359,15 @@ def connect_failure(error: OSError) -> ConnectFailed:
     return TlsFailed(f"TLS: {reason(error)}")
 
 
+def lost(error: OSError) -> str:
+    """What became of a connection that was in use. An alert may be the answer to our own certificate, which a server of
+    TLS 1.3 looks at after the handshake is over for us.
+    """
+    if isinstance(error, ssl.SSLError) and error.reason and error.reason not in _CUT:
+        return f"TLS: {reason(error)}"
+    return "the upstream reset the connection"
+
+
 def reason(error: OSError) -> str:
     """What went wrong, in few words that name no host."""
     if isinstance(error, ssl.SSLCertVerificationError):

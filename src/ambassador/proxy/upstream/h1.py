@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from ambassador.errors import UpstreamReset
 from ambassador.proxy.fields import wire_lines
 from ambassador.proxy.http1_parser import ResponseReader
+from ambassador.proxy.tls_socket import lost
 from ambassador.proxy.wire import READ_SIZE, SCRATCH, Wire
 
 if TYPE_CHECKING:
@@ -121,11 +122,11 @@ class Http1Connection(Wire):
         return True
 
     def receive_raw(self, size: int) -> int | None:
-        """Like `read`, with a reset connection as `UpstreamReset`."""
+        """Like `read`, with a connection that failed as `UpstreamReset`."""
         try:
             return self.read(size)
-        except OSError:
-            raise UpstreamReset("the upstream reset the connection") from None
+        except OSError as error:
+            raise UpstreamReset(lost(error)) from None
 
     def release(self) -> None:
         """Give the connection back after its exchange: to the pool if it may carry another one, else closed."""
