@@ -145,17 +145,20 @@ class Attempts:
 
     async def _renews(self, plan: RoutePlan) -> bool:
         """Whether the upstream is asked once more, with another credential, which is in hand then. While there is none
-        the 401 is the best answer there is.
+        the 401 is the best answer there is. A request that cannot be sent again tells of the refusal all the same, for
+        those after it.
         """
         credential = None if plan.upstream is None else plan.upstream.credential
-        if credential is None or self._renewed or not self.transfer.replayable:
-            return False
-        now = self.lane.now
-        if plan.cannot_finish(self.transfer.deadline - now, now):
+        if credential is None or self._renewed:
             return False
         self._renewed = True
         transfer, client = self.transfer, self.client
-        if not credential.refused(self.request, transfer.sent_at):
+        now = self.lane.now
+        if (
+            not credential.refused(self.request, transfer.sent_at)
+            or not transfer.replayable
+            or plan.cannot_finish(transfer.deadline - now, now)
+        ):
             return False
         client.rest_until = transfer.deadline
         try:

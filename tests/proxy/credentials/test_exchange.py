@@ -148,6 +148,8 @@ def test_token_is_not_used_beyond_the_callers(world: World, tmp_path: Path) -> N
         exchanged.ready(caller)
     with pytest.raises(Unauthenticated):
         exchanged.put(caller, RequestHead("GET", b"/", b"a", []), ENDPOINT)
+    exchanged.accepted(caller)
+    assert not exchanged.refused(caller, world.clock.now), "what comes after the end is no error"
 
 
 def test_callers_token_that_is_not_accepted_is_the_callers_fault(

@@ -250,6 +250,24 @@ async def test_renewed_attempt_is_no_retry(origin: Origin, monkeypatch: pytest.M
         assert (await client.answer())[0] == 200
 
 
+async def test_request_that_cannot_be_sent_again_has_the_next_one_shown_another(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renewed = Renewed()
+    monkeypatch.setattr("ambassador.config.compile.compile_credential", lambda *_: renewed)
+    route = ", retry: {buffer: 1B, attempts: 1}"
+    async with a_stage(origin, authed(origin.url, "{bearer: 'env:HOME'}", route=route)) as stage:
+        client = await stage.client()
+        await client.send(b"POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbody")
+        upstream = await stage.upstream()
+        await upstream.head()
+        await upstream.exactly(4)
+        await upstream.send(REFUSED)
+        assert (await client.answer())[0] == 401
+        assert renewed.refusals == 1
+        assert fields(await seen(client, upstream, asks()), b"authorization") == [b"2"]
+
+
 @pytest.mark.parametrize("waits", [False, True])
 async def test_refusal_is_passed_on_where_there_is_no_other_credential(
     origin: Origin, monkeypatch: pytest.MonkeyPatch, waits: bool

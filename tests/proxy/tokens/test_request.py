@@ -83,6 +83,18 @@ def test_question_is_signed_with_a_private_key(tmp_path: Path, algorithm: str) -
     assert jwt.get_unverified_header(form["client_assertion"])["kid"] == "k1"
 
 
+def test_signed_question_is_for_whom_the_settings_say(tmp_path: Path) -> None:
+    key = rsa.generate_private_key(65537, 2048)
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    asker = Asker(
+        url=URL, client_id="me", key=secret(tmp_path / "k", pem.decode()), audience="https://id.test"
+    )
+    claims = jwt.decode(ask(asker)[1]["client_assertion"], options={"verify_signature": False})
+    assert claims["aud"] == "https://id.test"
+
+
 def test_question_cannot_be_made_without_the_secret(tmp_path: Path) -> None:
     asker = Asker(url=URL, client_id="me", secret=Secrets().get(f"file:{tmp_path}/nothing"))
     with pytest.raises(Unaskable, match="cannot be read"):

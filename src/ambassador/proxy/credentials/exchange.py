@@ -84,22 +84,30 @@ class Exchanged(Credential):
 
     def refused(self, request: Request, began: float) -> bool:
         """As `Credential.refused`."""
-        return self._keeper(request).refused(began)
+        keeper = self._known(request)
+        return keeper is not None and keeper.refused(began)
 
     def accepted(self, request: Request) -> None:
         """As `Credential.accepted`."""
-        self._keeper(request).accepted()
+        keeper = self._known(request)
+        if keeper is not None:
+            keeper.accepted()
 
     def standing(self) -> Standing | None:
         """As `Credential.standing`, of the last caller's token."""
         return next(reversed(self._keepers.values())).standing() if self._keepers else None
+
+    def _known(self, request: Request) -> Keeper | None:
+        """Whoever keeps the token for this caller, if anybody does."""
+        token = subject_of(request.headers)
+        return None if token is None else self._keepers.get(_digest(token))
 
     def _keeper(self, request: Request) -> Keeper:
         """Whoever keeps the token for this caller. Raises `Unauthenticated`."""
         token = subject_of(request.headers)
         if token is None:
             raise unauthenticated("the upstream is called with the token of the caller, and there is none")
-        digest = sha256(token).hexdigest()[:ID_CHARACTERS]
+        digest = _digest(token)
         now = self._means.kept_tokens.clock.now
         keeper = self._keepers.get(digest)
         if keeper is None or now >= keeper.until:
@@ -134,6 +142,10 @@ class Exchanged(Credential):
             if keeper.idle:
                 del self._keepers[digest]
                 return
+
+
+def _digest(token: bytes) -> str:
+    return sha256(token).hexdigest()[:ID_CHARACTERS]
 
 
 def unauthenticated(why: str, error: str = "") -> Unauthenticated:

@@ -63,6 +63,8 @@ class Asker(msgspec.Struct, frozen=True, kw_only=True):
     """A private key as PEM, in place of a secret."""
     algorithm: str = "RS256"
     key_id: str | None = None
+    audience: str | None = None
+    """Whom a signed question is for; None: the URL."""
     ca: str | None = None
     timeout_s: float = 10.0
 
@@ -101,7 +103,7 @@ class Asker(msgspec.Struct, frozen=True, kw_only=True):
         claims = {
             "iss": self.client_id,
             "sub": self.client_id,
-            "aud": self.url,
+            "aud": self.audience or self.url,
             "jti": nonce,
             "iat": int(wall_s),
             "exp": int(wall_s) + _ASSERTION_S,

@@ -49,6 +49,9 @@ class TokenService(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     key_id: Text | None = None
     """The `kid` by which the token service knows `private_key`."""
 
+    assertion_audience: Text | None = None
+    """The `aud` of signed questions. Unset: `token_url`; some services want their issuer."""
+
     auth_style: Literal["basic", "body"] = "basic"
     """Where `client_id` and `client_secret` are: in `Authorization: Basic`, which every service must understand, or in
     the form, for those that do not."""
@@ -98,6 +101,7 @@ class TokenService(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             key=None if self.private_key is None else secrets.get(self.private_key),
             algorithm=self.algorithm,
             key_id=self.key_id,
+            audience=self.assertion_audience,
             ca=self.ca,
             timeout_s=self.timeout,
         )
