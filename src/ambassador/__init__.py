@@ -70,8 +70,8 @@ Around it
 - Which endpoints there are, where the config does not say: the supervisor finds them (`control/discovery/directory.py`,
   with a module for each kind of source) and tells the workers (`Table.take_found`). Names' addresses go the same way.
 - Certificates and keys: `proxy/key_files.py` reads the files, `proxy/certificate.py` what stands in a certificate;
-  `control/certificates.py` looks each second, in every process, whether they have changed. `config/certificates.py` tells
-  what is wrong with them at their places.
+  `control/certificates.py` looks each second, in every process, whether they have changed. What is wrong with them is
+  told at their places by `config/certificates.py`.
 - Which endpoints are well: the supervisor checks them (`control/health.py`, rules in `proxy/upstream/health.py`), the
   workers leave out those that are worse than the others (`proxy/upstream/outlier.py`).
 - Secrets are read by reference (`secret.py`), again when they change; processes that hold some keep to themselves

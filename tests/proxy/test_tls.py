@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from weakref import ref
 
 import pytest
 
@@ -150,6 +152,20 @@ def test_session_resumes_within_one_context(authority: Authority) -> None:
     second = Pair(here.context, there.context, "a.b", first.client.session)
     second.handshake()
     assert second.client.session_reused
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_session_resumes_under_a_certificate_that_was_chosen(
+    authority: Authority, version: ssl.TLSVersion
+) -> None:
+    here = server(authority.issue("first"), certificates=(authority.issue("second"),), client_ca=authority.ca)
+    there = client(ca=authority.ca)
+    there.context.maximum_version = version
+    first = connect(here, there, "second")
+    second = Pair(here.context, there.context, "second", first.client.session)
+    second.handshake()
+    assert second.client.session_reused
+    assert second.names() == ["second"]
 
 
 # SNI
@@ -416,3 +432,18 @@ def test_files_that_cannot_be_used_are_refused_at_first(authority: Authority) ->
     pair = authority.issue("a.b")
     with pytest.raises(FileError, match="cannot be read"):
         Material(ServerConfig(cert=pair.cert, key="/nowhere"))
+
+
+def test_context_that_was_replaced_goes_without_the_collector(authority: Authority) -> None:
+    pair = authority.issue("a.b")
+    keyring = Keyring()
+    config = ServerConfig(cert=pair.cert, key=pair.key, certificates=(authority.issue("c.d"),))
+    tls = keyring.server(config, "listener test")
+    before = ref(tls.context)
+    gc.disable()
+    try:
+        put(pair, authority.issue("e.f"))
+        renew(keyring)
+        assert before() is None
+    finally:
+        gc.enable()
