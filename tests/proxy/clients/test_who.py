@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from ambassador.messages import Request
 from ambassador.observe.metrics import REFUSALS
 from ambassador.proxy import jose
 from ambassador.proxy.clients.key_sets import COOL_DOWN_S, KeySets
+from ambassador.proxy.clients.mtls import Names
 from ambassador.proxy.clients.who import DOUBTS, Clients, Found
 from ambassador.proxy.fields import wire_lines
 from ambassador.secret import Secrets
@@ -62,7 +63,7 @@ class World:
     def wall_s(self) -> float:
         return self.wall
 
-    def find(self, *fields: tuple[bytes, bytes], ip: str = "", sans: Sequence[tuple[str, str]] = ()) -> Found:
+    def find(self, *fields: tuple[bytes, bytes], ip: str = "", sans: Names = ()) -> Found:
         credentials = self.clients.credentials(list(fields))
         return self.clients.find(credentials, Conn(*sans), ip, self.wall_s)
 

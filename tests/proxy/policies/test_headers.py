@@ -51,6 +51,23 @@ def test_value_that_cannot_be_made_is_left_out_but_the_clients_own_is_gone() -> 
     assert shaped(changes, [(b"x-account", b"forged")], id="a%0d%0ax-admin: 1") == []
 
 
+def test_what_is_known_of_a_request_is_not_to_be_spoofed_by_a_twin() -> None:
+    spoofed = [
+        (b"X_Client", b"admin"),
+        (b"x-client", b"admin"),
+        (b"X-CLIENT", b"admin"),
+        (b"x_other", b"kept"),
+    ]
+    for client, left in ((None, []), ("shop", [(b"x-client", b"shop")])):
+        request = Request("GET", b"/", [], 1)
+        request.client = client
+        hook = shaper(Changes(set={"x-client": "{client}", "x-other": "constant"}))
+        assert hook is not None
+        fields = [*spoofed]
+        hook(request, fields)
+        assert fields == [(b"x_other", b"kept"), *left, (b"x-other", b"constant")]
+
+
 def test_hook_of_constants_only_extends() -> None:
     fields: Fields = [(b"a", b"1")]
     assert shaped(Changes(add={"b": "2", "c": "3"}), fields) == [(b"a", b"1"), (b"b", b"2"), (b"c", b"3")]

@@ -8,14 +8,17 @@ byte, and a pattern that ends in `/*` takes every path below (`spiffe://prod/ns/
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
-from typing import Annotated, TypeAlias
+from collections.abc import Iterable
+from typing import Annotated, Final, TypeAlias
 
 from msgspec import Meta
 
 from ambassador.settings import SanPattern, Section
 
-Names: TypeAlias = "Sequence[tuple[str, str]]"
+_REMEMBERED: Final = 1024
+"""Certificates whose client is known without a search: a connection has many requests."""
+
+Names: TypeAlias = "tuple[tuple[str, str], ...]"
 """Kind (`DNS`, `URI`, `email`, `IP Address`) and value, as `ssl.SSLSocket.getpeercert` has them."""
 
 
@@ -79,13 +82,24 @@ def _is_below(value: str, prefix: str) -> bool:
 class Sans:
     """Patterns, each with whose it is (its place in the file), in the order of the file."""
 
-    __slots__ = ("_patterns",)
+    __slots__ = ("_known", "_patterns")
 
     def __init__(self, patterns: Iterable[tuple[str, int]]) -> None:
         self._patterns = tuple((San(pattern), client) for pattern, client in patterns)
+        self._known: dict[Names, int | None] = {}
 
     def find(self, names: Names) -> int | None:
         """Whose certificate has these names: the first in the file of those that one of them is of."""
+        try:
+            return self._known[names]
+        except KeyError:
+            found = self._search(names)
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known[names] = found
+        return found
+
+    def _search(self, names: Names) -> int | None:
         for pattern, client in self._patterns:
             if any(pattern.takes(kind, value) for kind, value in names):
                 return client

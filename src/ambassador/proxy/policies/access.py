@@ -37,6 +37,8 @@ _SAID: Final = {
     "ambiguous": "the request's credentials are of different clients",
     "keys_away": "the token cannot be verified now",
 }
+_NO_TOKEN: Final = frozenset(("missing", "unknown", "ambiguous"))
+"""What says nothing about a token (RFC 6750 3.1)."""
 REASONS: Final = (*_SAID, FORBIDDEN)
 """Why a request is refused, as the metrics have it."""
 
@@ -74,7 +76,7 @@ class Access:
             reason = request.doubt or "missing"
             self._counts.refused(reason)
             unknown = Unauthenticated(_SAID[reason])
-            unknown.fields = self._challenges if request.doubt is None else self._token_challenges
+            unknown.fields = self._challenges if reason in _NO_TOKEN else self._token_challenges
             return unknown
         if self._allowed is None or client in self._allowed:
             return None

@@ -72,7 +72,7 @@ def shaper(changes: Changes | None) -> Shape | None:
         return _constant_shape(
             replaced, [(name, value) for name, value in additions if isinstance(value, bytes)]
         )
-    return _shape(replaced, additions)
+    return _shape(replaced, _twins(changes.set), additions)
 
 
 def _refuse_framing(changes: Changes) -> None:
@@ -93,10 +93,33 @@ def _constant_shape(replaced: frozenset[bytes], additions: list[Field]) -> Shape
     return shape
 
 
-def _shape(replaced: frozenset[bytes], additions: list[tuple[bytes, bytes | template.Render]]) -> Shape:
+def _twins(values: Mapping[str, str]) -> frozenset[bytes]:
+    """Headers that are set to what is known of a request (who asks, say), as CGI and its heirs read their names: to
+    them `X_Client` is `X-Client`, and the client's own must not pass for ours.
+    """
+    return frozenset(
+        _folded(name.encode())
+        for name, value in values.items()
+        if not isinstance(template.compile(value), bytes)
+    )
+
+
+def _folded(name: bytes) -> bytes:
+    return name.lower().replace(b"_", b"-")
+
+
+def _shape(
+    replaced: frozenset[bytes],
+    twins: frozenset[bytes],
+    additions: list[tuple[bytes, bytes | template.Render]],
+) -> Shape:
     def shape(request: Request, fields: Fields) -> None:
         if replaced:
-            fields[:] = [field for field in fields if field[0].lower() not in replaced]
+            fields[:] = [
+                field
+                for field in fields
+                if field[0].lower() not in replaced and _folded(field[0]) not in twins
+            ]
         for name, made in additions:
             value = made if isinstance(made, bytes) else made(request)
             if value is not None:
