@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Awaitable
 from pathlib import Path
 
@@ -33,6 +34,38 @@ async def test_client_cannot_send_what_the_upstream_is_shown(origin: Origin, tmp
             head = await seen(client, upstream, asks(*lines))
             assert fields(head, b"authorization") == [b"Bearer ours"]
             assert b"theirs" not in head
+
+
+SPELLINGS = (b"authorization", b"Authorization", b"AUTHORIZATION", b"aUTHORIZATION")
+NOMINATIONS = (
+    b"", b"connection: authorization\r\n", b"Connection: keep-alive, Authorization,\r\n",
+    b"connection: x\r\nconnection:  ,authorization , x\r\n", b"proxy-connection: authorization\r\n", b"te: authorization\r\n",
+)  # fmt: skip
+VALUES = (b"Bearer theirs", b"", b" \tBasic dGhlaXJz\t", b"Bearer ours theirs", b"theirs, Bearer theirs")
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_nothing_that_a_client_sends_is_seen_in_place_of_ours(
+    origin: Origin, tmp_path: Path, seed: int
+) -> None:
+    """However it is spelt, repeated, nominated or placed, by both ways of a request."""
+    chance = random.Random(seed)
+    (tmp_path / "t").write_text("ours")
+    async with a_stage(origin, authed(origin.url, f"{{bearer: 'file:{tmp_path}/t'}}")) as stage:
+        client, upstream = await begun(stage)
+        for _ in range(60):
+            lines = [
+                b"%b: %b\r\n" % (chance.choice(SPELLINGS), chance.choice(VALUES))
+                for _ in range(chance.randint(0, 3))
+            ]
+            lines += [chance.choice(NOMINATIONS), b"x: 1\r\n", b"host: a\r\n"]
+            chance.shuffle(lines)
+            request = b"GET /%d HTTP/1.1\r\n%b\r\n" % (chance.randint(0, 1), b"".join(lines))
+            for _ in range(2):
+                head = await seen(client, upstream, request)
+                assert fields(head, b"authorization") == [b"Bearer ours"], request
+                assert b"theirs" not in head, request
+                assert b"dGhlaXJz" not in head, request
 
 
 async def test_names_are_told_apart_as_gateways_tell_them(origin: Origin, tmp_path: Path) -> None:
