@@ -291,3 +291,17 @@ def test_tokens_that_replicas_cannot_share_are_told() -> None:
     assert not warnings(text.format(state="local", auth=oauth2))
     assert not [each for each in warnings(text.format(state=redis, auth=oauth2)) if "tokens" in each]
     assert not warnings(text.format(state="redis://127.0.0.1:1", auth="{bearer: 'env:HOME'}"))
+
+
+def test_endpoint_that_egress_closes_is_warned_of() -> None:
+    text = """
+        egress: {deny: ['10.0.0.0/8', a.internal]}
+        routes: [{name: r, to: ['http://b.internal', 'http://10.0.0.1', 'http://a.internal', 'unix:/s']}, {name: s, to: u}]
+        upstreams: {u: {endpoints: 'http://10.0.0.2'}}
+        """
+    told = [each for each in warnings(text) if "connected to" in each]
+    assert [each.split(": ", 2)[2] for each in told] == [
+        "routes[0].to.endpoints[1]: is never connected to: egress.deny closes 10.0.0.1",
+        "routes[0].to.endpoints[2]: is never connected to: egress.deny closes a.internal",
+        "upstreams.u.endpoints: is never connected to: egress.deny closes 10.0.0.2",
+    ]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ambassador.config.compile import compile_steps, compile_table
 from ambassador.config.discover import Discover, Found, Server
 from ambassador.config.load import load_text
-from ambassador.errors import Limited, NoEndpoint
+from ambassador.errors import ConnectFailed, Limited, NoEndpoint
 from ambassador.messages import Reply, Request
 from ambassador.proxy.lane import Lane
 from ambassador.proxy.lasting import Lasting
@@ -520,3 +520,65 @@ routes:
     assert two.elsewhere.content is not None
     assert two.elsewhere.content.looks_inside
     assert three.content is None
+
+
+NAMES = "upstreams: {u: {endpoints: ['http://e:80', 'http://10.0.0.9:80']}}\nroutes: [{name: r, to: u}]"
+
+
+def dialled(compiled: Table) -> dict[str, list[str]]:
+    return {
+        endpoint.url: [str(where[0]) for _, where in endpoint.addresses]
+        for endpoint in compiled.upstreams["u"].endpoints
+    }
+
+
+async def test_names_do_not_lead_to_metadata_services(lane: Lane) -> None:
+    compiled = table(lane, NAMES, {"e": ["169.254.169.254", "127.0.0.1"]})
+    assert dialled(compiled) == {"http://e:80": ["127.0.0.1"], "http://10.0.0.9:80": ["10.0.0.9"]}
+    compiled.set_addresses("e", ["::ffff:169.254.169.254"])
+    assert dialled(compiled)["http://e:80"] == []
+
+
+async def test_egress_closes_special_ranges_to_names(lane: Lane) -> None:
+    for egress, expected in [
+        ("{}", []),
+        ("{allow: [e]}", ["10.0.0.1"]),
+        ("{allow: ['10.0.0.0/8']}", ["10.0.0.1"]),
+        ("{allow: [e], deny: ['10.0.0.1']}", []),
+    ]:
+        compiled = table(lane, f"egress: {egress}\n" + NAMES, {"e": ["10.0.0.1"]})
+        assert dialled(compiled) == {"http://e:80": expected, "http://10.0.0.9:80": ["10.0.0.9"]}
+    compiled = table(lane, "egress: {deny: [10.0.0.9]}\n" + NAMES, {"e": ["8.8.8.8"]})
+    assert dialled(compiled) == {"http://e:80": ["8.8.8.8"], "http://10.0.0.9:80": []}
+
+
+async def test_what_is_found_is_judged_as_what_a_name_resolves_to(lane: Lane) -> None:
+    for egress, expected in [
+        ("", ["127.0.0.1"]),
+        ("egress: {}", []),
+        ("egress: {allow: [s.internal]}", ["127.0.0.1"]),
+    ]:
+        text = egress + "\nupstreams: {u: {discover: {dns: 's.internal:80'}}}\nroutes: [{name: r, to: u}]"
+        compiled = table(lane, text)
+        (source,) = [each.discover for each in load_text(HEAD + text).upstreams.values()]
+        assert source is not None
+        compiled.take_found(source, [Server("http://127.0.0.1:80"), Server("http://169.254.169.254:80")], {})
+        assert dialled(compiled) == {"http://127.0.0.1:80": expected, "http://169.254.169.254:80": []}
+
+
+async def test_refused_connections_are_counted_and_reveal_no_address(lane: Lane) -> None:
+    counts = Counts()
+    text = HEAD + "routes: [{name: r, to: 'http://e:80'}]"
+    compiled = compile_table(load_text(text), lane, counts, {"e": ["169.254.169.254"]}, no_scopes())
+    upstream = compiled.upstreams["r"]
+    (endpoint,) = upstream.endpoints
+    with pytest.raises(ConnectFailed, match="egress") as failed:
+        await endpoint.pool.acquire(lane.strand(), 1.0, lane.now + 1.0)
+    assert "169.254" not in failed.value.detail
+    assert counts.closed == ["r"]
+    assert endpoint.pool.open == 0
+    assert "169.254.169.254" in upstream.why_not(endpoint)  # the admin API's
+    endpoint.resolve(["169.254.169.254", "127.0.0.1"])
+    upstream.refresh()
+    assert len(endpoint.pool._addresses()) == 1
+    assert counts.closed == ["r", "r"]

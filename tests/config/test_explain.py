@@ -564,3 +564,19 @@ def test_labels_never_touch_their_texts() -> None:
     rendered = render(explain(load_text(text), "GET", "/"))
     assert "  concurrency  2 requests at once on each replica" in rendered
     assert "  route        r  " in rendered
+
+
+def test_egress_is_told() -> None:
+    head = "version: 1\nlisten: 127.0.0.1:80\nroutes: [{name: r, to: ['http://10.0.0.1', 'http://a']}]\n"
+
+    def lines(text: str) -> list[str]:
+        return [
+            line.text for line in explain(load_text(head + text), "GET", "/").lines if line.what == "egress"
+        ]
+
+    assert lines("") == []
+    assert lines("egress: {}") == ["names may lead to public addresses"]
+    assert lines("egress: {allow: [a, 10.1.0.0/16], deny: [10.0.0.1]}") == [
+        "names may lead to public addresses, a, 10.1.0.0/16, not 10.0.0.1/32",
+        "http://10.0.0.1:80 is not connected to: egress.deny closes 10.0.0.1",
+    ]

@@ -272,3 +272,98 @@ def test_client_name_may_stand_for_all() -> None:
     assert (words.client_name("*"), words.client_name("a")) == ("*", "a")
     with pytest.raises(Wrong):
         words.client_name("*a")
+
+
+@pytest.mark.parametrize(
+    "authority",
+    [
+        "2130706433",  # 127.0.0.1 as one number
+        "017700000001",
+        "0x7f000001",
+        "0X7F.0.0.1",
+        "0x7f.1",
+        "127.1",
+        "127.0.1",
+        "0177.0.0.1",
+        "127.0.0.0x1",
+        "a.0x7f",
+        "a.1",
+        "1.2.3.4.5",
+        "256.0.0.1",
+        "127.0.0.1\u3002",
+        "\uff11\uff12\uff17.0.0.1",  # fullwidth digits
+        "\u2460.0.0.1",
+        "local\u200bhost",
+        "lo\u0441alhost",  # a Cyrillic letter
+        "user@127.0.0.1",
+        "user:password@a.example",
+        "a.example@127.0.0.1",
+        "[::ffff:127.0.0.1%25lo]",
+        "[::1%lo]",
+        "[127.0.0.1]",
+        "[::ffff:0x7f.1]",
+        "a b",
+        "a\\@b",
+        "a%2eb",
+        "a\tb",
+        "a..b",
+        "",
+    ],
+)
+def test_endpoint_url_has_no_second_spelling_of_an_address(authority: str) -> None:
+    with pytest.raises(Wrong):
+        words.endpoint_url(f"http://{authority}:80")
+    with pytest.raises(Wrong):
+        words.endpoint_url(f"http://{authority}")
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "gopher://a:70", "ftp://a", "http+unix://a", "//a", "dict://a:1"]
+)
+def test_endpoint_url_has_no_other_scheme(url: str) -> None:
+    with pytest.raises(Wrong):
+        words.endpoint_url(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "canonical"),
+    [
+        ("http://metadata.google.internal.", "http://metadata.google.internal:80"),
+        ("http://METADATA.google.internal:80", "http://metadata.google.internal:80"),
+        ("http://[::FFFF:127.0.0.1]", "http://[::ffff:127.0.0.1]:80"),
+        ("http://[fe80::1%eth0]:80", "http://[fe80::1%eth0]:80"),
+        ("http://10.0.0.1.", "http://10.0.0.1:80"),
+        ("http://a.1b:80", "http://a.1b:80"),
+    ],
+)
+def test_endpoint_url_has_one_spelling(url: str, canonical: str) -> None:
+    read = words.endpoint_url(url)
+    assert ipaddress_form(read) == ipaddress_form(canonical)
+
+
+def ipaddress_form(url: str) -> str:
+    """IPv4-mapped addresses are written in two ways by different versions of Python."""
+    return url.replace("::ffff:7f00:1", "::ffff:127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("10.0.0.1", "10.0.0.1/32"),
+        ("::1", "::1/128"),
+        ("[::1]", "::1/128"),
+        ("Api.Internal.", "api.internal"),
+        ("*.Internal", "*.internal"),
+    ],
+)
+def test_egress_place_is_a_network_or_a_host(text: str, place: str) -> None:
+    assert words.egress_place(text) == place
+
+
+@pytest.mark.parametrize(
+    "text", ["*", "10.0.0.1/8", "10.0.0.0/33", "a/b", "a:80", "*.a.*", "0x7f.1", "http://a", ""]
+)
+def test_egress_place_refuses_the_rest(text: str) -> None:
+    with pytest.raises(Wrong):
+        words.egress_place(text)

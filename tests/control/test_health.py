@@ -23,6 +23,8 @@ from ambassador.control.health import (
     Watched,
     watched_upstreams,
 )
+from ambassador.proxy.egress import Config as EgressConfig
+from ambassador.proxy.egress import Egress
 from ambassador.proxy.key_files import ClientConfig, KeyPair, ServerConfig
 from ambassador.proxy.tls import Keyring
 from ambassador.proxy.upstream.health import Config
@@ -242,8 +244,10 @@ def test_watched_upstreams_are_those_with_a_check() -> None:
 def test_watched_upstreams_have_what_their_source_has_found() -> None:
     source = Discover(dns="api.test:8080")
     upstreams = {"a": schema.Upstream(discover=source, health=CHECK)}
-    assert watched_upstreams(upstreams) == {"a": Watched(CHECK, (), "api.test:8080")}
-    assert watched_upstreams(upstreams, {source: [A]}) == {"a": Watched(CHECK, (A,), "api.test:8080")}
+    assert watched_upstreams(upstreams) == {"a": Watched(CHECK, (), "api.test:8080", written=False)}
+    assert watched_upstreams(upstreams, {source: [A]}) == {
+        "a": Watched(CHECK, (A,), "api.test:8080", written=False)
+    }
 
 
 def test_watched_upstreams_have_tls_where_their_endpoints_do() -> None:
@@ -370,3 +374,18 @@ async def test_calls_fail_where_nobody_speaks_tls(tmp_path: Path) -> None:
         await Calls(Keyring()).check(
             Target(f"https://127.0.0.1:{place.port}", PATIENT, tls=config), ["127.0.0.1"]
         )
+
+
+async def test_calls_go_where_egress_lets_them() -> None:
+    rules = Egress(EgressConfig(allow=("127.0.0.1",)))
+    async with server(answering(b"HTTP/1.1 200 OK\r\n\r\n")) as place:
+        calls = Calls(Keyring(), egress=lambda: rules)
+        named = target(f"http://example.test:{place.port}")
+        await calls.check(named, ["169.254.169.254", "127.0.0.1"])
+        rules = Egress(EgressConfig())
+        with pytest.raises(CheckFailed, match=r"egress: 127\.0\.0\.1 is not public"):
+            await calls.check(named, ["127.0.0.1"])
+        written = target(f"http://127.0.0.1:{place.port}")
+        await calls.check(written, ["127.0.0.1"])
+        with pytest.raises(CheckFailed, match="egress"):
+            await calls.check(msgspec.structs.replace(written, written=False), ["127.0.0.1"])

@@ -7,7 +7,7 @@ from ambassador.config.load import load_text
 from ambassador.control.incarnation import Incarnation
 from ambassador.control.pages import Pages, block_keys
 from ambassador.observe.families import Figures
-from ambassador.observe.metrics import ACCESS, CLIENT, BlockKey, Page, decode_blocks
+from ambassador.observe.metrics import ACCESS, CLIENT, EGRESS, BlockKey, Page, decode_blocks
 
 FIGURES = Figures(version="1", instance="i", generation=1, restarts=0, workers=1, started=0.0)
 
@@ -47,6 +47,7 @@ def test_every_upstream_of_a_route_has_a_block() -> None:
         BlockKey("a", "a"),
         BlockKey("a", "a.fallback"),
         BlockKey("b", "b"),
+        *(BlockKey(name, "-", EGRESS) for name in ("a", "a.fallback", "b")),
     ]
 
 
@@ -58,7 +59,10 @@ def test_every_upstream_with_fetched_tokens_has_a_block() -> None:
         " v: {endpoints: ['http://127.0.0.1:1'], auth: {bearer: 'env:S'}}}"
     )
     keys = list(block_keys(load_text(text % oauth2)))
-    assert keys == [BlockKey("a", "u"), BlockKey("-", "u", tokens=True)]
+    assert [key for key in keys if key.limit != EGRESS] == [
+        BlockKey("a", "u"),
+        BlockKey("-", "u", tokens=True),
+    ]
 
 
 def test_every_limit_has_a_block() -> None:
@@ -71,6 +75,7 @@ def test_every_limit_has_a_block() -> None:
         BlockKey("a", "-", "limit"),
         BlockKey("a", "-", "x"),
         BlockKey("b", "-"),
+        BlockKey("u", "-", EGRESS),
         BlockKey("@u", "-", "limit"),
     ]
 

@@ -56,6 +56,7 @@ class Counts:
         self.replays = 0
         self.refusals: list[str] = []
         self.asked: list[str] = []
+        self.closed: list[str] = []
 
     def route(self, route: str, upstream: str) -> Counts:
         return self
@@ -74,6 +75,9 @@ class Counts:
 
     def client(self, name: str) -> Callable[[], None]:
         return lambda: self.asked.append(name)
+
+    def egress(self, upstream: str) -> Callable[[], None]:
+        return lambda: self.closed.append(upstream)
 
     def settled(self, status_class: int, seconds: float) -> None:
         self.settlements.append(status_class)

@@ -17,6 +17,7 @@ from ambassador.config.read import Items, Part
 from ambassador.config.schema import Client, Config, Match, Route, Upstream
 from ambassador.config.units import format_duration, format_rate
 from ambassador.proxy.content import CONTENT
+from ambassador.proxy.egress import Egress
 from ambassador.proxy.methods import IDEMPOTENT
 from ambassador.proxy.policies import breaker, limit
 from ambassador.settings import Section
@@ -56,6 +57,7 @@ def warn(
         _warn_of_checks(config.upstreams[name], part)
         _warn_of_zone(config, config.upstreams[name], part)
         _warn_of_tokens(config, config.upstreams[name], part)
+        _warn_of_egress(config, config.upstreams[name], part)
     for name, part in upstreams.items():
         _warn_of_source(config.upstreams[name].discover, part)
     _warn_of_clients(config, routes, document)
@@ -70,6 +72,19 @@ def warn(
     _warn_of_unused(config, upstreams)
     if not config.routes and document is not None:
         document.node.report("", "has no routes, so every request is answered 404", level="warning")
+
+
+def _warn_of_egress(config: Config, upstream: Upstream, part: Part) -> None:
+    """Endpoints that are never connected to."""
+    rules = Egress(config.egress)
+    written = part.values.get("endpoints")
+    for at, endpoint in enumerate(upstream.endpoints):
+        why = rules.of_written(endpoint.url)
+        if why is not None:
+            node, path = part.place("endpoints")
+            if isinstance(written, Items) and at < len(written.nodes):
+                node, path = written.nodes[at], f"{path}[{at}]" if written.is_list else path
+            node.report(path, f"is never connected to: {why}", level="warning")
 
 
 def _warn_of_retry(route: Route, part: Part) -> None:

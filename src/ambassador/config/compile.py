@@ -20,9 +20,11 @@ from ambassador.config.certificates import client_section
 from ambassador.config.credentials import compile_credential, needs_guard
 from ambassador.config.identity import credential_headers
 from ambassador.config.schema import PathRegex
+from ambassador.errors import ConnectFailed
 from ambassador.proxy import limit_keys
 from ambassador.proxy.clients.who import Clients
 from ambassador.proxy.content import NOTHING, Contents
+from ambassador.proxy.egress import Egress
 from ambassador.proxy.lasting import Lasting
 from ambassador.proxy.plan import RoutePlan, Timeouts
 from ambassador.proxy.policies import access, concurrency, fault, headers, limit, retry
@@ -85,6 +87,9 @@ class Counters(Protocol):
     def client(self, name: str) -> Callable[[], None]:
         """What counts the requests of a client."""
 
+    def egress(self, upstream: str) -> Callable[[], None]:
+        """What counts the connections to an upstream that egress refuses."""
+
 
 def compile_table(
     config: schema.Config,
@@ -128,6 +133,7 @@ def compile_steps(
     upstreams: dict[str, Upstream] = {}
     makers: dict[str, _EndpointMaker] = {}
     zone = own_zone(config, os.environ)
+    egress = Egress(config.egress)
     means = lasting.means
     if means.tokens is not None:
         places = means.tokens.places(
@@ -135,7 +141,9 @@ def compile_steps(
         )
         means = structs.replace(means, places=places, token_counts=counters.tokens)
     for name, upstream in config.upstreams.items():
-        makers[name] = maker = _EndpointMaker(name, upstream, lane, lasting.keyring)
+        makers[name] = maker = _EndpointMaker(
+            name, upstream, lane, lasting.keyring, egress=egress, refused=counters.egress(name)
+        )
         endpoints = [maker.make(each, addresses) for each in upstream.endpoints]
         upstreams[name] = _upstream(name, upstream, lane, endpoints, limits=limits, zone=zone, means=means)
         yield
@@ -436,7 +444,14 @@ class _Endpoint(Endpoint):
 
         def addresses() -> Sequence[Address]:
             held = endpoint()
-            return () if held is None else held.addresses
+            if held is None:
+                return ()
+            if held.refusals:
+                if held.count_refusal is not None:
+                    held.count_refusal()
+                if not held.addresses:
+                    raise ConnectFailed("the egress policy refuses all addresses of the endpoint")
+            return held.addresses
 
         return addresses
 
@@ -444,12 +459,25 @@ class _Endpoint(Endpoint):
 class _EndpointMaker:
     """Makes the endpoints of one upstream."""
 
-    def __init__(self, name: str, config: schema.Upstream, lane: Lane, keyring: Keyring) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: schema.Upstream,
+        lane: Lane,
+        keyring: Keyring,
+        *,
+        egress: Egress,
+        refused: Callable[[], None],
+    ) -> None:
+        self._egress = egress
+        self._refused = refused
         self._connections = config.connections
         self._auth = config.auth
         self._lane = lane
         self.found_url = config.found_url
+        self._is_found = config.discover is not None
         host = config.own_host
+        self._found_by = None if host is None else host.partition(":")[0]
         self._host = None if host is None else host.encode("ascii")
         section = client_section(config)
         self._tls = None if section is None else keyring.client(section, f"upstream {name}")
@@ -473,6 +501,12 @@ class _EndpointMaker:
             zone=config.zone or "",
             priority=config.priority,
             guarded=not secure and needs_guard(self._auth, config.url),
+            refusal=None
+            if path is not None
+            else self._egress.of_endpoint(
+                host.strip("[]"), found_by=self._found_by, written=not self._is_found
+            ),
+            count_refusal=self._refused,
         )
         if path is None and endpoint.host in addresses:
             endpoint.resolve(addresses[endpoint.host])

@@ -82,6 +82,7 @@ _SETTINGS = {
     "clients": "holds for requests that begin after the reload; connections stay",
     "telemetry": "holds from the next line of the log",
     "drain": "holds for the next drain",
+    "egress": "holds for connections that are opened after the reload",
     "overload": "holds at once; what is refused is measured anew",
 }
 _LISTENER = {

@@ -45,7 +45,7 @@ from ambassador.config.units import (
 from ambassador.errors import BadRequest, NoRoute
 from ambassador.messages import Fields, Request
 from ambassador.printable import printable
-from ambassador.proxy import overload
+from ambassador.proxy import egress, overload
 from ambassador.proxy.fields import CREDENTIALS
 from ambassador.proxy.key_files import ClientConfig
 from ambassador.proxy.methods import IDEMPOTENT
@@ -352,12 +352,26 @@ def _upstream_lines(asked: _Asked) -> Iterable[Line]:
     assert name is not None
     yield _upstream_line(name, upstream, asked.config.zone)
     yield from _ring_lines(asked, _written_endpoints(upstream))
+    yield from _egress_lines(asked.config.egress, upstream)
     yield from _some(client_section(upstream), _tls_line, name, upstream)
     yield from _some(upstream.auth, _credential_line, name)
     yield from _limit_lines(upstream.limit, f"upstreams.{name}.limit")
     yield from _some(upstream.cooldown, _cooldown_line, name)
     yield from _some(upstream.health, _health_line, name)
     yield from _some(upstream.outlier, _outlier_line, name)
+
+
+def _egress_lines(config: egress.Config | None, upstream: Upstream) -> Iterable[Line]:
+    """Where names may lead, if that is written; and what is not connected to in any case."""
+    rules = egress.Egress(config)
+    if config is not None:
+        opened = f", {', '.join(config.allow)}" if config.allow else ""
+        closed = f", not {', '.join(config.deny)}" if config.deny else ""
+        yield Line(what="egress", text=f"names may lead to public addresses{opened}{closed}", key="egress")
+    for endpoint in upstream.endpoints:
+        why = rules.of_written(endpoint.url)
+        if why is not None:
+            yield Line(what="egress", text=f"{endpoint.url} is not connected to: {why}", key="egress.deny")
 
 
 def _written_endpoints(upstream: Upstream) -> list[EndpointNow]:

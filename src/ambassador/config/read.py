@@ -723,6 +723,7 @@ _FORMS: dict[str | None, Callable[[str], Any]] = {
     "client_name": words.client_name,
     "cidr": words.cidr,
     "host_pattern": words.host_pattern,
+    "egress_place": words.egress_place,
     "host": words.host,
     "path_pattern": words.path_pattern,
     "path": words.path,

@@ -18,7 +18,7 @@ from ambassador.config.credentials import Auth, goes_bare
 from ambassador.config.discover import Discover, Kubernetes, own_host
 from ambassador.config.units import format_duration
 from ambassador.extras import AUTH
-from ambassador.proxy import key_files, overload
+from ambassador.proxy import egress, key_files, overload
 from ambassador.proxy.clients.who import Client
 from ambassador.proxy.policies import (
     breaker,
@@ -597,8 +597,6 @@ class Drain(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole config of an instance."""
 
-    later: ClassVar[Mapping[str, tuple[str, ...]]] = {"egress": ()}
-
     version: Literal[1] = 1
     """The version of this format."""
 
@@ -639,6 +637,9 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     drain: Drain = Drain()
     """How the service ends."""
+
+    egress: egress.Config | None = None
+    """Where connections may go. Unset: anywhere, but names do not lead to link-local and metadata addresses."""
 
     overload: overload.Config | None = None
     """When a worker refuses a part of the requests, before any work. Unset: never."""

@@ -66,6 +66,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)*"
 )
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}", re.ASCII)
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _KNOWN_PLACEHOLDERS = ("client", "request_id", "route")
@@ -122,7 +123,10 @@ def split_address(text: str) -> tuple[str, int]:
     if port > 65535:
         raise Wrong(f"{text!r}: port {port} is over 65535")
     if bracketed:
-        return str(_ip_address(host, 6)), port
+        address = _ip_address(host, 6)
+        if getattr(address, "scope_id", None) is not None and not address.is_link_local:
+            raise Wrong(f"{text!r}: only link-local addresses have a zone")
+        return str(address), port
     return _host_name(host), port
 
 
@@ -153,6 +157,9 @@ def _host_name(text: str) -> str:
         raise Wrong(f"{text!r} is not ASCII", "write the name in its 'xn--' form")
     if not _HOST_NAME.fullmatch(lower):
         raise Wrong(f"{text!r} is not a host name")
+    if _NUMBER.fullmatch(lower.rpartition(".")[2]):
+        # Many libraries take these for addresses, each in its own way (WHATWG URL 3.5: "ends in a number").
+        raise Wrong(f"{text!r} is neither a host name nor an address", "write the address like '127.0.0.1'")
     return lower
 
 
@@ -374,6 +381,22 @@ def cidr(text: str) -> str:
     except ValueError:
         raise Wrong(f"{text!r} is not a network", "write it like '10.0.0.0/8' or '::1'") from None
     raise Wrong(f"{text!r} has host bits set", f"did you mean '{loose}'?")
+
+
+def egress_place(text: str) -> str:
+    """A network, an address as the network of it alone, a host name or `*.suffix`; lower case."""
+    if text == "*":
+        raise Wrong(
+            "'*' is every host; what is to hold for all of them is a network", "as in '0.0.0.0/0' and '::/0'"
+        )
+    if "/" in text:
+        return cidr(text)
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        ipaddress.ip_address(bare)
+    except ValueError:
+        return host_pattern(text)
+    return cidr(bare)
 
 
 def host_pattern(text: str) -> str:

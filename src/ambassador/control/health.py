@@ -31,6 +31,7 @@ from ambassador.config.discover import Discover
 from ambassador.config.schema import Upstream
 from ambassador.control.http_client import CallFailed, Place, Tls, can_connect, get_status
 from ambassador.observe.families import HealthFigures
+from ambassador.proxy.egress import Egress
 from ambassador.proxy.key_files import ClientConfig
 from ambassador.proxy.tls import Keyring, host_of
 from ambassador.proxy.upstream.health import HURRY_S, Config, Standing, pause_s
@@ -53,12 +54,15 @@ class CheckFailed(Exception):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """What is asked, and how. `host` is sent as Host; None: the url's. `tls` None: in plain text."""
+    """What is asked, and how. `host` is sent as Host; None: the url's. `tls` None: in plain text. `written`: the url is
+    in the config.
+    """
 
     url: str
     check: Config
     host: str | None = None
     tls: ClientConfig | None = None
+    written: bool = True
 
     def __hash__(self) -> int:
         return hash(self.url)
@@ -70,17 +74,19 @@ Check: TypeAlias = Callable[[Target, Sequence[str]], Awaitable[None]]
 
 class Watched(msgspec.Struct, frozen=True):
     """An upstream's check, and the urls of its endpoints. `host`: see `Target`. `tls` is for those whose url is
-    `https`.
+    `https`. `written`: the urls are in the config.
     """
 
     check: Config
     urls: tuple[str, ...]
     host: str | None = None
     tls: ClientConfig | None = None
+    written: bool = True
 
     def target(self, url: str) -> Target:
         """One of them."""
-        return Target(url, self.check, self.host, self.tls if url.startswith("https://") else None)
+        tls = self.tls if url.startswith("https://") else None
+        return Target(url, self.check, self.host, tls, self.written)
 
 
 def watched_upstreams(
@@ -96,7 +102,9 @@ def watched_upstreams(
                 if source
                 else (endpoint.url for endpoint in upstream.endpoints)
             )
-            watched[name] = Watched(upstream.health, tuple(urls), upstream.own_host, client_section(upstream))
+            watched[name] = Watched(
+                upstream.health, tuple(urls), upstream.own_host, client_section(upstream), source is None
+            )
     return watched
 
 
@@ -275,9 +283,14 @@ class HealthChecks:
 
 
 class Calls:
-    """Makes the checks, at most `at_once` calls at a time; by TLS with what is in the keyring."""
+    """Makes the checks, at most `at_once` calls at a time; by TLS with what is in the keyring. `egress` gives the rules
+    that hold now.
+    """
 
-    def __init__(self, keyring: Keyring, at_once: int = AT_ONCE) -> None:
+    def __init__(
+        self, keyring: Keyring, at_once: int = AT_ONCE, *, egress: Callable[[], Egress] = Egress
+    ) -> None:
+        self._egress = egress
         self._keyring = keyring
         self._limit = trio.CapacityLimiter(at_once)
 
@@ -289,12 +302,17 @@ class Calls:
         if not addresses:
             raise CheckFailed("the name has no address")
         where = urlsplit(target.url)
+        found_by = None if target.host is None else target.host.partition(":")[0]
+        refusal = self._egress().of_endpoint(where.hostname or "", found_by=found_by, written=target.written)
+        permitted = [address for address in addresses if refusal(address) is None]
+        if not permitted:
+            raise CheckFailed(f"egress: {refusal(addresses[0])}")
         usual = 80 if target.tls is None else 443
         port = where.port or usual
         host = (target.host or where.netloc).removesuffix(f":{usual}")
         tls = None if target.tls is None else self._tls(target.tls, host)
         await self._any(
-            target.check, host.encode("ascii"), [Place(address, port) for address in addresses], tls
+            target.check, host.encode("ascii"), [Place(address, port) for address in permitted], tls
         )
 
     def _tls(self, config: ClientConfig, host: str) -> Tls:

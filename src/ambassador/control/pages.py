@@ -16,6 +16,7 @@ from ambassador.observe.families import Figures, Reader, Traffic
 from ambassador.observe.metrics import (
     ACCESS,
     CLIENT,
+    EGRESS,
     NO_NAME,
     BlockKey,
     Page,
@@ -42,6 +43,7 @@ def block_keys(config: Config) -> Iterator[BlockKey]:
     for name in config.clients:
         yield BlockKey(name, NO_NAME, CLIENT)
     for name, upstream in config.upstreams.items():
+        yield BlockKey(name, NO_NAME, EGRESS)
         for limit in upstream.limit or ():
             yield BlockKey(owner_of_upstream(name), NO_NAME, limit.label)
         if upstream.auth is not None and fetches(upstream.auth):

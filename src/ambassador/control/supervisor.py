@@ -48,6 +48,7 @@ from ambassador.control.output import Output
 from ambassador.control.pages import Pages
 from ambassador.control.places import Unusable, blaming, told
 from ambassador.control.provision import Equipment
+from ambassador.control.refusals import Refusals
 from ambassador.control.reload import LastReload, Reload
 from ambassador.control.roll import Replica, decode_roll
 from ambassador.control.slots import BindError
@@ -65,6 +66,7 @@ from ambassador.control.store import StoreServer
 from ambassador.control.sums import UpstreamStatus, UpstreamSums
 from ambassador.control.turns import Turns
 from ambassador.observe.families import Figures, Traffic
+from ambassador.proxy.egress import Egress
 from ambassador.proxy.limit_keys import LimitStatus
 from ambassador.proxy.tls import Keyring
 from ambassador.secret import SecretError, read_secret
@@ -114,11 +116,14 @@ class Supervisor:
         self._pages = Pages()
         directory = Directory(partial(Resolver, log=log), self._push_addresses, self._push_found, log=log)
         self._certificates = Certificates(Keyring(log))
+        self._refusals = Refusals(log)
         self._health = HealthChecks(
             directory.addresses,
             self._push_health,
             log=log,
-            check=Calls(self._certificates.keyring).check,
+            check=Calls(
+                self._certificates.keyring, egress=lambda: Egress(self._deployment.config.egress)
+            ).check,
         )
         self._deployment = Deployment(
             config,
@@ -403,6 +408,7 @@ class Supervisor:
 
     def _push_addresses(self, addresses: dict[str, tuple[str, ...]]) -> None:
         self._crew.post(Addresses(addresses=addresses))
+        self._tell_refusals()
 
     def _push_health(self, unhealthy: dict[str, dict[str, str]]) -> None:
         self._crew.post(Health(unhealthy=unhealthy))
@@ -415,6 +421,12 @@ class Supervisor:
         """Have the endpoints checked that there are now."""
         found = self._deployment.directory.urls()
         self._health.watch(watched_upstreams(self._deployment.config.upstreams, found))
+        self._tell_refusals()
+
+    def _tell_refusals(self) -> None:
+        """Have the log told of addresses that are not connected to."""
+        directory = self._deployment.directory
+        self._refusals.look(self._deployment.config, directory.addresses, directory.urls())
 
     # What is told; see Service of admin/api.py.
 

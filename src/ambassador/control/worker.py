@@ -47,6 +47,7 @@ from ambassador.observe.access_log import AccessLog
 from ambassador.observe.metrics import (
     ACCESS,
     CLIENT,
+    EGRESS,
     NO_NAME,
     AccessMetrics,
     BlockKey,
@@ -107,6 +108,10 @@ class PageCounters:
     def access(self, route: str) -> AccessMetrics:
         """The counters of those whom a route refuses."""
         return self._page.access(self._blocks[BlockKey(route, NO_NAME, ACCESS)])
+
+    def egress(self, upstream: str) -> Callable[[], None]:
+        """What counts the connections to an upstream that egress refuses."""
+        return self._page.egress(self._blocks[BlockKey(upstream, NO_NAME, EGRESS)]).refused
 
     def client(self, name: str) -> Callable[[], None]:
         """What counts the requests of a client."""

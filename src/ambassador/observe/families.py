@@ -24,6 +24,7 @@ from ambassador.observe.metrics import (
     CLIENT_OPENED,
     CODE_CLASSES,
     CPU,
+    EGRESS,
     GC_RUNS,
     GC_TIME,
     HANDSHAKE_RESULTS,
@@ -170,6 +171,7 @@ class Reader:
         yield from self._limit_families()
         yield from self._token_families()
         yield from self._client_families()
+        yield from self._egress_families()
         yield from self._worker_families()
         if figures is not None:
             yield from _supervisor_families(figures)
@@ -266,7 +268,7 @@ class Reader:
         limits = [
             (key, offset)
             for key, offset in self._registry.blocks.items()
-            if key.limit not in ("", ACCESS, CLIENT)
+            if key.limit not in ("", ACCESS, CLIENT, EGRESS)
         ]
         if not limits:
             return
@@ -333,6 +335,16 @@ class Reader:
                 "counter",
                 "Requests by the client that was known to ask.",
                 [((("client", key.route),), self._read(offset, 1)[0]) for key, offset in clients],
+            )
+
+    def _egress_families(self) -> Iterator[Family]:
+        blocks = [(key, offset) for key, offset in list(self._registry.blocks.items()) if key.limit == EGRESS]
+        if blocks:
+            yield Family(
+                "ambassador_egress_refused",
+                "counter",
+                "Connections to an upstream that were not made, or not to all of its addresses: egress refuses them.",
+                [((("upstream", key.route),), self._read(offset, 1)[0]) for key, offset in blocks],
             )
 
     def _worker_families(self) -> list[Family]:

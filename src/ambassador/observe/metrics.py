@@ -121,6 +121,12 @@ CLIENT: Final = "@client"
 CLIENT_SLOTS: Final = 2
 """Requests; one is spare."""
 
+# The block of an upstream's connections that egress refuses: one counter.
+EGRESS: Final = "@egress"
+"""Stands where the name of a limit does, with the upstream's name where the route's is."""
+EGRESS_SLOTS: Final = 2
+"""One is spare."""
+
 # The worker's block: gauges first.
 (
     HEARTBEAT, INFLIGHT, LAG, RESIDENT, CLIENT_ACTIVE, CLIENT_IDLE, UPSTREAM_ACTIVE, UPSTREAM_IDLE, STATE_DOWN,
@@ -149,7 +155,8 @@ class BlockKey(msgspec.Struct, frozen=True, array_like=True):
     route: str
     upstream: str
     limit: str = ""
-    """The name of a limit; empty: another block. ACCESS: those whom the route refuses; CLIENT: the client `route`."""
+    """The name of a limit; empty: another block. ACCESS: those whom the route refuses; CLIENT: the client `route`;
+    EGRESS: what egress refuses of the upstream `route`."""
     tokens: bool = False
     """The tokens that are fetched for an upstream."""
 
@@ -161,7 +168,7 @@ class BlockKey(msgspec.Struct, frozen=True, array_like=True):
         return _SLOTS.get(self.limit, LIMIT_SLOTS)
 
 
-_SLOTS: Final = {"": ROUTE_SLOTS, ACCESS: ACCESS_SLOTS, CLIENT: CLIENT_SLOTS}
+_SLOTS: Final = {"": ROUTE_SLOTS, ACCESS: ACCESS_SLOTS, CLIENT: CLIENT_SLOTS, EGRESS: EGRESS_SLOTS}
 
 NO_ROUTE: Final = BlockKey(NO_NAME, NO_NAME)
 """The block of requests that no route matched. Every registry has it."""
@@ -276,6 +283,10 @@ class Page:
     def client(self, offset: int) -> ClientMetrics:
         """The block of a client at this slot."""
         return ClientMetrics(self, offset)
+
+    def egress(self, offset: int) -> EgressMetrics:
+        """The counter of an upstream's connections that egress refuses, which begins at this slot."""
+        return EgressMetrics(self, offset)
 
     def worker(self) -> WorkerMetrics:
         """The worker's block."""
@@ -426,6 +437,19 @@ class ClientMetrics:
 
 
 _HANDSHAKE_RESULT: Final = {word: position for position, word in enumerate(HANDSHAKE_RESULTS)}
+
+
+class EgressMetrics:
+    """Counts the connections of one upstream that egress refuses."""
+
+    __slots__ = ("_slots",)
+
+    def __init__(self, page: Page, offset: int) -> None:
+        self._slots = page.slots[offset : offset + EGRESS_SLOTS]
+
+    def refused(self) -> None:
+        """A connection was not made, or not to all addresses."""
+        self._slots[0] += 1
 
 
 class WorkerMetrics:

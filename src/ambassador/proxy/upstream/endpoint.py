@@ -19,7 +19,7 @@ from math import exp, inf, log, nan, sqrt
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ambassador.proxy.policies.breaker import Breaker
     from ambassador.proxy.upstream.connect import Address
@@ -60,9 +60,11 @@ class Endpoint:
     """
 
     __slots__ = (
+        "_refusal",
         "added_at",
         "addresses",
         "authority",
+        "count_refusal",
         "ejected_until",
         "failures",
         "gate",
@@ -80,6 +82,7 @@ class Endpoint:
         "pool",
         "port",
         "priority",
+        "refusals",
         "sampled_at",
         "scheme",
         "share",
@@ -103,11 +106,11 @@ class Endpoint:
         priority: int = 0,
         added_at: float = -inf,
         guarded: bool = False,
+        refusal: Callable[[str], str | None] | None = None,
+        count_refusal: Callable[[], None] | None = None,
     ) -> None:
         self.url = url
-        self.host = host
-        self.port = port
-        self.path = path
+        self.host, self.port, self.path = host, port, path
         self.weight = weight
         self.share: float = weight
         """Its weight for now: less while it starts slowly."""
@@ -117,6 +120,11 @@ class Endpoint:
         self.guarded, self.withheld = guarded, False
         """Only loopback addresses are dialled: what it is sent is not for others to see, and it is plaintext. And
         whether the name has others, which are not used."""
+        self._refusal, self.count_refusal = refusal, count_refusal
+        """Why it must not be dialled at an address (`proxy.egress`). And what counts a connection that was not made, or
+        had fewer addresses to try, because of that."""
+        self.refusals: Sequence[str] = ()
+        """Why it is not dialled at some: for logs and the admin API, not for clients."""
         self.added_at = added_at
         """When it came, or came back: from then on `slow_start` counts. -inf: it was always there."""
         self.healthy = True
@@ -216,21 +224,29 @@ class Endpoint:
         self.added_at = other.added_at
 
     def resolve(self, addresses: Sequence[str]) -> None:
-        """Set the IP addresses that the name has now; what is not an address is passed over."""
+        """Set the IP addresses that the name has now; what is not an address is passed over.
+
+        What is kept is what is dialled: nothing is resolved again in between.
+        """
         found: list[Address] = []
+        refusals: list[str] = []
         self.withheld = False
         for text in addresses:
             try:
                 address = ipaddress.ip_address(text.strip("[]"))
             except ValueError:
                 continue
-            if self.guarded and not is_loopback(text):
+            refused = None if self._refusal is None else self._refusal(text)
+            if refused is not None:
+                refusals.append(refused)
+            elif self.guarded and not is_loopback(text):
                 self.withheld = True
             elif address.version == 4:
                 found.append((socket.AF_INET, (str(address), self.port)))
             else:
                 found.append((socket.AF_INET6, (str(address), self.port, 0, 0)))
         self.addresses = tuple(found)
+        self.refusals = tuple(refusals)
 
 
 def is_loopback(host: str) -> bool:

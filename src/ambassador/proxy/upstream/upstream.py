@@ -154,7 +154,7 @@ class Upstream:
             self._work_out(now, self._standing)
         used = any(endpoint in tier.endpoints for tier in self._tiers)
         if not endpoint.addresses:
-            why = "the name has no address"
+            why = "the name has no address" if not endpoint.refusals else f"refused: {endpoint.refusals[0]}"
             if endpoint.withheld:
                 why = "credentials are not sent over plaintext HTTP but to loopback addresses, of which it has none"
         elif not endpoint.healthy or endpoint.ejected_until > now:
