@@ -274,6 +274,15 @@ def test_callers_tokens_are_exchanged_each_once(tmp_path: Path, world: World, re
         world.identity.revoke()
         assert replicas[0].fetch(authorization="Bearer caller-1-token").body == "user1"
         everything = dump(redis)
+        pages = ("/metrics", "/api/upstreams", "/api/config", "/api/status", "/api/routes")
+        told = [json.dumps(replica.admin("GET", page)[1]) for replica in replicas for page in pages]
+        for replica in replicas:
+            replica.signal(signal.SIGTERM)
+            told.append(replica.end()[1])
+        told += [(tmp_path / name / "access.log").read_text() for name in "ab"]
+    given = [shown.removeprefix("Bearer ") for shown in world.api.seen]
+    for secret in (SECRET, key, "made-up", *callers, *given):
+        assert not [text for text in told if secret in text]
     assert not [shown for shown in world.api.seen if "caller" in shown], "the caller's own stays here"
     assert not [name for name, value in everything.items() if b"caller-" in name + value]
 
