@@ -141,6 +141,18 @@ def test_live_endpoints_are_shown_with_their_state(
     assert "none now: the answer is 503 no_endpoint" in capsys.readouterr().out
 
 
+def test_token_of_the_service_is_shown_as_it_stands(
+    service: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    oauth2 = {"token_url": "https://id.test/t", "client_id": "me", "client_secret": "***"}
+    service["/api/config"]["upstreams"]["billing"]["auth"] = {"oauth2": oauth2}
+    service["/api/upstreams"][0]["token"] = {"valid_for_s": 271.3, "problem": None, "next_try_s": None}
+    assert main(["explain", "GET", "/v1/x", "--control", "unix:/x.sock"]) == OK
+    said = " ".join(capsys.readouterr().out.split())
+    assert "credential oauth2, a token for client me from https://id.test/t" in said
+    assert "token a token for 271 s" in said
+
+
 def test_service_of_another_version(service: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     service["/api/config"]["version"] = 7
     assert main(["explain", "GET", "/", "--control", "unix:/x.sock"]) == NO

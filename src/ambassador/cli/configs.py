@@ -70,6 +70,27 @@ def live_endpoints(args: argparse.Namespace, upstream: str) -> list[EndpointNow]
     ]
 
 
+def live_token(args: argparse.Namespace, upstream: str) -> str | None:
+    """How the token stands that is fetched for an upstream of the service, in words; None: none is. Raises Failure."""
+    from ambassador.cli.client import client
+
+    for each in client(args).get("/api/upstreams"):
+        if each["name"] == upstream and each.get("token"):
+            return token_in_words(each["token"])
+    return None
+
+
+def token_in_words(token: dict[str, Any]) -> str:
+    """How the token that is fetched for an upstream stands."""
+    valid_for_s, problem, next_try_s = token["valid_for_s"], token["problem"], token["next_try_s"]
+    parts = ["no token" if valid_for_s is None else f"a token for {valid_for_s:.0f} s"]
+    if problem:
+        parts.append(f"the token service last: {problem}")
+    if problem and next_try_s is not None and next_try_s >= 0.5:
+        parts.append(f"not asked again for {next_try_s:.0f} s")
+    return "; ".join(parts)
+
+
 def _in_words(endpoint: dict[str, Any]) -> str:
     words = [endpoint["why"] or ("up" if endpoint["healthy"] else "down")]
     if endpoint["ewma_ms"] is not None:

@@ -59,9 +59,9 @@ def _header(text: str) -> tuple[str, str]:
 def run(args: argparse.Namespace) -> int:
     """Explain, and print."""
     from ambassador.cli.client import Failure, complain
-    from ambassador.cli.configs import file_config, live_config, live_endpoints, live_names
+    from ambassador.cli.configs import file_config, live_config, live_endpoints, live_names, live_token
     from ambassador.config.certificates import certificate_names
-    from ambassador.config.explain import BadUrl, explain, render, with_endpoints
+    from ambassador.config.explain import BadUrl, explain, render, with_endpoints, with_token
     from ambassador.config.identity import identifier
 
     try:
@@ -73,7 +73,9 @@ def run(args: argparse.Namespace) -> int:
             config, args.method, args.url, args.header, names=names, identify=identifier(config)
         )
         if args.config is None and explanation.upstream is not None:
-            explanation = with_endpoints(explanation, config, live_endpoints(args, explanation.upstream))
+            upstream = explanation.upstream
+            explanation = with_endpoints(explanation, config, live_endpoints(args, upstream))
+            explanation = with_token(explanation, live_token(args, upstream))
     except Failure as failure:
         return complain(failure, as_json=args.json)
     except BadUrl as error:

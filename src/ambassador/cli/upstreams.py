@@ -26,6 +26,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """List them."""
     from ambassador.cli.client import Failure, client, complain
+    from ambassador.cli.configs import token_in_words
     from ambassador.cli.table import table
 
     try:
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         if upstream.get("credential"):
             print(f"{upstream['name']}: {upstream['credential']}; its log says more")
         if upstream.get("token"):
-            print(f"{upstream['name']}: {_token(upstream['token'])}")
+            print(f"{upstream['name']}: {token_in_words(upstream['token'])}")
     return OK
 
 
@@ -69,17 +70,6 @@ def _rows(upstreams: list[dict[str, Any]]) -> Iterator[tuple[object, ...]]:
                 each["ewma_ms"],
                 each["why"] or "",
             )
-
-
-def _token(token: dict[str, Any]) -> str:
-    """How the token that is fetched for an upstream stands."""
-    valid_for_s, problem, next_try_s = token["valid_for_s"], token["problem"], token["next_try_s"]
-    parts = ["no token" if valid_for_s is None else f"a token for {valid_for_s:.0f} s"]
-    if problem:
-        parts.append(f"the token service last: {problem}")
-    if problem and next_try_s is not None and next_try_s >= 0.5:
-        parts.append(f"not asked again for {next_try_s:.0f} s")
-    return "; ".join(parts)
 
 
 def _state(endpoint: dict[str, Any]) -> str:

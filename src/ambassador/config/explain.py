@@ -207,6 +207,16 @@ def with_endpoints(explanation: Explanation, config: Config, endpoints: Sequence
     return _but(explanation, lines=tuple(lines), endpoints=urls)
 
 
+def with_token(explanation: Explanation, standing: str | None) -> Explanation:
+    """The same with how the token stands that a running service has fetched: behind what says of the credential."""
+    lines: list[Line] = []
+    for line in explanation.lines:
+        lines.append(line)
+        if line.what == "credential" and standing is not None:
+            lines.append(Line(what="token", text=standing))
+    return _but(explanation, lines=tuple(lines))
+
+
 def _but(explanation: Explanation, **changes: object) -> Explanation:
     fields = {name: getattr(explanation, name) for name in explanation.__struct_fields__}
     return Explanation(**{**fields, **changes})
