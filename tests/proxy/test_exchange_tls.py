@@ -258,6 +258,24 @@ async def test_answer_that_ends_with_the_connection_is_whole_after_a_goodbye(
         client.close()
 
 
+async def test_goodbye_without_a_fin_ends_an_answer(origin: SecureOrigin, ca: str) -> None:
+    async with secure_plane(config(ca, origin.url)) as plane:
+        client, up = await asked(plane, origin)
+        ssl_object, outgoing = up.stream._ssl_object, up.stream._outgoing
+        await up.send(CUT["close"][:-4])
+        ssl_object.write(CUT["close"][-4:])
+        with pytest.raises(ssl.SSLWantReadError):
+            ssl_object.unwrap()
+        await up.transport.send_all(outgoing.read())
+        await client.head()
+        while not client.left.endswith(b"0\r\n\r\n"):
+            client.left += await client.some()
+        await finished(plane)
+        assert plane.counts.attempts == ["200"]
+        client.close()
+        up.close()
+
+
 @pytest.mark.parametrize("is_cut", [True, False])
 async def test_client_of_http_1_0_can_tell_a_cut_from_an_end(
     origin: SecureOrigin, ca: str, *, is_cut: bool

@@ -325,6 +325,18 @@ def test_error_behind_data_wakes_whoever_has_read_it(pair: Pair) -> None:
         pair.near.recv(100)
 
 
+def test_goodbye_behind_data_wakes_whoever_has_read_it(pair: Pair) -> None:
+    events = pair.link.lane._epoll
+    pair.theirs.sendall(pair.far.says(b"some") + pair.far.ends())
+    events.poll(0)
+    assert read(pair.wire) == b"some"
+    assert any(flags & READ for _, flags in events.poll(0))  # though there is no FIN
+    assert pair.near.recv(100) == b""
+    pair.wire.write(b"answer")
+    pair.far.hear()
+    assert pair.far.tls.read(100) == b"answer"
+
+
 def test_tickets_leave_a_connection_quiet(upstream: Pair) -> None:
     assert upstream.wire.is_quiet()
     assert not upstream.link.ready & READ

@@ -66,6 +66,7 @@ class TlsSocket:
 
     __slots__ = (
         "__weakref__",
+        "_fd",
         "_read",
         "_rearm",
         "_side",
@@ -99,6 +100,7 @@ class TlsSocket:
         self._silent = False
         self.wanted = READ
         """What the last step of the handshake did not have: READ or WRITE; 0 when it is done."""
+        self._fd = sock.fileno()
         self.fileno = sock.fileno
         self.getsockopt = sock.getsockopt
 
@@ -163,9 +165,11 @@ class TlsSocket:
             raise BlockingIOError from None
         except ssl.SSLZeroReturnError:
             return b""
-        if data and not flags and len(data) < size and self._is_more():
-            rest = bytearray(size - len(data))
-            return data + rest[: self._read_more(rest, len(rest), 0)]
+        if data and not flags and len(data) < size:
+            _ioctl(self._fd, _FIONREAD, _UNREAD)  # written out, for both sides of every request pass here
+            if _UNREAD[0]:
+                rest = bytearray(size - len(data))
+                return data + rest[: self._read_more(rest, len(rest), 0)]
         return data
 
     def recv_into(self, buffer: bytearray, size: int, /) -> int:
@@ -176,13 +180,15 @@ class TlsSocket:
             raise BlockingIOError from None
         except ssl.SSLZeroReturnError:
             return 0
-        if 0 < count < size and self._is_more():
-            return self._read_more(buffer, size, count)
+        if 0 < count < size:
+            _ioctl(self._fd, _FIONREAD, _UNREAD)
+            if _UNREAD[0]:
+                return self._read_more(buffer, size, count)
         return count
 
     def _is_more(self) -> bool:
         """Whether the kernel has more. OpenSSL itself has nothing left where it gave less than it was asked for."""
-        _ioctl(self._sock, _FIONREAD, _UNREAD)
+        _ioctl(self._fd, _FIONREAD, _UNREAD)
         return _UNREAD[0] > 0
 
     def _read_more(self, buffer: bytearray, size: int, count: int) -> int:
@@ -194,12 +200,15 @@ class TlsSocket:
                 except _WANTS:
                     return count
                 except OSError:
-                    # What has come before it comes first. The next read is to meet it again, and soon.
                     self._read = _fail
+                    more = 0
+                if not more:
+                    # What has come before the end comes first. The next read is to meet the end again, and soon: of a
+                    # good-bye without a FIN nothing else would tell.
                     self._hang_up()
                     return count
                 count += more
-                if count == size or not more or not self._is_more():
+                if count == size or not self._is_more():
                     return count
         self._rearm()  # else nothing would tell of what is left
         return count
