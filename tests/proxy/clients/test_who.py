@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -314,6 +315,32 @@ async def test_identify_waits_for_a_new_key_once_in_a_while() -> None:
     assert waiting is not None
     await waiting
     assert request.client == "a"
+
+
+@pytest.mark.parametrize(("published", "named"), [(None, "rsa-1"), ("rsa-1", None)])
+async def test_identify_waits_for_a_key_that_may_have_been_replaced_under_no_name(
+    published: str | None, named: str | None
+) -> None:
+    world = World(TOKEN_CLIENT)
+    world.feed(json.dumps({"keys": [tokens.jwk("thief", kid=published)]}).encode())
+    world.clock.now += COOL_DOWN_S
+    request = world.request(bearer(tokens.sign(NOW, headers={"kid": named})))
+    request.waiter = Resting(
+        lambda: world.feed(json.dumps({"keys": [tokens.jwk("rsa", kid=published)]}).encode())
+    )
+    waiting = world.clients.identify(request, Conn(), world.wall_s)
+    assert waiting is not None
+    await waiting
+    assert request.client == "a"
+
+
+def test_identify_does_not_wait_where_the_key_is_known_by_name() -> None:
+    world = World(TOKEN_CLIENT)
+    world.clock.now += COOL_DOWN_S
+    request = world.request(bearer(tokens.sign(NOW, key="thief", headers={"kid": "rsa-1"})))
+    request.waiter = Resting(lambda: None)
+    assert world.clients.identify(request, Conn(), world.wall_s) is None
+    assert request.doubt == "signature"
 
 
 def test_identify_decides_at_once_where_nobody_can_wait() -> None:

@@ -211,7 +211,7 @@ class _Tokens:
                 if id(key_set) not in signed:
                     signed[id(key_set)] = _unsigned(token, key_set)
                 reason = signed[id(key_set)]
-                if reason in ("key", "keys_away"):
+                if reason is not None and (reason != "signature" or _is_anonymous(token, key_set)):
                     wanted = key_set
             if reason is None:
                 reason = issued.rules.against(token, now)
@@ -227,6 +227,11 @@ def _unsigned(token: jose.Token, key_set: KeySet) -> str | None:
     if any(key.has_signed(token) for key in keys):
         return None
     return "signature" if keys else "key" if key_set.keys else "keys_away"
+
+
+def _is_anonymous(token: jose.Token, key_set: KeySet) -> bool:
+    """Whether it cannot be told by name that the key which has signed it is at hand: it may have been replaced."""
+    return token.key_id is None or any(key.key_id is None for key in jose.candidates(key_set.keys, token))
 
 
 class Clients:
