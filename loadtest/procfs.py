@@ -132,7 +132,7 @@ def read_cpu(root: int) -> Cpu:
 
 
 def read_memory(pid: int) -> Memory:
-    """The memory of one process."""
+    """The memory of one process. Raises PermissionError for one that holds secrets, as with TLS, but for root."""
     return parse_memory((PROC / str(pid) / "smaps_rollup").read_text())
 
 

@@ -499,7 +499,9 @@ def status_or_cut(asked: Future[Answer]) -> int:
 
 
 def has_connection(pid: int, url: str) -> bool:
-    """Whether a process has a connection to the port of a URL on this host."""
+    """Whether a process has a connection to the port of a URL on this host. Skips the test where that is not shown."""
+    if not os.access(f"/proc/{pid}/fd", os.R_OK):
+        pytest.skip("who holds secrets shows its descriptors to root only")
     port = int(url.split(":")[2].split("/", maxsplit=1)[0])
     inodes = {
         line.split()[9]
