@@ -582,3 +582,28 @@ async def test_refused_connections_are_counted_and_reveal_no_address(lane: Lane)
     upstream.refresh()
     assert len(endpoint.pool._addresses()) == 1
     assert counts.closed == ["r", "r"]
+
+
+def known_keys(lasting: Lasting) -> list[str]:
+    return [key_set.source for key_set in lasting.key_sets]
+
+
+async def test_key_sets_outlive_tables_that_use_them(lane: Lane) -> None:
+    lasting = Lasting(lane)
+
+    def table(*sources: str) -> Table:
+        clients = ", ".join(
+            f"c{at}: {{jwt: {{issuer: i, audience: a, jwks: '{source}'}}}}" for at, source in enumerate(sources)
+        )
+        text = f"clients: {{{clients}}}\nroutes: [{{name: r, respond: 200}}]"
+        return compile_table(load_text(HEAD + text), lane, Counts(), {}, no_scopes(), lasting=lasting)
+
+    table("https://a.test/jwks").begin()
+    (first,) = lasting.key_sets
+    second = table("https://a.test/jwks", "https://b.test/jwks")  # its keys are fetched before it is served
+    assert known_keys(lasting) == ["https://a.test:443/jwks", "https://b.test:443/jwks"]
+    assert not first.retired
+    second.begin()
+    assert next(iter(lasting.key_sets)) is first
+    table("https://b.test/jwks").begin()
+    assert (first.retired, known_keys(lasting)) == (True, ["https://b.test:443/jwks"])

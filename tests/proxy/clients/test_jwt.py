@@ -3,6 +3,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from joserfc.errors import JoseError
+from joserfc.jwt import JWTClaimsRegistry
 
 from ambassador.proxy import jose
 from ambassador.proxy.clients.jwt import Config, Rules
@@ -117,3 +121,39 @@ def test_authorities_are_for_https_only() -> None:
     wrong = Config(issuer="i", jwks="file:/jwks", ca="/ca.pem")
     assert [key for key, _ in wrong.conflicts()] == ["ca"]
     assert not list(Config(issuer="i", jwks="https://id.test:443/jwks", ca="/ca.pem").conflicts())
+
+
+DATES = st.one_of(st.none(), st.integers(-500, 500).filter(lambda seconds: abs(seconds) not in (0, 60)))
+
+
+@given(
+    exp=DATES,
+    nbf=DATES,
+    iat=DATES,
+    aud=st.one_of(
+        st.none(), st.sampled_from(["one", "two", ""]), st.lists(st.sampled_from(["one", "two", "x"]), max_size=3)
+    ),
+    iss=st.sampled_from([tokens.ISSUER, "other", None]),
+)
+@settings(max_examples=300)
+def test_another_library_takes_the_same_claims(
+    exp: int | None, nbf: int | None, iat: int | None, aud: Any, iss: str | None
+) -> None:
+    dates = {"exp": exp, "nbf": nbf, "iat": iat}
+    claims: dict[str, Any] = {name: int(NOW) + date for name, date in dates.items() if date is not None}
+    claims |= {name: value for name, value in (("aud", aud), ("iss", iss)) if value is not None}
+    registry = JWTClaimsRegistry(
+        now=int(NOW),
+        leeway=60,
+        exp={"essential": True},
+        iss={"essential": True, "value": tokens.ISSUER},
+        aud={"essential": True, "value": "one"},
+    )
+    try:
+        registry.validate(claims)
+        theirs = True
+    except JoseError:
+        theirs = False
+    token = jose.Token("RS256", None, None, claims, b"", b"")
+    held = rules(audience=("one",))
+    assert (held.unfit(token) is None and held.against(token, NOW) is None) is theirs
