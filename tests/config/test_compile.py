@@ -593,7 +593,8 @@ async def test_key_sets_outlive_tables_that_use_them(lane: Lane) -> None:
 
     def table(*sources: str) -> Table:
         clients = ", ".join(
-            f"c{at}: {{jwt: {{issuer: i, audience: a, jwks: '{source}'}}}}" for at, source in enumerate(sources)
+            f"c{at}: {{jwt: {{issuer: i, audience: a, jwks: '{source}'}}}}"
+            for at, source in enumerate(sources)
         )
         text = f"clients: {{{clients}}}\nroutes: [{{name: r, respond: 200}}]"
         return compile_table(load_text(HEAD + text), lane, Counts(), {}, no_scopes(), lasting=lasting)

@@ -131,7 +131,9 @@ DATES = st.one_of(st.none(), st.integers(-500, 500).filter(lambda seconds: abs(s
     nbf=DATES,
     iat=DATES,
     aud=st.one_of(
-        st.none(), st.sampled_from(["one", "two", ""]), st.lists(st.sampled_from(["one", "two", "x"]), max_size=3)
+        st.none(),
+        st.sampled_from(["one", "two", ""]),
+        st.lists(st.sampled_from(["one", "two", "x"]), max_size=3),
     ),
     iss=st.sampled_from([tokens.ISSUER, "other", None]),
 )
