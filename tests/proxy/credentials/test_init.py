@@ -8,15 +8,17 @@ from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
+import trio
 
 from ambassador.errors import CredentialUnavailable
 from ambassador.messages import Request, RequestHead
 from ambassador.proxy.credentials import Credential, Fixed
+from ambassador.proxy.listener import ListenerLimits
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.upstream import Upstream
 from ambassador.secret import Secrets
 from tests.proxy.credentials.stage import ANSWER, FAILED, REFUSED, a_stage, asks, authed, begun, fields, seen
-from tests.proxy.harness import OK, Origin, finished, until
+from tests.proxy.harness import OK, Origin, a_plane, finished, until
 
 
 async def test_client_cannot_send_what_the_upstream_is_shown(origin: Origin, tmp_path: Path) -> None:
@@ -514,3 +516,59 @@ async def test_retry_is_signed_anew_with_the_whole_body(origin: Origin, reader: 
             assert await upstream.exactly(4) == b"body"
             await upstream.send(said)
         assert (await client.answer())[0] == 200
+
+
+@pytest.mark.parametrize("waits_for", ["the body", "the credential"])
+async def test_worker_that_ends_meanwhile_leaves_nothing_behind(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch, waits_for: str
+) -> None:
+    class Never(Renewed):
+        async def _fetch(self, request: Request) -> None:
+            assert request.waiter is not None
+            while True:
+                await request.waiter.rest(float("inf"))
+
+    credential = Reader() if waits_for == "the body" else Never(waits=True)
+    monkeypatch.setattr("ambassador.config.compile.compile_credential", lambda *_: credential)
+    async with a_stage(origin, authed(origin.url, "{bearer: 'env:HOME'}")) as stage:
+        client = await stage.client()
+        await client.send(b"POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbo")
+        await until(lambda: stage.plane.service.inflight == 1)
+        stage.plane.clients.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await until(lambda: stage.plane.service.connections == 0)
+            assert not any(stage.plane.leftovers().values()), stage.plane.leftovers()
+
+
+async def test_callers_deadline_holds_while_its_body_is_waited_for(origin: Origin, reader: None) -> None:
+    async with a_stage(origin, authed(origin.url, "{bearer: 'env:HOME'}")) as stage:
+        client = await stage.client()
+        await client.send(
+            b"POST /x HTTP/1.1\r\nhost: a\r\nx-envoy-upstream-rq-timeout-ms: 30\r\ncontent-length: 4\r\n\r\nbo"
+        )
+        status, body = await client.answer()
+        assert (status, b"deadline_exceeded" in body) == (504, True)
+
+
+async def test_client_that_stops_in_its_body_is_told_that_it_came_too_late(
+    origin: Origin, reader: None
+) -> None:
+    config = authed(origin.url, "{bearer: 'env:HOME'}")
+    async with a_plane(config, ListenerLimits(body_timeout=0.03)) as plane:
+        client = await plane.connect()
+        await client.send(b"POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbo")
+        status, body = await client.answer()
+        assert (status, b"request_timeout" in body) == (408, True)
+        client.close()
+
+
+async def test_body_that_is_malformed_is_refused_before_anything_is_sent(
+    origin: Origin, reader: None
+) -> None:
+    async with a_stage(origin, authed(origin.url, "{bearer: 'env:HOME'}")) as stage:
+        client = await stage.client()
+        await client.send(
+            b"POST /x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\nbo\r\nzz\r\n"
+        )
+        status, body = await client.answer()
+        assert (status, b"bad_request" in body) == (400, True)
