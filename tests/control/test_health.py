@@ -389,3 +389,26 @@ async def test_calls_go_where_egress_lets_them() -> None:
         await calls.check(written, ["127.0.0.1"])
         with pytest.raises(CheckFailed, match="egress"):
             await calls.check(msgspec.structs.replace(written, written=False), ["127.0.0.1"])
+
+
+async def test_calls_that_are_given_up_in_their_handshake_leave_no_connection(tmp_path: Path) -> None:
+    config = ClientConfig(ca=Authority(tmp_path).ca)
+    keyring = Keyring()
+    keyring.client(config, "upstream a")
+    ended = trio.Event()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        while await stream.receive_some(1000):
+            pass  # it never answers
+        ended.set()
+
+    async with server(serve) as place:
+        for check in (PATIENT, msgspec.structs.replace(PATIENT, tcp=True)):
+            ended = trio.Event()
+            target = Target(f"https://127.0.0.1:{place.port}", check, tls=config)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(Calls(keyring).check, target, ["127.0.0.1"])
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                nursery.cancel_scope.cancel()
+            with trio.fail_after(20):
+                await ended.wait()

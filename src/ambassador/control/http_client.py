@@ -13,7 +13,7 @@ import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import httpcore
 import trio
@@ -63,6 +63,30 @@ class Tls(Struct, frozen=True):
     name: str
 
 
+class _Network(httpcore.TrioBackend):
+    """Opens connections, and closes their sockets at the end whatever has become of them: httpcore leaves that of a TLS
+    handshake that is cancelled open.
+    """
+
+    def __init__(self) -> None:
+        self._opened: list[httpcore.AsyncNetworkStream] = []
+
+    async def connect_tcp(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+        """As the library's."""
+        self._opened.append(await super().connect_tcp(*args, **options))
+        return self._opened[-1]
+
+    async def connect_unix_socket(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+        """As the library's."""
+        self._opened.append(await super().connect_unix_socket(*args, **options))
+        return self._opened[-1]
+
+    def close(self) -> None:
+        """Close what is still open."""
+        for stream in self._opened:
+            stream.get_extra_info("socket").close()
+
+
 async def get_status(
     place: Place, target: str, *, authority: bytes, agent: bytes, timeout_s: float, tls: Tls | None = None
 ) -> int:
@@ -88,6 +112,7 @@ async def get_status(
 async def _status(place: Place, target: str, headers: Sequence[tuple[bytes, bytes]], tls: Tls | None) -> int:
     host, port = place.address.encode("ascii") or b"localhost", place.port or 80
     scheme = b"http" if tls is None else b"https"
+    network = _Network()
     # httpcore sets the context's ALPN to what it is already.
     connection = httpcore.AsyncHTTPConnection(
         httpcore.Origin(scheme, host, port),
@@ -95,6 +120,7 @@ async def _status(place: Place, target: str, headers: Sequence[tuple[bytes, byte
         uds=place.path,
         http2=False,
         retries=0,
+        network_backend=network,
     )
     try:
         url = httpcore.URL(scheme=scheme, host=host, port=port, target=target.encode("ascii"))
@@ -104,7 +130,10 @@ async def _status(place: Place, target: str, headers: Sequence[tuple[bytes, byte
         )
         return response.status
     finally:
-        await connection.aclose()
+        try:
+            await connection.aclose()
+        finally:
+            network.close()
 
 
 async def can_connect(place: Place, *, timeout_s: float, tls: Tls | None = None) -> None:
@@ -262,8 +291,14 @@ async def _call(
     url = httpcore.URL(origin)
     if url.scheme == b"https" and tls is None:
         tls = ssl.create_default_context()
+    network = _Network()
     connection = httpcore.AsyncHTTPConnection(
-        url.origin, ssl_context=tls, http2=False, retries=0, socket_options=_KEEPALIVE
+        url.origin,
+        ssl_context=tls,
+        http2=False,
+        retries=0,
+        socket_options=_KEEPALIVE,
+        network_backend=network,
     )
     length = [(b"content-length", b"%d" % len(content))] if content else []
     incoming = None
@@ -287,6 +322,7 @@ async def _call(
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _FAREWELL_S):
             with contextlib.suppress(*_FAILURES):
                 await connection.aclose()
+            network.close()
             if incoming is not None:
                 await incoming.abandon()
 
