@@ -461,6 +461,22 @@ def test_failure_is_shared_where_there_is_no_token() -> None:
     assert second.fetches == 0
 
 
+def test_failure_of_one_replica_is_not_told_to_the_others() -> None:
+    fleet = Store()
+    first, second = Worker("a", [fleet, Store()]), Worker("b", [fleet, Store()])
+    first.want(0.0)
+    first.settle(0.0)
+    second.want(0.0)
+    second.settle(0.0)
+    first.fail(0.05)
+    first.settle(0.05)
+    assert fleet.value is None
+    second.ring(POLL_S)
+    second.settle(POLL_S)
+    second.grant("t", 100.0, POLL_S)
+    assert text(second.want(POLL_S)) == "t"
+
+
 def test_token_that_is_good_is_used_to_its_end_while_the_service_fails() -> None:
     worker, stores = alone()
     worker.want(0.0)

@@ -19,8 +19,9 @@ The rules that hold here
   same one again.
 - While a token is good nobody waits: the next one is fetched beside it, and if that fails it is used to its end.
 - After a failure nobody asks before a pause is over (`life.pause_s`); who wants a token meanwhile hears of the failure
-  at once. It is shared like a token, if there is no token. After three in a row only one request tries again, and the
-  others go on hearing of the failure until it has worked.
+  at once. It is shared within the replica (by the last of the stores), if there is no token: other replicas may have
+  better secrets, or a better network. After three in a row only one request tries again, and the others go on hearing
+  of the failure until it has worked.
 - A lock lasts 4 s and is renewed each second: one whose holder died is free before those who wait give up (5 s).
 """
 
@@ -281,9 +282,10 @@ class Flight:
         self._next_at = now + pause
         self.down = Down(result, self.failures, now + pause)
         self.news += 1
-        if self.token is None or now >= self.token.ends_at:
+        has_token = self.token is not None and now < self.token.ends_at
+        if not has_token and self._place == self.places - 1:
             self._keep(Refusal(result.result, result.why, result.code, self.failures), pause, now)
-        else:  # a token that is good stays in the store
+        else:  # a token that is good stays in the store, and other replicas may have better secrets and networks
             self._unlock()
             self._rest()
 
