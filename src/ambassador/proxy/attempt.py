@@ -139,7 +139,8 @@ class Attempt:
             await transfer.gather(credential.reads)
 
     async def _fetch(self, fetched: Awaitable[None]) -> None:
-        transfer, client = self._exchange.transfer, self._exchange.client
+        transfer, client, lane = self._exchange.transfer, self._exchange.client, self._exchange.lane
+        began = lane.now
         client.rest_until = transfer.attempt_deadline
         try:
             await fetched
@@ -147,6 +148,8 @@ class Attempt:
             raise transfer.missed() from None
         finally:
             client.rest_until = inf
+        transfer.put_off(lane.now - began, inf)  # the upstream's own time begins now
+        transfer.sent_at = lane.now  # exactly: if it is refused, this tells which credential was
 
     def _shown(self) -> Fields:
         """Those of the client's fields that the upstream is shown."""

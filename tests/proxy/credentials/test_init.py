@@ -359,6 +359,38 @@ async def test_refusal_is_told_with_the_time_at_which_the_attempt_began(
         assert began[0] == began[1]
 
 
+async def test_attempt_begins_when_the_credential_is_there(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came: list[float] = []
+    began: list[float] = []
+
+    class Slow(Renewed):
+        async def _fetch(self, request: Request) -> None:
+            waiter = request.waiter
+            assert waiter is not None
+            until_s = lane.now + 0.02
+            while lane.now < until_s:
+                await waiter.rest(until_s)
+            self.waits = False
+            came.append(lane.now)
+
+        def refused(self, request: Request, began_at: float) -> bool:
+            began.append(began_at)
+            return False
+
+    monkeypatch.setattr("ambassador.config.compile.compile_credential", lambda *_: Slow(waits=True))
+    async with a_stage(origin, authed(origin.url, "{bearer: 'env:HOME'}")) as stage:
+        lane = stage.plane.lane
+        client = await stage.client()
+        await client.send(asks())
+        upstream = await stage.upstream()
+        await upstream.head()
+        await upstream.send(REFUSED)
+        assert (await client.answer())[0] == 401
+        assert began == came
+
+
 async def test_wait_for_a_credential_ends_with_the_request(
     origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -370,6 +370,20 @@ def test_refused_token_is_replaced_once_for_all_who_saw_it() -> None:
     assert first.fetches + second.fetches == 2
 
 
+def test_token_that_is_refused_as_soon_as_it_came_is_replaced() -> None:
+    first, second, _ = two()
+    first.want(0.0)
+    first.settle(0.0)
+    first.grant("revoked", 1000.0, 0.0)
+    first.settle(0.0)
+    assert second.want(5.0) is None
+    second.settle(5.0)
+    assert text(second.want(5.0)) == "revoked"
+    assert second.refused(5.0, 5.1), "who waited for it began when it came"
+    second.settle(5.1)
+    assert second.fetching
+
+
 def test_upstream_that_refuses_every_token_does_not_have_one_made_for_each_request() -> None:
     worker, _ = alone()
     now, made = 0.0, 0

@@ -191,13 +191,13 @@ class Flight:
         """The upstream did not accept the token, in an attempt that began then. Whether another attempt may do better:
         there is another token, or there will be.
 
-        Where that cannot be told from the time, it was another one: the worst is an attempt in vain.
+        What began in the moment in which the token came has shown it: who waited for it is first.
         """
         token = self.token
         if token is None:
             if self.down is not None and now < self.down.until:
                 return False
-        elif began > token.since:
+        elif began >= token.since:
             if now < self._unrefused_until:
                 return False
             calm = now >= self._unrefused_until + MOST_RENEWAL_PAUSE_S
