@@ -630,6 +630,36 @@ async def test_handshakes_that_fail_are_told_of_but_not_each(
         assert caplog.records[0].getMessage().startswith("a TLS handshake with the client 127.0.0.1 failed: ")
 
 
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"\x16\x03\x01\xff\xff" + bytes(65535),
+        b"\x80\x2e\x01\x03\x01" + bytes(60),
+        b"\x00" * 100,
+        b"\x16\x03\x01\x00\x04\x01\x00\xff\xff",
+        b"\x15\x03\x01\x00\x02\x02\x28",
+        b"\x17\x03\x03\x00\x05hello",
+    ],
+    ids=["long record", "SSLv2", "zeros", "long hello", "alert", "data"],
+)
+async def test_junk_in_place_of_a_handshake_costs_its_own_connection_only(
+    origin: SecureOrigin, ca: str, mock_clock: trio.testing.MockClock, junk: bytes
+) -> None:
+    async with secure_plane(config(ca, origin.url)) as plane:
+        other = await secure_connect(plane)
+        client = await plane.connect()
+        await client.send(junk)
+        await client.stream.send_eof()
+        await client.is_cut()
+        client.close()
+        await until(lambda: plane.listener.connections == 1)
+        await other.send(GET)
+        up = await origin.takes()
+        assert await other.answer() == (200, b"ok")
+        other.close()
+        up.close()
+
+
 async def test_connection_that_only_looks_is_not_told_of(
     origin: SecureOrigin, ca: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -115,7 +115,8 @@ class ListenerLimits(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """How long a connection may wait between requests. nginx: 75 s."""
 
     header_timeout: Seconds = 10.0
-    """How long a request's head may take from its first byte (`request_timeout`)."""
+    """How long a request's head may take from its first byte (`request_timeout`); and before it a TLS handshake, from
+    the connection's first moment."""
 
     body_timeout: Seconds = 30.0
     """How long nothing may move, in either direction, while something is due (`request_timeout`)."""
