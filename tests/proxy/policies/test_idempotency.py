@@ -630,7 +630,7 @@ class OneClaim(RuleBasedStateMachine):
         put = Put("n", b"\x92\x00\xc4\x01h", ttl_ms=15_000, expect=0)
         named = self.shared.store.perform(put, self.shared.clock.now_us)
         assert isinstance(named, Named)
-        self.claim = Claim(policy, self.scope, "n", b"h", named.version)
+        self.claim = Claim(policy, self.scope, "n", b"h", named)
         self.over = False
 
     def found(self) -> Mark | Record | None:
@@ -675,6 +675,43 @@ class OneClaim(RuleBasedStateMachine):
 
 
 TestOneClaim = OneClaim.TestCase
+
+
+@pytest.mark.parametrize("dropped", [0, 1, 2])
+def test_record_is_stored_though_no_answer_came_to_the_last_renewals(dropped: int) -> None:
+    """The first was carried out, the next ones not: the version that stands was never heard of."""
+    machine = OneClaim()
+    machine.harm_one(lose=True)
+    machine.pass_time(5.0)
+    for _ in range(dropped):
+        machine.harm_one(lose=False)
+        machine.pass_time(5.0)
+    machine.keep()
+    machine.teardown()
+
+
+def test_key_is_freed_though_no_answer_came_to_the_last_renewal() -> None:
+    machine = OneClaim()
+    machine.harm_one(lose=True)
+    machine.pass_time(5.0)
+    machine.claim.free()
+    machine.pass_time(1.0)
+    assert machine.found() is None
+
+
+def test_claim_takes_no_mark_of_another_claim_of_the_same_request_for_its_own() -> None:
+    machine = OneClaim()
+    machine.scope.drop(4)
+    for _ in range(4):
+        machine.pass_time(5.0)  # its mark's time is over
+    for version in (0, 1):
+        put = Put("n", b"\x93\x00\xc4\x01h\x07", ttl_ms=15_000, expect=version)
+        other = machine.shared.store.perform(put, machine.shared.clock.now_us)
+        assert isinstance(other, Named)
+        assert other.done
+    machine.keep()
+    machine.pass_time(1.0)
+    assert isinstance(machine.found(), Mark)
 
 
 # ----- one key at several workers -------------------------------------------------------------------------------------
@@ -824,7 +861,7 @@ def a_claim(shared: SharedStore, config: Config | None = None) -> Claim:
     )
     named = shared.store.perform(Put("n", b"m", ttl_ms=15_000, expect=0), shared.clock.now_us)
     assert isinstance(named, Named)
-    return Claim(policy, scope, "n", b"h", named.version)
+    return Claim(policy, scope, "n", b"h", named)
 
 
 def stored(shared: SharedStore) -> Named:

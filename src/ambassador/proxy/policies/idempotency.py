@@ -18,7 +18,8 @@ The rules that hold here
   leaves does not end its request: the answer is what its repeat will ask for.
 - Bodies are digested as they stream. A record knows how much of the body that was, so an answer that came before the
   body's end is compared by the part that was seen.
-- Nothing that is asked of the store twice may count twice: a put whose answer was lost is recognised by its value.
+- Nothing that is asked of the store twice may count twice: a put whose answer was lost is recognised by its value, also
+  by what is put next. So no two claims of a key may renew with the same mark.
 - Who has the answer may ask again, anywhere: so the store has the record, or the key back, before the answer is passed
   on. A store that is late holds it for `state.max_wait` and no longer. (The other way, a repeat that waits for a first
   that has just ended, costs questions and time of every repeat that comes too early, and can but hope.)
@@ -108,6 +109,9 @@ class Mark(msgspec.Struct, array_like=True, frozen=True, tag=0):
 
     head: bytes
     """Digest of its method, host, path and query."""
+    since_us: int = 0
+    """When the key was taken, by the store's clock, once that is known: no other claim of the key renews with the same
+    mark. (Versions begin anew with each life of a value.)"""
 
 
 class Record(msgspec.Struct, array_like=True, frozen=True, tag=1):
@@ -238,21 +242,24 @@ class Claim(Timer):
     """
 
     __slots__ = (
-        "_asked", "_clock", "_digest", "_give_up_at", "_head", "_name", "_policy", "_renewing", "_short", "_store",
-        "_ttl_ms", "_value", "_version", "_waiter", "kept", "most", "reached",
+        "_asked", "_clock", "_digest", "_give_up_at", "_head", "_mark", "_name", "_policy", "_renewing", "_short",
+        "_store", "_ttl_ms", "_unheard", "_value", "_version", "_waiter", "kept", "most", "reached",
     )  # fmt: skip
 
-    def __init__(self, policy: Idempotency, store: Scope, name: str, head: bytes, version: int) -> None:
+    def __init__(self, policy: Idempotency, store: Scope, name: str, head: bytes, taken: Named) -> None:
+        """`taken`: what the store answered to the first mark."""
         super().__init__()
         self._policy = policy
         self._clock = policy.clock
         self._store = store
         self._name = name
         self._head = head
-        self._version: int | None = version
+        self._version: int | None = taken.version
         """Of what is in the store; None: the key is not this request's any more."""
-        self._value = _encode(Mark(head))
-        """What is to be in the store."""
+        self._mark = self._value = _encode(Mark(head, taken.now_us))
+        """`_value`: what is to be in the store."""
+        self._unheard = False
+        """A mark may have been put of which no answer came."""
         self._short: bytes | None = None
         """What is to be there if there is no room for that."""
         self._ttl_ms = round(MARK_S * 1000)
@@ -357,10 +364,13 @@ class Claim(Timer):
             self._value = self._short  # that it was done must be known, if nothing more can be
             self._ask()
         elif not isinstance(answer, Named):
+            self._unheard = self._unheard or asked == self._mark
             self._offer_later()
-        elif answer.done or answer.value == asked:
+        elif answer.done or answer.value == asked or (self._unheard and answer.value == self._mark):
+            self._unheard = False
             self._version = answer.version
-            if self._value != asked:
+            stands = asked if answer.done else answer.value
+            if self._value != stands:
                 self._ask()
         elif not answer.version and self._version:
             self._version = 0  # its time was over, or the store has lost its data
@@ -457,7 +467,7 @@ class Idempotency:
             raise StateUnavailable("what was done with this key cannot be known now", retry_after_s=1.0)
         if not found.done:
             return _reply(found.value, head)
-        claim = Claim(self, store, name, head, found.version)
+        claim = Claim(self, store, name, head, found)
         request.at_end(claim.end)
         if self._replica is not None and store is self._fleet and self.clock.now < self._also_local_until:
             here = await self._ask(self._replica, Get(name), waiter)
