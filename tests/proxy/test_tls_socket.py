@@ -408,6 +408,46 @@ def test_answer_reaches_a_far_end_that_has_said_goodbye(pair: Pair) -> None:
     assert pair.far.tls.read(100) == b"answer"
 
 
+def test_write_that_must_read_first_is_woken_by_what_comes(pair: Pair) -> None:
+    events, write = pair.link.lane._epoll, pair.near._write
+
+    def wants_to_read(_: object) -> int:
+        raise ssl.SSLWantReadError
+
+    events.poll(0)
+    pair.near._write = wants_to_read
+    pair.wire.write(b"answer")
+    assert pair.wire.blocked is not None
+    assert not pair.link.ready & WRITE
+    assert events.poll(0) == []
+    pair.near._write = write
+    pair.far.send(b"x")
+    assert any(flags & WRITE for _, flags in events.poll(0))
+    assert pair.wire.flush()
+    assert pair.far.read() == b"answer"
+
+
+def test_read_that_must_write_first_is_woken_by_room(pair: Pair) -> None:
+    events, read_on = pair.link.lane._epoll, pair.near._read
+
+    def wants_to_write(*_: object) -> int:
+        raise ssl.SSLWantWriteError
+
+    pair.wire.write(b"a" * 1_000_000)  # so that there is no room
+    pair.far.send(b"request")
+    events.poll(0)
+    pair.near._read = wants_to_write
+    assert read(pair.wire) is None
+    assert not pair.link.ready & READ
+    assert events.poll(0) == []
+    pair.near._read = read_on
+    while not pair.wire.flush():
+        pair.far.read()
+    pair.far.read()
+    assert any(flags & READ for _, flags in events.poll(0))
+    assert read(pair.wire) == b"request"
+
+
 # The end
 
 
