@@ -122,8 +122,9 @@ async def test_service_that_says_nothing_is_given_up() -> None:
     assert found.result == TIMEOUT
 
 
-async def test_service_that_is_not_there_is_told() -> None:
-    found = await ask("http://127.0.0.1:1/token")
+@pytest.mark.parametrize("host", ["127.0.0.1:1", "[::1]:1", f"{'a' * 64}.test"])
+async def test_service_that_is_not_there_is_told(host: str) -> None:
+    found = await ask(f"http://{host}/token")
     assert isinstance(found, Failure)
     assert found.result == CONNECT
 
