@@ -33,7 +33,12 @@ def test_limits_are_listed(service: FakeService, capsys: pytest.CaptureFixture[s
 
 PERMITS: dict[str, Any] = {
     "name": "r/concurrency",
+    "rate": None,
+    "burst": None,
     "key": "r",
+    "balance": 1,
+    "admitted": 1000,
+    "limited": 7,
     "max": 100,
     "limit": 40,
     "in_use": 39,
@@ -49,8 +54,8 @@ def test_permits_are_listed_after_the_limits(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("LIMIT ")
     assert lines[2] == ""
-    assert lines[3].split() == ["CONCURRENCY", "MAX", "LIMIT", "IN", "USE", "QUEUED"]
-    assert lines[4].split() == ["r/concurrency", "100", "40", "39", "5"]
+    assert lines[3].split() == ["CONCURRENCY", "MAX", "LIMIT", "IN", "USE", "QUEUED", "ADMITTED", "LIMITED"]
+    assert lines[4].split() == ["r/concurrency", "100", "40", "39", "5", "1000", "7"]
     assert main(["limits", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [LIMIT, PERMITS]
 

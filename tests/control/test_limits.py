@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from ambassador.control.limits import (
+    LimitView,
     LimitViews,
     PastCounts,
     PermitView,
@@ -111,8 +114,9 @@ def test_past_keys_that_were_used_least_are_forgotten_first() -> None:
 
 def of_permits(name: str, in_hand: int, in_use: int, queued: int = 0, *, limit: int = 100) -> PermitStatus:
     return PermitStatus(
-        name=name, key=name[0], most=100, limit=limit, in_hand=in_hand, in_use=in_use, queued=queued
-    )
+        name=name, key=name[0], most=100, limit=limit, in_hand=in_hand, in_use=in_use, queued=queued,
+        admitted=in_use + 2, limited=1,
+    )  # fmt: skip
 
 
 def test_permits_are_added_and_the_limit_is_as_who_has_some_knows_it() -> None:
@@ -122,7 +126,20 @@ def test_permits_are_added_and_the_limit_is_as_who_has_some_knows_it() -> None:
         [of_permits("r/concurrency", 10, 10, 3, limit=41)],
     ]
     assert permits(map(permit_answer, workers)) == [
-        PermitView(name="a/concurrency", key="a", max=100, limit=100, in_use=1, queued=0),
-        PermitView(name="r/concurrency", key="r", max=100, limit=40, in_use=39, queued=5),
-    ]
+        PermitView(
+            name="a/concurrency", key="a", balance=99, admitted=3, limited=1,
+            max=100, limit=100, in_use=1, queued=0,
+        ),
+        PermitView(
+            name="r/concurrency", key="r", balance=1, admitted=45, limited=3,
+            max=100, limit=40, in_use=39, queued=5,
+        ),
+    ]  # fmt: skip
     assert permits([permit_answer([])]) == []
+
+
+def test_permits_have_every_key_of_a_limit_and_no_less_than_nothing_left() -> None:
+    (view,) = permits([permit_answer([of_permits("r/concurrency", 5, 12, limit=10)])])  # the limit has shrunk
+    told = msgspec.to_builtins(view)
+    assert set(LimitView.__struct_fields__) - {"fallback", "credit"} <= set(told)
+    assert (told["rate"], told["burst"], told["balance"]) == (None, None, 0)

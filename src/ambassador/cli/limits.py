@@ -19,7 +19,7 @@ _RATES: tuple[str, ...] = (
     "fallback",
     "credit",
 )
-_PERMITS: tuple[str, ...] = ("name", "max", "limit", "in_use", "queued")
+_PERMITS: tuple[str, ...] = ("name", "max", "limit", "in_use", "queued", "admitted", "limited")
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -31,7 +31,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "admitted and refused since the config was loaded. FALLBACK is what was admitted while the state store was "
         "late or away, CREDIT what `mode: bounded` admitted ahead of the store's tokens. Then, of every route with "
         "`concurrency`, how many requests may be in progress on this replica (LIMIT: what `adaptive` has found), are, "
-        "and wait for that.",
+        "and wait for that, and how many its living workers have admitted and refused.",
     )
     add_live(parser)
 

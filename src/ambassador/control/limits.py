@@ -49,12 +49,19 @@ class LimitView(msgspec.Struct, frozen=True, kw_only=True):
 class PermitView(msgspec.Struct, frozen=True, kw_only=True):
     """`/api/limits`, after the limits: how many requests of one route may be in progress on this replica, and are.
 
-    `limit` is `max`, or what `adaptive` has found; `queued` wait for a permit.
+    Has all that a limit's entry has, so that whoever goes through the list need not tell them apart: `balance` is how
+    many more may begin now; there is no rate and no burst. `limit` is `max`, or what `adaptive` has found; `queued` wait
+    for a permit. `admitted` and `limited` are of the workers that live, since the config was loaded.
     """
 
     name: str
+    rate: None = None
+    burst: None = None
     key: str
-    """The route; with it, entries of this list have a name and a key, all of them."""
+    """The route."""
+    balance: int
+    admitted: int
+    limited: int
     max: int
     limit: int
     in_use: int
@@ -161,12 +168,16 @@ def permits(answers: Iterable[bytes]) -> list[PermitView]:
 
 def _permit_view(statuses: list[PermitStatus]) -> PermitView:
     known = max(statuses, key=lambda each: each.in_hand)
+    in_use = sum(each.in_use for each in statuses)
     return PermitView(
         name=known.name,
         key=known.key,
+        balance=max(0, known.limit - in_use),
+        admitted=sum(each.admitted for each in statuses),
+        limited=sum(each.limited for each in statuses),
         max=known.most,
         limit=known.limit,
-        in_use=sum(each.in_use for each in statuses),
+        in_use=in_use,
         queued=sum(each.queued for each in statuses),
     )
 

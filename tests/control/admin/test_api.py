@@ -109,7 +109,17 @@ class FakeService:
                     fallback=0,
                     credit=0,
                 ),
-                PermitView(name="r/concurrency", key="r", max=9, limit=5, in_use=5, queued=2),
+                PermitView(
+                    name="r/concurrency",
+                    key="r",
+                    balance=0,
+                    admitted=8,
+                    limited=1,
+                    max=9,
+                    limit=5,
+                    in_use=5,
+                    queued=2,
+                ),
             ]
         )
 
@@ -237,7 +247,8 @@ async def test_drain_and_workers(service: FakeService) -> None:
 async def test_limits_are_told(service: FakeService) -> None:
     told, permits = json.loads(body_of(await ask(service, "GET", "/api/limits")))
     assert permits == {
-        "name": "r/concurrency", "key": "r", "max": 9, "limit": 5, "in_use": 5, "queued": 2,
+        "name": "r/concurrency", "rate": None, "burst": None, "key": "r", "balance": 0, "admitted": 8, "limited": 1,
+        "max": 9, "limit": 5, "in_use": 5, "queued": 2,
     }  # fmt: skip
     assert told == {
         "name": "r/limit",

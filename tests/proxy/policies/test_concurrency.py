@@ -198,8 +198,23 @@ def test_status_tells_what_is_in_progress_and_what_waits() -> None:
     fleet.settle()
     (bulkhead,) = fleet.bulkheads
     assert bulkhead.status() == PermitStatus(
-        name="r/concurrency", key="r", most=2, limit=2, in_hand=2, in_use=2, queued=1
+        name="r/concurrency", key="r", most=2, limit=2, in_hand=2, in_use=2, queued=1, admitted=2, limited=0
     )
+
+
+def test_status_counts_what_was_admitted_and_refused_since_the_config_was_loaded() -> None:
+    fleet = Fleet(Config(max=2, queue=0))
+    requests = [fleet.request() for _ in range(4)]
+    fleet.settle()
+    (bulkhead,) = fleet.bulkheads
+    assert (bulkhead.status().admitted, bulkhead.status().limited) == (2, 2)
+    requests[0].end()
+    assert (bulkhead.status().admitted, bulkhead.status().limited) == (2, 2)
+    bulkhead.configure(bulkhead.config, None, lambda: None)
+    assert (bulkhead.status().admitted, bulkhead.status().limited) == (0, 0)
+    requests[1].end()
+    fleet.request()
+    assert (bulkhead.status().admitted, bulkhead.status().limited) == (1, 0)
 
 
 def test_queue_is_in_order_bounded_and_timed() -> None:

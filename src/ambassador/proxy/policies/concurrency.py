@@ -106,6 +106,9 @@ class PermitStatus(Struct, frozen=True, kw_only=True, gc=False):
     """How many this worker may use; above 0, `limit` is as young as the last answer of the store."""
     in_use: int
     queued: int
+    admitted: int
+    """Since the config was loaded; so is `limited`."""
+    limited: int
 
 
 class Counts(Protocol):
@@ -155,6 +158,9 @@ class Bulkhead:
         self._queue: dict[_Entry, None] = {}
         self._held = 0
         """Those in it that have no place."""
+        self._given_back = 0
+        """Permits since the config was loaded; less those that were in use then."""
+        self._limited = 0
         self._begun: Callable[[], object] = bool
         self.hand = Allotment(
             f"{LABEL}:{name}",
@@ -171,6 +177,7 @@ class Bulkhead:
         self.config = config
         self._counts = counts
         self._begun = begun
+        self._given_back, self._limited = -self.hand.used, 0
         self.hand.configure(config.most, config.least)
 
     @property
@@ -189,6 +196,8 @@ class Bulkhead:
             in_hand=hand.may,
             in_use=hand.used,
             queued=hand.waiting,
+            admitted=self._given_back + hand.used,
+            limited=self._limited,
         )
 
     def hook(self, *, adaptive: bool) -> Callable[[Request], Awaitable[None] | None]:
@@ -228,6 +237,7 @@ class Bulkhead:
     def _give_back(self, _status: int, _seconds: float) -> None:
         hand = self.hand
         hand.used -= 1
+        self._given_back += 1
         if hand.over:
             hand.ended()
         if self._queue:
@@ -318,6 +328,7 @@ class Bulkhead:
         self.hand.waiting = len(self._queue)
 
     def _refuse(self) -> Overloaded:
+        self._limited += 1
         if self._counts is not None:
             self._counts.limited()
         return Overloaded(f"{self.hand.limit} requests of route {self.name} may be in progress at once")
