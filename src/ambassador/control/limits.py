@@ -50,8 +50,8 @@ class PermitView(msgspec.Struct, frozen=True, kw_only=True):
     """`/api/limits`, after the limits: how many requests of one route may be in progress on this replica, and are.
 
     Has all that a limit's entry has, so that whoever goes through the list need not tell them apart: `balance` is how
-    many more may begin now; there is no rate and no burst. `limit` is `max`, or what `adaptive` has found; `queued` wait
-    for a permit. `admitted` and `limited` are of the workers that live, since the config was loaded.
+    many more may begin now; there is no rate and no burst. `limit` is `max`, or what `adaptive` has found; `queued`
+    wait for a permit. `admitted` and `limited` are of the workers that live, since the config was loaded.
     """
 
     name: str
