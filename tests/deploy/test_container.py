@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,63 @@ def test_services_of_compose_may_do_little() -> None:
         assert service["cap_drop"] == ["ALL"], name
         assert service["read_only"] is True, name
         assert service["security_opt"] == ["no-new-privileges:true"], name
+
+
+def test_services_of_compose_come_back_after_a_reboot() -> None:
+    for name, service in services().items():
+        assert service["restart"] == "unless-stopped", name
+
+
+def test_redis_of_compose_is_given_no_capability() -> None:
+    redis = services()["redis"]
+    assert "cap_add" not in redis
+    assert redis["user"] == "999:1000"  # what the image calls valkey, on Debian and on Alpine
+
+
+# What the entrypoint of the image does before it becomes the server.
+ENTRYPOINT = """
+set -e
+if [ "$(id -u)" = 0 ]; then
+    find . \\! -user 999 -exec chown 999 {} +
+    exec setpriv --reuid=999 --regid=1000 --clear-groups -- "$@"
+fi
+[ -w . ]
+umask 0077
+exec "$@"
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0 or shutil.which("setpriv") is None, reason="needs root, and setpriv")
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs redis-server")
+def test_redis_of_compose_starts_again_on_what_it_has_written() -> None:
+    redis = services()["redis"]
+    user, _, group = redis["user"].partition(":")
+    with tempfile.TemporaryDirectory() as data:
+        os.chown(data, int(user), int(group))
+        os.chmod(data, 0o1777)  # as the volume is made from the image
+        arguments = [data if part == "/data" else part for part in redis["command"][1:]]
+        server = ["redis-server", *arguments, "--port", "0", "--unixsocket", f"{data}/socket"]
+        as_service = [
+            "setpriv",
+            f"--reuid={user}",
+            f"--regid={group}",
+            "--clear-groups",
+            "--bounding-set=-all",
+        ]
+        for _ in range(2):
+            command = [*as_service, "sh", "-c", ENTRYPOINT, "sh", *server]
+            with subprocess.Popen(command, cwd=data, stdout=subprocess.PIPE, text=True) as process:
+                assert process.stdout is not None
+                said = []
+                for line in process.stdout:
+                    said.append(line)
+                    if "eady to accept connections" in line:
+                        break
+                process.terminate()
+            assert any("eady to accept connections" in line for line in said), said
+        assert (
+            Path(data, "appendonlydir").stat().st_mode & 0o777 == 0o700
+        )  # where the second start could fail
 
 
 @pytest.mark.skipif(shutil.which("haproxy", path="/usr/sbin:/usr/bin") is None, reason="needs haproxy")
