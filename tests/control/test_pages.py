@@ -7,7 +7,7 @@ from ambassador.config.load import load_text
 from ambassador.control.incarnation import Incarnation
 from ambassador.control.pages import Pages, block_keys
 from ambassador.observe.families import Figures
-from ambassador.observe.metrics import ACCESS, CLIENT, EGRESS, BlockKey, Page, decode_blocks
+from ambassador.observe.metrics import ACCESS, CACHED, CLIENT, EGRESS, BlockKey, Page, decode_blocks
 
 FIGURES = Figures(version="1", instance="i", generation=1, restarts=0, workers=1, started=0.0)
 
@@ -36,6 +36,23 @@ def test_what_a_worker_counted_outlives_it_and_reloads() -> None:
         if worker in pages._pages:
             pages.settle(worker)
     page.close()
+
+
+def test_what_routes_may_have_from_their_cache_or_repeat_is_told_from_the_start() -> None:
+    pages = Pages()
+    text = (
+        "version: 1\nlisten: 127.0.0.1:0\n"
+        "routes: [{name: a, match: {path: /a}, to: http://e, cache: {}},"
+        " {name: b, match: {path: /b}, to: http://e, idempotency: {}}, {name: c, to: http://e}]"
+    )
+    pages.place(load_text(text))
+    told = b"".join(pages.render(FIGURES, "")[0]).decode().splitlines()
+    cached = [line for line in told if line.startswith("ambassador_cache_requests_total")]
+    assert cached == [
+        f'ambassador_cache_requests_total{{route="a",upstream="a",result="{result}"}} 0' for result in CACHED
+    ]
+    replays = [line for line in told if line.startswith("ambassador_idempotent_replays_total")]
+    assert replays == ['ambassador_idempotent_replays_total{route="b",upstream="b"} 0']
 
 
 def test_every_upstream_of_a_route_has_a_block() -> None:

@@ -72,6 +72,12 @@ class Pages:
     def place(self, config: Config) -> bytes:
         """Give every route of the config its block, in the pages of workers that live too; where they all lie."""
         blocks = self._registry.place(block_keys(config))
+        for route in config.routes:
+            key = BlockKey(route.name, route.to or NO_NAME)
+            if route.cache is not None:
+                self._registry.caching.add(key)
+            if route.idempotency is not None:
+                self._registry.replaying.add(key)
         for page in self._pages.values():
             page.grow(self._registry.size)
         return encode_blocks(blocks)

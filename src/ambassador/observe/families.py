@@ -55,6 +55,7 @@ from ambassador.observe.metrics import (
     UPSTREAM_IDLE,
     UPSTREAM_OPENED,
     WORKER_SLOTS,
+    BlockKey,
     Page,
     Registry,
     Totals,
@@ -164,8 +165,8 @@ class Reader:
         """Everything there is to tell.
 
         Series are shown from the moment their route is configured, with zeros, so that a rate sees the first request;
-        a route's histograms, attempts and retries from its first request on, and what it had from its cache or
-        repeated from the first of these, so that a thousand quiet routes cost little.
+        a route's histograms, attempts and retries from its first request on, so that a thousand quiet routes cost
+        little. What a route had from its cache, or repeated, is told of those that have one, or keys to repeat by.
         """
         yield from self._route_families()
         yield from self._limit_families()
@@ -203,10 +204,18 @@ class Reader:
     def _route_families(self) -> Iterator[Family]:
         busy: list[tuple[Labels, list[int]]] = []
         routed: list[tuple[Labels, list[int]]] = []
+        caching: list[tuple[Labels, list[int]]] = []
+        replaying: list[tuple[Labels, int]] = []
 
         def requests() -> Iterator[tuple[Labels, Sequence[int]]]:
             """Reads the blocks, and keeps for the families after it what is worth telling."""
             for labels, block in self._blocks():
+                key = BlockKey(labels[0][1], labels[1][1])
+                cached = block[CACHE : CACHE + len(CACHED)]
+                if key in self._registry.caching or any(cached):
+                    caching.append((labels, cached))
+                if key in self._registry.replaying or block[REPLAYED]:
+                    replaying.append((labels, block[REPLAYED]))
                 if any(block):
                     busy.append((labels, block))
                     if labels[1][1] != NO_NAME:
@@ -250,18 +259,14 @@ class Reader:
             "ambassador_cache_requests",
             "counter",
             "Requests at a route's cache, by what they got there.",
-            (
-                (labels, block[CACHE : CACHE + len(CACHED)])
-                for labels, block in busy
-                if any(block[CACHE : CACHE + len(CACHED)])
-            ),
+            caching,
             Word("result", CACHED),
         )
         yield Family(
             "ambassador_idempotent_replays",
             "counter",
             "Repeats with an idempotency key that got the answer of the first.",
-            ((labels, block[REPLAYED]) for labels, block in busy if block[REPLAYED]),
+            replaying,
         )
 
     def _limit_families(self) -> Iterator[Family]:

@@ -192,6 +192,10 @@ class Registry:
     def __init__(self) -> None:
         self.blocks: dict[BlockKey, int] = {NO_ROUTE: WORKER_SLOTS}
         """Key -> first slot, of all that were ever placed."""
+        self.caching: set[BlockKey] = set()
+        """Routes that have had a cache: what it did is told from the start, with zeros."""
+        self.replaying: set[BlockKey] = set()
+        """The same of those with idempotency keys."""
         self._used = WORKER_SLOTS + ROUTE_SLOTS
         self._slots = 0
         self._reserve()
