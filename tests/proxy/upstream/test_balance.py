@@ -191,6 +191,38 @@ def test_round_robin_of_equals_never_gives_the_same_twice() -> None:
     assert all(one is not other for one, other in pairwise(picked))
 
 
+def test_round_robin_takes_turns_within_each_tier() -> None:
+    """A level that spills over is left and met again all the time; a tier of one, as of a zone, as well."""
+    many, few, one = endpoints(1, 1, 1, 1), endpoints(1, 1, 1), endpoints(1)
+    choice, random = RoundRobin(), Random(3).random
+    tiers = [Tier(many), Tier(few), Tier(one)]
+    picked: Counter[Endpoint] = Counter()
+    met = [0, 0, 0]
+    for _ in range(600):
+        number = int(random() * 3)
+        met[number] += 1
+        picked[choice.choose(tiers[number], None, random)] += 1
+    for tier, times in zip(tiers, met, strict=True):
+        counts = [picked[endpoint] for endpoint in tier.endpoints]
+        assert sum(counts) == times
+        assert max(counts) - min(counts) <= 1
+
+
+def test_round_robin_is_not_put_out_of_step_by_retries() -> None:
+    """Each time the second is picked it fails, and another is picked from the others."""
+    pool = endpoints(1, 1, 1)
+    choice, tier, random = RoundRobin(), Tier(pool), Random(3).random
+    firsts: Counter[Endpoint] = Counter()
+    seconds: Counter[Endpoint] = Counter()
+    for _ in range(3000):
+        found = choice.choose(tier, None, random)
+        firsts[found] += 1
+        if found is pool[1]:
+            seconds[choice.choose(Tier([pool[0], pool[2]]), None, random)] += 1
+    assert set(firsts.values()) == {1000}
+    assert seconds[pool[0]] == pytest.approx(500, rel=0.1)
+
+
 def test_round_robin_forgets_those_that_went() -> None:
     first, second, third = endpoints(1, 2, 3)
     choice = RoundRobin()

@@ -34,7 +34,7 @@ class Tier:
     Their shares stay as they are for its life.
     """
 
-    __slots__ = ("_marks", "_places", "below", "endpoints", "even", "whole")
+    __slots__ = ("_marks", "_places", "below", "endpoints", "even", "turn", "whole")
 
     def __init__(self, endpoints: Sequence[Endpoint], below: float = 1.0) -> None:
         self.endpoints = tuple(endpoints)
@@ -43,6 +43,8 @@ class Tier:
         """Of all their shares."""
         self.even = len({endpoint.share for endpoint in endpoints}) <= 1
         """All have the same weight."""
+        self.turn: int | None = None
+        """Whose turn it is where all have the same weight and take turns; None: nobody has begun."""
         self._marks: list[float] = []
         self._places: dict[Endpoint, int] = {}
         if not self.even:
