@@ -71,7 +71,8 @@ def test_names_are_the_configs() -> None:
 class FakeWorker:
     """Obeys, does not (False), or says nothing (None)."""
 
-    def __init__(self, with_store: bool | None, here: bool | None = True) -> None:
+    def __init__(self, with_store: bool | None, here: bool | None = True, why: str = "") -> None:
+        self.why = why
         self.with_store = with_store
         self.here = here
         self.orders: list[Override] = []
@@ -81,7 +82,7 @@ class FakeWorker:
         order = msgspec.msgpack.decode(what, type=Override)
         self.orders.append(order)
         done = self.here if order.here_us else self.with_store
-        return None if done is None else msgspec.msgpack.encode(Obeyed(done))
+        return None if done is None else msgspec.msgpack.encode(Obeyed(done, self.why))
 
 
 def an_order(
@@ -136,6 +137,13 @@ async def test_order_that_the_store_did_not_get_says_why() -> None:
         "control is given back, on this replica only: the state store cannot be used: OOM command not allowed",
         "control is given back, on this replica only: the state store does not answer",
     ]
+
+
+async def test_order_that_the_store_refuses_says_why() -> None:
+    worker = FakeWorker(False, why="out of memory")
+    outcome = await override(an_order(to="auto", for_ms=0), CONFIG, [worker], LOG, unexplained)
+    assert not outcome.fleet
+    assert outcome.detail.endswith("on this replica only: the state store refuses it: out of memory")
 
 
 async def test_auto_gives_control_back() -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from ambassador.proxy.policies.breaker import Breaker, Config
 from ambassador.state.passes import Refused
-from ambassador.state.protocol import State
+from ambassador.state.protocol import Event, State
+from ambassador.state.scope import MISSED
 from tests.proxy.policies.test_breaker import Worker, attempt, trip
 from tests.proxy.stores import SharedStore
 
@@ -91,7 +92,7 @@ def test_breaker_can_come_and_go_while_a_table_is_served() -> None:
     late = first.breakers.get("u/a", Config(), first.shared.scopes_of(0))
     late.guard(counted)
     first.breakers.add(late)
-    first.breakers.force("u/a", "open", for_ms=0, by="ann", reason="x", done=lambda _: None)
+    first.breakers.force("u/a", "open", for_ms=0, by="ann", reason="x", done=lambda *_: None)
     first.shared.deliver()
     assert counted.shut == 1
     assert late.is_open
@@ -106,7 +107,7 @@ def test_breaker_can_come_and_go_while_a_table_is_served() -> None:
 def test_new_worker_knows_a_circuit_that_is_open() -> None:
     first, second = workers(2)
     breaker = first.breaker()
-    first.breakers.force("up", "open", for_ms=0, by="ann", reason="x", done=lambda _: None)
+    first.breakers.force("up", "open", for_ms=0, by="ann", reason="x", done=lambda *_: None)
     first.shared.deliver()
     late = second.breaker()
     assert breaker.is_open
@@ -133,7 +134,9 @@ def test_force_is_obeyed_by_all_and_told_when_the_store_has_it() -> None:
     first, second = workers(2)
     breakers = [first.breaker(), second.breaker()]
     told: list[bool] = []
-    first.breakers.force("up", "open", for_ms=60_000, by="ann", reason="maintenance", done=told.append)
+    first.breakers.force(
+        "up", "open", for_ms=60_000, by="ann", reason="maintenance", done=lambda done, _: told.append(done)
+    )
     assert told == []
     first.shared.deliver()
     assert told == [True]
@@ -154,7 +157,7 @@ def test_force_without_a_store_is_told_to_have_failed() -> None:
     worker.breaker()
     worker.shared.scopes[0].go_down()
     told: list[bool] = []
-    worker.breakers.force("up", "open", for_ms=0, by="", reason="x", done=told.append)
+    worker.breakers.force("up", "open", for_ms=0, by="", reason="x", done=lambda done, _: told.append(done))
     worker.shared.deliver()
     assert told == [False]
 
@@ -178,7 +181,7 @@ def test_force_here_acts_on_this_worker_and_reaches_the_store_when_it_is_back() 
 def test_auto_without_a_store_outlives_its_return() -> None:
     (worker,) = workers(1)
     breaker = worker.breaker()
-    worker.breakers.force("up", "open", for_ms=0, by="", reason="x", done=lambda _: None)
+    worker.breakers.force("up", "open", for_ms=0, by="", reason="x", done=lambda *_: None)
     worker.shared.deliver()
     worker.shared.advance(1.0)
     worker.shared.scopes[0].go_down()
@@ -194,7 +197,7 @@ def test_auto_without_a_store_outlives_its_return() -> None:
 def test_force_of_an_unknown_breaker_is_a_key_error() -> None:
     (worker,) = workers(1)
     with pytest.raises(KeyError):
-        worker.breakers.force("nope", "open", for_ms=0, by="", reason="x", done=lambda _: None)
+        worker.breakers.force("nope", "open", for_ms=0, by="", reason="x", done=lambda *_: None)
 
 
 def test_status_tells_who_has_opened_only_its_own() -> None:
@@ -214,9 +217,24 @@ def test_store_that_is_back_is_read() -> None:
     first, second = workers(2)
     breakers = [first.breaker(), second.breaker()]
     second.shared.scopes[1].go_down()
-    first.breakers.force("up", "open", for_ms=0, by="", reason="x", done=lambda _: None)
+    first.breakers.force("up", "open", for_ms=0, by="", reason="x", done=lambda *_: None)
     first.shared.deliver()
     assert [breaker.is_open for breaker in breakers] == [True, False]
     second.shared.scopes[1].come_up()
     second.shared.deliver()
     assert breakers[1].is_open
+
+
+def test_breaker_looks_by_itself_where_events_are_not_heard() -> None:
+    """As long as they are not, the scope says so again and again."""
+    first, second = workers(2)
+    first.breaker()
+    deaf = second.breaker()
+    first.breakers.force("up", "open", for_ms=0, by="ann", reason="x", done=lambda *_: None)
+    first.shared.scopes[0].deliver()
+    assert state(deaf) is State.CLOSED
+    second.shared.scopes[1].publish(Event(MISSED, "", b""))
+    second.shared.scopes[1].deliver()
+    second.shared.scopes[1].deliver()
+    assert deaf.gate.row is not None
+    assert deaf.gate.row.forced == "open"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -20,6 +22,7 @@ from ambassador.state.protocol import (
     Get,
     Lease,
     Leased,
+    NotAllowed,
     Operation,
     Probe,
     Put,
@@ -216,6 +219,16 @@ def test_user_with_no_more_than_the_documented_rights_does_everything(server: Se
     server.client().execute_command("ACL", "SETUSER", "amb", "+info")
     with connected(f"redis://amb:secret@127.0.0.1:{server.port}") as store:
         assert store.examine() == []
+
+
+def test_rights_of_the_guide_are_those_of_the_module() -> None:
+    import ambassador.state.redis as documented  # noqa: PLC0415 # for its docstring
+
+    assert documented.__doc__ is not None
+    needed = documented.__doc__.split("no more than")[1].split("(and,")[0].replace("PREFIX", "amb").split()
+    guide = Path(__file__).parents[2] / "docs" / "how-to" / "shared-state.md"
+    (line,) = re.findall(r"ACL SETUSER ambassador on >\S+ (.*?)\n```", guide.read_text(), re.DOTALL)
+    assert set(line.replace("\\", " ").split()) == {*needed, "+info"}
 
 
 # ----- replies that do not come ---------------------------------------------------------------------------------------
@@ -647,8 +660,43 @@ def test_idle_subscription_stays(server: Server, monkeypatch: pytest.MonkeyPatch
 
 def test_subscribing_without_the_right_is_a_loss(server: Server) -> None:
     server.client().execute_command("ACL", "SETUSER", "amb", "on", ">secret", "~*", "+@all", "resetchannels")
-    with pytest.raises(StoreLost, match="NOPERM"):
+    with pytest.raises(NotAllowed, match=r"may not subscribe to amb:v1:ev: give it \+subscribe and &amb:\*"):
         RedisStore(f"redis://amb:secret@127.0.0.1:{server.port}").subscribe()
+
+
+@pytest.mark.parametrize("name", sorted(BINARIES))
+def test_user_without_channels_has_everything_done_and_is_told_what_is_missing(name: str) -> None:
+    """A user has no channel unless it is given one, since Redis 7."""
+    with Server(binary(name)) as server:
+        server.client().execute_command(
+            "ACL", "SETUSER", "amb", "on", ">secret", "~*", "+@all", "resetchannels"
+        )
+        with connected(f"redis://amb:secret@127.0.0.1:{server.port}") as store:
+            answers = store.perform(one_of_each())
+            assert [answer for answer in answers if isinstance(answer, Refused)] == []
+            publish, subscribe, so = store.examine()
+            assert publish.startswith("the user may not publish to amb:v1:ev: give it +publish and &amb:*")
+            assert subscribe.startswith("the user may not subscribe to amb:v1:ev")
+            assert "a second later" in so
+
+
+@pytest.mark.parametrize("name", sorted(BINARIES))
+@pytest.mark.parametrize("command", ["get", "hset", "zadd", "time", "del", "hmget"])
+def test_missing_right_inside_a_script_is_a_loss_that_names_it(name: str, command: str) -> None:
+    with Server(binary(name)) as server:
+        server.client().execute_command(
+            "ACL", "SETUSER", "amb", "on", ">s", "~*", "&*", "+@all", f"-{command}"
+        )
+        store = RedisStore(f"redis://amb:s@127.0.0.1:{server.port}", timeout_s=PATIENCE_S)
+
+        def use() -> None:
+            store.connect()
+            store.perform(one_of_each())
+            store.try_out()
+
+        with closing(store), pytest.raises(NotAllowed) as denied:
+            use()
+        assert re.search(rf"may not run {command.upper()}.*give it \+{command}$", str(denied.value))
 
 
 # ----- what is wrong with a server ------------------------------------------------------------------------------------

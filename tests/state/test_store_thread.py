@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from ambassador.state import store_thread
-from ambassador.state.protocol import Answer, Event, Lease
+from ambassador.state.protocol import Answer, CannotServe, Event, Lease
+from ambassador.state.scope import MISSED
 from ambassador.state.store_thread import reconnect_delay_s
 from tests.state.waiting import Remote
 
@@ -88,3 +89,60 @@ def test_reconnecting_waits_longer_up_to_half_a_second() -> None:
     assert [reconnect_delay_s(failures, 1.0) for failures in range(6)] == [0.025, 0.05, 0.1, 0.2, 0.4, 0.5]
     assert reconnect_delay_s(1_000, 1.0) == 0.5
     assert reconnect_delay_s(3, 0.0) == 0.0
+
+
+def test_who_may_not_subscribe_is_told_to_look_and_asks_less_and_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store_thread, "LOOK_S", 0.001)
+    remote = Remote()
+    remote.store.forbids_subscriptions = True
+    missed: list[str] = []
+    remote.scope.listen(MISSED, lambda event: missed.append(event.kind))
+    remote.scope.start()
+    remote.until(lambda: len(missed) >= 1 + 2 + 4 + 8 + 16 + 32 + 32)
+    assert remote.store.subscribes <= 8
+    assert remote.scope.up
+    remote.store.forbids_subscriptions = False
+    remote.until(lambda: remote.store.subscriptions)
+    remote.close()
+
+
+def test_store_that_is_soon_full_again_is_back_only_when_it_has_taken_writes_for_a_while(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_thread, "_PROVE_EVERY_S", 0.001)
+    monkeypatch.setattr(store_thread, "PROOF_S", (0.02, 0.08))
+    greetings = []
+    for _ in range(4):
+        before = remote.store.greetings
+        remote.store.error = CannotServe("OOM")
+        answers: list[Answer | None] = []
+        remote.ask("a", answers)
+        remote.until(lambda answers=answers: answers == [None] and remote.scope.up)  # type: ignore[misc]
+        greetings.append(remote.store.greetings - before)
+    # And one more is the greeting itself.
+    assert greetings == [21, 41, 81, 81]
+
+
+def test_store_that_worked_for_a_while_is_back_at_once(remote: Remote) -> None:
+    before = remote.store.greetings
+    for _ in range(2):
+        remote.now += 10.0
+        remote.store.error = CannotServe("OOM")
+        answers: list[Answer | None] = []
+        remote.ask("a", answers)
+        remote.until(lambda answers=answers: answers == [None] and remote.scope.up)  # type: ignore[misc]
+    assert remote.store.greetings == before + 2
+
+
+def test_store_that_refuses_the_greeting_is_not_there(remote: Remote) -> None:
+    remote.store.refuses_beats = True
+    remote.store.error = CannotServe("OOM")
+    remote.ask("a")
+    greetings = remote.store.greetings
+    remote.until(lambda: remote.store.greetings > greetings + 2)
+    assert not remote.scope.up
+    assert remote.scope.reason == "out of memory"
+    remote.store.refuses_beats = False
+    remote.until(lambda: remote.scope.up)

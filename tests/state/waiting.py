@@ -12,7 +12,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from math import inf
 
-from ambassador.state.protocol import Answer, Beat, Beaten, Event, Get, Named, Operation, Put, StoreLost
+from ambassador.state.protocol import (
+    Answer,
+    Beat,
+    Beaten,
+    Event,
+    Get,
+    Named,
+    NotAllowed,
+    Operation,
+    Put,
+    Refused,
+    StoreLost,
+)
 from ambassador.state.remote_scope import RemoteScope
 
 PATIENCE_S = 10.0
@@ -56,6 +68,8 @@ class WaitingStore:
         self.batches: list[list[str]] = []
         self.refusing = False
         self.refuses_subscriptions = False
+        self.forbids_subscriptions = False
+        self.subscribes = 0
         self.error: Exception | None = None
         self.beaten = Beaten(now_us=1, born_us=1, replicas=2, workers=6)
         self.values: dict[str, bytes] = {}
@@ -63,6 +77,8 @@ class WaitingStore:
         self.age_s = inf
         self.connects = 0
         self.closed = False
+        self.greetings = 0
+        self.refuses_beats = False
         self.subscriptions: list[FakeSubscription] = []
         self._held = False
         self._go = threading.Semaphore(0)
@@ -86,6 +102,9 @@ class WaitingStore:
 
     def perform(self, operations: Sequence[Operation]) -> list[Answer]:
         if all(isinstance(each, Beat) for each in operations):
+            self.greetings += 1
+            if self.refuses_beats:
+                return [Refused("out of memory") for _ in operations]
             return [self.beaten for _ in operations]
         self.batches.append([name_of(each) for each in operations if not isinstance(each, Beat)])
         if self._held:
@@ -103,6 +122,9 @@ class WaitingStore:
         return answer_to(operation)
 
     def subscribe(self) -> FakeSubscription:
+        self.subscribes += 1
+        if self.forbids_subscriptions:
+            raise NotAllowed("may not subscribe")
         if self.refuses_subscriptions:
             raise StoreLost("connection refused")
         self.subscriptions.append(FakeSubscription())

@@ -60,6 +60,8 @@ class Obeyed(msgspec.Struct, frozen=True):
     """A worker's answer to it."""
 
     done: bool
+    why: str = ""
+    """What the store said that refused it; empty if it did not answer."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,13 +160,17 @@ async def override(
         close = get_close_matches(order.name, names, 1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise NoBreaker(f"there is no breaker '{order.name}'{hint}")
-    fleet = await _ask_the_store(order, workers)
+    obeyed = await _ask_the_store(order, workers)
+    fleet = obeyed.done
     if not fleet:
         await _tell_all(msgspec.structs.replace(order, here_us=time.time_ns() // 1000), workers)
     detail = _detail(order)
     if not fleet:
-        why = await why_lost()
-        trouble = f"cannot be used: {why}" if why else "does not answer"
+        if obeyed.why:
+            trouble = f"refuses it: {printable(obeyed.why)}"
+        else:
+            why = await why_lost()
+            trouble = f"cannot be used: {why}" if why else "does not answer"
         detail += f", on this replica only: the state store {trouble}"
     outcome = Outcome(name=order.name, state=order.to, fleet=fleet, detail=detail)
     by, reason = printable(order.by), printable(order.reason)
@@ -172,20 +178,21 @@ async def override(
     return outcome
 
 
-async def _ask_the_store(order: Override, workers: Sequence[Worker]) -> bool:
+async def _ask_the_store(order: Override, workers: Sequence[Worker]) -> Obeyed:
     """Have a worker do it for all; the next one if a worker says nothing."""
     for worker in workers:
         obeyed = await _tell(order, worker)
         if obeyed is not None:
             return obeyed
-    return False
+    return Obeyed(done=False)
 
 
 async def _tell_all(order: Override, workers: Sequence[Worker]) -> None:
-    obeyed: list[bool | None] = []
+    obeyed: list[bool] = []
 
     async def tell(worker: Worker) -> None:
-        obeyed.append(await _tell(order, worker))
+        told = await _tell(order, worker)
+        obeyed.append(told is not None and told.done)
 
     async with trio.open_nursery() as nursery:
         for worker in workers:
@@ -194,10 +201,10 @@ async def _tell_all(order: Override, workers: Sequence[Worker]) -> None:
         raise NobodyObeyed("no worker of this replica has obeyed")
 
 
-async def _tell(order: Override, worker: Worker) -> bool | None:
-    """Whether it has done it; None: it says nothing."""
+async def _tell(order: Override, worker: Worker) -> Obeyed | None:
+    """What it says; None: nothing."""
     told = await worker.act(msgspec.msgpack.encode(order), _TOLD_WITHIN_S)
-    return None if told is None else msgspec.msgpack.decode(told, type=Obeyed).done
+    return None if told is None else msgspec.msgpack.decode(told, type=Obeyed)
 
 
 def _detail(order: Override) -> str:

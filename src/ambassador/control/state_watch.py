@@ -1,8 +1,8 @@
 """What the log says of the store that replicas share: that it is away, that it is back, what is wrong with it.
 
 Nothing waits for this. Whether the store is there is what the workers' pages say. What is wrong with a Redis is asked
-once for each address that is configured, in a thread, when it is there; why it cannot be used, by connecting to it and
-writing just as the workers do, when they have lost it and again and again until they have it back.
+in a thread when it is there, and again each minute, for rights and settings change; why it cannot be used, by
+connecting to it and writing just as the workers do, when they have lost it and again and again until they have it back.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ambassador.state.protocol import StoreLost
 
 _LOOK_EVERY_S = 0.5  # as often as workers write it down
 _EXAMINE_EVERY_S = 5.0  # until it worked
+_EXAMINE_AGAIN_S = 60.0
 _EXPLAIN_WITHIN_S = 1.0  # while somebody waits for it
 
 Examine = Callable[[schema.State], list[str]]
@@ -110,13 +111,16 @@ class StateWatch:
         )
 
     async def _examine_each(self) -> None:
-        examined = "local"
+        examined, again_at = "local", 0.0
         while True:
             state = self._state()
             if state.url == "local":
                 examined, self._findings = "local", ()
-            elif state.url != examined and await self._examine_one(state):
-                examined = state.url
+            elif state.url != examined or trio.current_time() >= again_at:
+                if state.url != examined:
+                    self._findings = ()
+                if await self._examine_one(state):
+                    examined, again_at = state.url, trio.current_time() + _EXAMINE_AGAIN_S
             await trio.sleep(_EXAMINE_EVERY_S)
 
     async def _examine_one(self, state: schema.State) -> bool:
@@ -125,7 +129,9 @@ class StateWatch:
             findings = await trio.to_thread.run_sync(self._examine, state, abandon_on_cancel=True)
         except StoreLost:  # that is for `_watch` to tell, if the workers cannot use it either
             return False
-        self._findings = tuple(map(printable, findings))
+        known, self._findings = self._findings, tuple(map(printable, findings))
         for finding in self._findings:
+            if finding in known:
+                continue
             self._log.warning("state: %s", finding)
         return True

@@ -421,8 +421,8 @@ class WorkerPlane:
         """Carry out an override of a breaker."""
         order = msgspec.msgpack.decode(data, type=breakers.Override)
 
-        def obeyed(done_it: bool) -> None:  # noqa: FBT001 - as `Breakers.force` calls it
-            done(msgspec.msgpack.encode(breakers.Obeyed(done_it)))
+        def obeyed(done_it: bool, why: str = "") -> None:  # noqa: FBT001 - as `Breakers.force` calls it
+            done(msgspec.msgpack.encode(breakers.Obeyed(done_it, why)))
 
         self._lane.tick()
         try:

@@ -22,7 +22,8 @@ import msgspec
 from ambassador.proxy.lane import Timer
 from ambassador.proxy.policies.breaker import Breaker, Config
 from ambassador.state.gate import Gate
-from ambassador.state.protocol import Force, Probe, Row, State, Verb, decode_row
+from ambassador.state.protocol import Force, Probe, Refused, Row, State, Verb, decode_row
+from ambassador.state.scope import MISSED
 from ambassador.state.store_time import StoreTime
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class Breakers(Timer):
             time = self._times[store] = StoreTime()
             store.listen("circuit", partial(self._heard, store))
             store.on_up(partial(self._read_all, store))
+            store.listen(MISSED, lambda _: self._read_all(store))
         return time
 
     def install(self, breakers: Iterable[Breaker], *, max_wait_s: float = MAX_WAIT_S) -> None:
@@ -254,11 +256,11 @@ class Breakers(Timer):
         )
 
     def force(
-        self, name: str, to: str, *, for_ms: int, by: str, reason: str, done: Callable[[bool], None]
+        self, name: str, to: str, *, for_ms: int, by: str, reason: str, done: Callable[[bool, str], None]
     ) -> None:
         """Hold a breaker `open` or `closed` for all, or let go of it (`auto`). KeyError if there is none of that name.
 
-        `done` is told later whether the store has it.
+        `done` is told later whether the store has it, and if that refused it, why.
         """
         breaker = self._breakers[name]
         asked_at = self._lane.now
@@ -266,7 +268,7 @@ class Breakers(Timer):
 
         def answered(answer: Answer | None) -> None:
             self._answered(breaker, force, asked_at, answer)
-            done(isinstance(answer, Row))
+            done(isinstance(answer, Row), answer.why if isinstance(answer, Refused) else "")
 
         breaker.store.ask(force, answered)
 

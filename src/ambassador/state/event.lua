@@ -7,6 +7,8 @@ local function binary(bytes)
   return '\198' .. struct.pack('>I4', length) .. bytes
 end
 
+-- A user who may not publish has the operation done all the same: events may be lost, what was written may not be half
+-- of it. Who connects is told of the missing right (redis.py), and workers that may not listen look by themselves.
 local function publish(channel, kind, name, body)
-  redis.call('PUBLISH', channel, '\147' .. cmsgpack.pack(kind) .. cmsgpack.pack(name) .. binary(body))
+  redis.pcall('PUBLISH', channel, '\147' .. cmsgpack.pack(kind) .. cmsgpack.pack(name) .. binary(body))
 end

@@ -58,6 +58,14 @@ class StoreLost(Exception):
     """
 
 
+class CannotServe(StoreLost):
+    """The store answers, and says that it cannot serve now: it is full, takes no writes, loads its data."""
+
+
+class NotAllowed(CannotServe):
+    """The store refused it for lack of a right, which the reason names."""
+
+
 class _Message(msgspec.Struct, array_like=True, frozen=True):
     """Base of all operations and answers."""
 

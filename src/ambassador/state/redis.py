@@ -32,6 +32,7 @@ Needs Redis 6.2 or Valkey 7.2, and an ACL user who may do no more than
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from math import inf
@@ -43,10 +44,13 @@ from ambassador.state.protocol import (
     Answer,
     Beaten,
     Event,
+    Lease,
+    NotAllowed,
     Operation,
     Put,
     Refused,
     StoreLost,
+    Token,
     decode_event,
     tag_of,
 )
@@ -69,6 +73,8 @@ _STOP_S: Final = 0.25
 """A subscription that is stopped ends within this time."""
 _LEAST_REDIS: Final = (6, 2)
 _LEAST_VALKEY: Final = (7, 2)
+_LINE: Final = re.compile(r"user_script: ?([0-9]+)")
+_COMMAND: Final = re.compile(r"redis\.call\('([A-Z]+)'")
 _UNSENT: Final = Refused("it was not sent")
 
 
@@ -160,17 +166,41 @@ class RedisStore:
 
     def examine(self) -> list[str]:
         """What is wrong with the servers, or may become so: sentences for `doctor` and the log. Connect first."""
-        return [finding for node in self._nodes.all() for finding in _examine(node, self._scripts.all())]
+        findings = [finding for node in self._nodes.all() for finding in _examine(node, self._scripts.all())]
+        return findings + self._examine_events()
+
+    def _examine_events(self) -> list[str]:
+        """Whether the user may publish and hear: without, the store works, and what others decide is heard later."""
+        findings = []
+        try:
+            self._nodes.of_tag(0).ask("PUBLISH", self._scripts.channel, b"")
+        except NotAllowed as denied:
+            findings.append(f"{_may_not('publish', self._scripts.channel)} ({denied})")
+        try:
+            self.subscribe().close()
+        except NotAllowed as denied:
+            findings.append(str(denied))
+        if findings:
+            findings.append("without events, replicas learn what others decide up to a second later")
+        return findings
 
     def try_out(self) -> None:
         """Write something small that goes by itself, to every shard. Connect first.
 
-        A server that is full, that cannot save, or that lacks replicas answers whoever only connects and reads.
+        A server that is full, that cannot save, or that lacks replicas answers whoever only connects and reads. And the
+        rights that only some operations need are tried.
 
         Raises:
             StoreLost: a server refuses it, and why.
         """
-        self.perform([Put(name, b"", ttl_ms=1) for name in _a_name_of_each_shard()])
+        self.perform(
+            [
+                *(Put(name, b"", ttl_ms=1) for name in _a_name_of_each_shard()),
+                Lease("try", 1.0, 1.0, 0),
+                Token("try", "lock", "try", lock_ms=1),
+                Token("try", "unlock", "try"),
+            ]
+        )
 
     # How a batch is carried through
 
@@ -181,6 +211,8 @@ class RedisStore:
         for _ in range(_ROUNDS):
             troubled = []
             for node, call, reply in self._exchange(calls):
+                if isinstance(reply, Trouble) and reply.kind is Kind.DENIED:
+                    raise NotAllowed(_denied(call.script, reply.text))
                 if isinstance(reply, Trouble) and reply.kind is not Kind.FAILED:
                     _prepare(call, node, reply)
                     if reply.kind is Kind.MOVED:
@@ -262,7 +294,15 @@ class Subscription:
         self._nodes = nodes
         self._stopped = False
         self._node = nodes.open_any()
-        if isinstance(reply := self._node.ask("SUBSCRIBE", channel), Trouble):
+        try:
+            reply = self._node.ask("SUBSCRIBE", channel)
+        except NotAllowed as denied:
+            self.close()
+            raise NotAllowed(f"{_may_not('subscribe', channel)} ({denied})") from None
+        except StoreLost:
+            self.close()
+            raise
+        if isinstance(reply, Trouble):
             self.close()
             raise StoreLost(reply.text)
 
@@ -328,6 +368,21 @@ def _a_name_of_each_shard() -> list[str]:
         if len(names) == TAGS:
             return list(names.values())
     raise AssertionError  # numbers do not end
+
+
+def _may_not(verb: str, channel: str) -> str:
+    return f"the user may not {verb} to {channel}: give it +{verb} and &{channel.partition(':')[0]}:*"
+
+
+def _denied(script: Script, text: str) -> str:
+    """What the user may not do: servers before Redis 7.2 only name the script's line."""
+    lines = script.source.splitlines()
+    found = _LINE.search(text)
+    above = reversed(lines[: int(found[1])]) if found else ()
+    command = next((match[1] for line in above if (match := _COMMAND.search(line))), None)
+    if command is None:
+        return f"NOPERM in the script `{script.name}`: {text}"
+    return f"NOPERM: the user may not run {command}, which the script `{script.name}` calls: give it +{command.lower()}"
 
 
 def _send(node: Node, calls: list[Call]) -> list[int]:

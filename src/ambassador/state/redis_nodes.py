@@ -44,7 +44,7 @@ from redis.exceptions import (
 from redis.exceptions import TimeoutError as NoAnswerError
 from redis.retry import Retry
 
-from ambassador.state.protocol import StoreLost
+from ambassador.state.protocol import CannotServe, NotAllowed, StoreLost
 from ambassador.state.redis_url import Address
 
 TAGS: Final = 64
@@ -79,6 +79,9 @@ _CODE_OF: Final = {
 }
 """Where redis-py has a class for a code, it cuts the code off the text."""
 
+_DENIED_IN_SCRIPT: Final = re.compile(r"ACL failure in script|The user executing the script can't")
+"""Valkey's words and Redis' for a command inside a script that the user may not call: neither gives it a code."""
+
 Command: TypeAlias = Sequence[str | bytes | int]
 Reply: TypeAlias = Any
 """What redis-py makes of an answer: int, bytes, None, a list of these, or a `Trouble`."""
@@ -94,6 +97,8 @@ class Kind(enum.Enum):
     """The slot is on its way to another node, and the key is there already, or is not there yet."""
     AGAIN = enum.auto()
     """The slot is on its way, and some of the keys have arrived."""
+    DENIED = enum.auto()
+    """The user may not do what the script was about to do; what it did before that stays."""
     FAILED = enum.auto()
     """The command itself is at fault."""
 
@@ -545,8 +550,11 @@ def _trouble(error: ResponseError) -> Trouble:
         return Trouble(Kind.AGAIN)
     code = next((code for kind, code in _CODE_OF.items() if isinstance(error, kind)), None)
     text = f"{code} {error}" if code else str(error)
-    if not _CANNOT_SERVE.isdisjoint(_CODE.findall(text)):
-        raise StoreLost(text[:160])
+    codes = _CODE.findall(text)
+    if not _CANNOT_SERVE.isdisjoint(codes):
+        raise NotAllowed(text[:160]) if "NOPERM" in codes else CannotServe(text[:160])
+    if _DENIED_IN_SCRIPT.search(text):
+        return Trouble(Kind.DENIED, text[:160])
     return Trouble(Kind.FAILED, text[:160])
 
 

@@ -7,12 +7,17 @@ never given inside `ask`: whoever asks can finish what it does first.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ambassador.state.protocol import Answer, Event, Operation
+
+
+MISSED: Final = "missed"
+"""The kind of an event that no store publishes: it says that events are not heard for now, and that whoever goes by
+them should look. It comes again and again as long as that is so."""
 
 
 class Clock(Protocol):

@@ -23,14 +23,26 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
+from ambassador.state import protocol
 from ambassador.state.bridge import Asked, Batch, Bell
-from ambassador.state.protocol import Answer, Event, Operation, StoreLost
+from ambassador.state.protocol import Answer, CannotServe, Event, NotAllowed, Operation, StoreLost
+from ambassador.state.scope import MISSED
 
 MIN_SPACING_S: Final = 0.002
 """Between two batches that nobody waits for. A pipeline costs the client 80 µs whatever is in it."""
 
 RECONNECT_S: Final = (0.025, 0.5)
+LOOK_S: Final = 1.0
+"""Where the user may not subscribe, so often everybody is told to look for what has changed."""
+_MOST_LOOKS: Final = 32
+"""Looks before it is tried again whether the user may subscribe by now; at first after one, then twice as many each
+time: a fleet that tries all the time fills the server's log of refusals."""
 _BATCH: Final = 512  # operations: about 5 ms of one core of the store
+_SHORT_LIFE_S: Final = 2.0
+"""A store that says so soon after it was back that it cannot serve is back the next time only when it has taken writes
+for PROOF_S, which doubles: one that is full takes some whenever something else goes, a few times a minute."""
+PROOF_S: Final = (2.0, 8.0)
+_PROVE_EVERY_S: Final = 0.25
 _UNHEARD: Final = (
     10_000  # reports that the worker has not looked at; beyond, events are dropped, and that is told
 )
@@ -195,40 +207,60 @@ class StoreThread:
 
     def _perform(self) -> None:
         failures = 0
+        proof_s = 0.0
         while not self._stopping:
-            if self._connect():
+            if self._connect(proof_s):
                 failures = 0
-                self._end_subscription()
-                self._connected.set()
-                self._converse()
-                self._connected.clear()
+                up_at = self._time()
+                can_serve = self._converse()
+                short = not can_serve and self._time() - up_at < _SHORT_LIFE_S
+                proof_s = min(max(PROOF_S[0], 2 * proof_s), PROOF_S[1]) if short else 0.0
             else:
                 failures += 1
+            self._connected.clear()
+            if self._stopping:
+                self._connected.set()  # as `stop` has it, for the thread that hears
             if not self._stopping:
                 self._stopped.wait(reconnect_delay_s(failures, self._chance()))
         self._store.close()
 
-    def _connect(self) -> bool:
+    def _connect(self, proof_s: float) -> bool:
+        """Connect, and greet: that is a write. For `proof_s` more it is to work before anybody is told."""
         began = self._time()
         try:
             self._store.connect()
-            self._report(Up(self._store.perform(self._greeting()), began - self._store.age_s))
+            answers = self._greet()
+            self._end_subscription()
+            self._connected.set()
+            for _ in range(round(proof_s / _PROVE_EVERY_S)):
+                if self._stopped.wait(_PROVE_EVERY_S):
+                    return False
+                answers = self._greet()
+            self._report(Up(answers, began - self._store.age_s))
         except Exception as error:  # noqa: BLE001 - likewise
             self._report(Refused(_reason(error)))
             return False
         return True
 
-    def _converse(self) -> None:
-        """Perform batches until the store is lost or nothing more will come."""
+    def _greet(self) -> list[Answer]:
+        answers = self._store.perform(self._greeting())
+        for answer in answers:
+            if isinstance(answer, protocol.Refused):
+                raise CannotServe(answer.why)
+        return answers
+
+    def _converse(self) -> bool:
+        """Perform batches until the store is lost or nothing more will come. False: it says that it cannot serve."""
         while (batch := self._next()) is not None:
             try:
                 answers = self._store.perform(batch.operations)
             except Exception as error:  # noqa: BLE001 - whatever a client raises, its store is lost until it is back
                 self.batch = None
                 self._report(Lost(batch, _reason(error)))
-                return
+                return not isinstance(error, CannotServe)
             self.batch = None
             self._report(Done(batch, answers))
+        return True
 
     def _next(self) -> Batch | None:
         with self._wanted:
@@ -255,20 +287,33 @@ class StoreThread:
 
     def _hear(self) -> None:
         failures = 0
+        looks = 1
         while not self._stopping:
             self._connected.wait()
             connection = self._connections
             try:
                 with contextlib.closing(self._store.subscribe()) as self._subscription:
                     if connection == self._connections and not self._stopping:
-                        failures = 0
+                        failures, looks = 0, 1
                         self._report(Heard(None))
                         for event in self._subscription:
                             self._report_event(event)
+            except NotAllowed:  # the supervisor's own attempt says so
+                self._subscription = None
+                self._look(looks)
+                looks = min(2 * looks, _MOST_LOOKS)
+                continue
             except Exception:  # noqa: BLE001 - likewise; the other thread's attempts say why
                 failures += 1
             self._subscription = None
             self._stopped.wait(reconnect_delay_s(failures, self._chance()))
+
+    def _look(self, times: int) -> None:
+        """In place of events: say so often that there may have been some."""
+        for _ in range(times):
+            if self._stopped.wait(LOOK_S) or not self._connected.is_set():
+                return
+            self._report(Heard(Event(MISSED, "", b"")))
 
     def _end_subscription(self) -> None:
         """Have it made anew: after a failover it may go on with a server that nobody writes to."""

@@ -14,6 +14,8 @@ from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.pool import Pool
 from ambassador.proxy.upstream.upstream import Upstream
 from ambassador.state.memory import MemoryStore
+from ambassador.state.protocol import Event
+from ambassador.state.scope import MISSED
 from tests.proxy.stores import SharedStore
 
 NOBODY: Fields = [(b"accept", b"*/*")]
@@ -71,6 +73,16 @@ def two(
 )
 def test_retry_after_is_seconds_or_a_date(value: bytes, expected: float | None) -> None:
     assert retry_after_s(value, 1_700_000_000.0) == expected
+
+
+def test_pause_is_found_by_who_hears_no_events() -> None:
+    first, second = two()
+    first.cooldown.heard(NOBODY, first.endpoints[0], 429, b"30")
+    first.store.deliver()
+    assert second.cooldown.left(NOBODY, second.endpoints[0]) == 0.0
+    second.store.publish(Event(MISSED, "", b""))
+    second.shared.deliver()
+    assert second.left() == pytest.approx(30.0)
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -23,6 +23,7 @@ from ambassador.proxy.fields import CREDENTIALS
 from ambassador.proxy.freshness import date_s
 from ambassador.settings import Seconds, Section
 from ambassador.state.protocol import Get, Named, Put, decode_named
+from ambassador.state.scope import MISSED
 
 if TYPE_CHECKING:
     from ambassador.messages import Fields
@@ -112,6 +113,7 @@ class Cooldowns:
                 self._stores.add(store)
                 store.listen("value", partial(self._told, store))
                 store.on_up(partial(self._again, store))
+                store.listen(MISSED, partial(self._look, store))
             old = before.get(cooldown.name)
             if old is not None:
                 cooldown.inherit(old)
@@ -123,6 +125,12 @@ class Cooldowns:
         cooldown = self._cooldowns.get(name) if kind == _KIND else None
         if cooldown is not None and cooldown.store is store:
             cooldown.learn(key, decode_named(event.body))
+
+    def _look(self, store: Scope, _: Event) -> None:
+        """Events are not heard."""
+        for cooldown in self._cooldowns.values():
+            if cooldown.store is store:
+                cooldown.read_known()
 
     def _again(self, store: Scope) -> None:
         """The store is back: it may have lost what this worker knows, or know more."""
