@@ -310,7 +310,7 @@ class Exchange(Attempts):
             return await self._attempts(plan)
         try:
             self._prepare(plan)
-            found = await self._find(visit)
+            found = await self._find(plan, visit)
             if found is not None:
                 await self._replay(plan, found.kept, found.note)
             elif visit.only_if_cached:
@@ -318,6 +318,9 @@ class Exchange(Attempts):
                 raise NotCached("the request takes an answer from the cache only, and there is none")
             else:
                 await self._attempts(plan)
+        except (ClientGone, DeadlineExceeded):
+            visit.leave()  # that is the client's doing: the answer may be on its way
+            raise
         finally:
             plan.metrics.cached(visit.result)
             visit.withdraw()
@@ -330,16 +333,24 @@ class Exchange(Attempts):
             fields = [*fields, *(field for field in request.headers if field[0].lower() == b"authorization")]
         return fields
 
-    async def _find(self, visit: Visit) -> Found | None:
-        """What there is at the cache, perhaps after a wait for an identical request; None: this one goes up."""
-        client, transfer = self.client, self.transfer
+    async def _find(self, plan: RoutePlan, visit: Visit) -> Found | None:
+        """What there is at the cache, perhaps after a wait for an identical request; None: this one goes up.
+
+        The wait ends when half of the time is left, for an attempt of its own: the one in front may be stuck. Where
+        half is known to be too little for an answer, such an attempt would be in vain, and the wait goes on.
+        """
+        client, transfer, now = self.client, self.transfer, self.lane.now
+        half_s = (transfer.deadline - now) / 2
+        until: float | None = None
         while True:
             found = visit.look()
             if not isinstance(found, Flight):
                 return found
+            if until is None:
+                until = inf if plan.cannot_finish(half_s, now) else now + half_s
             client.rest_until = transfer.deadline
             try:
-                answer = await visit.wait(found, client)
+                answer = await visit.wait(found, client, until)
             except TimedOut:
                 raise transfer.missed() from None
             finally:
@@ -405,6 +416,8 @@ class Exchange(Attempts):
 
     def _give_up(self, failure: ProxyError | None, status: int) -> None:
         """The present attempt, if there is one, is not what is answered. A failed one was counted before."""
+        if self._visit is not None:
+            self._visit.end()
         if self.attempt is not None:
             if failure is None:
                 assert self._plan is not None
@@ -472,7 +485,11 @@ class Exchange(Attempts):
         if plan.spoil is not None and request.method not in SAFE and head.status < 400:
             plan.spoil(request, head)
         last_good = None if plan.fallback is None else plan.fallback.last_good
-        if (visit is None and last_good is None) or (self.attempt is not None and self.attempt.found):
+        if self.attempt is not None and self.attempt.found:
+            if visit is not None:
+                visit.end()
+            return False
+        if visit is None and last_good is None:
             return False
         said = Said(
             head.status,

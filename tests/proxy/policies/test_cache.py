@@ -18,6 +18,7 @@ from ambassador.config.load import load_string
 from ambassador.messages import Request, ResponseHead
 from ambassador.proxy.freshness import Said
 from ambassador.proxy.policies.cache import Cache, Config, Flight, Found, Visit
+from ambassador.proxy.soonest import Soonest
 from tests.proxy.harness import Origin, Plane, Talk, a_plane, config, finished, until
 from tests.proxy.stores import SharedStore
 
@@ -767,24 +768,13 @@ async def test_body_that_takes_long_holds_nobody(mock_clock: trio.testing.MockCl
         assert await leader.exactly(10) == b"half-whole"
 
 
-@pytest.mark.parametrize("how", ["leaves", "fails", "answers 500"])
-async def test_another_takes_over(origin: Origin, how: str) -> None:
+async def test_another_takes_over_from_a_client_that_leaves(origin: Origin) -> None:
     async with a_world(origin) as world:
         leader = await world.client(GET)
-        first = await world.accepts()
+        await world.accepts()
         others = await joined(world, 3)
-        if how == "leaves":
-            leader.reset()
-            second = await world.accepts()
-        elif how == "fails":
-            first.close()
-            assert (await leader.answer())[0] == 502
-            second = await world.accepts()
-        else:
-            await first.send(ok(b"no", status=b"500 No"))
-            assert await leader.answer() == (500, b"no")
-            second = first
-            await second.head()
+        leader.reset()
+        second = await world.accepts()
         await until(lambda: waiting(world) == 2)
         await second.send(ok(b"ok"))
         for other in others:
@@ -793,20 +783,98 @@ async def test_another_takes_over(origin: Origin, how: str) -> None:
         assert world.plane.endpoint.pool.open == 1
 
 
+@pytest.mark.parametrize("how", ["fails", "answers 500", "breaks off", "has failed by its content"])
+async def test_all_go_up_at_once_when_the_one_in_front_has_failed(origin: Origin, how: str) -> None:
+    """Else each would lose the time of those before him; and who comes then does not even wait."""
+    route = {"breaker": "{failures: [5xx, {header: x-outcome=error}]}"} if "content" in how else {}
+    async with a_world(origin, **route) as world:
+        leader = await world.client(GET)
+        first = await world.accepts()
+        others = await joined(world, 3)
+        if how == "fails":
+            first.close()
+            assert (await leader.answer())[0] == 502
+        elif how == "breaks off":
+            await first.send(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf")
+            await leader.head()
+            first.close()
+            assert await leader.exactly(4) == b"half"
+        elif how == "answers 500":
+            await first.send(ok(b"no", b"connection: close", status=b"500 No"))
+            assert await leader.answer() == (500, b"no")
+        else:
+            await first.send(ok(b"no", b"connection: close", b"x-outcome: error", FRESH))
+            assert await leader.answer() == (200, b"no")
+        talks = [await world.accepts() for _ in range(3)]  # none of them is answered yet
+        others.append(await world.client(GET))
+        talks.append(await world.accepts())
+        assert waiting(world) == 0
+        for talk in talks:
+            await talk.send(ok(b"ok"))
+        for other in others:
+            assert await other.answer() == (200, b"ok")
+        await finished(world.plane)
+
+
 async def test_nobody_waits_for_leaders_without_end(origin: Origin) -> None:
     async with a_world(origin) as world:
-        leaders = [await world.client(GET)]
-        talk = await world.accepts()
+        leader = await world.client(GET)
+        await world.accepts()
         others = await joined(world, 4)
-        talk.close()
-        talk = await world.accepts()
+        leader.reset()
+        await world.accepts()
         await until(lambda: waiting(world) == 3)
-        talk.close()
+        others[0].reset()  # who leads now: the first to notice
         talks = [await world.accepts() for _ in range(3)]
         for each in talks:
             await each.send(ok(b"ok"))
-        answers = [(await client.answer())[0] for client in [*leaders, *others]]
-        assert sorted(answers) == [200, 200, 200, 502, 502]
+        for client in others[1:]:
+            assert await client.answer() == (200, b"ok")
+
+
+async def test_wait_leaves_time_for_an_attempt_of_ones_own(
+    mock_clock: trio.testing.MockClock, origin: Origin
+) -> None:
+    """The one in front may be stuck where another is answered at once."""
+    async with a_world(origin, timeout="10s") as world:
+        leader = await world.client(GET)
+        stuck = await world.accepts()
+        mock_clock.jump(2)
+        (other,) = await joined(world, 1)
+        mock_clock.jump(4.9)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert waiting(world) == 1
+        mock_clock.jump(0.2)
+        second = await world.accepts()
+        await second.send(ok(b"mine"))
+        assert await other.answer() == (200, b"mine")
+        await stuck.send(ok(b"late"))
+        assert await leader.answer() == (200, b"late")
+
+
+class SixSeconds(Soonest):
+    """What a route has learned that is never answered sooner."""
+
+    def least_s(self, _now: float, _answered: int) -> float:
+        return 6.0
+
+
+async def test_wait_goes_on_where_an_attempt_of_ones_own_would_be_in_vain(
+    mock_clock: trio.testing.MockClock, origin: Origin
+) -> None:
+    async with a_world(origin, timeout="10s") as world:
+        plan = world.plane.service.table.router.match("a", "/", "GET", Request("GET", b"/", [], 1))[0]  # type: ignore[index]
+        plan.soonest = SixSeconds()
+        leader = await world.client(GET)
+        talk = await world.accepts()
+        mock_clock.jump(1)
+        (other,) = await joined(world, 1)
+        mock_clock.jump(6)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert waiting(world) == 1
+        await talk.send(ok(b"ok"))
+        assert await leader.answer() == (200, b"ok")
+        assert await other.answer() == (200, b"ok")
 
 
 async def test_who_waits_may_leave(origin: Origin) -> None:
@@ -829,23 +897,37 @@ async def test_who_waits_has_a_deadline_of_his_own(
 ) -> None:
     async with a_world(origin, timeout="10s") as world:
         leader = await world.client(GET)
-        talk = await world.asked()
+        talk = await world.accepts()
         mock_clock.jump(1)
         (other,) = await joined(world, 1, get(b"/", field))
-        mock_clock.jump(2.1)
+        total_s = 2 if b"deadline" in code else 10
+        mock_clock.jump(total_s / 2 + 0.1)
+        await world.accepts()
         if b"deadline" not in code:
-            # The one in front ends first, and then there is not a whole `timeout` left for who has waited.
-            mock_clock.jump(7)
-            assert (await leader.answer())[0] == 504
-            second = await world.accepts()
-            mock_clock.jump(1.1)
+            await talk.send(ok())
+            assert await leader.answer() == (200, b"ok")
+        mock_clock.jump(total_s / 2)
         status, body = await other.answer()
         assert (status, code in body) == (504, True)
         if b"deadline" in code:
             await talk.send(ok())
             assert await leader.answer() == (200, b"ok")
-        else:
-            second.close()
+
+
+async def test_deadline_of_the_one_in_front_says_nothing_of_the_answer(
+    mock_clock: trio.testing.MockClock, origin: Origin
+) -> None:
+    async with a_world(origin, timeout="10s") as world:
+        leader = await world.client(get(b"/", b"grpc-timeout: 1S"))
+        await world.accepts()
+        others = await joined(world, 2)
+        mock_clock.jump(1.1)
+        assert (await leader.answer())[0] == 504
+        second = await world.accepts()
+        await until(lambda: waiting(world) == 1)
+        await second.send(ok(b"ok"))
+        for other in others:
+            assert await other.answer() == (200, b"ok")
 
 
 async def test_cancelled_waits_leave_nothing_behind(origin: Origin) -> None:

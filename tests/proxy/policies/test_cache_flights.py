@@ -46,6 +46,7 @@ class Client:
         self.woken = False
         self.until = 0.0
         self.leaders = 0
+        self.patience_until = cache.clock.now + 3.0
         self.answer: bytes | None = None
         self.state = "new"
         request = Request("GET", b"/", [(b"cookie", who), (b"accept", accept)], 1)
@@ -71,7 +72,7 @@ class Client:
             if isinstance(found, Flight):
                 self.state = "waits"
                 self.leaders += 1
-                answer = await self.visit.wait(found, self)
+                answer = await self.visit.wait(found, self, self.patience_until)
                 if answer is None:
                     continue
                 found = answer
@@ -94,6 +95,7 @@ class Client:
                 self.coro.throw(Gone())
             except Gone:
                 pass
+        self.visit.leave()
         self.visit.withdraw()
         self.state = "gone"
 
@@ -145,6 +147,10 @@ class FlightMachine(RuleBasedStateMachine):
         assert accept in (b"", client.accept), "of another variant"
         assert not any(since <= change < client.arrived for change in self.changes), "from before a change"
 
+    def waiting_for(self, client: Client) -> list[Client]:
+        flight = client.visit._flight
+        return [] if flight is None else [each for each in self.clients if each in flight.waiting]
+
     def up(self) -> list[Client]:
         return [each for each in self.clients if each.state == "up"]
 
@@ -170,8 +176,11 @@ class FlightMachine(RuleBasedStateMachine):
         client = data.draw(st.sampled_from(self.up()))
         head = a_head([fields] if fields else [], status)
         since = self.up_since[client.number]
+        waiting = self.waiting_for(client)
         assert client.visit.hear(head, Said(status, head.passing, date=DATE), 0.0) is None
         self.settle()
+        if status == 503:
+            assert all(each.state != "waits" for each in waiting), "they are tried one after another"
         body = b"%d" % client.number
         ip = "" if fields == (b"cache-control", b"max-age=5") else client.ip
         self.born[body] = (client.who, ip, client.accept if fields[:1] == (b"vary",) else b"", since)
@@ -197,9 +206,11 @@ class FlightMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def fail(self, data: Any) -> None:
         client = data.draw(st.sampled_from(self.up()))
+        waiting = self.waiting_for(client)
         client.visit.withdraw()
         client.state = "failed"
         self.settle()
+        assert all(each.state != "waits" for each in waiting), "they are tried one after another"
 
     @precondition(lambda self: any(each.state in ("up", "waits") for each in self.clients))
     @rule(data=st.data())
@@ -235,6 +246,12 @@ class FlightMachine(RuleBasedStateMachine):
     def flights_are_those_of_who_is_up(self) -> None:
         leading = {id(each.visit._flight) for each in self.clients if each.state in ("up", "drains")}
         assert all(id(flight) in leading for flight in self.cache.flights.values())
+
+    @invariant()
+    def nobody_waits_beyond_his_time(self) -> None:
+        assert not any(
+            each.state == "waits" and self.clock.now >= each.patience_until for each in self.clients
+        )
 
     @invariant()
     def nobody_waits_for_many(self) -> None:

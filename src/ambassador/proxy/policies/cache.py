@@ -9,11 +9,13 @@ Identical requests that meet make one *flight*: the first leads and goes up, the
 - To whom an answer may be given is known when its head has come. One that the cache might keep (fresh, and not for one
   user only) is for all; any other for the client who asked: the same name, or the same address where there is none.
   Other clients' requests then make flights of their own, and do so from the start for the next seconds.
-- An answer that is not for others, too large, or a stream lets them go at once: they go up themselves, and so do
-  identical ones for the next seconds. One whose body takes longer than `_BODY_S` does as well: a client that reads
-  slowly must not hold up others.
-- If the leader fails or leaves, the first that notices leads the next flight. Nobody waits for more than `_FLIGHTS`
-  leaders. Everybody's own deadline holds, and nothing is kept of one who leaves.
+- No answer (the leader has failed), or one that is an error, not for others, too large, or a stream lets them go at
+  once: they all go up themselves, and so do identical ones for the next seconds. To try one after another would take
+  the time of each from all that are behind. An answer whose body takes longer than `_BODY_S` lets them go as well: a
+  client that reads slowly must not hold up others.
+- If the leader leaves, which says nothing of the answer, the first that notices leads the next flight. Nobody waits for
+  more than `_FLIGHTS` leaders, nor beyond a time of his own, which leaves enough for an attempt. Everybody's own
+  deadline holds, and nothing is kept of one who leaves.
 - A request that changes the target (`proxy/changes.py`) ends its flights: nobody joins one that began before.
 """
 
@@ -94,8 +96,8 @@ class _State(enum.Enum):
     UNDER_WAY = enum.auto()
     LANDED = enum.auto()
     """There is an answer for all that it suits."""
-    FAILED = enum.auto()
-    """Another may lead."""
+    LEFT = enum.auto()
+    """Who led is gone, and another may lead."""
     RELEASED = enum.auto()
     """Everybody goes up himself."""
 
@@ -239,7 +241,7 @@ class Cache:
 
 class Visit:
     """One request at the cache: `look`, perhaps `wait`; then, if it goes up, `hear` the head of the answer, `take` its
-    body; and `end` in any case.
+    body; and `end` in any case, or `leave`.
     """
 
     __slots__ = (
@@ -332,18 +334,19 @@ class Visit:
             self._old = kept
             self._request.passing = [*self._original, *conditions]
 
-    async def wait(self, flight: Flight, waiter: Waiter) -> Found | None:
-        """Wait for somebody else's answer. None: there is none for this request; look again.
+    async def wait(self, flight: Flight, waiter: Waiter, until: float = inf) -> Found | None:
+        """Wait for somebody else's answer, at most `until`. None: there is none for this request; look again.
 
         Raises what the waiter's `rest` raises.
         """
         clock = self._cache.clock
         flight.waiting.append(waiter)
         try:
-            while (
-                flight.state is _State.UNDER_WAY and clock.now < flight.until and flight.is_for(self._client)
-            ):
-                await waiter.rest(flight.until)
+            while flight.state is _State.UNDER_WAY and flight.is_for(self._client):
+                rests_until = min(until, flight.until)
+                if clock.now >= rests_until:
+                    break
+                await waiter.rest(rests_until)
         finally:
             flight.waiting.remove(waiter)
         if not flight.is_for(self._client):
@@ -353,7 +356,7 @@ class Visit:
         if answer is not None and answer.answers(self._key.fields):
             self.result = "coalesced"
             return Found(answer, b"fwd=miss; collapsed")
-        self._left = self._left - 1 if flight.state is _State.FAILED else 0
+        self._left = self._left - 1 if flight.state is _State.LEFT else 0
         return None
 
     # An answer from upstream
@@ -370,10 +373,9 @@ class Visit:
                 return self._renew(self._old, head, said, now, age_s)
         flight = self._flight
         if flight is not None:
-            if head.status >= 500:
-                flight.end(_State.FAILED)
-            elif (
-                not said.may_share()
+            if (
+                head.status >= 500
+                or not said.may_share()
                 or b"no-cache" in said.directives
                 or head.status not in freshness.STORABLE
                 or (head.content_length or 0) > self._cache.shelf.most_each
@@ -463,9 +465,17 @@ class Visit:
         self.end()
 
     def end(self) -> None:
-        """The request is over. If others wait for it still, one of them leads."""
+        """There will be no more of an answer for others. If some wait for it still, it has failed: they go up."""
+        self._release()
+        self._end(_State.RELEASED)
+
+    def leave(self) -> None:
+        """The request is given up by who asked. If others wait for it still, one of them leads."""
+        self._end(_State.LEFT)
+
+    def _end(self, state: _State) -> None:
         flight, self._flight = self._flight, None
         if flight is not None:
-            flight.end(_State.FAILED)
+            flight.end(state)
             if self._cache.flights.get(flight.name) is flight:
                 del self._cache.flights[flight.name]
