@@ -580,3 +580,23 @@ def test_egress_is_told() -> None:
         "names may lead to public addresses, a, 10.1.0.0/16, not 10.0.0.1/32",
         "http://10.0.0.1:80 is not connected to: egress.deny closes 10.0.0.1",
     ]
+
+
+def test_egress_proxy_is_told() -> None:
+    def lines(endpoints: str, via: str) -> list[str]:
+        text = (
+            "version: 1\nlisten: 127.0.0.1:80\nroutes: [{name: r, to: u}]\n"
+            f"upstreams: {{u: {{endpoints: [{endpoints}], connections: {{via: {via}}}}}}}"
+        )
+        return [line.text for line in explain(load_text(text), "GET", "/").lines if line.what == "via"]
+
+    http = "http://p:3128"
+    assert lines("https://a", http) == ["http://p:3128: a tunnel by CONNECT"]
+    assert lines("http://a", http) == ["http://p:3128: requests with the whole URL"]
+    assert lines("http://a, https://a", http) == [
+        (
+            "http://p:3128: a tunnel by CONNECT and requests with the whole URL, as the endpoint is https or http"
+        )
+    ]
+    with_user = "{url: 'socks5://p:1080', user: me, password: 'env:PASSWORD'}"
+    assert lines("http://a", with_user) == ["socks5://p:1080: a tunnel by SOCKS5, as user me"]

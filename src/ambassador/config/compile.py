@@ -24,7 +24,7 @@ from ambassador.errors import ConnectFailed
 from ambassador.proxy import limit_keys
 from ambassador.proxy.clients.who import Clients
 from ambassador.proxy.content import NOTHING, Contents
-from ambassador.proxy.egress import Egress
+from ambassador.proxy.egress import Egress, Refusal, is_address
 from ambassador.proxy.lasting import Lasting
 from ambassador.proxy.plan import RoutePlan, Timeouts
 from ambassador.proxy.policies import access, concurrency, fault, headers, limit, retry
@@ -42,6 +42,7 @@ from ambassador.proxy.policies.rewrite import KEEP, Rewrite, location_rewriter, 
 from ambassador.proxy.routing import MatchSpec, Router, spec
 from ambassador.proxy.service import Table
 from ambassador.proxy.tls_socket import ClientSide
+from ambassador.proxy.upstream import via
 from ambassador.proxy.upstream.balance import CHOICES
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.pool import Pool, SecurePool
@@ -141,8 +142,9 @@ def compile_steps(
         )
         means = structs.replace(means, places=places, token_counts=counters.tokens)
     for name, upstream in config.upstreams.items():
+        proxy = _proxy(name, upstream.connections.via, means, addresses)
         makers[name] = maker = _EndpointMaker(
-            name, upstream, lane, lasting.keyring, egress=egress, refused=counters.egress(name)
+            name, upstream, lane, lasting.keyring, egress=egress, refused=counters.egress(name), proxy=proxy
         )
         endpoints = [maker.make(each, addresses) for each in upstream.endpoints]
         upstreams[name] = _upstream(name, upstream, lane, endpoints, limits=limits, zone=zone, means=means)
@@ -216,6 +218,7 @@ def compile_steps(
         takers=takers,
         debug_headers=config.telemetry.debug_headers,
         clients=clients,
+        proxies=[maker.proxy for maker in makers.values() if maker.proxy is not None],
         begins=(
             partial(lasting.key_sets.install, [] if clients is None else clients.key_sets),
             partial(lasting.breakers.install, tuple(gates.values()), max_wait_s=config.state.max_wait),
@@ -357,6 +360,18 @@ class _Limits:
         return policy
 
 
+def _proxy(
+    upstream: str, config: via.Config | None, means: Means, addresses: Mapping[str, Sequence[str]]
+) -> via.Proxy | None:
+    """The egress proxy of an upstream."""
+    if config is None:
+        return None
+    password = None if config.password is None else means.secrets.get(config.password)
+    proxy = via.Proxy(config, upstream, password)
+    proxy.addresses = addresses.get(proxy.host, ())
+    return proxy
+
+
 def _upstream(
     name: str,
     config: schema.Upstream,
@@ -379,6 +394,7 @@ def _upstream(
         key=None if config.hash is None else key_reader(config.hash),
         zone=zone if config.zone_aware else "",
         slow_start_s=config.slow_start,
+        forwards=config.connections.via is not None and not config.connections.via.is_socks,
     )
 
 
@@ -468,7 +484,9 @@ class _EndpointMaker:
         *,
         egress: Egress,
         refused: Callable[[], None],
+        proxy: via.Proxy | None,
     ) -> None:
+        self.proxy = proxy
         self._egress = egress
         self._refused = refused
         self._connections = config.connections
@@ -491,9 +509,12 @@ class _EndpointMaker:
             path = config.url.removeprefix("unix:")
         else:
             host, _, port = authority.rpartition(":")
+        host = host.strip("[]")
+        proxy = self.proxy
+        way = None if proxy is None else via.Way(proxy, host, int(port), secure=secure)
         endpoint = _Endpoint(
             config.url,
-            host=host.strip("[]"),
+            host=host,
             port=int(port),
             path=path,
             default_port=443 if secure else 80,
@@ -501,15 +522,14 @@ class _EndpointMaker:
             zone=config.zone or "",
             priority=config.priority,
             guarded=not secure and needs_guard(self._auth, config.url),
-            refusal=None
-            if path is not None
-            else self._egress.of_endpoint(
-                host.strip("[]"), found_by=self._found_by, written=not self._is_found
-            ),
+            refusal=None if path is not None else self._refusal_of(host),
             count_refusal=self._refused,
+            through=None if proxy is None else (proxy.host, proxy.port),
         )
-        if path is None and endpoint.host in addresses:
-            endpoint.resolve(addresses[endpoint.host])
+        if path is None:
+            known = addresses.get(endpoint.dialled[0]) or (() if proxy is None else proxy.addresses)
+            if known:
+                endpoint.resolve(known)
         if self._host is not None:
             endpoint.authority = self._host
         tls = self._tls if secure else None
@@ -521,8 +541,19 @@ class _EndpointMaker:
             max_pending=self._connections.max_pending,
             idle_timeout_s=self._connections.idle_timeout,
             tls=None if tls is None else ClientSide(tls, tls.server_name(endpoint)),
+            way=way,
         )
         return endpoint
+
+    def _refusal_of(self, host: str) -> Refusal:
+        """What judges the addresses that are dialled for an endpoint. Through an egress proxy these are the proxy's: of
+        the endpoint what is written is judged, and where its name leads is up to the proxy.
+        """
+        refusal = self._egress.of_endpoint(host, found_by=self._found_by, written=not self._is_found)
+        if self.proxy is None:
+            return refusal
+        blocked = refusal(host) if is_address(host) else self._egress.closed_name(host)
+        return lambda _: blocked
 
 
 def _plan(

@@ -71,6 +71,7 @@ _STRINGS: dict[str, dict[str, Any]] = {
     "retry_condition": {"anyOf": [{"type": ["string", "integer"], "examples": ["connect", "5xx", "502-504"]}, _CONTENT]},
     "status_range": {"type": ["string", "integer"], "examples": ["204", "200-399", "2xx"]},
     "failure_condition": {"anyOf": [{"type": ["string", "integer"], "examples": ["timeout", "5xx", "502-504"]}, _CONTENT]},
+    "proxy_url": {"type": "string", "pattern": r"^(http|socks5h?)://[^/?#@]+/?$", "examples": ["http://proxy:3128", "socks5://proxy:1080"]},
     "egress_place": {"type": "string", "examples": ["10.0.0.0/8", "api.internal", "*.internal"]},
     "log_target": {"type": "string", "examples": ["stdout"]},
     "workers": {"type": ["string", "integer"], "pattern": "^auto$", "minimum": 1, "maximum": 1024},

@@ -68,7 +68,7 @@ from ambassador.proxy.policies import headers as headers_policy
 from ambassador.proxy.policies.access import EVERYBODY, Access
 from ambassador.proxy.routing import Router, spec, why_not
 from ambassador.proxy.upstream import endpoint as upstream_endpoint
-from ambassador.proxy.upstream import health, outlier
+from ambassador.proxy.upstream import health, outlier, via
 from ambassador.proxy.upstream import upstream as upstream_policy
 from ambassador.proxy.upstream.balance import RingHash
 from ambassador.proxy.upstream.ring import key_reader
@@ -362,6 +362,7 @@ def _upstream_lines(asked: _Asked) -> Iterable[Line]:
     assert name is not None
     yield _upstream_line(name, upstream, asked.config.zone)
     yield from _ring_lines(asked, _written_endpoints(upstream))
+    yield from _some(upstream.connections.via, _via_line, name, upstream)
     yield from _egress_lines(asked.config.egress, upstream)
     yield from _some(client_section(upstream), _tls_line, name, upstream)
     yield from _some(upstream.auth, _credential_line, name)
@@ -369,6 +370,23 @@ def _upstream_lines(asked: _Asked) -> Iterable[Line]:
     yield from _some(upstream.cooldown, _cooldown_line, name)
     yield from _some(upstream.health, _health_line, name)
     yield from _some(upstream.outlier, _outlier_line, name)
+
+
+def _via_line(config: via.Config, upstream: str, written: Upstream) -> Line:
+    """The egress proxy, and how it is asked."""
+    ways = {endpoint.url.partition(":")[0] for endpoint in written.endpoints} or {"http", "https"}
+    how = "a tunnel by SOCKS5"
+    if not config.is_socks:
+        how = " and ".join(
+            text
+            for scheme, text in (("https", "a tunnel by CONNECT"), ("http", "requests with the whole URL"))
+            if scheme in ways
+        )
+        if len(ways) > 1:
+            how += ", as the endpoint is https or http"
+    shown = "" if config.user is None else f", as user {config.user}"
+    text = f"{config.url}: {how}{shown}"
+    return Line(what="via", text=text, key=f"upstreams.{upstream}.connections.via")
 
 
 def _egress_lines(config: egress.Config | None, upstream: Upstream) -> Iterable[Line]:

@@ -423,7 +423,7 @@ def _text_of(node: Node, path: str) -> str | None:
 def _formed(parse: Callable[[str], Any], info: inspect.Type) -> Reader:
     """The reader of one of the forms: its parser, and the bounds of its type."""
     bounds = _bounds(info)
-    may_be_secret = parse in (words.secret, words.state_url)
+    may_be_secret = parse in (words.secret, words.state_url, words.proxy_url)
 
     def read_formed(node: Node, path: str) -> Any:
         text = _text_of(node, path)
@@ -709,6 +709,7 @@ _FORMS: dict[str | None, Callable[[str], Any]] = {
     "control": words.control,
     "endpoint_url": words.endpoint_url,
     "host_port": words.host_port,
+    "proxy_url": words.proxy_url,
     "srv_name": words.srv_name,
     "file_path": words.file_path,
     "pem_file": words.pem_file,

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
 from msgspec import Meta, field
 
-from ambassador.config.credentials import Auth, goes_bare
+from ambassador.config.credentials import Auth, goes_bare, needs_guard
 from ambassador.config.discover import Discover, Kubernetes, own_host
 from ambassador.config.units import format_duration
 from ambassador.extras import AUTH
@@ -35,7 +35,7 @@ from ambassador.proxy.policies import (
 from ambassador.proxy.policies.redirect import Redirect
 from ambassador.proxy.policies.respond import Respond
 from ambassador.proxy.policies.rewrite import Rewrite
-from ambassador.proxy.upstream import health, outlier
+from ambassador.proxy.upstream import health, outlier, via
 from ambassador.settings import (
     BalanceKey,
     Bytes,
@@ -248,7 +248,7 @@ class Endpoint(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Connections(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Connections to an upstream's endpoints."""
 
-    later: ClassVar[Mapping[str, tuple[str, ...]]] = {"max_age": ("off", "false"), "via": ()}
+    later: ClassVar[Mapping[str, tuple[str, ...]]] = {"max_age": ("off", "false")}
 
     max: Count = 256
     """Connections to each endpoint from each worker."""
@@ -258,6 +258,9 @@ class Connections(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     idle_timeout: Seconds = 30.0
     """How long an unused connection is kept. Shorter than the upstream's own, or requests meet a closing connection."""
+
+    via: via.Config | None = None
+    """An egress proxy through which they go, those of health checks too. Unset: none."""
 
 
 Limits: TypeAlias = Annotated[tuple[limit.Config, ...], Meta(min_length=1)]
@@ -344,6 +347,10 @@ class Upstream(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         for number, endpoint in enumerate(self.endpoints):
             if goes_bare(self.auth, endpoint.url):
                 yield f"endpoints.{number}", _BARE
+            elif self.connections.via is not None and needs_guard(self.auth, endpoint.url):
+                yield f"endpoints.{number}", _BARE.replace("another host", "the egress proxy")
+            if self.connections.via is not None and endpoint.url.startswith("unix:"):
+                yield f"endpoints.{number}", "is a unix socket, to which no egress proxy leads"
         yield from _shared_names(self.limit)
         if self.breaker is not None and self.breaker.scope == "route":
             yield "breaker", "'scope: route' belongs to the breaker of a route"

@@ -231,6 +231,28 @@ def endpoint_url(text: str) -> str:
     return f"{scheme}://{_join(host, port)}"
 
 
+def proxy_url(text: str) -> str:
+    """`http://host:port` or `socks5://host:port` of an egress proxy. The problem never repeats the text, in which a
+    password may be.
+    """
+    scheme, separator, authority = text.partition("://")
+    scheme = "socks5" if scheme.lower() == "socks5h" else scheme.lower()
+    if "@" in authority:
+        raise Wrong(
+            "credentials do not belong into a URL", "write 'via: {url: …, user: …, password: env:NAME}'"
+        )
+    if scheme == "https" and separator:
+        raise Wrong(
+            f"TLS to the egress proxy is {NOT_SUPPORTED}", "https endpoints are reached by 'http://…' too"
+        )
+    if scheme not in ("http", "socks5") or not separator:
+        raise Wrong("is no egress proxy", "write it like 'http://proxy:3128' or 'socks5://proxy:1080'")
+    try:
+        return f"{scheme}://{host_port(authority.removesuffix('/'))}"
+    except Wrong as wrong:
+        raise Wrong(f"is no egress proxy: {wrong.problem}", wrong.hint) from None
+
+
 def host_port(text: str) -> str:
     """`host:port`, in lower case; port 0 cannot be connected to."""
     if re.fullmatch(r"\[[^\[\]]*\]|[^:]*", text):

@@ -9,9 +9,17 @@ from ambassador.config.schema import Config
 
 
 def host_names(config: Config) -> set[str]:
-    """The hosts of all endpoints, as workers know them: addresses without their brackets, unix sockets left out."""
-    urls = (endpoint.url for upstream in config.upstreams.values() for endpoint in upstream.endpoints)
-    hosts = {urlsplit(url).hostname for url in urls if not url.startswith("unix:")}
+    """The hosts that are dialled for all endpoints, as workers know them: addresses without their brackets, unix
+    sockets left out. Through an egress proxy it is the proxy's, which resolves the names of endpoints itself.
+    """
+    hosts: set[str | None] = set()
+    for upstream in config.upstreams.values():
+        via = upstream.connections.via
+        if via is not None:
+            hosts.add(via.place[0])
+        else:
+            urls = (endpoint.url for endpoint in upstream.endpoints)
+            hosts.update(urlsplit(url).hostname for url in urls if not url.startswith("unix:"))
     return {host for host in hosts if host is not None}
 
 

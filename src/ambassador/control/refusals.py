@@ -47,6 +47,11 @@ def _refused(
         for host in {urlsplit(url).hostname for url in urls if not url.startswith("unix:")}:
             if host is None:
                 continue
+            if upstream.connections.via is not None and not is_address(host):
+                why = egress.closed_name(host)
+                if why is not None:
+                    yield name, host, why
+                continue
             refusal = egress.of_endpoint(host, found_by=found_by, written=source is None)
             for address in [host] if is_address(host) else addresses.get(host, ()):
                 why = refusal(address)

@@ -131,11 +131,11 @@ class Egress:
         host = urlsplit(url).hostname or ""
         if is_address(host):
             return self.refusal(host, host, configured=True)
-        return f"egress.deny closes {host}" if self.closes_host(host) else None
+        return self.closed_name(host)
 
-    def closes_host(self, host: str) -> bool:
-        """Whether a host is closed by its name, where somebody else resolves it (`connections.via`)."""
-        return self._deny.names_host(host)
+    def closed_name(self, host: str) -> str | None:
+        """Why a host is closed by its name, where somebody else resolves it (`connections.via`); None: it is not."""
+        return f"egress.deny closes {host}" if self._deny.names_host(host) else None
 
 
 class _Places:

@@ -454,6 +454,7 @@ def _learn(client: ClientConnection, head: bytes, size: int) -> Known | None:
             plan.upstream is None
             or (plan.access is not None and not plan.access.takes(request.client))
             or plan.upstream.cooldown is not None
+            or plan.upstream.forwards
             or (plan.credential is not None and (plan.credential.varies or request.method == "TRACE"))
             or plan.content is not None
             or plan.shape_request

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ambassador.proxy.policies.limit import LimitPolicy
     from ambassador.proxy.routing import Router
     from ambassador.proxy.upstream.upstream import Upstream
+    from ambassador.proxy.upstream.via import Proxy
 
     Taker = Callable[[Sequence["Server"], Mapping[str, Sequence[str]]], None]
 
@@ -59,6 +60,7 @@ class Table:
 
     __slots__ = (
         "_begins",
+        "_proxies",
         "_takers",
         "clients",
         "debug_headers",
@@ -78,10 +80,12 @@ class Table:
         takers: Mapping[Hashable, Sequence[Taker]] | None = None,
         debug_headers: bool = False,
         clients: Clients | None = None,
+        proxies: Sequence[Proxy] = (),
         begins: Sequence[Callable[[], None]] = (),
     ) -> None:
         self._begins = begins
         self._takers = takers or {}
+        self._proxies = proxies
         self.router = router
         self.upstreams = upstreams
         self.unrouted = unrouted
@@ -117,8 +121,11 @@ class Table:
 
     def set_addresses(self, host: str, addresses: Sequence[str]) -> None:
         """A name has other addresses now."""
+        for proxy in self._proxies:
+            if proxy.host == host:
+                proxy.addresses = addresses
         for upstream in self.upstreams.values():
-            found = [endpoint for endpoint in upstream.endpoints if endpoint.host == host]
+            found = [endpoint for endpoint in upstream.endpoints if endpoint.dialled[0] == host]
             for endpoint in found:
                 endpoint.resolve(addresses)
             if found:

@@ -26,7 +26,7 @@ import socket
 import ssl
 import termios
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, cast
 from weakref import ref
 
 from ambassador.errors import CertificateRefused, ConnectFailed, TlsFailed
@@ -55,6 +55,13 @@ class HasContext(Protocol):
     @property
     def context(self) -> ssl.SSLContext:
         """The one for connections that begin now."""
+
+
+class Greets(Protocol):
+    """What stands in the place of a link's socket until a handshake is done."""
+
+    def shake_hands(self) -> int:
+        """As `TlsSocket.shake_hands`."""
 
 
 class TlsSocket:
@@ -341,13 +348,12 @@ class ClientSide:
 async def shake_hands(
     link: Link, strand: Strand, deadline: float, *, check: Callable[[], None] = lambda: None
 ) -> None:
-    """The handshake of a connection that has begun to speak TLS; its strand is `strand`.
+    """The handshake of a connection that has begun to speak TLS, or to ask an egress proxy; its strand is `strand`.
 
     `deadline` is in seconds of the lane's clock. `check` is called before each wait, and raises if nobody wants the
     connection any more. Raises what it raises, `TimedOut`, and OSError.
     """
-    sock = link.sock
-    assert isinstance(sock, TlsSocket)
+    sock = cast("Greets", link.sock)
     while wanted := sock.shake_hands():
         link.ready &= ~wanted
         # Only reading meets a FIN: whoever waits to write would go round and round.

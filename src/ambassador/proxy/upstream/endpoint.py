@@ -65,6 +65,7 @@ class Endpoint:
         "addresses",
         "authority",
         "count_refusal",
+        "dialled",
         "ejected_until",
         "failures",
         "gate",
@@ -108,6 +109,7 @@ class Endpoint:
         guarded: bool = False,
         refusal: Callable[[str], str | None] | None = None,
         count_refusal: Callable[[], None] | None = None,
+        through: tuple[str, int] | None = None,
     ) -> None:
         self.url = url
         self.host, self.port, self.path = host, port, path
@@ -117,6 +119,8 @@ class Endpoint:
         self.zone, self.priority = zone, priority
         self.scheme = "https" if default_port == 443 else "http"
         """How it is spoken to, which the URL of one that was found does not say."""
+        self.dialled = through or (host, port)
+        """The host and port of which the addresses are dialled: its own, or those of an egress proxy."""
         self.guarded, self.withheld = guarded, False
         """Only loopback addresses are dialled: what it is sent is not for others to see, and it is plaintext. And
         whether the name has others, which are not used."""
@@ -136,10 +140,9 @@ class Endpoint:
         """Why it is not healthy, or ejected, for people."""
         self.outlier: Outlier | None = None
         """Who hears of every outcome (`outlier`)."""
-        self.peak_s = 0.0
-        """The peak-sensitive average of its latency, to the answer's head, as of `sampled_at`. 0: there is none yet."""
-        self.mean_s = 0.0
-        """The plain one."""
+        self.peak_s = self.mean_s = 0.0
+        """The peak-sensitive average of its latency, to the answer's head, as of `sampled_at`, and the plain one. 0:
+        there is none yet."""
         self.failures = 0
         """Those that no good answer has made up for, up to `_TOLERATED`: then it is failing, and they count as slow."""
         self.sampled_at = 0.0
@@ -161,7 +164,7 @@ class Endpoint:
         else:
             name = (f"[{host}]" if ":" in host else host).encode("ascii")
             self.authority = name if port == default_port else b"%b:%d" % (name, port)
-            self.resolve([host])
+            self.resolve([self.dialled[0]])
         self.pool: Pool
 
     def settled(
@@ -239,12 +242,12 @@ class Endpoint:
             refused = None if self._refusal is None else self._refusal(text)
             if refused is not None:
                 refusals.append(refused)
-            elif self.guarded and not is_loopback(text):
+            elif self.guarded and not (is_loopback(text) and self.dialled[0] == self.host):
                 self.withheld = True
             elif address.version == 4:
-                found.append((socket.AF_INET, (str(address), self.port)))
+                found.append((socket.AF_INET, (str(address), self.dialled[1])))
             else:
-                found.append((socket.AF_INET6, (str(address), self.port, 0, 0)))
+                found.append((socket.AF_INET6, (str(address), self.dialled[1], 0, 0)))
         self.addresses = tuple(found)
         self.refusals = tuple(refusals)
 

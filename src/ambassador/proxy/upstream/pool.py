@@ -14,13 +14,15 @@ from ambassador.proxy.lane import BROKEN, HANGUP, READ, WRITE, TimedOut, Timer
 from ambassador.proxy.tls_socket import TlsSocket, connect_failure, shake_hands
 from ambassador.proxy.upstream.connect import begin_connect, connect, is_connected, still_wanted
 from ambassador.proxy.upstream.h1 import Http1Connection
+from ambassador.proxy.upstream.via import ForwardConnection, Tunnel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ambassador.proxy.lane import Lane, Link, Strand
+    from ambassador.proxy.lane import Lane, Link, Sock, Strand
     from ambassador.proxy.tls_socket import ClientSide
     from ambassador.proxy.upstream.connect import Address
+    from ambassador.proxy.upstream.via import Way
 
 
 class _Ticket:
@@ -56,6 +58,7 @@ class Pool(Timer):
         "_waiting",
         "idle_timeout_s",
         "open",
+        "way",
     )
 
     def __init__(
@@ -67,8 +70,11 @@ class Pool(Timer):
         max_pending: int,
         idle_timeout_s: float,
         tls: ClientSide | None = None,
+        way: Way | None = None,
     ) -> None:
         super().__init__()
+        self.way = way
+        """The way through an egress proxy, whose addresses then are those that are dialled. None: there is none."""
         self._tls = tls
         self._lane = lane
         self._addresses = addresses
@@ -123,6 +129,8 @@ class Pool(Timer):
         until = min(self._lane.now + connect_timeout_s, deadline)
         try:
             link = await connect(self._lane, strand, self._addresses(), until, check=check)
+            if self.way is not None and self.way.tunnels:
+                await self._lead_on(self.way, link, strand, until, check)
             if self._tls is not None:
                 await self._shake_hands(self._tls, link, strand, until, check)
         except BaseException:
@@ -131,10 +139,27 @@ class Pool(Timer):
         return self._made(link)
 
     def _made(self, link: Link) -> Http1Connection:
-        connection = Http1Connection(link, self)
+        asked_for_urls = self.way is not None and not self.way.tunnels
+        connection = (ForwardConnection if asked_for_urls else Http1Connection)(link, self)
         if isinstance(link.sock, TlsSocket):
             connection.made_with = link.sock.context
         return connection
+
+    async def _lead_on(
+        self, way: Way, link: Link, strand: Strand, until: float, check: Callable[[], None]
+    ) -> None:
+        try:
+            tunnel = way.begin(link)
+            await shake_hands(link, strand, until, check=check)
+            link.sock = tunnel.sock
+        except TimedOut:
+            link.close()
+            error = ConnectFailed("the egress proxy did not answer within the connect timeout")
+            way.proxy.told(error.detail)
+            raise error from None
+        except BaseException:
+            link.close()
+            raise
 
     async def _shake_hands(
         self, tls: ClientSide, link: Link, strand: Strand, until: float, check: Callable[[], None]
@@ -167,30 +192,36 @@ class Pool(Timer):
 
     def opened(self, link: Link) -> Http1Connection | None:
         """The connection that `open_nowait` began, if it can be used by now. Raises `ConnectFailed`."""
-        wanted = self.missing(link)
-        if not link.ready & wanted:
+        if not link.ready & self.missing(link):
             return None
-        if self._tls is not None:
-            sock = link.sock
-            if not isinstance(sock, TlsSocket):
-                if not is_connected(link):
-                    raise ConnectFailed("refused")
-                sock = self._tls.begin(link)
+        sock: Sock | None = link.sock
+        if not isinstance(sock, TlsSocket | Tunnel):
+            if not is_connected(link):
+                raise ConnectFailed("refused")
+            sock = self._begin(link)
+        if isinstance(sock, Tunnel):
+            if not _goes_on(link, sock):
+                return None
+            link.sock = sock.sock
+            sock = None if self._tls is None else self._tls.begin(link)
+        if isinstance(sock, TlsSocket):
             try:
-                wanted = sock.shake_hands()
+                if not _goes_on(link, sock):
+                    return None
             except OSError as error:
                 raise connect_failure(error) from None
-            if wanted:
-                link.ready &= ~wanted
-                return None
-        elif not is_connected(link):
-            raise ConnectFailed("refused")
         return self._made(link)
+
+    def _begin(self, link: Link) -> TlsSocket | Tunnel | None:
+        """The first handshake of a new connection; None: it needs none."""
+        if self.way is not None and self.way.tunnels:
+            return self.way.begin(link)
+        return None if self._tls is None else self._tls.begin(link)
 
     def missing(self, link: Link) -> int:
         """What a link that is being opened waits for."""
         sock = link.sock
-        if isinstance(sock, TlsSocket) and sock.wanted == READ:
+        if isinstance(sock, TlsSocket | Tunnel) and sock.wanted == READ:
             return READ | HANGUP
         return WRITE | BROKEN
 
@@ -278,6 +309,14 @@ class Pool(Timer):
         while self._idle:
             self._idle.pop().close()
         self._lane.disarm(self)
+
+
+def _goes_on(link: Link, sock: TlsSocket | Tunnel) -> bool:
+    """Whether a handshake has come to its end; if not, its link waits for what is missing."""
+    wanted = sock.shake_hands()
+    if wanted:
+        link.ready &= ~wanted
+    return not wanted
 
 
 class SecurePool(Pool):

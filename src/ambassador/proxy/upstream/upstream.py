@@ -38,7 +38,7 @@ class Upstream:
 
     __slots__ = (
         "__weakref__", "_choice", "_clock", "_due", "_followers", "_pair", "_random", "_slow_start_s", "_standing",
-        "_tiers", "_unwell", "_well", "_zone", "charge", "cooldown", "credential", "endpoints", "key", "measured",
+        "_tiers", "_unwell", "_well", "_zone", "charge", "cooldown", "credential", "endpoints", "forwards", "key", "measured",
         "name", "only", "shut",
     )  # fmt: skip
 
@@ -55,8 +55,11 @@ class Upstream:
         key: Callable[[Request, str], int | None] | None = None,
         zone: str = "",
         slow_start_s: float = 0.0,
+        forwards: bool = False,
     ) -> None:
         self.name = name
+        self.forwards = forwards
+        """Some of its endpoints are asked for whole URLs, by an egress proxy."""
         self.charge = charge
         """Charges an attempt to the upstream's own limits, directly before its first byte: as an ADMIT hook. None: it
         has none."""
