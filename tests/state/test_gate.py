@@ -11,6 +11,7 @@ from ambassador.state.gate import Gate
 from ambassador.state.passes import WAITING, Pass, ProbePass, Refused, Result
 from ambassador.state.protocol import Force, Report, Restore, State
 from tests.state.fleet import TIMEOUT_S, Fleet, Worker, rules
+from tests.state.trips import Trip
 
 GOOD, FAILED, HARD, SLOW, NOTHING = Result.GOOD, Result.FAILED, Result.HARD, Result.SLOW, Result.NOTHING
 
@@ -525,6 +526,36 @@ def test_worker_that_sees_it_first_gives_the_others_time_to_see_it_too() -> None
         fleet.request(second, FAILED)
     assert fleet.circuit.row(fleet.now_us).state is State.OPEN
     assert first.gate.status(fleet.now).own_left_s is None
+
+
+def test_worker_whose_reports_were_lost_does_not_open_alone_what_the_store_lacks_its_failures_for() -> None:
+    """It would send no more, and the others cannot open the circuit without it."""
+    fleet = a_fleet(replicas=2)
+    first, second = fleet.workers
+    for worker in fleet.workers:
+        for _ in range(8):
+            fleet.request(worker, GOOD)
+    for _ in range(20):
+        fleet.request(first, FAILED)
+    _let_pass(fleet, 0.5)
+    for _ in range(8):
+        fleet.finish(second, _pass(fleet, second), FAILED)
+        fleet.answer_next(second, done=False, heard=False)
+    for _ in range(3):  # for longer than its patience
+        assert fleet.request(second, FAILED)
+        _let_pass(fleet, 0.25)
+    assert not second.gate.is_open
+    for _ in range(5):
+        assert fleet.request(second, FAILED)
+    assert [state(worker) for worker in fleet.workers] == [State.OPEN] * 2
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.1])
+@pytest.mark.parametrize(
+    "seed", [*range(12), 432, 690, 701, 912]
+)  # the last four: once nobody was left to open it
+def test_circuit_opens_when_everything_fails_however_late_or_lossy_the_store(seed: int, loss: float) -> None:
+    assert Trip(seed, loss=loss).run(30.0) is not None
 
 
 def test_bad_replica_opens_only_its_workers() -> None:

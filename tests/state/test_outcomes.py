@@ -16,6 +16,22 @@ def test_window_holds_ten_buckets() -> None:
         assert seen.window(float(second))[0] == min(second + 1, 10)
 
 
+def test_failures_that_were_lost_are_not_told_and_leave_with_their_window() -> None:
+    seen = Outcomes(10_000)
+    for _ in range(6):
+        seen.add(0.0, failed=True, slow=True, hard=False)
+    seen.lose(0.2, 4, 3)
+    assert seen.window(0.3) == (6, 6, 6)
+    assert seen.told(0.3) == (6, 2, 3)
+    seen.add(9.5, failed=False, slow=False, hard=False)
+    assert seen.told(11.5) == (1, 0, 0)
+    seen.lose(11.6, 5, 5)
+    assert seen.told(11.7) == (1, 0, 0)
+    seen.restart(12.0, same_epoch=True)
+    seen.add(12.1, failed=True, slow=False, hard=False)
+    assert seen.told(12.2) == (1, 1, 0)
+
+
 @given(st.lists(st.tuples(st.floats(0, 3), st.booleans(), st.booleans()), max_size=60))
 def test_window_never_holds_what_is_older_than_it_and_always_what_is_much_younger(
     steps: list[tuple[float, bool, bool]],

@@ -105,7 +105,7 @@ class Gate:
 
     __slots__ = (
         "_alone_since", "_fast", "_known", "_leases", "_look_at", "_next_read", "_own", "_peers", "_probe_slow", "_ramp_from", "_replica",
-        "_reporting", "_seen", "_slot", "_urgent", "_urgent_until", "_vote", "consecutive", "flush_at", "is_open",
+        "_reported_as", "_reporting", "_seen", "_slot", "_urgent", "_urgent_until", "_vote", "consecutive", "flush_at", "is_open",
         "name", "news", "outbox", "rules", "stamp",
     )  # fmt: skip
 
@@ -146,6 +146,8 @@ class Gate:
         self._urgent = False
         self._urgent_until = -inf
         self._reporting = False
+        self._reported_as = self.stamp
+        """When the report was made that is under way."""
         self._own = OwnBreaker(rules)
         self._ramp_from = -inf
         self._probe_slow = ""
@@ -350,7 +352,8 @@ class Gate:
             if told and crosses(rules, row.requests, row.failures, row.slow, least=rules.min_requests):
                 self._look_again(now + SETTLING_S)
             return
-        if self._own.is_open or not self._seen.crosses(now, rules, least):
+        # By what the store may know of: who opens for more stops sending what the store lacks to open for all.
+        if self._own.is_open or not crosses(rules, *self._seen.told(now), least=least):
             self._alone_since = inf
             return
         # One of them is always the first to see it: the others' outcomes are on their way.
@@ -425,6 +428,7 @@ class Gate:
         if not self._peers.up or not (requests or vote):
             return
         self._reporting = True
+        self._reported_as = self.stamp
         self._next_read = now + READ_S
         peers = self._peers
         self.outbox.append(
@@ -479,6 +483,8 @@ class Gate:
         if isinstance(operation, Report):
             told = bool(operation.requests or operation.vote)
             self._reporting = self._reporting and not told
+            if row is None and told and self._reported_as is self.stamp:
+                self._seen.lose(now, operation.failures, operation.slow)
             if row is not None:
                 self._see_quorum(row, now, random, told=told)
             if told and self._urgent:

@@ -26,7 +26,7 @@ class Outcomes:
     """
 
     __slots__ = (
-        "_late", "_marks", "_reported", "_width_s", "failures", "in_row", "requests", "rotate_at", "slow",
+        "_late", "_lost", "_lost_marks", "_marks", "_reported", "_width_s", "failures", "in_row", "requests", "rotate_at", "slow",
     )  # fmt: skip
 
     def __init__(self, window_ms: int) -> None:
@@ -39,6 +39,8 @@ class Outcomes:
         """When the next bucket begins."""
         self._reported = (0, 0, 0)
         self._late = (0, 0, 0)
+        self._lost = (0, 0)
+        self._lost_marks: deque[tuple[int, int]] = deque(((0, 0),), BUCKETS)
 
     def add(self, now: float, *, failed: bool, slow: bool, hard: bool) -> None:
         """Count an outcome. `hard`: there was no answer."""
@@ -58,6 +60,20 @@ class Outcomes:
         self._rotate(now)
         before = self._marks[0]
         return self.requests - before[0], self.failures - before[1], self.slow - before[2]
+
+    def lose(self, now: float, failures: int, slow: int) -> None:
+        """A report of so many was not answered: whoever else decides may not know of them."""
+        self._rotate(now)
+        self._lost = self._lost[0] + failures, self._lost[1] + slow
+
+    def told(self, now: float) -> tuple[int, int, int]:
+        """The window as whoever else decides may have it at worst: without failures and slow ones that were lost, but
+        with everything good, since a report that is not answered may have been counted.
+        """
+        requests, failures, slow = self.window(now)
+        lost, before = self._lost, self._lost_marks[0]
+        # What is lost is known a little later than it was seen, and so leaves the window later.
+        return requests, max(0, failures - lost[0] + before[0]), max(0, slow - lost[1] + before[1])
 
     def text(self, now: float) -> str:
         """The window in words."""
@@ -80,8 +96,11 @@ class Outcomes:
         self._late = self._pending() if same_epoch else (0, 0, 0)
         self.requests = self.failures = self.slow = self.in_row = 0
         self._reported = 0, 0, 0
+        self._lost = 0, 0
         self._marks.clear()
         self._marks.append((0, 0, 0))
+        self._lost_marks.clear()
+        self._lost_marks.append((0, 0))
         self.rotate_at = now + self._width_s
 
     def _pending(self) -> tuple[int, int, int]:
@@ -99,4 +118,5 @@ class Outcomes:
         elapsed = BUCKETS if self.rotate_at == -inf else int((now - self.rotate_at) / width) + 1
         # What was counted without looking at the clock belongs to the bucket that has just ended.
         self._marks.extend([(self.requests, self.failures, self.slow)] * min(BUCKETS, elapsed))
+        self._lost_marks.extend([self._lost] * min(BUCKETS, elapsed))
         self.rotate_at = self.rotate_at + elapsed * width if elapsed < BUCKETS else now + width
