@@ -14,7 +14,8 @@ from typing import Any
 from loadtest import processes
 from loadtest.processes import Running
 
-_PATIENCE_S = 20.0
+_PATIENCE_S = 60.0
+"""On two cores that others use too, a replica took up to 15 s to start; then all had found each other within 3 s."""
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 
 
@@ -129,9 +130,19 @@ def running(
         deadline = time.monotonic() + _PATIENCE_S
         while not all(_is_complete(replica, count, workers) for replica in replicas):
             if time.monotonic() > deadline:
-                raise processes.StartError(f"replicas did not find each other in {_PATIENCE_S:.0f} s")
+                found = "; ".join(map(_found, replicas))
+                raise processes.StartError(
+                    f"replicas did not find each other in {_PATIENCE_S:.0f} s: {found}"
+                )
             time.sleep(0.1)
         yield replicas
+
+
+def _found(replica: Replica) -> str:
+    """What a replica knows of itself and the others."""
+    seen = json.loads(replica.get("/api/replicas"))
+    ready = sum(worker["ready"] for worker in replica.status()["workers"])
+    return f"{replica.name} has {ready} workers ready and sees {[each['workers'] for each in seen]}"
 
 
 def _is_complete(replica: Replica, replicas: int, workers: int) -> bool:
