@@ -211,3 +211,20 @@ async def test_store_of_the_supervisor_is_not_examined(
     nursery.start_soon(StateWatch(FakePages(), State, LOG, examiner.examine).run)
     await trio.sleep(30.0)
     assert examiner.asked == []
+
+
+async def test_what_the_own_store_says_of_itself_is_logged_once_and_told(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    own: list[str] = []
+    watch = StateWatch(FakePages(), State, LOG, Examiner().examine, own=lambda: tuple(own))
+    nursery.start_soon(watch.run)
+    await trio.sleep(2.0)
+    assert list(watch.findings) == []
+    own.append("it is full")
+    await trio.sleep(5.0)
+    assert list(watch.findings) == ["it is full"]
+    assert caplog.messages == ["state: it is full"]
+    own.clear()
+    await trio.sleep(2.0)
+    assert list(watch.findings) == []

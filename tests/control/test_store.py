@@ -22,6 +22,7 @@ from ambassador.state.frames import (
     decode_reply,
     pack,
 )
+from ambassador.state.memory import MemoryStore
 from ambassador.state.protocol import (
     Answer,
     Event,
@@ -263,3 +264,14 @@ def test_clock_stands_still_at_most_for_a_moment() -> None:
     clock.tell(0, 0)
     times = [clock.tell(0, step * 1000) for step in range(100)]
     assert times == sorted(set(times))
+
+
+async def test_server_tells_what_its_store_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        store, "MemoryStore", lambda *args, **kwargs: MemoryStore(*args, max_keys=1, **kwargs)
+    )
+    server = StoreServer(logging.getLogger("test"))
+    assert server.findings() == ()
+    server.perform(Lease("a", 0.0, 10.0, 1, window_s=86_400))
+    (near,) = server.findings()
+    assert "nearly full" in near

@@ -216,3 +216,56 @@ def test_permits_that_make_no_sense_are_refused() -> None:
         assert isinstance(store.perform(permit, NOW_US), Refused)
     store.perform(Permit("k", "a", 1, 0, 0), NOW_US)
     assert isinstance(store.perform(Permit("l", "a", 1, 0, 0), NOW_US), Refused)
+
+
+def a_window(key: str, want: int = 1) -> Lease:
+    return Lease(key, 0.0, 10.0, want, window_s=86_400)
+
+
+def test_full_store_drops_a_bucket_that_is_full_again_for_a_new_key() -> None:
+    store = MemoryStore(NOW_US, max_keys=2)
+    assert isinstance(store.perform(Lease("a", 10, 10, 1), NOW_US), Leased)
+    assert isinstance(store.perform(a_window("b"), NOW_US), Leased)
+    # Half a second later `a` is full; a store with room would keep it for two more.
+    later_us = NOW_US + 500_000
+    answers = [store.perform(a_window("c"), later_us + 10_000 * step) for step in range(memory.SHARDS)]
+    assert isinstance(answers[-1], Leased)
+    assert isinstance(store.perform(a_window("d"), later_us + 10_000 * memory.SHARDS), Refused)
+
+
+def test_full_store_forgets_no_quota_that_was_used() -> None:
+    store = MemoryStore(NOW_US, max_keys=1)
+    store.perform(a_window("a", want=10), NOW_US)
+    for step in range(memory.SHARDS):
+        assert isinstance(store.perform(a_window("b"), NOW_US + step), Refused)
+    answer = store.perform(a_window("a"), NOW_US + memory.SHARDS)
+    assert isinstance(answer, Leased)
+    assert answer.granted == 0
+
+
+def test_store_says_that_it_is_nearly_full_until_it_has_room_again() -> None:
+    store = MemoryStore(NOW_US, max_keys=100)
+    for number in range(89):
+        store.perform(Lease(str(number), 1, 10, 1), NOW_US)
+    assert store.findings(NOW_US) == ()
+    store.perform(Lease("89", 1, 10, 1), NOW_US)
+    (near,) = store.findings(NOW_US)
+    assert near == "this replica's store is nearly full: more than 85% of 100 keys are in use"
+    store.sweep(NOW_US)
+    assert store.findings(NOW_US) == (near,)
+    sweep_all(store, NOW_US + 10_000_000)
+    assert store.findings(NOW_US + 10_000_000) == ()
+
+
+def test_store_says_for_a_minute_that_it_refused_a_key_or_a_value() -> None:
+    store = MemoryStore(NOW_US, max_keys=1, max_bytes=1)
+    store.perform(a_window("a"), NOW_US)
+    assert isinstance(store.perform(a_window("b"), NOW_US), Refused)
+    (full,) = store.findings(NOW_US)
+    assert full.startswith("this replica's store is full: it holds 1 keys.")
+    (near,) = store.findings(NOW_US + 60_000_000)
+    assert "nearly full" in near
+    store = MemoryStore(NOW_US, max_bytes=1)
+    assert isinstance(store.perform(Put("n", b"xx"), NOW_US), Refused)
+    (full,) = store.findings(NOW_US)
+    assert "keeps no new ones" in full

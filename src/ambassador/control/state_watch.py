@@ -3,6 +3,7 @@
 Nothing waits for this. Whether the store is there is what the workers' pages say. What is wrong with a Redis is asked
 in a thread when it is there, and again each minute, for rights and settings change; why it cannot be used, by
 connecting to it and writing just as the workers do, when they have lost it and again and again until they have it back.
+What the replica's own store says of itself is looked at all the time.
 """
 
 from __future__ import annotations
@@ -45,19 +46,24 @@ class StateWatch:
         state: Callable[[], schema.State],
         log: logging.Logger,
         examine: Examine = examine_fleet,
+        own: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
+        """`own` gives what the replica's own store says of itself."""
         self._pages = pages
         self._state = state
         self._log = log
         self._examine = examine
+        self._own = own
+        self._own_findings: tuple[str, ...] = ()
         self._findings: tuple[str, ...] = ()
         self._lost_because = ""
 
     @property
     def findings(self) -> tuple[str, ...]:
         """What is wrong with the store, in sentences."""
+        findings = (*self._findings, *self._own_findings)
         lost = self._lost_because
-        return (f"the store cannot be used: {lost}", *self._findings) if lost else self._findings
+        return (f"the store cannot be used: {lost}", *findings) if lost else findings
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -76,6 +82,7 @@ class StateWatch:
         up, look_again_at = True, 0.0
         while True:
             await trio.sleep(_LOOK_EVERY_S)
+            self._look_at_own()
             if self._pages.state_up:
                 if not up:
                     up, self._lost_because = True, ""
@@ -87,6 +94,12 @@ class StateWatch:
                     self._lost_because = why
                     self._tell_loss(state, why)
                 up, look_again_at = False, trio.current_time() + _EXAMINE_EVERY_S
+
+    def _look_at_own(self) -> None:
+        known, self._own_findings = self._own_findings, self._own()
+        for finding in self._own_findings:
+            if finding not in known:
+                self._log.warning("state: %s", finding)
 
     async def _why_lost(self, state: schema.State) -> str:
         """Empty: it is not a Redis, or it serves this process, though not every worker.

@@ -131,6 +131,10 @@ class StoreServer:
         self._publish()
         return answer
 
+    def findings(self) -> tuple[str, ...]:
+        """What is wrong with it, or may become so, in sentences."""
+        return self._store.findings(self._now_us())
+
     async def serve(self, sock: socket.socket, name: str) -> bool:
         """Serve one worker until it closes; the socket belongs to this. `name` says in the log which it is.
 

@@ -137,7 +137,9 @@ class Supervisor:
         self._store = StoreServer(log)
         equipment = Equipment(self._deployment, self._output, self._store)
         self._crew = Crew(equipment, log, module=module)
-        self._state_watch = StateWatch(self._pages, lambda: self._deployment.config.state, log)
+        self._state_watch = StateWatch(
+            self._pages, lambda: self._deployment.config.state, log, own=self._store.findings
+        )
         self._changing = trio.Lock()
         self._last_reload: LastReload | None = None
         self._draining = False

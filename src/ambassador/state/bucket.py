@@ -32,7 +32,7 @@ from ambassador.state.protocol import EPOCH_S, MOST_RESERVE_US, RESERVE_GRACE_US
 
 _EPOCH_US: Final = int(EPOCH_S * 1_000_000)
 _LONGEST_RETRY_MS: Final = 3_600_000
-_GRACE_US: Final = 2_000_000
+GRACE_US: Final = 2_000_000
 """Kept beyond its time: demands live two epochs, and the clock may step forward by a little."""
 _MOST: Final = 1e15
 """Of any amount: up to here a double counts single tokens, with room for thousandths."""
@@ -116,13 +116,13 @@ class Bucket(msgspec.Struct, gc=False):
         missing = max(1, lease.least) - tokens
         if window_s:
             end_us = (self.window + 1) * window_s * 1_000_000
-            self.expires_us = end_us + _GRACE_US
+            self.expires_us = end_us + GRACE_US
             left_ms = -((now_us - end_us) // 1000)
             retry_ms = min(left_ms, _LONGEST_RETRY_MS) if missing > 0 else 0
             return Leased(now_us, granted, tokens, retry_ms, sharers, self.window, left_ms, born_us)
         rate = lease.rate
         full_s = (depth - tokens) / rate if rate else inf
-        self.expires_us = now_us + _GRACE_US + full_s * 1e6
+        self.expires_us = now_us + GRACE_US + full_s * 1e6
         retry_ms = 0
         if missing > 0:
             retry_ms = ceil(min(missing / rate * 1000, _LONGEST_RETRY_MS)) if rate else _LONGEST_RETRY_MS

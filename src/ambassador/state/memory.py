@@ -7,7 +7,9 @@ once for each cold request of every worker, so it must never take long:
 - What is over is found by looking through one of these at a time, at most one in SWEEP_EVERY_US: some 250 keys of a
   million. Nobody notices before: what is over is not there for whoever asks.
 - Buckets are Structs that the garbage collector does not know, as are the values.
-- Beyond `max_keys` and `max_bytes` nothing new is taken (`Refused`); what is there works on.
+- Beyond `max_keys` and `max_bytes` nothing new is taken (`Refused`); what is there works on. Before a key is refused,
+  buckets are looked for that are full again, or whose window is over: those are dropped without the grace that others
+  have. What is left is keys that have used something; to forget one would give it that once more. `findings` says so.
 
 Measured (CPython 3.11, one core of the design's machine): 1.9 us a lease of a bucket that is there, 4.4 a report of a
 circuit with four workers, 2.3 a probe, 0.4 a get, 1.4 a beat of eight. With a million keys: 335 MB, 5 us for a new one,
@@ -62,6 +64,11 @@ from ambassador.state.protocol import (
 
 MAX_KEYS: Final = 1_100_000
 """Of all kinds together: 370 MB of buckets, which come first to many."""
+_NEAR: Final = (0.9, 0.85)
+"""Parts of `max_keys`: from the first on it is told that there may be too many, until there are fewer than the
+second."""
+_TOLD_US: Final = 60_000_000
+"""So long it is told that something was refused."""
 MAX_CIRCUITS: Final = 20_000
 """A circuit takes some 2 KB, and there is one for an upstream, an endpoint or a route of the config."""
 MAX_BYTES: Final = 256 * 1024 * 1024
@@ -163,6 +170,9 @@ class MemoryStore:
         "_full",
         "_max_bytes",
         "_max_keys",
+        "_near",
+        "_no_keys_us",
+        "_no_room_us",
         "_perform",
         "_permits",
         "_sweep_at",
@@ -186,6 +196,9 @@ class MemoryStore:
         self._max_keys = max_keys
         self._max_bytes = max_bytes
         self._bytes = 0
+        self._near = False
+        self._no_keys_us = self._no_room_us = -inf
+        """When a key, or a value, was refused last."""
         self._buckets: Table[Bucket] = Table(SHARDS)
         self._circuits: Table[Circuit] = Table(SHARDS // 64)
         self._tokens: Table[_Value] = Table(SHARDS // 16, self._free)
@@ -249,7 +262,32 @@ class MemoryStore:
         if self.keys < self._max_keys:
             return True
         self.sweep(now_us)
-        return self.keys < self._max_keys
+        self._buckets.sweep(now_us + bucket.GRACE_US)
+        if self.keys < self._max_keys:
+            return True
+        self._no_keys_us = now_us
+        return False
+
+    def findings(self, now_us: int) -> tuple[str, ...]:
+        """What whoever runs this should know of its bounds, in sentences that stay the same as long as it is so."""
+        found = []
+        most = f"{self._max_keys:,} keys"
+        self._near = self.keys >= self._max_keys * _NEAR[self._near]
+        if now_us - self._no_keys_us < _TOLD_US:
+            found.append(
+                f"this replica's store is full: it holds {most}. New clients of limits that count by client, address or "
+                "header get only what a worker gives by itself, until keys have expired"
+            )
+        elif self._near:
+            found.append(
+                f"this replica's store is nearly full: more than {_NEAR[1]:.0%} of {most} are in use"
+            )
+        if now_us - self._no_room_us < _TOLD_US:
+            found.append(
+                f"this replica's store is full: it holds {self._max_bytes >> 20} MiB of answers, tokens and the like, and "
+                "keeps no new ones"
+            )
+        return tuple(found)
 
     def _free(self, value: _Value) -> None:
         self._bytes -= len(value.value)
@@ -378,6 +416,7 @@ class MemoryStore:
         """Set a value, unless there is no room for it."""
         grown = len(value) - len(kept.value)
         if grown > 0 and self._bytes + grown > self._max_bytes:
+            self._no_room_us = now_us
             return False
         self._bytes += grown
         kept.version += 1
