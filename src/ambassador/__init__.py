@@ -30,7 +30,8 @@ The life of a request
     `fallback.py` says what is answered when all attempts failed.
  8. An endpoint of the upstream (`proxy/upstream/upstream.py`) is picked: one of those in use (`tiers.py`), as
     `balance` says (`balance.py`, `ring.py`). A connection is taken from its pool (`pool.py`, `endpoint.py`), or opened
-    (`connect.py`). Breakers and cool-downs may refuse the attempt (`proxy/policies/breaker.py`, `cooldown.py`). All
+    (`connect.py`), where `proxy/egress.py` lets it be, through an egress proxy if there is one (`via.py`,
+    `greeting.py`). Breakers and cool-downs may refuse the attempt (`proxy/policies/breaker.py`, `cooldown.py`). All
     replicas share a circuit (`state/circuit.py`); a worker's view of it is `state/known_circuit.py`, and what it lets
     through, tells and decides by itself `state/gate.py`; `proxy/breakers.py` connects the two. Directly before the
     first byte the upstream's own quota is charged (`proxy/policies/limit.py` again).

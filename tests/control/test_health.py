@@ -28,7 +28,9 @@ from ambassador.proxy.egress import Egress
 from ambassador.proxy.key_files import ClientConfig, KeyPair, ServerConfig
 from ambassador.proxy.tls import Keyring
 from ambassador.proxy.upstream.health import Config
+from ambassador.proxy.upstream.via import Config as Via
 from tests.control.test_http_client import Serve, answering, server
+from tests.proxy.egress_proxy import LOGIN, EgressProxy, SocksProxy, running
 from tests.proxy.pem import Authority
 
 A, B = "http://10.0.0.1:80", "http://10.0.0.2:80"
@@ -412,3 +414,47 @@ async def test_calls_that_are_given_up_in_their_handshake_leave_no_connection(tm
                 nursery.cancel_scope.cancel()
             with trio.fail_after(20):
                 await ended.wait()
+
+
+@pytest.mark.parametrize("make", [EgressProxy, SocksProxy])
+@pytest.mark.parametrize("login", [False, True])
+async def test_calls_go_through_the_egress_proxy(
+    make: type[EgressProxy], tmp_path: Path, *, login: bool
+) -> None:
+    (tmp_path / "password").write_text(LOGIN[1])
+    authority = Authority(tmp_path)
+    config = ClientConfig(ca=authority.ca)
+    keyring = Keyring()
+    keyring.client(config, "upstream a")
+    connects = msgspec.structs.replace(PATIENT, tcp=True)
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            if b" /healthz " in await stream.receive_some():
+                await stream.send_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+
+    async with server(serve) as place:
+        async with running(make((place.address, place.port), login=login)) as proxy:
+            shown = {"user": LOGIN[0], "password": f"file:{tmp_path / 'password'}"} if login else {}
+            via = Via(url=proxy.url, **shown)
+            calls = Calls(keyring)
+            checked = Target("http://api.test:8080", PATIENT, via=via)
+            assert checked.dialled == "127.0.0.1"
+            await calls.check(checked, ["127.0.0.1"])
+            await calls.check(msgspec.structs.replace(checked, check=connects), ["127.0.0.1"])
+            if make is SocksProxy:
+                assert proxy.heads == [b"api.test:8080"] * 2
+            else:
+                assert proxy.heads[0].startswith(b"GET http://api.test:8080/healthz HTTP/1.1\r\n")
+                assert proxy.heads[1].startswith(b"CONNECT api.test:8080 HTTP/1.1\r\n")
+            if login:
+                for check in (PATIENT, connects):
+                    without = Target("http://api.test:8080", check, via=Via(url=proxy.url))
+                    with pytest.raises(CheckFailed, match="credentials"):
+                        await calls.check(without, ["127.0.0.1"])
+                missing = Via(url=proxy.url, user="a", password="file:/missing")
+                with pytest.raises(CheckFailed, match="password"):
+                    await calls.check(msgspec.structs.replace(checked, via=missing), ["127.0.0.1"])
+            secure = Target("https://api.test", PATIENT, tls=config, via=via)
+            with pytest.raises(CheckFailed, match="TLS: "):  # what is behind the proxy speaks none
+                await calls.check(secure, ["127.0.0.1"])

@@ -30,11 +30,16 @@ from ambassador.config.certificates import client_section
 from ambassador.config.discover import Discover
 from ambassador.config.schema import Upstream
 from ambassador.control.http_client import CallFailed, Place, Tls, can_connect, get_status
+from ambassador.errors import ConnectFailed
 from ambassador.observe.families import HealthFigures
-from ambassador.proxy.egress import Egress
+from ambassador.proxy.egress import Egress, is_address
 from ambassador.proxy.key_files import ClientConfig
 from ambassador.proxy.tls import Keyring, host_of
+from ambassador.proxy.upstream.greeting import Connect, Greeting, Socks5
 from ambassador.proxy.upstream.health import HURRY_S, Config, Standing, pause_s
+from ambassador.proxy.upstream.via import Config as Via
+from ambassador.proxy.upstream.via import authority, basic
+from ambassador.secret import SecretError, read_secret
 
 AT_ONCE: Final = 128
 """Calls under way, over all endpoints."""
@@ -55,7 +60,7 @@ class CheckFailed(Exception):
 
 class Target(msgspec.Struct, frozen=True):
     """What is asked, and how. `host` is sent as Host; None: the url's. `tls` None: in plain text. `written`: the url is
-    in the config.
+    in the config. `via`: the egress proxy that is asked to lead there.
     """
 
     url: str
@@ -63,6 +68,14 @@ class Target(msgspec.Struct, frozen=True):
     host: str | None = None
     tls: ClientConfig | None = None
     written: bool = True
+    via: Via | None = None
+
+    @property
+    def dialled(self) -> str:
+        """The host of which the addresses are dialled: the url's, or an egress proxy's; empty for a unix socket."""
+        if self.via is not None:
+            return self.via.place[0]
+        return "" if self.url.startswith("unix:") else urlsplit(self.url).hostname or ""
 
     def __hash__(self) -> int:
         return hash(self.url)
@@ -82,11 +95,12 @@ class Watched(msgspec.Struct, frozen=True):
     host: str | None = None
     tls: ClientConfig | None = None
     written: bool = True
+    via: Via | None = None
 
     def target(self, url: str) -> Target:
         """One of them."""
         tls = self.tls if url.startswith("https://") else None
-        return Target(url, self.check, self.host, tls, self.written)
+        return Target(url, self.check, self.host, tls, self.written, self.via)
 
 
 def watched_upstreams(
@@ -103,7 +117,12 @@ def watched_upstreams(
                 else (endpoint.url for endpoint in upstream.endpoints)
             )
             watched[name] = Watched(
-                upstream.health, tuple(urls), upstream.own_host, client_section(upstream), source is None
+                upstream.health,
+                tuple(urls),
+                upstream.own_host,
+                client_section(upstream),
+                source is None,
+                upstream.connections.via,
             )
     return watched
 
@@ -227,9 +246,8 @@ class HealthChecks:
         )
 
     async def _ask(self, kept: _Kept) -> None:
-        host = "" if kept.target.url.startswith("unix:") else urlsplit(kept.target.url).hostname or ""
         try:
-            await self._check(kept.target, self._addresses.get(host, ()))
+            await self._check(kept.target, self._addresses.get(kept.target.dialled, ()))
         except CheckFailed as error:
             self._took(kept, str(error))
         else:
@@ -298,22 +316,31 @@ class Calls:
         """See `Check`. The reason is that of the address that failed last."""
         if target.url.startswith("unix:"):
             place = Place(path=target.url.removeprefix("unix:"))
-            return await self._any(target.check, b"localhost", [place], None)
+            return await self._any(target.check, b"localhost", [place], None, None)
         if not addresses:
             raise CheckFailed("the name has no address")
         where = urlsplit(target.url)
         found_by = None if target.host is None else target.host.partition(":")[0]
-        refusal = self._egress().of_endpoint(where.hostname or "", found_by=found_by, written=target.written)
-        permitted = [address for address in addresses if refusal(address) is None]
+        name = where.hostname or ""
+        egress = self._egress()
+        refusal = egress.of_endpoint(name, found_by=found_by, written=target.written)
+        if target.via is not None:
+            blocked = refusal(name) if is_address(name) else egress.closed_name(name)
+            if blocked is not None:
+                raise CheckFailed(f"egress: {blocked}")
+            permitted = list(addresses)
+        else:
+            permitted = [address for address in addresses if refusal(address) is None]
         if not permitted:
             raise CheckFailed(f"egress: {refusal(addresses[0])}")
         usual = 80 if target.tls is None else 443
         port = where.port or usual
         host = (target.host or where.netloc).removesuffix(f":{usual}")
         tls = None if target.tls is None else self._tls(target.tls, host)
-        await self._any(
-            target.check, host.encode("ascii"), [Place(address, port) for address in permitted], tls
-        )
+        through = None if target.via is None else _Through(target.via, name, port, target)
+        dialled = port if target.via is None else target.via.place[1]
+        places = [Place(address, dialled) for address in permitted]
+        await self._any(target.check, host.encode("ascii"), places, tls, through)
 
     def _tls(self, config: ClientConfig, host: str) -> Tls:
         try:
@@ -322,7 +349,14 @@ class Calls:
             raise CheckFailed("its certificates are not loaded") from None
         return Tls(context, config.sni or host_of(host))
 
-    async def _any(self, check: Config, authority: bytes, places: Iterable[Place], tls: Tls | None) -> None:
+    async def _any(
+        self,
+        check: Config,
+        authority: bytes,
+        places: Iterable[Place],
+        tls: Tls | None,
+        through: _Through | None,
+    ) -> None:
         failures: list[str] = []
         passed = False
 
@@ -330,7 +364,7 @@ class Calls:
             nonlocal passed
             try:
                 async with self._limit:
-                    await _call(place, check, authority, tls)
+                    await _call(place, check, authority, tls, through)
             except CheckFailed as error:
                 failures.append(str(error))
             else:
@@ -344,14 +378,62 @@ class Calls:
             raise CheckFailed(failures[-1])
 
 
-async def _call(place: Place, check: Config, authority: bytes, tls: Tls | None) -> None:
+class _Through:
+    """How an egress proxy leads to one endpoint. Raises `CheckFailed` where its password cannot be read."""
+
+    def __init__(self, via: Via, host: str, port: int, target: Target) -> None:
+        self._via = via
+        self._host, self._port = host, port
+        try:
+            self._password = None if via.password is None else read_secret(via.password)
+        except SecretError as error:
+            raise CheckFailed(f"the egress proxy's password: {error}") from None
+        self.tunnels = via.is_socks or target.tls is not None or target.check.tcp
+        """Connections are led on; else requests have the whole URL. A check of connecting alone is of a tunnel too."""
+
+    def greeting(self) -> Greeting:
+        """For a new connection. Raises `CheckFailed`."""
+        try:
+            if self._via.is_socks:
+                return Socks5(self._host, self._port, self._via.user, self._password)
+            return Connect(authority(self._host, self._port), self._shown())
+        except ConnectFailed as error:
+            raise CheckFailed(error.detail) from None
+
+    def url(self, path: str) -> str:
+        """What is asked for in place of a path."""
+        return f"http://{authority(self._host, self._port).removesuffix(b':80').decode()}{path}"
+
+    def fields(self) -> list[tuple[bytes, bytes]]:
+        """What the proxy is shown with it."""
+        shown = self._shown()
+        return [] if shown is None else [(b"proxy-authorization", shown)]
+
+    def _shown(self) -> bytes | None:
+        return basic(self._via.user, self._password)
+
+
+async def _call(
+    place: Place, check: Config, authority: bytes, tls: Tls | None, through: _Through | None
+) -> None:
+    greeting = through.greeting() if through is not None and through.tunnels else None
+    asked = None if greeting is not None else through
     try:
         if check.tcp:
-            return await can_connect(place, timeout_s=check.timeout, tls=tls)
+            return await can_connect(place, timeout_s=check.timeout, tls=tls, greeting=greeting)
         status = await get_status(
-            place, check.path, authority=authority, agent=_AGENT, timeout_s=check.timeout, tls=tls
+            place,
+            check.path if asked is None else asked.url(check.path),
+            authority=authority,
+            agent=_AGENT,
+            timeout_s=check.timeout,
+            tls=tls,
+            greeting=greeting,
+            shown=() if asked is None else asked.fields(),
         )
     except CallFailed as error:
         raise CheckFailed(str(error)) from None
+    if asked is not None and status == 407:
+        raise CheckFailed("the egress proxy does not take the credentials, or wants some")
     if status not in check.statuses:
         raise CheckFailed(f"status {status}")

@@ -11,13 +11,16 @@ import contextlib
 import socket
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias
 
 import httpcore
 import trio
 from msgspec import Struct
+
+from ambassador.errors import ConnectFailed
+from ambassador.proxy.upstream.greeting import Greeting
 
 Header: TypeAlias = tuple[bytes, bytes]
 
@@ -69,13 +72,17 @@ class _Network(httpcore.TrioBackend):
     handshake that is cancelled open.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, greeting: Greeting | None = None) -> None:
         self._opened: list[httpcore.AsyncNetworkStream] = []
+        self._greeting = greeting
 
     async def connect_tcp(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
-        """As the library's."""
-        self._opened.append(await super().connect_tcp(*args, **options))
-        return self._opened[-1]
+        """As the library's, and led on if there is a greeting. Raises `ConnectFailed` too."""
+        stream = await super().connect_tcp(*args, **options)
+        self._opened.append(stream)
+        if self._greeting is not None:
+            await _greet(self._greeting, stream.write, stream.read)
+        return stream
 
     async def connect_unix_socket(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
         """As the library's."""
@@ -88,20 +95,51 @@ class _Network(httpcore.TrioBackend):
             stream.get_extra_info("socket").close()
 
 
+async def _greet(
+    greeting: Greeting,
+    write: Callable[[bytes], Awaitable[None]],
+    read: Callable[[int], Awaitable[bytes | bytearray]],
+) -> None:
+    """Have an egress proxy lead a connection on. Raises `ConnectFailed`."""
+    said = greeting.begin()
+    while True:
+        if said:
+            await write(said)
+        if not greeting.wants:
+            return
+        data = await read(greeting.wants)
+        if not data:
+            raise ConnectFailed("the egress proxy closed the connection")
+        said = greeting.feed(bytes(data))
+
+
 async def get_status(
-    place: Place, target: str, *, authority: bytes, agent: bytes, timeout_s: float, tls: Tls | None = None
+    place: Place,
+    target: str,
+    *,
+    authority: bytes,
+    agent: bytes,
+    timeout_s: float,
+    tls: Tls | None = None,
+    greeting: Greeting | None = None,
+    shown: Sequence[Header] = (),
 ) -> int:
     """The status that `GET target` is answered with, over a connection of its own.
 
     `authority` is sent as Host, `agent` as User-Agent; `timeout_s` bounds all of it, connecting too. `tls` None: in
-    plain text. Raises `CallFailed`.
+    plain text. Where `place` is an egress proxy, `greeting` has it lead on; or `target` is the whole URL, and `shown`
+    is what it is shown. Raises `CallFailed`.
     """
-    headers = [(b"host", authority), (b"user-agent", agent), (b"accept", b"*/*"), (b"connection", b"close")]
+    headers = [
+        (b"host", authority), (b"user-agent", agent), (b"accept", b"*/*"), (b"connection", b"close"), *shown,
+    ]  # fmt: skip
     try:
         with trio.fail_after(timeout_s):
-            return await _status(place, target, headers, tls)
+            return await _status(place, target, headers, tls, greeting)
     except trio.TooSlowError:
         raise CallFailed(f"no answer within {timeout_s:g} s") from None
+    except ConnectFailed as error:
+        raise CallFailed(error.detail) from None
     except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
         raise CallFailed(_tls_reason(error) or "cannot connect") from None
     except httpcore.NetworkError as error:
@@ -110,10 +148,16 @@ async def get_status(
         raise CallFailed("what came is not HTTP/1.1") from None
 
 
-async def _status(place: Place, target: str, headers: Sequence[tuple[bytes, bytes]], tls: Tls | None) -> int:
+async def _status(
+    place: Place,
+    target: str,
+    headers: Sequence[tuple[bytes, bytes]],
+    tls: Tls | None,
+    greeting: Greeting | None,
+) -> int:
     host, port = place.address.encode("ascii") or b"localhost", place.port or 80
     scheme = b"http" if tls is None else b"https"
-    network = _Network()
+    network = _Network(greeting)
     # httpcore sets the context's ALPN to what it is already.
     connection = httpcore.AsyncHTTPConnection(
         httpcore.Origin(scheme, host, port),
@@ -137,8 +181,12 @@ async def _status(place: Place, target: str, headers: Sequence[tuple[bytes, byte
             network.close()
 
 
-async def can_connect(place: Place, *, timeout_s: float, tls: Tls | None = None) -> None:
-    """Whether a connection can be made, with the handshake of `tls`. Raises `CallFailed`."""
+async def can_connect(
+    place: Place, *, timeout_s: float, tls: Tls | None = None, greeting: Greeting | None = None
+) -> None:
+    """Whether a connection can be made, with the handshake of `tls`, behind an egress proxy's `greeting`. Raises
+    `CallFailed`.
+    """
     try:
         with trio.fail_after(timeout_s):
             stream = (
@@ -146,11 +194,15 @@ async def can_connect(place: Place, *, timeout_s: float, tls: Tls | None = None)
                 if place.path is not None
                 else await trio.open_tcp_stream(place.address, place.port)
             )
-            if tls is not None:
-                await _shake_hands(stream, tls)
-            await stream.aclose()
+            async with stream:
+                if greeting is not None:
+                    await _greet(greeting, stream.send_all, stream.receive_some)
+                if tls is not None:
+                    await _shake_hands(stream, tls)
     except trio.TooSlowError:
         raise CallFailed(f"no connection within {timeout_s:g} s") from None
+    except ConnectFailed as error:
+        raise CallFailed(error.detail) from None
     except trio.BrokenResourceError as error:
         raise CallFailed(_tls_reason(error) or "the connection was reset") from None
     except OSError:
