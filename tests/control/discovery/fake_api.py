@@ -30,6 +30,10 @@ class FakeApi:
         """Or `event`: what a watch from a forgotten version gets."""
         self.status: tuple[int, str] | None = None
         """What every request is answered with."""
+        self.watch_status: tuple[int, str] | None = None
+        """What every watch is answered with."""
+        self.forgets_always = False
+        """However new a version is, it is gone when a watch begins there."""
         self.chunk = 1 << 20
         """Bytes of a chunk: lines are cut anywhere."""
         self.requests: list[tuple[str, dict[str, str]]] = []
@@ -41,6 +45,7 @@ class FakeApi:
         self._history: list[tuple[int, str, dict[str, Any]]] = []
         self._news = trio.Event()
         self._cut = trio.Event()
+        self._breaks = False
 
     # What happens in the cluster
 
@@ -88,6 +93,11 @@ class FakeApi:
         """As the server does when `timeoutSeconds` have passed."""
         self._cut.set()
         self._cut = trio.Event()
+
+    def break_watches(self) -> None:
+        """As a network does: they end without an end."""
+        self._breaks = True
+        self.end_watches()
 
     def say(self, line: bytes) -> None:
         """Have watches bring a line that is no event of the history."""
@@ -142,13 +152,17 @@ class FakeApi:
 
     async def _watch(self, stream: trio.abc.Stream, query: dict[str, str], service: str) -> None:
         seen = int(query["resourceVersion"])
-        if seen < self.oldest and self.gone_as == "status":
+        if self.watch_status is not None:
+            await self._fail(stream, *self.watch_status)
+            return
+        is_gone = seen < self.oldest or self.forgets_always
+        if is_gone and self.gone_as == "status":
             await self._fail(stream, 410, "too old resource version")
             return
         await stream.send_all(
             b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
-        if seen < self.oldest:
+        if is_gone:
             await self._send(stream, {"type": "ERROR", "object": _status(410, "too old resource version")})
             await stream.send_all(b"0\r\n\r\n")
             return
@@ -169,7 +183,8 @@ class FakeApi:
                         seen = version
                         await self._tell(stream, kind, what, service, query)
                 await news.wait()
-        await stream.send_all(b"0\r\n\r\n")
+        if not self._breaks:
+            await stream.send_all(b"0\r\n\r\n")
 
     async def _tell(
         self, stream: trio.abc.Stream, kind: str, what: dict[str, Any], service: str, query: dict[str, str]

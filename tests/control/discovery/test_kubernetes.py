@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import trio
 import trio.lowlevel
+import trio.testing
 import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,6 +32,9 @@ class Heard:
         self._troubled, self._troubles = trio.open_memory_channel[str](math.inf)
         self.problem: str | None = None
         self.pauses: list[int] = []
+        self.pause_s = 0.001
+        self.answers = 0
+        """How often it was told that all is well."""
 
     async def tell(self, merged: Merged) -> None:
         self._send.send_nowait(
@@ -41,10 +45,11 @@ class Heard:
         if problem is not None and problem != self.problem:
             self._troubled.send_nowait(problem)
         self.problem = problem
+        self.answers += problem is None
 
     def pause(self, failures: int, chance: float) -> float:
         self.pauses.append(failures)
-        return 0.001
+        return self.pause_s
 
     async def until(self, *last: str) -> None:
         """Wait until the pods with these last numbers are told."""
@@ -260,6 +265,72 @@ async def test_token_that_was_rotated_is_read_again_at_once(tmp_path: Path) -> N
             await heard.until("1")
         assert api.tokens[0] == "one"
         assert api.tokens[-1] == "two"
+
+
+async def test_new_token_ends_the_pause_after_one_that_was_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes, "_LOOK_EVERY_S", 0.001)
+    path = tmp_path / "token"
+    path.write_text("one\n")
+    async with serving(FakeApi()) as api:
+        api.token = "two"
+        async with watching(api, token=f"file:{path}") as heard:
+            heard.pause_s = math.inf
+            await heard.trouble_of("401: Unauthorized")
+            while not heard.pauses:
+                await trio.lowlevel.checkpoint()
+            path.unlink()
+            await trio.testing.wait_all_tasks_blocked()
+            path.write_text("two\n")
+            api.put("web-a", "10.0.0.1")
+            await heard.until("1")
+        assert api.tokens == ["one", "two", "two"]
+
+
+async def test_list_that_succeeds_begins_the_pauses_anew() -> None:
+    async with serving(FakeApi()) as api:
+        api.status = (503, "etcd is away")
+        async with watching(api) as heard:
+            while len(heard.pauses) < 4:
+                await trio.lowlevel.checkpoint()
+            api.watch_status = (403, "may not watch")
+            api.status = None
+            await heard.trouble_of("may not watch")
+            failed = len(heard.pauses)
+            while len(heard.pauses) < failed + 3:
+                await trio.lowlevel.checkpoint()
+        assert 1 in heard.pauses[3:]
+        assert [kind for kind, _ in api.requests].count("list") == 1
+        assert heard.pauses[-3:] == sorted(heard.pauses[-3:])
+
+
+async def test_watch_that_lasted_begins_the_pauses_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However it ends, and though it has said nothing."""
+    monkeypatch.setattr(kubernetes, "_SHORT_S", 0.0)
+    async with serving(FakeApi()) as api:
+        api.put("web-a", "10.0.0.1")
+        async with watching(api) as heard:
+            await heard.until("1")
+            for number in range(3):
+                while heard.answers < 2 + number:  # the list, and the watches
+                    await trio.lowlevel.checkpoint()
+                api.break_watches()
+                while len(heard.pauses) == number:
+                    await trio.lowlevel.checkpoint()
+        assert heard.pauses[:3] == [1, 1, 1]
+
+
+async def test_list_that_the_watch_makes_needed_does_not_begin_the_pauses_anew() -> None:
+    """Each watch costs its version at once, and is followed by a list that succeeds."""
+    async with serving(FakeApi()) as api:
+        api.gone_as = "event"
+        api.forgets_always = True
+        async with watching(api) as heard:
+            while len(heard.pauses) < 3:
+                await trio.lowlevel.checkpoint()
+        assert heard.pauses[:3] == [1, 2, 3]
+        assert [kind for kind, _ in api.requests][:4] == ["list", "watch", "list", "watch"]
 
 
 async def test_pod_reaches_the_server_of_its_cluster(tmp_path: Path) -> None:

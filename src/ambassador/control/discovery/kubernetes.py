@@ -4,9 +4,12 @@ the API's documentation describes.
 A list says all there is, and a `resourceVersion`; a watch from there brings what changes, and bookmarks that bring the
 version on where nothing does. A watch that ends is begun again from the last version. Where the server has forgotten
 that (410 Gone, as a status or as an event), there is a new list. Whatever fails is tried again, about 1, 2, 4 … 30 s
-later, and meanwhile what was known holds.
+later, and meanwhile what was known holds. What has worked in between begins that anew: a list, or a watch that brought
+something or lasted. Only a list that the watch itself made needed does not: else one that costs its version each time
+would have all listed each second.
 
-Address, token and authority are read again for each request, so that rotated ones are used. Times are trio's.
+Address, token and authority are read again for each request, so that rotated ones are used; and where a token was
+refused, its file is looked at while the pause lasts. Times are trio's.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ _WATCH_S = (240.0, 480.0)  # how long a watch is asked for; client-go: 5 to 10 m
 _OVERDUE_S = 30.0  # beyond that a watch which says nothing is cut
 _ANSWER_S = 10.0  # to the head of an answer, and of a list to its end
 _SHORT_S = 1.0  # a watch that ends sooner and brought nothing is a failure, else this loop would never rest
+_LOOK_EVERY_S = 1.0  # how often a token that was refused is looked at
 _GATHER_S = 0.02  # changes that come together are told together
 
 _LIST = msgspec.json.Decoder(SliceList)
@@ -74,18 +78,25 @@ class Access(msgspec.Struct, frozen=True):
     tls: ssl.SSLContext | None
 
 
+def token_of(config: Kubernetes, account: str = ACCOUNT) -> str | None:
+    """The token to show now; None: there is none to show. Raises `SecretError`."""
+    if config.server is None:
+        return read_secret(f"file:{account}/token")
+    return None if config.token is None else read_secret(config.token)
+
+
 def access(config: Kubernetes, account: str = ACCOUNT, environ: Mapping[str, str] = os.environ) -> Access:
     """What the config says, and what the pod has for what it does not say. Raises `CallFailed`."""
     try:
         if config.server is not None:
-            token = None if config.token is None else read_secret(config.token)
+            token = token_of(config, account)
             return Access(config.server, config.namespace or "default", token, _trust(config.ca))
         host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT", "443")
         if not host:
             raise CallFailed("this is no pod of a cluster: name the 'server'")
         namespace = config.namespace or read_secret(f"file:{account}/namespace")
         server = f"https://{f'[{host}]' if ':' in host else host}:{port}"
-        return Access(server, namespace, read_secret(f"file:{account}/token"), _trust(f"{account}/ca.crt"))
+        return Access(server, namespace, token_of(config, account), _trust(f"{account}/ca.crt"))
     except SecretError as error:
         raise CallFailed(str(error)) from None
 
@@ -134,8 +145,8 @@ class SliceWatch:
         self._changed = trio.Event()
         self._fruitless = 0
         """Turns in a row that brought nothing."""
-        self._gone = False
-        """The version was gone, and nothing has been heard since."""
+        self._lost = False
+        """The watch has cost the version, and has not worked since."""
 
     async def run(self) -> None:
         """Watch, for ever."""
@@ -153,33 +164,41 @@ class SliceWatch:
 
     async def _turn(self) -> None:
         """A list if need be, a watch to its end, and the pause after what has failed."""
-        token = None
+        token, is_refused = None, False
         try:
             found = access(self._config, self._account, self._environ)
             token = found.token
             if self._version is None:
                 self._version = await self._list(found)
+                if not self._lost:
+                    self._fruitless = 0
             await self._watch(found)
         except _Gone:
             self._log.debug("%s: the version is gone, listing again", self._config.service)
             self._version = None
-            if not self._gone:
-                self._gone = True
+            if not self._lost:
+                self._lost = True
                 return
             self._fruitless += 1
         except CallFailed as error:
             self._fruitless += 1
             self._trouble(str(error))
-            if isinstance(error, _Refused) and error.status == 401 and self._has_other_token(token):
-                return
-        if self._fruitless:
-            await trio.sleep(self._pause_s(self._fruitless, self._chance()))
+            is_refused = isinstance(error, _Refused) and error.status == 401
+        if not self._fruitless:
+            return
+        with trio.move_on_after(self._pause_s(self._fruitless, self._chance())):
+            if not is_refused:
+                await trio.sleep_forever()
+            while True:
+                if self._has_other_token(token):
+                    return
+                await trio.sleep(_LOOK_EVERY_S)
 
     def _has_other_token(self, token: str | None) -> bool:
         """Whether it was replaced meanwhile: then there is nothing to wait for."""
         try:
-            return access(self._config, self._account, self._environ).token != token
-        except CallFailed:
+            return token_of(self._config, self._account) != token
+        except SecretError:
             return False
 
     # Requests
@@ -225,7 +244,7 @@ class SliceWatch:
             "timeoutSeconds": str(lasts_s),
         }
         target = self._target(found, query)
-        began, heard = trio.current_time(), False
+        has_worked = False
         async with get(
             found.server,
             target,
@@ -237,14 +256,22 @@ class SliceWatch:
             if answer.status != 200:
                 await _refuse(answer)
             self._trouble(None)
-            while (line := await answer.line()) is not None:
-                if line.strip():
-                    self._take(line)
-                    heard, self._gone, self._fruitless = True, False, 0
-        if heard or trio.current_time() - began >= _SHORT_S:
-            self._fruitless = 0
-        else:
+            began = trio.current_time()
+            try:
+                while (line := await answer.line()) is not None:
+                    if line.strip():
+                        self._take(line)
+                        self._works()
+                        has_worked = True
+            finally:
+                if trio.current_time() - began >= _SHORT_S:
+                    self._works()
+                    has_worked = True
+        if not has_worked:
             self._fruitless += 1
+
+    def _works(self) -> None:
+        self._lost, self._fruitless = False, 0
 
     def _target(self, found: Access, query: Mapping[str, str]) -> str:
         selected = {"labelSelector": f"kubernetes.io/service-name={self._config.service}", **query}
@@ -258,7 +285,7 @@ class SliceWatch:
                 _end(_decoded(_STATUS, event.object))
             slice_ = _decoded(_SLICE, event.object)
         except CallFailed:
-            self._version = None  # who knows what was in it
+            self._version, self._lost = None, True  # who knows what was in it
             raise
         self._version = slice_.metadata.resource_version
         if event.type == "DELETED":
