@@ -134,7 +134,10 @@ def test_what_is_in_progress_is_listed(proxy: Ambassador, origin: Origin) -> Non
     clients = [Client(proxy.url) for _ in range(3)]
     for client in clients:
         client.ask("/few/a", host="test")
-    expected = {"name": "few/concurrency", "key": "few", "max": 2, "limit": 2, "in_use": 2, "queued": 1}
+    expected = {
+        "name": "few/concurrency", "rate": None, "burst": None, "key": "few", "balance": 0, "admitted": 2, "limited": 0,
+        "max": 2, "limit": 2, "in_use": 2, "queued": 1,
+    }  # fmt: skip
     wait_until(lambda: listed() == expected or None, "two requests in progress and one that waits")
     assert "few/concurrency" in proxy.command("limits").stdout
     go_on.set()
