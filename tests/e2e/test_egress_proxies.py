@@ -1,0 +1,181 @@
+"""Upstreams through real egress proxies: squid and tinyproxy, with credentials."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.origins import answers, free_port
+from tests.e2e.programs import ambassador, needs, program, start, wait_until
+from tests.proxy.pem import Authority
+
+LOGIN = ("ambassador", "s3cret")
+_TINYPROXY = """
+Port {port}
+Listen 127.0.0.1
+Timeout 30
+MaxClients 20
+StartServers 2
+LogFile "{directory}/tinyproxy.log"
+BasicAuth {user} {password}
+ConnectPort {secure}
+"""
+_SQUID = """
+http_port 127.0.0.1:{port}
+pid_filename none
+cache deny all
+cache_log /dev/null
+access_log none
+coredump_dir none
+acl reached port {plain} {secure}
+acl tunnelled port {secure}
+http_access deny !reached
+http_access deny CONNECT !tunnelled
+http_access allow localhost
+http_access deny all
+shutdown_lifetime 0 seconds
+"""
+
+
+class Origin(BaseHTTPRequestHandler):
+    """Says what arrived, and on which connection."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        body = json.dumps(
+            {"path": self.path, "headers": dict(self.headers.items()), "from": self.client_address[1]}
+        )
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@contextlib.contextmanager
+def origin(context: ssl.SSLContext | None = None) -> Iterator[int]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Origin)
+    server.daemon_threads = True
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextlib.contextmanager
+def running(name: str, config: str, port: int, directory: Path) -> Iterator[None]:
+    file = directory / f"{name}.conf"
+    file.write_text(config)
+    binary = program(name)
+    assert binary is not None
+    arguments = (
+        ["-d", "-c", str(file)] if name == "tinyproxy" else ["-N", "-n", f"ambassador{port}", "-f", str(file)]
+    )
+    process = start([binary, *arguments], directory, name)
+    try:
+        wait_until(lambda: answers(port, process), name)
+        yield
+    finally:
+        process.end()
+
+
+def body(ca: str, plain: int, secure: int, via: str) -> str:
+    return f"""
+        upstreams:
+          plain: {{endpoints: ["http://localhost:{plain}"], connections: {{via: {via}}}, health: {{path: /, every: 1s}}}}
+          secure:
+            endpoints: ["https://localhost:{secure}"]
+            tls: {{ca: {ca}}}
+            connections: {{via: {via}}}
+            health: {{path: /, every: 1s}}
+        routes:
+          - {{name: plain, match: {{path: /plain/**}}, to: plain}}
+          - {{name: secure, to: secure}}
+        """
+
+
+def ask(url: str) -> dict[str, object]:
+    with urllib.request.urlopen(url, timeout=20) as response:
+        document: dict[str, object] = json.loads(response.read())
+    return document
+
+
+def check_both_ways(ca: str, plain: int, secure: int, via: str) -> None:
+    with ambassador(body(ca, plain, secure, via)) as service:
+        for path in ("/plain/a?b=c", "/secure/a?b=c"):
+            seen = [ask(f"{service.url}{path}") for _ in range(3)]
+            assert [each["path"] for each in seen] == [path] * 3
+            assert "s3cret" not in json.dumps(seen)
+            assert not any("proxy-authorization" in str(each).lower() for each in seen)
+            port = plain if path.startswith("/plain") else secure
+            assert all(f"localhost:{port}" in str(each) for each in seen)
+            if port == secure:
+                assert len({each["from"] for each in seen}) == 1, "the tunnel is used again"
+        upstreams = json.loads(service.admin_get("/api/upstreams"))
+        assert all(endpoint["healthy"] for upstream in upstreams for endpoint in upstream["endpoints"])
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+def server_side(authority: Authority) -> ssl.SSLContext:
+    pair = authority.issue("localhost")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.cert, pair.key)
+    return context
+
+
+@needs("tinyproxy")
+def test_tinyproxy_with_credentials(tmp_path: Path, authority: Authority) -> None:
+    (tmp_path / "password").write_text(LOGIN[1])
+    port = free_port()
+    with origin() as plain, origin(server_side(authority)) as secure:
+        config = _TINYPROXY.format(
+            port=port, directory=tmp_path, user=LOGIN[0], password=LOGIN[1], secure=secure
+        )
+        with running("tinyproxy", config, port, tmp_path):
+            via = (
+                f"{{url: 'http://127.0.0.1:{port}', user: {LOGIN[0]}, password: 'file:{tmp_path}/password'}}"
+            )
+            check_both_ways(authority.ca, plain, secure, via)
+            (tmp_path / "password").write_text("another")
+            with ambassador(body(authority.ca, plain, secure, via)) as service:
+                with pytest.raises(urllib.error.HTTPError) as failed:
+                    ask(service.url + "/secure/")
+                assert failed.value.code == 503
+                assert b'"connect_failed"' in failed.value.read()
+                with pytest.raises(urllib.error.HTTPError) as failed:
+                    ask(service.url + "/plain/")
+                assert failed.value.code in (
+                    401,
+                    503,
+                )  # tinyproxy means 407 and says 401, as the origin might
+
+
+@needs("squid")
+def test_squid_leads_on(tmp_path: Path, authority: Authority) -> None:
+    port = free_port()
+    with origin() as plain, origin(server_side(authority)) as secure:
+        config = _SQUID.format(port=port, plain=plain, secure=secure)
+        with running("squid", config, port, tmp_path):
+            check_both_ways(authority.ca, plain, secure, f"'http://127.0.0.1:{port}'")
