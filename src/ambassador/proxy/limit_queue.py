@@ -90,6 +90,11 @@ def comes(key: Key, cost: float, now: float) -> float:
     return max(earliest, now + key.retry_after_s(cost - key.tokens(now), now))
 
 
+def lacking(needs: Needs, now: float) -> Needs:
+    """Of what a request has not got, that which the bucket cannot have now either; all of it if that is not known."""
+    return [(key, cost) for key, cost in needs if comes(key, cost, now) > now] or needs
+
+
 def is_refused(entry: Entry, now: float) -> bool:
     """It waits for what cannot come in time: for the store's answer, but for tokens only as long as `wait` says."""
     until = max(now, entry.tokens_until)

@@ -15,6 +15,7 @@ from typing import Any
 
 from ambassador.errors import Limited
 from ambassador.messages import Request
+from ambassador.proxy.limit_keys import Counts
 from ambassador.proxy.policies.limit import Config, LimitPolicy, compile_limits
 from ambassador.state import bucket
 from ambassador.state.account import OnLoss
@@ -260,10 +261,18 @@ class Worker:
         random: Callable[[], float] = lambda: 0.5,
         max_wait_s: float = 0.02,
         on_loss: OnLoss = "share",
+        counts: Callable[[str], Counts] | None = None,
     ) -> None:
         self.world = world
         policy = compiled(
-            world, configs, fleet, replica, random=random, max_wait_s=max_wait_s, on_loss=on_loss
+            world,
+            configs,
+            fleet,
+            replica,
+            random=random,
+            max_wait_s=max_wait_s,
+            on_loss=on_loss,
+            counts=counts,
         )
         assert policy is not None
         self.policy: LimitPolicy = policy

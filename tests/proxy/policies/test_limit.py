@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from ambassador.errors import Limited
 from ambassador.messages import Request
+from ambassador.proxy.limit_keys import NoCounts
 from ambassador.proxy.policies.limit import Config
 from ambassador.state.holding import terms
 from tests.proxy.policies.limit_world import (
@@ -782,3 +783,33 @@ def test_overload_is_shared_in_proportion_to_demand(skew: list[float]) -> None:
     world.run(10.0)
     served = [len(worker.admitted) / sum(counts(worker)) for worker in workers]
     assert sum(served) ** 2 / (len(served) * sum(part**2 for part in served)) > 0.95
+
+
+class Counted(NoCounts):
+    """Counts refusals."""
+
+    def __init__(self) -> None:
+        self.refused = 0
+
+    def limited(self) -> None:
+        self.refused += 1
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.5])
+def test_only_limits_that_have_too_little_count_a_refusal(wait: float) -> None:
+    """Another one of which there is merely nothing in this worker's hand would have let it pass."""
+    world = World()
+    line = Line(Store(world))
+    counted = {"wide": Counted(), "narrow": Counted()}
+    configs = [
+        Config(name="wide", rate=(1000, 1), burst=1000, per="client_ip"),
+        Config(name="narrow", rate=(1, 60), burst=3, per="route", wait=wait),
+    ]
+    worker = Worker(world, configs, fleet=line, counts=lambda name: counted[name])
+    for number in range(20):
+        worker.request(f"10.0.0.{number % 4}")
+        world.run(0.3)
+    refused = len(worker.refused)
+    assert refused > 10
+    assert (counted["wide"].refused, counted["narrow"].refused) == (0, refused)
+    assert [sum(key.limited for key in limit.all_accounts()) for limit in worker.policy.limits] == [0, refused]

@@ -26,7 +26,7 @@ from msgspec import Meta
 from ambassador.errors import Limited
 from ambassador.proxy.lane import ended_by
 from ambassador.proxy.limit_keys import NO_VALUE, Counts, Key, Limit, LimitStatus, Needs, NoCounts
-from ambassador.proxy.limit_queue import Entry, asks, comes, is_refused, pump
+from ambassador.proxy.limit_queue import Entry, asks, comes, is_refused, lacking, pump
 from ambassador.settings import Count, CountOrNone, LimitCost, LimitPer, Name, Rate, SecondsOrNone, Section
 from ambassador.state.account import Account, OnLoss, Source
 from ambassador.state.holding import PHI, Load, Terms, terms, window_terms
@@ -240,21 +240,25 @@ class LimitPolicy:
         quiet = all(key.is_quiet for key, _ in short)
         wait_s = max(self._wait_s, lease_s) if quiet else self._wait_s
         earliest = now
+        late: Needs = []
         for key, cost in short:
             key.arrive(cost)
-            earliest = max(earliest, comes(key, key.ahead + cost, now))
-        if earliest > now + wait_s:
+            there = comes(key, key.ahead + cost, now)
+            earliest = max(earliest, there)
+            if there > now + wait_s:
+                late.append((key, cost))
+        if late:
             if len(needs) == 1:
                 key, cost = needs[0]
                 key.dry_until = earliest - wait_s
                 key.dry_from = now + key.retry_after_s(cost, now)
-            raise self._refuse(short, now)
+            raise self._refuse(late, now)
         asked = [key for key, cost in short if not key.queue and asks(key, cost, now)]
         waiter = request.waiter
         # Who has waited for the store as long as it may elsewhere is decided by the fallback, and not refused for that.
         never = last <= now and not self._strict
         if waiter is None or never or self.waiting >= MOST_WAITING:
-            raise self._refuse(short, now)
+            raise self._refuse(lacking(short, now), now)
         entry = Entry(
             next(self._numbers),
             needs,
@@ -267,10 +271,12 @@ class LimitPolicy:
         entry.asked.update(asked)
         return self._wait(request, entry, short)
 
-    def _refuse(self, short: Needs, now: float) -> Limited:
-        """The error for a request, which the limit names that lasts longest."""
+    def _refuse(self, lacks: Needs, now: float) -> Limited:
+        """The error for a request, which the limit names that lasts longest. `lacks`: why it is refused. A limit that
+        only has no tokens in hand is none of them, and does not count it.
+        """
         longest, named = -1.0, self.limits[0]
-        for key, cost in short:
+        for key, cost in lacks:
             key.limited += 1
             limit = next(limit for limit in self.limits if limit.source is key.source)
             limit.counts.limited()
@@ -293,7 +299,7 @@ class LimitPolicy:
             while not self._admit(entry, clock.now):
                 now = clock.now
                 if now >= entry.last or is_refused(entry, now):
-                    raise self._refuse(entry.blocking(now), now)
+                    raise self._refuse(lacking(entry.blocking(now), now), now)
                 await entry.waiter.rest(self._next_look(entry, now))
         finally:
             now = clock.now
