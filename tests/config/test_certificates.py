@@ -140,3 +140,20 @@ def test_end_is_told_in_days(first: float, last: float, text: str | None) -> Non
     now = 51 * DAY_S
     certificate = Certificate(names=(), not_before=now + first, not_after=now + last)
     assert ends(certificate, now) == text
+
+
+def state(options: str, *, short: bool = False) -> list[str]:
+    url = f"'rediss://r.test:6379?{options}'"
+    return problems(f"listen: 127.0.0.1:8080\nstate: {url if short else f'{{url: {url}}}'}\n")
+
+
+def test_files_of_the_store_are_looked_at_like_those_of_an_upstream(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    one, two = authority.issue("a.b"), authority.issue("c.d")
+    assert state(f"ca={authority.ca}&cert={one.cert}&key={one.key}") == []
+    [missing] = state("ca=/nowhere/ca.pem", short=True)
+    assert missing.endswith("`ca`: '/nowhere/ca.pem' cannot be read: No such file or directory")
+    [missing] = state("ca=/nowhere/ca.pem")
+    assert missing.startswith("3:14: error: state.url: ")
+    [apart] = state(f"cert={one.cert}&key={two.key}")
+    assert apart.endswith(f"`key`: '{two.key}' does not belong to the certificate in '{one.cert}'")

@@ -17,6 +17,7 @@ from ambassador.state.redis_nodes import Kind, Node, Trouble, make_nodes
 from ambassador.state.redis_scripts import Scripts
 from ambassador.state.redis_url import Address, parse_address
 from loadtest.shared.fault_proxy import FaultProxy
+from tests.proxy.pem import Authority
 from tests.state.servers import (
     PATIENCE_S,
     Server,
@@ -380,3 +381,15 @@ def test_proxy_leaves_no_thread_behind(server: Server) -> None:
     with FaultProxy(("127.0.0.1", server.port)) as proxy:
         connect(f"redis://127.0.0.1:{proxy.port}").close()
     wait_until(lambda: threading.active_count() <= before, "the proxy's threads ended")
+
+
+def test_loss_for_a_file_of_tls_names_it(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(StoreLost, match=r"^`ca` '/nowhere' cannot be read: No such file or directory$"):
+        connect(f"rediss://127.0.0.1:{server.port}?ca=/nowhere")
+    (tmp_path / "junk").write_text("junk")
+    with pytest.raises(StoreLost, match=rf"^`ca` '{tmp_path}/junk' holds no certificate in PEM form$"):
+        connect(f"rediss://127.0.0.1:{server.port}?ca={tmp_path}/junk")
+    authority = Authority(tmp_path)
+    one, two = authority.issue("a.b"), authority.issue("c.d")
+    with pytest.raises(StoreLost, match=rf"^`cert` '{one.cert}' and `key` '{two.key}' are no certificate"):
+        connect(f"rediss://127.0.0.1:{server.port}?cert={one.cert}&key={two.key}")

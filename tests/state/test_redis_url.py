@@ -100,3 +100,16 @@ def test_address_is_shown_without_secrets() -> None:
     ]:
         assert parse_address(url).shown() == shown
         assert "secret" not in repr(parse_address(url))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ("cert=/a", "`cert` needs its `key`"),
+        ("key=/a", "`key` needs its `cert`"),
+        ("ca=", "`ca` names no file"),
+    ],
+)
+def test_files_of_tls_come_whole(options: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        parse_address(f"rediss://host?{options}")

@@ -29,6 +29,7 @@ from ambassador.proxy.key_files import (
     read_file,
     readable_by_all,
 )
+from ambassador.state.redis_url import parse_address
 
 __all__ = [
     "SOON_S",
@@ -100,9 +101,16 @@ class _Finding(Struct, frozen=True):
 
 
 def check_files(
-    config: Config, listeners: Sequence[Part], upstreams: Mapping[str, Part], *, now: float
+    config: Config,
+    listeners: Sequence[Part],
+    upstreams: Mapping[str, Part],
+    document: Part | None,
+    *,
+    now: float,
 ) -> None:
-    """Report what is wrong. `listeners` are the parts of `config.listeners`; `now` in unix seconds. It may block."""
+    """Report what is wrong. `listeners` are the parts of `config.listeners`, `document` is the whole; `now` in unix
+    seconds. It may block.
+    """
     # The config has no listeners at all where one of them is wrong.
     for listener, part in zip(config.listeners, listeners, strict=False):
         if listener.tls is not None:
@@ -111,6 +119,18 @@ def check_files(
         tls = config.upstreams[name].tls
         if tls is not None:
             _report(part, _findings(tls, now))
+    _check_state(config, document, now)
+
+
+def _check_state(config: Config, document: Part | None, now: float) -> None:
+    """The files that the address of the Redis names."""
+    state = None if document is None else document.values.get("state")
+    if config.state.url == "local" or not isinstance(state, Part):
+        return
+    address = parse_address(config.state.url)
+    node, path = state.place("url")
+    for finding in _findings(ClientConfig(ca=address.ca, cert=address.cert, key=address.key), now):
+        node.report(path, f"`{finding.label}`: {finding.text}", finding.hint, level=finding.level)
 
 
 def ends(certificate: Certificate, now: float) -> str | None:

@@ -381,7 +381,7 @@ def _load(sources: list[tuple[Source, str | None]], problems: list[Problem], fol
             matches=assembly.matches,
             whole=whole,
         )
-        check_files(config, assembly.listeners, assembly.upstreams, now=time.time())
+        check_files(config, assembly.listeners, assembly.upstreams, assembly.document, now=time.time())
     if any(problem.level == "error" for problem in problems):
         config = None
     files = tuple(name for name in assembly.files if name != TEXT)

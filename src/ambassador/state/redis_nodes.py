@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import enum
 import re
+import ssl
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol, TypeAlias
@@ -124,11 +125,12 @@ _WATCH_TIMEOUT_S: Final = 0.05
 class Node:
     """One connection to one server."""
 
-    __slots__ = ("_connection", "_open", "_used_s", "host", "port")
+    __slots__ = ("_address", "_connection", "_open", "_used_s", "host", "port")
 
     def __init__(self, address: Address, host: str, port: int, timeout_s: float) -> None:
         self.host = host
         self.port = port
+        self._address = address
         self._connection = _make_connection(address, host, port, timeout_s)
         self._open = False
         self._used_s = 0.0
@@ -142,7 +144,10 @@ class Node:
         try:
             self._connection.connect()
         except RedisError as error:
-            raise self._lost(error) from None
+            lost = self._lost(error)
+            if self._address.tls and (problem := bad_file(self._address)) is not None:
+                raise StoreLost(problem) from None
+            raise lost from None
         self._open = True
         self._used_s = time.monotonic()
 
@@ -521,6 +526,31 @@ def _options(address: Address, timeout_s: float) -> dict[str, Any]:
             "ssl_keyfile": address.key,
         }
     return options
+
+
+def bad_file(address: Address) -> str | None:
+    """What is wrong with one of the files of TLS, which OpenSSL's own errors do not name; None: nothing."""
+    for label, path in (("ca", address.ca), ("cert", address.cert), ("key", address.key)):
+        if path is None:
+            continue
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as error:
+            return f"`{label}` '{path}' cannot be read: {error.strerror}"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if address.ca is not None:
+            context.load_verify_locations(address.ca)
+    except (ssl.SSLError, ValueError):
+        return f"`ca` '{address.ca}' holds no certificate in PEM form"
+    try:
+        if address.cert is not None:
+            # An empty passphrase: else OpenSSL asks for one on the terminal.
+            context.load_cert_chain(address.cert, address.key, password="")
+    except (ssl.SSLError, ValueError):
+        return f"`cert` '{address.cert}' and `key` '{address.key}' are no certificate and its key in PEM form"
+    return None
 
 
 def _make_connection(address: Address, host: str, port: int, timeout_s: float) -> Any:

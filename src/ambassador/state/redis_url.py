@@ -82,6 +82,11 @@ def parse_address(url: str) -> Address:
     options = _options(parts, kind)
     if not tls and options.keys() & {"ca", "cert", "key"}:
         raise ValueError("`ca`, `cert` and `key` need rediss")
+    if ("cert" in options) != ("key" in options):
+        has, lacks = ("cert", "key") if "cert" in options else ("key", "cert")
+        raise ValueError(f"`{has}` needs its `{lacks}`")
+    if empty := next((name for name in ("ca", "cert", "key") if options.get(name) == ""), None):
+        raise ValueError(f"`{empty}` names no file")
     credentials, _, places = parts.netloc.rpartition("@")
     user, _, password = credentials.partition(":")
     hosts = tuple(
