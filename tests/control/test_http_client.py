@@ -10,6 +10,8 @@ import trio
 import trustme
 
 from ambassador.control.http_client import CallFailed, Place, TooSlow, can_connect, get, get_status, post
+from ambassador.proxy.egress import Config as EgressConfig
+from ambassador.proxy.egress import Egress
 
 Serve = Callable[[trio.SocketStream], Awaitable[None]]
 
@@ -260,3 +262,23 @@ async def test_post_is_bounded_in_time_to_the_end_of_the_body(parts: list[bytes]
     async with server(saying(*parts, hold=True)) as place:
         with pytest.raises(TooSlow, match=r"no answer within 0\.05 s"):
             await post(f"http://{place}", "/", [], b"", timeout_s=0.05, limit=10)
+
+
+async def test_own_calls_go_where_egress_lets_them() -> None:
+    closed = Egress(EgressConfig())
+    async with server(answering(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")) as place:
+        for rules, host in [
+            (Egress(), "localhost"),
+            (Egress(EgressConfig(allow=("localhost",))), "localhost"),
+            (closed, "127.0.0.1"),  # it is written
+        ]:
+            origin = f"http://{host}:{place.port}"
+            async with get(origin, "/", timeout_s=9.0, idle_s=9.0, egress=rules) as incoming:
+                assert await incoming.body() == b"ok"
+            assert (await post(origin, "/", [], b"", timeout_s=9.0, limit=9, egress=rules)).body == b"ok"
+        for host, rules in [
+            ("localhost", closed),
+            ("127.0.0.1", Egress(EgressConfig(deny=("127.0.0.0/8",)))),
+        ]:
+            with pytest.raises(CallFailed, match="egress"):
+                await post(f"http://{host}:{place.port}", "/", [], b"", timeout_s=9.0, limit=9, egress=rules)

@@ -179,3 +179,14 @@ def test_squid_leads_on(tmp_path: Path, authority: Authority) -> None:
         config = _SQUID.format(port=port, plain=plain, secure=secure)
         with running("squid", config, port, tmp_path):
             check_both_ways(authority.ca, plain, secure, f"'http://127.0.0.1:{port}'")
+
+
+def test_request_to_oneself_is_a_loop() -> None:
+    """Whatever leads there: an upstream that is one of the ambassador's own listeners."""
+    port = free_port()
+    body = f"routes: [{{name: self, to: 'http://localhost:{port}', retry: {{attempts: 0}}}}]"
+    with ambassador(body, listen=f"127.0.0.1:{port}") as service:
+        with pytest.raises(urllib.error.HTTPError) as failed:
+            ask(service.url + "/")
+        assert failed.value.code == 508
+        assert b'"loop_detected"' in failed.value.read()

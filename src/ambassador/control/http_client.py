@@ -20,12 +20,14 @@ import trio
 from msgspec import Struct
 
 from ambassador.errors import ConnectFailed
+from ambassador.proxy.egress import Egress
 from ambassador.proxy.upstream.greeting import Greeting
 
 Header: TypeAlias = tuple[bytes, bytes]
 
 LARGEST_BODY: Final = 64 * 1024 * 1024
 LONGEST_LINE: Final = 16 * 1024 * 1024
+_NEXT_AFTER_S: Final = 1.0  # a host's address that does not answer so soon is given up for its next
 _FAREWELL_S = 1.0  # TLS says good-bye, to a peer that may not listen
 
 # A peer that is gone without a word is noticed within a minute, where a stream may be silent for longer.
@@ -72,13 +74,22 @@ class _Network(httpcore.TrioBackend):
     handshake that is cancelled open.
     """
 
-    def __init__(self, greeting: Greeting | None = None) -> None:
+    def __init__(self, greeting: Greeting | None = None, egress: Egress | None = None) -> None:
         self._opened: list[httpcore.AsyncNetworkStream] = []
         self._greeting = greeting
+        self._egress = egress
 
-    async def connect_tcp(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
-        """As the library's, and led on if there is a greeting. Raises `ConnectFailed` too."""
-        stream = await super().connect_tcp(*args, **options)
+    async def connect_tcp(
+        self, host: str, port: int, *args: Any, **options: Any
+    ) -> httpcore.AsyncNetworkStream:
+        """As the library's, where egress lets it be, and led on if there is a greeting. Raises `ConnectFailed` too."""
+        addresses = [host] if self._egress is None else await _permitted(self._egress, host, port)
+        for address in addresses[:-1]:
+            with contextlib.suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
+                stream = await super().connect_tcp(address, port, **options | {"timeout": _NEXT_AFTER_S})
+                break
+        else:
+            stream = await super().connect_tcp(addresses[-1], port, *args, **options)
         self._opened.append(stream)
         if self._greeting is not None:
             await _greet(self._greeting, stream.write, stream.read)
@@ -93,6 +104,20 @@ class _Network(httpcore.TrioBackend):
         """Close what is still open."""
         for stream in self._opened:
             stream.get_extra_info("socket").close()
+
+
+async def _permitted(egress: Egress, host: str, port: int) -> list[str]:
+    """The addresses of a host that egress lets be dialled: these are dialled, so nothing is resolved again."""
+    refusal = egress.of_endpoint(host, written=True)
+    try:
+        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise httpcore.ConnectError(str(error)) from None
+    addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
+    permitted = [address for address in addresses if refusal(address) is None]
+    if not permitted:
+        raise httpcore.ConnectError(f"egress: {refusal(addresses[0])}")
+    return permitted
 
 
 async def _greet(
@@ -278,15 +303,17 @@ async def get(
     tls: ssl.SSLContext | None = None,
     timeout_s: float,
     idle_s: float,
+    egress: Egress | None = None,
 ) -> AsyncIterator[Incoming]:
     """GET `target` (path and query) from `http://host:port` or `https://host:port`; its body is read in the context.
 
-    `headers` need no Host. `tls`: whom to trust, and as whom; None: the system's authorities. The answer's head comes
-    within `timeout_s` seconds; its body may take for ever, but ends when nothing comes for `idle_s`. Leaving the
-    context closes the connection. Redirects are answers like others. Raises `CallFailed`, inside of the context too.
+    `headers` need no Host. `tls`: whom to trust, and as whom; None: the system's authorities. `egress`: what judges the
+    addresses of the host; None: nothing does. The answer's head comes within `timeout_s` seconds; its body may take for
+    ever, but ends when nothing comes for `idle_s`. Leaving the context closes the connection. Redirects are answers
+    like others. Raises `CallFailed`, inside of the context too.
     """
     async with _call(
-        "GET", origin, target, headers, b"", tls=tls, timeout_s=timeout_s, idle_s=idle_s
+        "GET", origin, target, headers, b"", tls=tls, timeout_s=timeout_s, idle_s=idle_s, egress=egress
     ) as incoming:
         yield incoming
 
@@ -312,17 +339,26 @@ async def post(
     tls: ssl.SSLContext | None = None,
     timeout_s: float,
     limit: int,
+    egress: Egress | None = None,
 ) -> Answer:
     """POST `content` to `target` (path and query) of `http://host:port` or `https://host:port`.
 
-    `headers` need neither Host nor a length; `tls` as for `get`. `timeout_s` seconds bound all of it, connecting and
-    the body too; of the body no more than `limit` bytes are taken. Redirects are answers like others. Raises
-    `CallFailed`, and of its kind `TooSlow`.
+    `headers` need neither Host nor a length; `tls` and `egress` as for `get`. `timeout_s` seconds bound all of it,
+    connecting and the body too; of the body no more than `limit` bytes are taken. Redirects are answers like others.
+    Raises `CallFailed`, and of its kind `TooSlow`.
     """
     try:
         with trio.fail_after(timeout_s):
             async with _call(
-                "POST", origin, target, headers, content, tls=tls, timeout_s=timeout_s, idle_s=timeout_s
+                "POST",
+                origin,
+                target,
+                headers,
+                content,
+                tls=tls,
+                timeout_s=timeout_s,
+                idle_s=timeout_s,
+                egress=egress,
             ) as incoming:
                 return Answer(incoming.status, incoming.headers, await incoming.body(limit))
     except trio.TooSlowError:
@@ -340,11 +376,12 @@ async def _call(
     tls: ssl.SSLContext | None,
     timeout_s: float,
     idle_s: float,
+    egress: Egress | None,
 ) -> AsyncIterator[Incoming]:
     url = httpcore.URL(origin)
     if url.scheme == b"https" and tls is None:
         tls = ssl.create_default_context()
-    network = _Network()
+    network = _Network(egress=egress)
     connection = httpcore.AsyncHTTPConnection(
         url.origin,
         ssl_context=tls,

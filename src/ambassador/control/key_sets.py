@@ -20,6 +20,7 @@ import trio
 from ambassador.control.backoff import retry_s
 from ambassador.control.http_client import CallFailed, get
 from ambassador.proxy.clients.key_sets import EARLY, FRESH_S, KeySet, KeySets
+from ambassador.proxy.egress import Egress
 from ambassador.proxy.jose import MOST_SET_BYTES, BadKey, PublicKey, read_keys
 
 Fetch: TypeAlias = Callable[[str, str | None], Awaitable[bytes]]
@@ -112,8 +113,10 @@ def _read_file(path: str) -> bytes:
         return file.read(MOST_SET_BYTES + 1)
 
 
-async def fetch_url(url: str, ca: str | None) -> bytes:
-    """The document at a URL. `ca`: a file with the authorities to trust; None: the system's. Raises `CallFailed`."""
+async def fetch_url(url: str, ca: str | None, egress: Egress | None = None) -> bytes:
+    """The document at a URL. `ca`: a file with the authorities to trust; None: the system's. `egress`: what
+    judges the addresses of its host; None: nothing does. Raises `CallFailed`.
+    """
     scheme, _, rest = url.partition("://")
     authority, slash, target = rest.partition("/")
     tls = None
@@ -131,6 +134,7 @@ async def fetch_url(url: str, ca: str | None) -> bytes:
             tls=tls,
             timeout_s=_TIMEOUT_S,
             idle_s=_TIMEOUT_S,
+            egress=egress,
         ) as incoming:
             if incoming.status != 200:
                 raise CallFailed(f"was answered with status {incoming.status}")

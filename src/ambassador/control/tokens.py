@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from ambassador.proxy.egress import Egress
 from ambassador.proxy.tokens.answer import CONNECT, FAILED, MOST_BYTES, TIMEOUT, Failure, Granted, read
 
 if TYPE_CHECKING:
@@ -33,9 +34,10 @@ class CannotTrust(Exception):
 
 
 class TokenServices:
-    """Asks in tasks of `nursery`. `agent` is sent as User-Agent."""
+    """Asks in tasks of `nursery`. `agent` is sent as User-Agent; `egress` gives the rules that hold now."""
 
-    def __init__(self, agent: str, nursery: trio.Nursery) -> None:
+    def __init__(self, agent: str, nursery: trio.Nursery, *, egress: Callable[[], Egress] = Egress) -> None:
+        self._egress = egress
         self._nursery = nursery
         self._agent = (b"user-agent", agent.encode("ascii"))
         self._places = trio.CapacityLimiter(MOST_AT_ONCE)
@@ -69,6 +71,7 @@ class TokenServices:
                 tls=await self._tls(question.ca) if scheme == "https" else None,
                 timeout_s=question.timeout_s,
                 limit=MOST_BYTES,
+                egress=self._egress(),
             )
         except TooSlow as error:
             return Failure(TIMEOUT, str(error))

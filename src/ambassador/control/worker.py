@@ -34,7 +34,7 @@ from ambassador.control import breakers, limits
 from ambassador.control.certificates import CannotLoad, Certificates
 from ambassador.control.duties import CannotServe, obey
 from ambassador.control.host import keep_private
-from ambassador.control.key_sets import feed
+from ambassador.control.key_sets import feed, fetch_url
 from ambassador.control.listeners import keyed
 from ambassador.control.logs import ACCESS_LOG, cannot_open, log_to_stderr
 from ambassador.control.orders import Brief, Start
@@ -61,6 +61,7 @@ from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.changes import Changes
 from ambassador.proxy.clients.key_sets import KeySets
 from ambassador.proxy.credentials import Means
+from ambassador.proxy.egress import Egress
 from ambassador.proxy.http1_parser import Limits
 from ambassador.proxy.lane import Lane
 from ambassador.proxy.lasting import Lasting
@@ -330,6 +331,11 @@ class WorkerPlane:
         for table in tables:
             if table.clients is not None:
                 table.clients.refresh()
+
+    @property
+    def egress(self) -> Egress:
+        """Where the worker's own calls may go."""
+        return Egress(self._config.egress)
 
     @property
     def key_sets(self) -> KeySets:
@@ -626,7 +632,7 @@ async def open_plane(
             open_remote=_open_fleet,
         )
         secrets_kept = Secrets(None if start.slot == 0 else _quiet())
-        services = TokenServices(f"ambassador/{__version__}", outer)
+        services = TokenServices(f"ambassador/{__version__}", outer, egress=lambda: plane.egress)
         tokens = Tokens(
             lane,
             scopes.scopes,
@@ -640,7 +646,12 @@ async def open_plane(
         outer.start_soon(plane.certificates.run)
         outer.start_soon(_keep_current, secrets_kept, plane.take_secrets)
         outer.start_soon(
-            partial(feed, plane.key_sets, log=_quiet() if start.slot else logging.getLogger("ambassador"))
+            partial(
+                feed,
+                plane.key_sets,
+                log=_quiet() if start.slot else logging.getLogger("ambassador"),
+                fetch=lambda url, ca: fetch_url(url, ca, plane.egress),
+            )
         )
         await scopes.wait_up(_STATE_WITHIN_S)
         _settle_garbage()
