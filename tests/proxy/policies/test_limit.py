@@ -812,4 +812,7 @@ def test_only_limits_that_have_too_little_count_a_refusal(wait: float) -> None:
     refused = len(worker.refused)
     assert refused > 10
     assert (counted["wide"].refused, counted["narrow"].refused) == (0, refused)
-    assert [sum(key.limited for key in limit.all_accounts()) for limit in worker.policy.limits] == [0, refused]
+    assert [sum(key.limited for key in limit.all_accounts()) for limit in worker.policy.limits] == [
+        0,
+        refused,
+    ]
