@@ -64,6 +64,9 @@ def test_no_route_and_refusals_exit_1(capsys: pytest.CaptureFixture[str]) -> Non
     assert "404 no_route" in capsys.readouterr().out
     assert main(["explain", "GET", "http://h/..", "-c", "a.yaml"]) == NO
     assert "400 bad_request" in capsys.readouterr().out
+    late = ["-H", "x-request-deadline: 1000000000"]
+    assert main(["explain", "GET", "http://h/v1/x", *late, "-c", "a.yaml"]) == NO
+    assert "504 deadline_exceeded" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("read")

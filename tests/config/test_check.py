@@ -222,6 +222,19 @@ def test_ejection_of_a_lone_endpoint_and_slow_checks_are_told() -> None:
     assert slow.startswith("4:76: warning: upstreams.one.health.timeout: is longer than 'every' (1s)")
 
 
+@pytest.mark.parametrize("health", ["{every: 500ms}", "{path: /up, every: 500ms}"])
+def test_default_that_makes_a_check_slow_is_named(health: str) -> None:
+    text = f"""\
+        upstreams:
+          one: {{endpoints: ['http://a'], health: {health}}}
+        routes: [{{name: r, to: one}}]
+        """
+    (slow,) = warnings(text)
+    assert (
+        "upstreams.one.health: 'timeout' (1s where it is not set) is longer than 'every' (500ms): a" in slow
+    )
+
+
 def test_source_that_needs_what_is_not_here_is_told(tmp_path: Path) -> None:
     missing, present = tmp_path / "missing.yaml", tmp_path / "present.yaml"
     present.write_text("[]")

@@ -205,6 +205,37 @@ def test_deadline_of_the_caller_is_told() -> None:
     assert told["timeouts"].endswith("; shortened by grpc-timeout")
 
 
+def test_deadline_that_says_nothing_shortens_nothing() -> None:
+    given = [("x-request-deadline", "soon"), ("x-envoy-upstream-rq-timeout-ms", "0"), ("grpc-timeout", "1S")]
+    told = explain(CONFIG, "GET", "http://billing.internal/v1/accounts/1", given, wall_s=1e9)
+    assert told.code is None
+    assert lines(told)["timeouts"].endswith(
+        "; shortened by grpc-timeout; not by x-request-deadline, x-envoy-upstream-rq-timeout-ms, which cannot be read "
+        "or sets none"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "late"),
+    [
+        ("X-Request-Deadline", "1000000000", True),
+        ("x-request-deadline", "999999999.5", True),
+        ("x-request-deadline", "1000000000.5", False),
+        ("grpc-timeout", "0S", True),
+    ],
+)
+def test_deadline_that_has_passed_is_refused(name: str, value: str, late: bool) -> None:
+    url = "http://billing.internal/v1/accounts/1"
+    told = explain(CONFIG, "GET", url, [(name, value)], wall_s=1e9)
+    assert told.route == "accounts"
+    assert (told.code, told.status) == (("deadline_exceeded", 504) if late else (None, None))
+    answer = "504 deadline_exceeded: the caller's deadline has passed"
+    assert (answer in render(told)) is late
+    nowhere = explain(CONFIG, "GET", "http://nowhere/", [(name, value)], wall_s=1e9)
+    assert nowhere.code == ("deadline_exceeded" if late else "no_route")
+    assert (answer in render(nowhere)) is late
+
+
 def test_host_header_wins_over_the_url() -> None:
     explanation = explain(CONFIG, "GET", "http://127.0.0.1:8080/", [("Host", "kept")])
     assert explanation.route == "kept"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ambassador.config.discover import Discover
-from ambassador.config.explain import explain
+from ambassador.config.explain import EndpointNow, Explanation, explain, with_endpoints
 from ambassador.config.schema import Config, Endpoint, Listener, Match, Route, Upstream
 from ambassador.config.tls_words import certificate_text, verification_text
 from ambassador.proxy.key_files import ClientConfig, KeyPair, ServerConfig
@@ -87,3 +87,21 @@ def test_explain_tells_of_both_sides() -> None:
     assert lines["certificate"].text.startswith("127.0.0.1:8443: /b.crt (*.b.test, b.test) for b.test;")
     assert lines["tls"].key == "upstreams.pay.tls"
     assert "tls" not in {line.what for line in explain(config, "GET", "http://x/", names=NAMES).lines}
+
+
+def test_explain_tells_of_tls_with_what_a_file_lists_only_where_that_is_https() -> None:
+    config = Config(
+        listeners=(Listener(address="127.0.0.1:8080"),),
+        upstreams={"found": Upstream(discover=Discover(file="/endpoints.yaml"))},
+        routes=(Route(name="r", line=1, file="a", to="found"),),
+    )
+    told = explain(config, "GET", "http://x/")
+    expected = "where an endpoint is https, verified by the system's authorities, as the source's name; TLS 1.2 or newer"
+
+    def tls(told: Explanation) -> list[str]:
+        return [line.text for line in told.lines if line.what == "tls"]
+
+    plain, secure = EndpointNow(url="http://a:80"), EndpointNow(url="https://b:443")
+    assert tls(told) == [expected]
+    assert tls(with_endpoints(told, config, [plain])) == []
+    assert tls(with_endpoints(told, config, [plain, secure])) == [expected]

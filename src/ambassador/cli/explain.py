@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import time
 
 from ambassador.cli import NO, OK, USAGE
 from ambassador.cli.arguments import Subparsers, add_live
@@ -70,7 +71,13 @@ def run(args: argparse.Namespace) -> int:
             return NO
         names = certificate_names(config) if args.config is not None else live_names(args, config)
         explanation = explain(
-            config, args.method, args.url, args.header, names=names, identify=identifier(config)
+            config,
+            args.method,
+            args.url,
+            args.header,
+            names=names,
+            identify=identifier(config),
+            wall_s=time.time(),
         )
         if args.config is None and explanation.upstream is not None:
             upstream = explanation.upstream

@@ -200,11 +200,12 @@ def _warn_of_checks(upstream: Upstream, part: Part) -> None:
         )
     check, written = upstream.health, part.values.get("health")
     if check is not None and check.timeout > check.every:
-        node, path = written.place("timeout") if isinstance(written, Part) else part.place("health")
         every = format_duration(check.every)
-        node.report(
-            path, f"is longer than 'every' ({every}): a check that hangs delays the next", level="warning"
-        )
+        longer = f"is longer than 'every' ({every}): a check that hangs delays the next"
+        node, path = written.place("timeout") if isinstance(written, Part) else part.place("health")
+        if not isinstance(written, Part) or "timeout" not in written.values:
+            longer = f"'timeout' ({format_duration(check.timeout)} where it is not set) {longer}"
+        node.report(path, longer, level="warning")
 
 
 def _warn_of_zone(config: Config, upstream: Upstream, part: Part) -> None:

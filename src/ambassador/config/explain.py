@@ -42,11 +42,12 @@ from ambassador.config.units import (
     format_rate,
     format_size,
 )
-from ambassador.errors import BadRequest, NoRoute
+from ambassador.errors import BadRequest, DeadlineExceeded, NoRoute
 from ambassador.messages import Fields, Request
 from ambassador.printable import printable
 from ambassador.proxy import egress, overload
 from ambassador.proxy.fields import CREDENTIALS
+from ambassador.proxy.forwarding import caller_deadline_s
 from ambassador.proxy.key_files import ClientConfig
 from ambassador.proxy.methods import IDEMPOTENT
 from ambassador.proxy.path import authority_host, normalise, split_target
@@ -82,7 +83,7 @@ Identify: TypeAlias = Callable[[Request], str]
 """Sets who asks in a request, and says what was found, in a few words."""
 
 _PLACEHOLDER_ID = b"REQUEST-ID"
-_DEADLINES = ("x-request-deadline", "x-envoy-upstream-rq-timeout-ms", "grpc-timeout")
+_DEADLINES = (b"x-request-deadline", b"x-envoy-upstream-rq-timeout-ms", b"grpc-timeout")
 _LABEL_WIDTH = 10
 _SHOWN = 10  # routes that were passed over, in the text; JSON has all of them
 
@@ -120,7 +121,8 @@ class EndpointNow(Struct, frozen=True, kw_only=True):
 
 class Explanation(Struct, frozen=True, kw_only=True):
     """The whole answer; times in seconds. Without a route, `code` and `status` are those of the answer that the caller
-    would get (no code: it is no error), and `problem` says why; with one they are None unless its `access` refuses.
+    would get (no code: it is no error), and `problem` says why; with one they are None unless its `access` refuses or
+    the caller's deadline has passed.
     """
 
     method: str
@@ -150,9 +152,11 @@ def explain(
     *,
     names: Names = MappingProxyType({}),
     identify: Identify | None = None,
+    wall_s: float = 0.0,
 ) -> Explanation:
     """What `config` does with `method url` and `headers`. `names`: those in the files of certificates, as far as known.
-    `identify`: what finds out who asks; None: nobody is known.
+    `identify`: what finds out who asks; None: nobody is known. `wall_s`: the time of day in unix seconds, for what the
+    caller says of its deadline.
 
     `url` is an http URL, or a path (with `Host` among the headers, if any). A `Host` header wins over the URL's host,
     as with curl.
@@ -168,9 +172,19 @@ def explain(
     try:
         request = _request(method, url, headers)
         known = () if identify is None else (Line(what="client", text=identify(request), key="clients"),)
-        return _explain(config, request, _but(asked, lines=known), names)
+        explained = _explain(config, request, _but(asked, lines=known), names)
+        left_s = caller_deadline_s(request, wall_s)
+        return explained if left_s is None or left_s > 0 else _too_late(explained)
     except BadRequest as error:
         return _but(asked, code=error.code, status=error.status, problem=error.detail)
+
+
+def _too_late(explained: Explanation) -> Explanation:
+    """The same for a caller whose deadline has passed: that is looked at before there is a route."""
+    code, status, problem = DeadlineExceeded.code, DeadlineExceeded.status, "the caller's deadline has passed"
+    line = Line(what="answer", text=f"{status} {code}: {problem}; nothing is sent upstream", key="timeout")
+    lines = explained.lines if explained.route is None else (line, *explained.lines)
+    return _but(explained, code=code, status=status, problem=problem, lines=lines)
 
 
 class _Uncounted:
@@ -195,8 +209,12 @@ def with_endpoints(explanation: Explanation, config: Config, endpoints: Sequence
     route = next(route for route in config.routes if route.name == explanation.route)
     request = _request(explanation.method, explanation.url, explanation.headers)
     lines: list[Line] = []
+    discover = config.upstreams[explanation.upstream].discover if explanation.upstream is not None else None
+    # Of a file, the endpoints say themselves whether they are https.
+    by_file = discover is not None and discover.file is not None
+    no_tls = by_file and not any(each.url.startswith("https:") for each in endpoints)
     for line in explanation.lines:
-        if line.what != "hash":
+        if line.what != "hash" and not (line.what == "tls" and no_tls):
             lines.append(line)
         if line.what == "upstream":
             lines += [Line(what="endpoint", text=f"{each.url}   {each.state}") for each in endpoints]
@@ -240,6 +258,10 @@ def _request(method: str, url: str, headers: Sequence[tuple[str, str]]) -> Reque
     # `OPTIONS *` is matched as the service does it: by routes that take every path.
     request.path = b"/*" if path == b"*" and method == "OPTIONS" else normalise(path)
     request.scheme = "http"
+    for name, value in fields:
+        if (lower := name.lower()) in _DEADLINES:
+            before = request.special.get(lower)
+            request.special[lower] = value if before is None else before + b", " + value
     request.request_id = _PLACEHOLDER_ID
     return request
 
@@ -626,13 +648,21 @@ def _timeout_line(timeout: Timeout, request: Request) -> Line:
         ("idle", timeout.idle),
     ]
     text = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in values if seconds is not None)
-    names = {_text(name).lower() for name, _ in request.headers}
-    shortened = [name for name in _DEADLINES if name in names]
-    return Line(
-        what="timeouts",
-        text=f"{text}{'; shortened by ' + ', '.join(shortened) if shortened else ''}",
-        key="timeout",
-    )
+    given = [name for name in _DEADLINES if name in request.special]
+    shortened = [_text(name) for name in given if _says_something(name, request.special[name])]
+    if shortened:
+        text += f"; shortened by {', '.join(shortened)}"
+    ignored = [_text(name) for name in given if _text(name) not in shortened]
+    if ignored:
+        text += f"; not by {', '.join(ignored)}, which cannot be read or sets none"
+    return Line(what="timeouts", text=text, key="timeout")
+
+
+def _says_something(name: bytes, value: bytes) -> bool:
+    """Whether a header with the caller's deadline can be read."""
+    alone = Request("GET", b"/", [], 1)
+    alone.special = {name: value}
+    return caller_deadline_s(alone, 0.0) is not None
 
 
 def _retry_line(config: retry.Config | None, request: Request) -> Line:
@@ -712,7 +742,10 @@ def _breaker_line(name: str, config: breaker.Config, key: str) -> Line:
 
 
 def _tls_line(config: ClientConfig, upstream: str, written: Upstream) -> Line:
-    return Line(what="tls", text=verification_text(config, written), key=f"upstreams.{upstream}.tls")
+    text = verification_text(config, written)
+    if written.tls is None and not written.has_https:  # what a file has is not known before it is read
+        text = f"where an endpoint is https, {text}"
+    return Line(what="tls", text=text, key=f"upstreams.{upstream}.tls")
 
 
 def _cooldown_line(config: cooldown.Config, upstream: str) -> Line:

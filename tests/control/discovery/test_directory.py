@@ -128,6 +128,20 @@ async def test_names_of_records_are_resolved_before_they_are_told(autojump_clock
         assert world.names_told["b.test"] == ("10.0.0.2",)
 
 
+async def test_source_that_fails_at_first_has_nothing_that_stands(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running() as world:
+        await world.directory.watch((), {SRV})
+        assert "srv _http._tcp.test: no endpoint is known yet: no server" in caplog.text
+        world.services = [("10.0.0.1", 80)]
+        await world.told.wait()
+        world.services = None
+        await trio.sleep(10 * TTL_S)
+        assert "srv _http._tcp.test: what was known stands: no server" in caplog.text
+        assert world.urls(SRV) == ["http://10.0.0.1:80"]
+
+
 async def test_empty_answer_keeps_the_endpoints_and_is_said_once(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -285,7 +285,7 @@ async def test_new_token_ends_the_pause_after_one_that_was_refused(
             path.write_text("two\n")
             api.put("web-a", "10.0.0.1")
             await heard.until("1")
-        assert api.tokens == ["one", "two", "two"]
+        assert api.tokens[:2] == ["one", "two"]
 
 
 async def test_list_that_succeeds_begins_the_pauses_anew() -> None:

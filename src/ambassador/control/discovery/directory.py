@@ -201,7 +201,8 @@ class Directory:
         if problem is None:
             self._log.info("%s answers again", source_name(source))
         else:
-            self._log.warning("%s: what was known stands: %s", source_name(source), problem)
+            stands = "no endpoint is known yet" if known.published is None else "what was known stands"
+            self._log.warning("%s: %s: %s", source_name(source), stands, problem)
         known.problem = problem
         if source.file is not None:
             known.answered.set()  # a file with mistakes is not worth waiting for

@@ -345,7 +345,8 @@ class Resolver:
         except LookUpFailed as error:
             self.troubles[host] = str(error)
             if not watched.failures:
-                self._log.warning("cannot resolve %s, what was known stands: %s", host, error)
+                stands = ", what was known stands" if self.known.get(host) else ""
+                self._log.warning("cannot resolve %s%s: %s", host, stands, error)
             watched.failures += 1
             watched.due = trio.current_time() + retry_s(watched.failures, self._chance())
             return
