@@ -694,3 +694,41 @@ def test_scope_does_not_keep_an_old_generation() -> None:
     gc.collect()
     assert source() is None
     bench.fleet.come_up()
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["late", "away"])
+def test_window_that_was_heard_to_be_used_up_has_no_fallback_before_its_end(away: bool) -> None:
+    """Nothing can come: whatever the store will say, it is no."""
+    bench = Bench(window_terms(10, 60))
+    bench.fleet.clock.now_us -= bench.fleet.clock.now_us % 60_000_000
+    others = Lease("k", 0.0, 10.0, 10, window_s=60)
+    bench.fleet.ask(others)
+    bench.pump()
+    bench.fleet.deliver()
+    assert (bench.account.left, bench.ready()) == (0.0, False)
+    bench.go_on(1.1)
+    bench.pump()
+    if away:
+        bench.fleet.go_down()
+    bench.go_on(WAIT_S)
+    bench.pump()
+    bench.replica.deliver()
+    assert not bench.ready(late=True)
+    assert bench.account.none_before(bench.clock.now) == pytest.approx(bench.clock.now + 1.0)
+    bench.go_on(60.0)
+    assert bench.ready(late=True)
+
+
+def test_share_of_a_window_whose_store_is_late_is_rounded_down() -> None:
+    """Two replicas that know of one token would else spend two."""
+    bench = Bench(window_terms(10, 60))
+    bench.fleet.ask(Lease("k", 0.0, 10.0, 9, window_s=60))
+    bench.account.pump(bench.clock.now)
+    bench.account.look_again(bench.clock.now)
+    bench.fleet.deliver()
+    assert bench.account.left == 1.0
+    bench.pump(2)
+    bench.go_on(WAIT_S)
+    bench.pump(2)
+    bench.replica.deliver()
+    assert not bench.ready(late=True)

@@ -14,6 +14,7 @@ Tokens are spent in this order:
    lost its data: then its buckets are empty at first.
 4. While the store is only late, for a client far under its limit: this worker's part of what the bucket is known to
    hold; of a key that was never heard of, one token.
+   Of a calendar window that was heard to be used up, nothing is admitted before its end.
 5. While even the replica's store does not answer: a bucket of the worker's own, R / workers, which begins empty; with
    one token where the fleet's bucket was known to hold one for each worker. The share is told it as a debt.
 
@@ -243,6 +244,8 @@ class Account(Holding):
         on_loss = self.source.on_loss
         if on_loss != "share":
             return on_loss == "open"
+        if self._is_used_up(cost, now):
+            return False
         share = self._share
         if share is not None and share.tokens(now) >= cost:
             return True
@@ -288,6 +291,8 @@ class Account(Holding):
             return -inf  # the share knows nothing of this key: its first answer is worth waiting for
         if self.source.on_loss == "closed":
             return now + _REFUSED_S
+        if self.source.on_loss == "share" and self._is_used_up(1.0, now):
+            return min(self.window_ends, now + _REFUSED_S)
         share = self._share
         return -inf if share is None or share.asking or self._is_alone(now, late=False) else share.held_until
 
@@ -303,6 +308,12 @@ class Account(Holding):
         if not credit or self.debt + cost > credit:
             return False
         return self.seen_at == -inf or self.left + self._gain(now - self.seen_at) >= 0.0
+
+    def _is_used_up(self, cost: float, now: float) -> bool:
+        """The calendar window had less when the store was last heard, and nothing comes before its end: no fallback."""
+        return (
+            bool(self.terms.window_s) and self.left < cost and self.seen_at > -inf and now < self.window_ends
+        )
 
     def _gain(self, seconds: float) -> float:
         return 0.0 if self.terms.window_s else self.terms.rate * seconds
@@ -442,7 +453,10 @@ class Account(Holding):
         if not self.terms.window_s:
             return source.share_terms()
         # Of a calendar window a share is a part of what was left of it.
-        return window_terms(max(0, math.ceil(self._known_left(now) / source.parts)), self.terms.window_s)
+        part = self._known_left(now) / source.parts
+        if source.fleet.up and self.seen_at > -inf:
+            part = math.floor(part)  # the store is only late: it will say who has the rest
+        return window_terms(max(0, math.ceil(part)), self.terms.window_s)
 
     def _start_of_share(self, now: float, rate: float) -> float:
         if self._seen_before > -inf:
