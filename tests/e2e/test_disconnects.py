@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -263,3 +264,83 @@ def test_many_clients_that_leave_at_once(proxy: Ambassador, origin: Origin) -> N
     for _ in clients:
         origin.wait_for_end("/many")
     assert fetch(proxy.url, "/after").status == 200
+
+
+IMPATIENT = """\
+    telemetry: {{access_log: off}}
+    upstreams:
+      next: {{endpoints: ["{url}", "{url}"]}}
+    routes:
+      - {{name: hedged, match: {{path: "/hedged/**"}}, to: next, hedge: {{after: 100ms, max: 100%}}, retry: {retry}, timeout: 50s}}
+      - {{name: short, match: {{path: "/short"}}, to: next, timeout: {{per_try: 300ms, total: 50s}}, retry: {retry}}}
+      - {{name: all, to: next, retry: {retry}, timeout: 50s}}
+    """
+PATIENT = """\
+    telemetry: {{access_log: off}}
+    routes:
+      - {{name: all, to: "{url}", retry: {retry}, timeout: 50s}}
+    """
+EAGER = (
+    "{attempts: 3, when: [connect, reset, timeout, 5xx], backoff: 1ms..2ms, budget: {min_per_second: 100}}"
+)
+
+
+@pytest.fixture(scope="module")
+def chain(origin: Origin) -> Iterator[Ambassador]:
+    """Three ambassadors one behind another: the outermost gives attempts up, those behind it would wait for long."""
+    with contextlib.ExitStack() as stack:
+        url = origin.url
+        for body in (PATIENT, PATIENT, IMPATIENT):
+            text = body.format(url=url, retry=EAGER)
+            outermost = stack.enter_context(ambassador(text, listen=TRUSTING))
+            url = outermost.url
+        yield outermost
+
+
+TRUSTING = "{address: 127.0.0.1:0, trusted: [127.0.0.0/8]}"
+
+
+def test_client_that_resets_ends_the_attempt_of_the_third_ambassador(
+    chain: Ambassador, origin: Origin
+) -> None:
+    origin.on("/three", hang)
+    with Client(chain.url) as client:
+        client.ask("/three")
+        wait_until(lambda: bool(origin.seen["/three"]), "the attempt")
+        client.reset()
+    origin.wait_for_end("/three")
+    assert len(origin.seen["/three"]) == 1
+
+
+def test_attempt_that_took_too_long_ends_at_the_third_ambassador(chain: Ambassador, origin: Origin) -> None:
+    ended = threading.Event()
+
+    def first_hangs(wire: Wire, request: Message) -> None:
+        if len(origin.seen["/short"]) > 1:
+            return wire.send(answer(b"second"))
+        assert wire.is_ended()
+        ended.set()
+        wire.close()
+
+    origin.on("/short", first_hangs)
+    assert fetch(chain.url, "/short").body == b"second"
+    assert ended.wait(DEADLINE_S)
+    assert len(origin.seen["/short"]) == 2
+
+
+def test_loser_of_a_race_ends_at_the_third_ambassador(chain: Ambassador, origin: Origin) -> None:
+    ended = threading.Event()
+
+    def first_hangs(wire: Wire, request: Message) -> None:
+        if len(origin.seen["/hedged/slow"]) > 1:
+            return wire.send(answer(b"second"))
+        assert wire.is_ended()
+        ended.set()
+        wire.close()
+
+    origin.on("/hedged/slow", first_hangs)
+    for _ in range(2):  # which earn it
+        assert fetch(chain.url, "/hedged/quick").status == 200
+    assert fetch(chain.url, "/hedged/slow").body == b"second"
+    assert ended.wait(DEADLINE_S)
+    assert len(origin.seen["/hedged/slow"]) == 2

@@ -124,3 +124,29 @@ def test_ambassadors_one_behind_another_do_not_multiply_attempts(
 ) -> None:
     with failing(failure) as origin, a_chain(origin, depth, trusts=trusts) as proxy:
         Storm([proxy.url]).check(len(origin.seen["/x"]))
+
+
+def silent(wire: Wire, request: Message) -> None:
+    """No answer ever comes."""
+    assert wire.is_ended()
+    wire.close()
+
+
+def test_attempts_given_up_for_time_are_not_multiplied_by_those_behind() -> None:
+    """What the outermost gives up, the others must not go on with, of whose budgets it knows nothing."""
+    with contextlib.ExitStack() as stack:
+        origin = stack.enter_context(failing(silent))
+        url = origin.url
+        for _ in range(3):
+            body = f"""\
+                telemetry: {{access_log: off}}
+                routes:
+                  - name: r
+                    to: "{url}"
+                    timeout: {{per_try: 200ms, total: 1s}}
+                    retry: {{attempts: 3, when: [connect, reset, timeout, 5xx], budget: {{min_per_second: {PER_SECOND}}}}}
+                """
+            outermost = stack.enter_context(ambassador(body, listen=listener(trusts=False)))
+            url = outermost.url
+        storm = Storm([outermost.url], requests=240, clients=24)
+        assert storm.requests <= len(origin.seen["/x"]) <= storm.most(budgets=3)

@@ -50,7 +50,7 @@ async def test_second_attempt_wins(origin: Origin, mock_clock: trio.testing.Mock
         assert b"x-ambassador-attempt: 2\r\n" in head
         await second.send(SECOND)
         assert await client.answer() == (200, b"second")
-        assert await first.some() == b""
+        assert await first.is_cut()
         await finished(plane)
         assert plane.counts.attempts == ["200", "cancelled", "200"]
         assert plane.counts.retries == ["hedge"]
@@ -62,7 +62,7 @@ async def test_first_attempt_may_still_win(origin: Origin, mock_clock: trio.test
         await second.head()
         await first.send(OK)
         assert await client.answer() == (200, b"ok")
-        assert await second.some() == b""
+        assert await second.is_cut()
         await finished(plane)
         assert plane.counts.attempts == ["200", "cancelled", "200"]
 
@@ -118,8 +118,8 @@ async def test_deadline_ends_both(origin: Origin, mock_clock: trio.testing.MockC
         await second.head()
         mock_clock.jump(2.1)
         assert (await client.answer())[0] == 504
-        assert await first.some() == b""
-        assert await second.some() == b""
+        assert await first.is_cut()
+        assert await second.is_cut()
 
 
 async def test_second_attempt_has_a_try_time_of_its_own(
@@ -134,7 +134,7 @@ async def test_second_attempt_has_a_try_time_of_its_own(
         await second.head()
         mock_clock.jump(0.945)
         await until(lambda: "timeout" in plane.counts.attempts)
-        assert await first.some() == b""
+        assert await first.is_cut()
         await second.send(SECOND)
         assert await client.answer() == (200, b"second")
 
@@ -143,8 +143,8 @@ async def test_client_that_leaves_ends_both(origin: Origin, mock_clock: trio.tes
     async with hedged(origin, mock_clock) as (plane, client, first, second):
         await second.head()
         client.reset()
-        assert await first.some() == b""
-        assert await second.some() == b""
+        assert await first.is_cut()
+        assert await second.is_cut()
         await until(lambda: plane.service.connections == 0)
 
 
@@ -283,4 +283,4 @@ async def test_second_attempt_that_is_refused_leaves_the_first(
         await second.head()
         await second.send(SECOND)
         assert await client.answer() == (200, b"second")
-        assert await first.some() == b""
+        assert await first.is_cut()

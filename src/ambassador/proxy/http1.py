@@ -506,12 +506,7 @@ class ClientConnection(Wire):
     def abort(self) -> None:
         """Cut the connection so that the client cannot take what it has for a complete answer."""
         self.close_after = True
-        linger = (1).to_bytes(4, "little") + (0).to_bytes(4, "little")
-        try:
-            self.link.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        except OSError:
-            pass
-        self.link.close()
+        self.cut()
 
     async def _refuse(self, error: ProxyError) -> None:
         """Answer what could not be parsed, and close so that the answer is seen."""

@@ -7,6 +7,7 @@ else may be written: that is the back pressure.
 from __future__ import annotations
 
 import socket
+import struct
 from typing import TYPE_CHECKING, Final
 
 from ambassador.proxy.lane import HANGUP, NOT_READ, NOT_WRITE, READ
@@ -22,6 +23,8 @@ WORTH_A_VECTOR: Final = 8192
 SCRATCH_BYTES: Final = bytearray(SCRATCH_SIZE)
 SCRATCH: Final = memoryview(SCRATCH_BYTES)
 """One receive buffer for the whole worker: what is read into it is used before the next read."""
+_AT_ONCE: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER: the end of the connection does not wait for what is still to be sent; a reset takes its place."""
 
 
 class Wire:
@@ -107,3 +110,13 @@ class Wire:
         except OSError:
             return False
         return False
+
+    def cut(self) -> None:
+        """Close with a reset instead of a FIN, which would pass for the end of something whole. Unix sockets know no
+        resets: their end is seen at once.
+        """
+        try:
+            self.link.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+        except OSError:
+            pass  # it has failed already
+        self.link.close()

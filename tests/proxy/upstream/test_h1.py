@@ -33,7 +33,9 @@ class Pair:
     def __init__(self, lane: Lane) -> None:
         self.pool = Pool(lane, lambda: (), max_open=1, max_pending=0, idle_timeout_s=30.0)
         self.pool.open = 1
-        near, self.far = socket.socketpair()
+        with socket.create_server(("127.0.0.1", 0)) as listener:  # sockets of a pair know no resets
+            near = socket.create_connection(listener.getsockname())
+            self.far, _ = listener.accept()
         near.setblocking(False)
         self.connection = Http1Connection(lane.link(near), self.pool)
         self._lane = lane
@@ -145,9 +147,9 @@ async def test_bytes_after_the_answer_poison_it(pair: Pair) -> None:
 async def test_untouched_until_the_kernel_takes_a_byte(lane: Lane, pair: Pair) -> None:
     await pair.exchange(OK)
     pair.connection.release()
-    pair.far.close()
-    strand = lane.strand()
     assert pair.pool.take() is pair.connection
+    pair.connection.link.sock.shutdown(socket.SHUT_WR)  # it takes no more
+    strand = lane.strand()
     pair.connection.start(strand, head(), b"", [])
     assert pair.connection.write_failed
     assert pair.connection.untouched
@@ -170,3 +172,34 @@ async def test_closing_twice_counts_once(pair: Pair) -> None:
     pair.connection.close()
     pair.connection.close()
     assert pair.pool.open == 0
+
+
+PART = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\no"
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 103 Early\r\n\r\n", PART], ids=["none", "interim", "part"]
+)
+async def test_exchange_that_is_given_up_ends_with_a_reset(pair: Pair, lane: Lane, answer: bytes) -> None:
+    """The other side would take a FIN for the end of a request whose answer is still wanted."""
+    strand = lane.strand()
+    pair.connection.start(strand, head(), b"", [])
+    assert pair.far.recv(1000) == REQUEST
+    if answer:
+        pair.far.send(answer)
+        await until(lambda: pair.connection.link.ready & READ)
+        while pair.connection.receive():
+            pass
+    pair.connection.close()
+    await lane.finish(strand)
+    with pytest.raises(ConnectionResetError):
+        pair.far.recv(1000)
+
+
+@pytest.mark.parametrize("exchanges", [0, 1, 2])
+async def test_connection_between_two_exchanges_ends_with_a_fin(pair: Pair, exchanges: int) -> None:
+    for _ in range(exchanges):
+        await pair.exchange(OK)
+    pair.connection.close()
+    await until(lambda: pair.connection.link.sock.fileno() < 0)
+    assert pair.far.recv(1000) == b""

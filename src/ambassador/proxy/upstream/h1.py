@@ -137,10 +137,23 @@ class Http1Connection(Wire):
             self.close()
 
     def close(self) -> None:
-        """Close at once; a no-op the second time."""
-        if not self.link.closed:
+        """Close at once; a no-op the second time. An exchange that is given up ends with a reset.
+
+        After a FIN the other side may take it that its answer is still read, and go on: another proxy with all the
+        attempts that it has. A reset it cannot take for anything else.
+        """
+        if self.link.closed:
+            return
+        if self.is_waited_for:
+            self.cut()
+        else:
             self.link.close()
-            self.pool.forget()
+        self.pool.forget()
+
+    @property
+    def is_waited_for(self) -> bool:
+        """A request was begun on it, and its answer is not complete."""
+        return not (self.reader.complete or self.untouched)
 
     def _on_idle_event(self) -> None:
         """Bytes or a FIN on an idle connection: either way it carries no further request."""
