@@ -318,3 +318,17 @@ def test_endpoint_that_egress_closes_is_warned_of() -> None:
         "routes[0].to.endpoints[2]: is never connected to: egress.deny closes a.internal",
         "upstreams.u.endpoints: is never connected to: egress.deny closes 10.0.0.2",
     ]
+
+
+def test_host_that_an_egress_proxy_replaces_is_warned_of() -> None:
+    text = """
+        upstreams: {u: {endpoints: 'URL', connections: {via: 'VIA'}}}
+        routes: [{name: r, to: u, rewrite: {host: keep}}]
+        """
+    for url, via, warned in [
+        ("http://a", "http://p:3128", True),
+        ("https://a", "http://p:3128", False),
+        ("http://a", "socks5://p:1080", False),
+    ]:
+        told = warnings(text.replace("URL", url).replace("VIA", via))
+        assert ["no effect on http endpoints" in each for each in told] == [True] * warned

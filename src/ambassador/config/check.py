@@ -51,6 +51,7 @@ def warn(
         _warn_of_fallback(route, part)
         _warn_of_limits(config, route.limit, part)
         _warn_of_breaker(route.breaker, part)
+        _warn_of_host(config, route, part)
     for name, part in upstreams.items():
         _warn_of_limits(config, config.upstreams[name].limit, part)
         _warn_of_breaker(config.upstreams[name].breaker, part)
@@ -72,6 +73,22 @@ def warn(
     _warn_of_unused(config, upstreams)
     if not config.routes and document is not None:
         document.node.report("", "has no routes, so every request is answered 404", level="warning")
+
+
+def _warn_of_host(config: Config, route: Route, part: Part) -> None:
+    """A Host that an egress proxy replaces."""
+    if route.to is None or route.rewrite is None or route.rewrite.host is None:
+        return
+    upstream = config.upstreams[route.to]
+    via = upstream.connections.via
+    bare = any(endpoint.url.startswith("http://") for endpoint in upstream.endpoints)
+    if via is not None and not via.is_socks and bare:
+        node, path = part.place("rewrite")
+        node.report(
+            path,
+            "'host' has no effect on http endpoints behind an HTTP proxy, which has to put the endpoint's own there",
+            level="warning",
+        )
 
 
 def _warn_of_egress(config: Config, upstream: Upstream, part: Part) -> None:
