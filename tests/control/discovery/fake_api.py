@@ -159,6 +159,7 @@ class FakeApi:
         if is_gone and self.gone_as == "status":
             await self._fail(stream, 410, "too old resource version")
             return
+        cut = self._cut  # it may be set as soon as who watches has the head
         await stream.send_all(
             b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
@@ -166,7 +167,6 @@ class FakeApi:
             await self._send(stream, {"type": "ERROR", "object": _status(410, "too old resource version")})
             await stream.send_all(b"0\r\n\r\n")
             return
-        cut = self._cut
         async with trio.open_nursery() as nursery:
 
             async def end() -> None:
