@@ -72,6 +72,34 @@ async def test_accepting_pauses_without_descriptors(
         client.close()
 
 
+async def test_exhaustion_closes_connections_between_two_requests(
+    mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever holds all the descriptors would shut out everybody."""
+    real = socket.socket._accept  # type: ignore[attr-defined]
+
+    def exhausted(sock: socket.socket) -> object:
+        raise OSError(errno.EMFILE, "exhausted")
+
+    async with a_plane(ANSWERED_HERE) as plane:
+        idle, busy = await plane.connect(), await plane.connect()
+        await until(lambda: plane.service.connections == 2)
+        await busy.send(b"GET / HTTP/1.1\r\n")  # it is inside a request
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        monkeypatch.setattr(socket.socket, "_accept", exhausted)
+        late = await plane.connect()
+        assert await idle.rest() == b""
+        await until(lambda: plane.service.connections == 1)
+        monkeypatch.setattr(socket.socket, "_accept", real)
+        mock_clock.jump(0.2)
+        await late.send(GET)
+        assert await late.answer() == (200, b"hi")
+        await busy.send(b"host: a\r\n\r\n")
+        assert await busy.answer() == (200, b"hi")
+        for client in (idle, busy, late):
+            client.close()
+
+
 @pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EPROTO])
 async def test_client_that_left_the_queue_is_passed_over(
     monkeypatch: pytest.MonkeyPatch, number: int

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -138,6 +142,24 @@ def test_memory_of_the_control_group_or_the_machine(
 def test_descriptors_of_this_process() -> None:
     assert 0.0 <= descriptors_in_use(3) < 0.5
     assert 0.0 < descriptors_in_use(10**9) < 0.5  # counted
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_descriptors_are_all_in_use_where_none_is_left_to_count_them(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def exhausted(path: str) -> list[str]:
+        raise OSError(number, "exhausted", path)
+
+    monkeypatch.setattr(os, "stat", lambda path: SimpleNamespace(st_size=0))
+    monkeypatch.setattr(os, "listdir", exhausted)
+    assert descriptors_in_use(10**9) == 1.0
+
+
+def test_descriptors_are_counted_by_the_kernel_where_it_does_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr(os, "stat", lambda path: SimpleNamespace(st_size=limit // 2))
+    assert descriptors_in_use(limit) == pytest.approx(0.5, abs=0.01)
 
 
 async def test_monitor_measures_the_lane(autojump_clock: trio.testing.MockClock) -> None:

@@ -263,7 +263,11 @@ class Attempt:
             return False
         if not self._exchange.transfer.replayable:
             return False  # some of the body is gone
-        return connection.untouched or request.method in IDEMPOTENT or b"idempotency-key" in request.special
+        if connection.untouched:
+            return True
+        if request.keeper is not None:
+            return False  # it is to be carried out once, and perhaps it was
+        return request.method in IDEMPOTENT or b"idempotency-key" in request.special
 
     # Beside another
 

@@ -195,13 +195,15 @@ class ClientConnection(Wire):
             await self.strand.pause()
         return False
 
-    def end_if_idle(self) -> None:
-        """Close a connection that is between two requests: the strand then meets an end of input."""
-        if self.idle and not self.link.ready & READ:
-            try:
-                self.link.sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+    def end_if_idle(self) -> bool:
+        """Close a connection that is between two requests: the strand then meets an end of input. Whether it is."""
+        if not self.idle or self.link.ready & READ:
+            return False
+        try:
+            self.link.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        return True
 
     def gone(self, request: Request) -> int:
         """The flags of `link` that mean that the client has left the request. A FIN inside it is met by who reads its

@@ -1,7 +1,8 @@
 """Accepting connections: one `Listener` for each address of the config, fed by the sockets of one or more slots.
 
 Accepting happens in the lane, at most 64 a turn; each connection becomes a strand of the listener's nursery. Out of
-descriptors or memory, accepting pauses for 100 ms instead of spinning on a level-triggered socket.
+descriptors or memory, accepting pauses instead of spinning on a level-triggered socket, and some connections that are
+between two requests make room: else whoever holds enough of them would shut out everybody, health checks included.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ _LOG = logging.getLogger(__name__)
 
 _ACCEPTS_PER_TURN: Final = 64
 _PAUSE_S: Final = 0.1
+_MAKE_ROOM: Final = 32
+"""Idle connections that are closed when there is no descriptor for another one (as nginx does)."""
 _TOLD_EVERY_S: Final = 1.0
 """Of handshakes that fail, one is told of so often: anybody can make as many as they like."""
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
@@ -181,6 +184,7 @@ class Listener(Timer):
                 if error.errno in _PASSING:
                     continue
                 if error.errno in _EXHAUSTED:
+                    self._make_room()
                     self._pause()
                     return False
                 if error.errno == errno.EINVAL:  # another process has ended the listening of a TCP socket
@@ -251,6 +255,14 @@ class Listener(Timer):
         except OSError:
             pass
         sock.close()
+
+    def _make_room(self) -> None:
+        """Close some that are between two requests."""
+        left = _MAKE_ROOM
+        for client in self._clients:
+            left -= client.end_if_idle()
+            if not left:
+                return
 
     def _pause(self) -> None:
         lane = self.service.lane

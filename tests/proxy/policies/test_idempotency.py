@@ -358,6 +358,23 @@ async def test_what_may_have_been_done_is_not_done_again(origin: Origin) -> None
         client.close()
 
 
+@pytest.mark.parametrize("method", [b"POST", b"PUT"])
+async def test_order_that_an_idle_connection_took_before_its_end_is_not_sent_again(
+    origin: Origin, method: bytes
+) -> None:
+    async with a_world(origin) as world:
+        client = await world.client()
+        await client.send(post("first"))
+        talk = await carried_out(origin)
+        await client.answer()
+        await client.send(post("second").replace(b"POST", method))
+        await talk.head()
+        assert await talk.exactly(3) == b"pay"
+        talk.close()
+        assert (await problem(client))[:2] == (502, "upstream_reset")
+        client.close()
+
+
 async def test_answer_that_is_too_long_is_only_known(origin: Origin) -> None:
     async with a_world(origin, idempotency="{max: 10B}") as world:
         client = await world.client()
