@@ -182,3 +182,18 @@ async def test_fetch_url_takes_nothing_else(answer: bytes) -> None:
 async def test_fetch_url_tells_of_authorities_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(CallFailed, match=r"ca\.pem"):
         await fetch_url("https://127.0.0.1:1/", str(tmp_path / "ca.pem"))
+
+
+@pytest.mark.parametrize("kind", ["[]", "{}", '["RSA"]', "1"])
+async def test_a_key_of_an_odd_type_ends_nothing(autojump_clock: trio.testing.MockClock, kind: str) -> None:
+    server = Server()
+    async with fed(server) as key_sets:
+        key_set = key_sets.get(URL)
+        await trio.sleep(1)
+        server.document = b'{"keys": [{"kty": %b, "kid": "q"}]}' % kind.encode()
+        await trio.sleep(FRESH_S * EARLY)
+        assert key_set.problem == "has no key that verifies signatures"
+        assert [key.key_id for key in key_set.keys] == ["ec-1"]
+        server.document = jwks("rsa")
+        await trio.sleep(FRESH_S)
+        assert [key.key_id for key in key_set.keys] == ["rsa-1"]

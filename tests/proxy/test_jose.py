@@ -290,3 +290,32 @@ def test_header_members_that_name_a_key_are_not_looked_at() -> None:
         text = jose.sign({}, pem(thief), algorithm="RS256", headers={"kid": "1", **member})
         read = jose.read_token(text.encode())
         assert not any(key.has_signed(read) for key in key_set(jwk("RS256", kid="1")))
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+_WORDS = st.sampled_from(
+    ["RSA", "EC", "OKP", "oct", "P-256", "Ed25519", "sig", "verify", "ES256", "AQAB", "A" * 43]
+)
+_ODD_KEYS = st.dictionaries(
+    st.sampled_from(["kty", "kid", "use", "key_ops", "alg", "n", "e", "crv", "x", "y", "d"]),
+    _WORDS | st.lists(_WORDS, max_size=2) | _JSON,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(_ODD_KEYS | _JSON, max_size=4))
+def test_read_keys_survives_any_set(keys: list[Any]) -> None:
+    try:
+        found = jose.read_keys(json.dumps({"keys": keys}).encode())
+    except jose.BadKey:
+        return
+    assert all(isinstance(key, jose.PublicKey) for key in found)
+
+
+@pytest.mark.parametrize("kind", [["RSA"], {"RSA": 1}, None, 1, True])
+def test_read_keys_leaves_out_a_key_whose_type_is_no_word(kind: Any) -> None:
+    assert len(key_set(jwk("ES256", kty=kind), jwk("ES256"))) == 1

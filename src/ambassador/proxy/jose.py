@@ -268,14 +268,18 @@ def read_keys(document: bytes) -> tuple[PublicKey, ...]:
         raise BadKey("has no list 'keys'")
     if len(keys) > MOST_KEYS:
         raise BadKey(f"has more than {MOST_KEYS} keys")
-    found = (_public_key(each) for each in keys if isinstance(each, dict))
+    try:
+        found = [_public_key(each) for each in keys if isinstance(each, dict)]
+    except Exception:  # noqa: BLE001 - somebody else's document: nothing in it may end the worker that reads it
+        raise BadKey("holds what cannot be understood") from None
     return tuple(key for key in found if key is not None)
 
 
 def _public_key(jwk: Members) -> PublicKey | None:
     kind, key_id, uses = jwk.get("kty"), jwk.get("kid"), jwk.get("key_ops")
     if (
-        kind not in _PUBLIC_MEMBERS
+        not isinstance(kind, str)
+        or kind not in _PUBLIC_MEMBERS
         or jwk.get("use", "sig") != "sig"
         or not (uses is None or (isinstance(uses, list) and "verify" in uses))
         or not (key_id is None or (isinstance(key_id, str) and len(key_id) <= _LONGEST_NAME))
