@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,11 @@ def test_secret_is_read_where_it_is_kept(tmp_path: Path, monkeypatch: pytest.Mon
             read_secret(bad)
 
 
-def test_device_without_end_is_not_read_to_it() -> None:
-    with pytest.raises(SecretError):
-        read_secret("file:/dev/zero")
+def test_device_and_pipe_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/zero", tmp_path / "pipe"):
+        with pytest.raises(SecretError):
+            read_secret(f"file:{path}")
 
 
 class Kept:

@@ -82,8 +82,8 @@ Around it
   `settings.py` has the vocabulary.
 
 Import rules, which `tox -e lint` checks
-- cli > control > config > proxy > state > observe > settings, messages, errors, printable, secret, extras: never
-  upwards.
+- cli > control > config > proxy > state > observe > settings, messages, errors, printable, secret, extras > files:
+  never upwards.
 - Within the data plane only `proxy/lane.py` imports trio. A policy imports no other policy.
 - Each third-party library has one door: httptools in `proxy/http1_parser.py`, h11 in `control/admin/http.py`,
   httpcore in `control/http_client.py`, PyYAML in `config/`, dnspython in `control/discovery/`, re2 in

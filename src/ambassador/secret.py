@@ -15,12 +15,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 from weakref import WeakValueDictionary
 
+from ambassador.files import UnfitFile, read_regular
+
 MOST_BYTES: Final = 1024 * 1024
-"""Of one secret. A key of 16384 bits takes 13 KiB; a device that never ends must not fill the memory."""
+"""Of one secret. A key of 16384 bits takes 13 KiB; more is no secret."""
 
 
 class SecretError(Exception):
@@ -30,24 +31,16 @@ class SecretError(Exception):
 def read_secret(reference: str) -> str:
     """What `env:NAME` or `file:/path` holds now, without white space around it.
 
-    Raises `SecretError` when there is nothing, or more than `MOST_BYTES`.
+    Raises `SecretError` when there is nothing, more than `MOST_BYTES`, or no regular file.
     """
     kind, _, where = reference.partition(":")
     try:
-        value = os.environ[where] if kind == "env" else _read(Path(where))
-    except (KeyError, OSError, ValueError):
+        value = os.environ[where] if kind == "env" else read_regular(where, MOST_BYTES).decode()
+    except (KeyError, ValueError, UnfitFile):
         raise SecretError(f"{reference}: cannot be read") from None
     if not value.strip():
         raise SecretError(f"{reference}: is empty")
     return value.strip()
-
-
-def _read(path: Path) -> str:
-    with path.open("rb") as file:
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise ValueError("too long")
-    return data.decode("utf-8")
 
 
 class Secret:

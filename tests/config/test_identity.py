@@ -131,6 +131,8 @@ def test_the_same_key_of_two_clients_is_told_without_the_key(monkeypatch: pytest
         ("{a: {api_key: 'env:ID_GONE'}}", "the variable 'ID_GONE' is not set here"),
         ("{a: {basic: {user: u, password: 'env:ID_GONE'}}}", "the variable 'ID_GONE' is not set here"),
         ("{a: {jwt: {issuer: i, audience: b, jwks: /nowhere/jwks}}}", "'/nowhere/jwks' cannot be read here"),
+        ("{a: {jwt: {issuer: i, audience: b, jwks: /dev/zero}}}", "'/dev/zero' is not a file"),
+        ("{a: {jwt: {issuer: i, audience: b, jwks: /proc/self/status}}}", "is no JSON object"),
         ("{a: {jwt: {issuer: i, jwks: 'https://id.test'}}}", "takes every token of the issuer"),
         ("{a: {mtls: {san: [a.test]}}}", "no listener verifies clients' certificates"),
     ],

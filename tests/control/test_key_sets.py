@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -133,7 +134,7 @@ async def test_a_file_is_read_again_when_it_changes(
     async with fed(Server()) as key_sets:
         key_set = key_sets.get(f"file:{file}")
         await trio.sleep(0.5)
-        assert key_set.problem == "No such file or directory"
+        assert key_set.problem == "cannot be read: No such file or directory"
         file.write_bytes(jwks("ec"))
         await trio.sleep(1.1)
         assert [key.key_id for key in key_set.keys] == ["ec-1"]
@@ -143,6 +144,21 @@ async def test_a_file_is_read_again_when_it_changes(
         file.unlink()
         await trio.sleep(1.1)
         assert [key.key_id for key in key_set.keys] == ["rsa-1"]
+
+
+async def test_a_pipe_in_place_of_a_file_is_not_waited_for(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    file = tmp_path / "jwks.json"
+    file.write_bytes(jwks("ec"))
+    async with fed(Server()) as key_sets:
+        key_set = key_sets.get(f"file:{file}")
+        await trio.sleep(0.5)
+        file.unlink()
+        os.mkfifo(file)
+        await trio.sleep(1.1)
+        assert key_set.problem == "is not a file"
+        assert [key.key_id for key in key_set.keys] == ["ec-1"]
 
 
 async def test_a_set_that_is_retired_is_fed_no_more(autojump_clock: trio.testing.MockClock) -> None:

@@ -16,6 +16,8 @@ from ambassador.config.identity import secret_values
 from ambassador.config.read import Items, Part
 from ambassador.config.schema import Client, Config, Match, Route, Upstream
 from ambassador.config.units import format_duration, format_rate
+from ambassador.files import UnfitFile, read_regular
+from ambassador.proxy import jose
 from ambassador.proxy.content import CONTENT
 from ambassador.proxy.egress import Egress
 from ambassador.proxy.methods import IDEMPOTENT
@@ -355,9 +357,10 @@ def _warn_of_client(config: Config, client: Client, part: Part) -> None:
                 level="warning",
             )
         file = client.jwt.jwks.removeprefix("file:")
-        if file != client.jwt.jwks and not os.access(file, os.R_OK):
+        problem = None if file == client.jwt.jwks else _problem_of_keys(file)
+        if problem is not None:
             node, path = tokens.place("jwks")
-            node.report(path, f"'{file}' cannot be read here", level="warning")
+            node.report(path, f"'{file}' {problem}", level="warning")
     if client.mtls is not None and all(
         listener.tls is None or listener.tls.client_ca is None for listener in config.listeners
     ):
@@ -367,6 +370,16 @@ def _warn_of_client(config: Config, client: Client, part: Part) -> None:
             "proves nothing: no listener verifies clients' certificates ('tls.client_ca')",
             level="warning",
         )
+
+
+def _problem_of_keys(file: str) -> str | None:
+    if not os.access(file, os.R_OK):
+        return "cannot be read here"
+    try:
+        jose.read_keys(read_regular(file, jose.MOST_SET_BYTES))
+    except (UnfitFile, jose.BadKey) as error:
+        return str(error)
+    return None
 
 
 def _warn_of_headers(config: Config, route: Route, part: Part) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from ambassador.config.schema import Config
+from ambassador.files import UnfitFile, read_regular
 from ambassador.messages import Request
 from ambassador.proxy import jose
 from ambassador.proxy.clients.key_sets import KeySets
@@ -61,8 +61,10 @@ def identifier(config: Config, wall_s: Callable[[], float] = time.time) -> Calla
     for key_set in key_sets:
         if key_set.source.startswith("file:"):
             try:
-                key_set.feed(jose.read_keys(Path(key_set.source.removeprefix("file:")).read_bytes()))
-            except (OSError, jose.BadKey) as error:
+                key_set.feed(
+                    jose.read_keys(read_regular(key_set.source.removeprefix("file:"), jose.MOST_SET_BYTES))
+                )
+            except (UnfitFile, jose.BadKey) as error:
                 key_set.fail(str(error))
 
     def identify(request: Request) -> str:

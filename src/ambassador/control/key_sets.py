@@ -12,13 +12,13 @@ import logging
 import random
 import ssl
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Final, TypeAlias
 
 import trio
 
 from ambassador.control.backoff import retry_s
 from ambassador.control.http_client import CallFailed, get
+from ambassador.files import UnfitFile, read_regular
 from ambassador.proxy.clients.key_sets import EARLY, FRESH_S, KeySet, KeySets
 from ambassador.proxy.egress import Egress
 from ambassador.proxy.jose import MOST_SET_BYTES, BadKey, PublicKey, read_keys
@@ -81,7 +81,7 @@ class _Feeder:
             else:
                 key_set.feed(await trio.to_thread.run_sync(_keys_of, document))
                 self._document = document
-        except (CallFailed, BadKey, OSError) as error:
+        except (CallFailed, BadKey, UnfitFile) as error:
             self._failed(error)
         else:
             self._failures = 0
@@ -89,12 +89,12 @@ class _Feeder:
     async def _read(self) -> bytes:
         source = self._key_set.source
         if source.startswith("file:"):
-            return await trio.to_thread.run_sync(_read_file, source.removeprefix("file:"))
+            return await trio.to_thread.run_sync(read_regular, source.removeprefix("file:"), MOST_SET_BYTES)
         return await self._fetch(source, self._key_set.ca)
 
     def _failed(self, error: Exception) -> None:
         self._failures += 1
-        problem = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        problem = str(error)
         if problem != self._key_set.problem:
             kept = ", the keys at hand are used" if self._key_set.keys else ""
             self._log.warning("jwks %s: %s%s", self._key_set.source, problem, kept)
@@ -106,11 +106,6 @@ def _keys_of(document: bytes) -> tuple[PublicKey, ...]:
     if not keys:
         raise BadKey("has no key that verifies signatures")
     return keys
-
-
-def _read_file(path: str) -> bytes:
-    with Path(path).open("rb") as file:
-        return file.read(MOST_SET_BYTES + 1)
 
 
 async def fetch_url(url: str, ca: str | None, egress: Egress | None = None) -> bytes:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
+from ambassador.files import UnfitFile, read_regular
 from ambassador.proxy.certificate import Certificate, certificates, is_encrypted, is_key
 from ambassador.settings import Section
 
@@ -174,16 +174,9 @@ def named_files(config: ServerConfig | ClientConfig) -> Iterator[tuple[str, str]
 def read_file(label: str, path: str) -> Content:
     """A file of the config. It may block. Raises `FileError`."""
     try:
-        # A pipe would keep its reader waiting for ever.
-        if not Path(path).is_file() and Path(path).exists():
-            raise FileError(label, path, "is not a file")
-        with open(path, "rb") as file:
-            data = file.read(LARGEST_FILE + 1)
-    except OSError as error:
-        raise FileError(label, path, f"cannot be read: {error.strerror}") from None
-    if len(data) > LARGEST_FILE:
-        raise FileError(label, path, f"is larger than {LARGEST_FILE // 2**20} MiB")
-    return Content(label=label, path=path, data=data)
+        return Content(label=label, path=path, data=read_regular(path, LARGEST_FILE))
+    except UnfitFile as error:
+        raise FileError(label, path, str(error)) from None
 
 
 def read_certificates(content: Content) -> list[Certificate]:
