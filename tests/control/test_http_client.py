@@ -181,9 +181,9 @@ async def read_lines(place: Place, *, timeout_s: float = 20, idle_s: float = 20,
 @pytest.mark.parametrize(
     ("parts", "why"),
     [
-        ([], "disconnected"),
-        ([b"SMTP ready\r\n\r\n"], "illegal status line"),
-        ([CHUNKED, b"5\r\nabc"], "peer closed connection"),
+        ([], "closed without an answer"),
+        ([b"SMTP ready\r\n\r\n"], r"not HTTP/1\.1"),
+        ([CHUNKED, b"5\r\nabc"], r"not a whole answer of HTTP/1\.1"),
         ([CHUNKED, b"50\r\n" + b"x" * 80], "longer than 50 bytes"),
     ],
 )
@@ -191,6 +191,33 @@ async def test_get_fails_where_no_whole_answer_comes(parts: list[bytes], why: st
     async with server(saying(*parts)) as place:
         with pytest.raises(CallFailed, match=why):
             await read_lines(place)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [b'{"access_token":"CANARY"}\r\n\r\n'],
+        [b"HTTP/1.1 200 OK\r\nCANARY\r\n\r\n"],
+        [b"HTTP/1.1 200 OK\r\ncontent-length: CANARY\r\n\r\n"],
+        [b"HTTP/1.1 200 OK\r\ntransfer-encoding: CANARY\r\n\r\n"],
+        [b"HTTP/1.1 CANARY OK\r\n\r\n"],
+        [CHUNKED, b"CANARY\r\n\r\n"],
+    ],
+)
+async def test_call_that_is_not_answered_in_http_does_not_quote_what_came(parts: list[bytes]) -> None:
+    async with server(saying(*parts)) as place:
+        for why in (read_lines, _post):
+            with pytest.raises(CallFailed, match="not .*HTTP") as failed:
+                await why(place)
+            assert "CANARY" not in str(failed.value)
+        with pytest.raises(CallFailed) as failed:
+            await ask(place)
+            raise CallFailed
+        assert "CANARY" not in str(failed.value)
+
+
+async def _post(place: Place) -> None:
+    await post(f"http://{place}", "/", [], b"", timeout_s=20, limit=1000)
 
 
 async def test_get_fails_where_a_body_is_larger_than_its_limit() -> None:

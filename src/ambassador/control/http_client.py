@@ -280,6 +280,8 @@ class Incoming:
     async def _part(self) -> bytes | None:
         try:
             return await anext(self._parts, None)
+        except httpcore.ProtocolError as error:
+            raise CallFailed("what came is not a whole answer of HTTP/1.1") from error
         except _FAILURES as error:
             raise CallFailed(_reason(error)) from error
 
@@ -422,6 +424,11 @@ def _authority(url: httpcore.URL) -> bytes:
     return host if url.port is None else b"%b:%d" % (host, url.port)
 
 
+def _is_silence(error: httpcore.ProtocolError) -> bool:
+    """Whether nothing came at all: of that httpcore tells in words of its own, of the rest in those of h11."""
+    return error.__cause__ is None
+
+
 def _tls_reason(error: BaseException) -> str | None:
     """What TLS says, if it is what failed."""
     cause: BaseException | None = error
@@ -433,7 +440,12 @@ def _tls_reason(error: BaseException) -> str | None:
 
 
 def _reason(error: BaseException) -> str:
-    """The text of the error, or of what caused it: libraries wrap errors in others that say nothing."""
+    """The text of the error, or of what caused it: libraries wrap errors in others that say nothing.
+
+    Not of an error of the protocol, whose text quotes what came: that may be a token.
+    """
+    if isinstance(error, httpcore.ProtocolError):
+        return "the connection was closed without an answer" if _is_silence(error) else "what came is not HTTP/1.1"
     cause: BaseException | None = error
     while cause is not None:
         # What raced for several addresses says less than what each of them said.
