@@ -24,6 +24,7 @@ from ambassador.proxy.tokens.answer import (
     Granted,
 )
 from ambassador.proxy.tokens.request import Question
+from tests.control.test_http_client import Names
 
 Serve = Callable[[trio.abc.Stream], Awaitable[None]]
 GRANT = b'{"access_token":"t","token_type":"Bearer","expires_in":60}'
@@ -64,8 +65,10 @@ async def service(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncItera
         nursery.cancel_scope.cancel()
 
 
-async def ask(url: str, *, ca: str | None = None, timeout_s: float = 20.0) -> Granted | Failure:
-    question = Question(url, ((b"x-a", b"b"),), b"grant_type=x", ca, timeout_s)
+async def ask(
+    url: str, *, ca: str | None = None, timeout_s: float = 20.0, only_loopback: bool = False
+) -> Granted | Failure:
+    question = Question(url, ((b"x-a", b"b"),), b"grant_type=x", ca, timeout_s, only_loopback)
     answers: list[Granted | Failure] = []
     async with trio.open_nursery() as nursery:
         TokenServices("test/1", nursery).ask(question, answers.append)
@@ -166,3 +169,17 @@ async def test_only_so_many_are_asked_at_once() -> None:
             services.ask(Question(url, (), b"grant_type=x", None, 20.0), answers.append)
     assert answers == [Granted("t", 60.0)] * 2 * MOST_AT_ONCE
     assert most == MOST_AT_ONCE
+
+
+async def test_question_in_plaintext_is_for_this_host_alone() -> None:
+    seen: list[bytes] = []
+    async with service(saying(http(), seen)) as url:
+        earlier = trio.socket.set_custom_hostname_resolver(Names("192.0.2.1"))
+        try:
+            found = await ask(url.replace("127.0.0.1", "localhost"), only_loopback=True)
+        finally:
+            trio.socket.set_custom_hostname_resolver(earlier)
+        assert isinstance(found, Failure)
+        assert found.result == CONNECT
+        assert isinstance(await ask(url, only_loopback=True), Granted)
+    assert len(seen) == 1

@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from ambassador.errors import ConnectFailed
 from ambassador.proxy.egress import Egress
+from ambassador.proxy.upstream.endpoint import is_loopback
 from ambassador.proxy.upstream.greeting import Greeting
 
 Header: TypeAlias = tuple[bytes, bytes]
@@ -74,16 +75,23 @@ class _Network(httpcore.TrioBackend):
     handshake that is cancelled open.
     """
 
-    def __init__(self, greeting: Greeting | None = None, egress: Egress | None = None) -> None:
+    def __init__(
+        self, greeting: Greeting | None = None, egress: Egress | None = None, *, only_loopback: bool = False
+    ) -> None:
         self._opened: list[httpcore.AsyncNetworkStream] = []
         self._greeting = greeting
         self._egress = egress
+        self._only_loopback = only_loopback
 
     async def connect_tcp(
         self, host: str, port: int, *args: Any, **options: Any
     ) -> httpcore.AsyncNetworkStream:
         """As the library's, where egress lets it be, and led on if there is a greeting. Raises `ConnectFailed` too."""
-        addresses = [host] if self._egress is None else await _permitted(self._egress, host, port)
+        addresses = [host]
+        if self._egress is not None or self._only_loopback:
+            addresses = await _permitted(
+                self._egress or Egress(), host, port, only_loopback=self._only_loopback
+            )
         for address in addresses[:-1]:
             with contextlib.suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
                 stream = await super().connect_tcp(address, port, **options | {"timeout": _NEXT_AFTER_S})
@@ -106,8 +114,11 @@ class _Network(httpcore.TrioBackend):
             stream.get_extra_info("socket").close()
 
 
-async def _permitted(egress: Egress, host: str, port: int) -> list[str]:
-    """The addresses of a host that egress lets be dialled: these are dialled, so nothing is resolved again."""
+async def _permitted(egress: Egress, host: str, port: int, *, only_loopback: bool) -> list[str]:
+    """The addresses of a host that egress lets be dialled: these are dialled, so nothing is resolved again.
+
+    `only_loopback`: those beyond this host are not for what is sent in plain text, whatever the host is called.
+    """
     refusal = egress.of_endpoint(host, written=True)
     try:
         found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -117,6 +128,10 @@ async def _permitted(egress: Egress, host: str, port: int) -> list[str]:
     permitted = [address for address in addresses if refusal(address) is None]
     if not permitted:
         raise httpcore.ConnectError(f"egress: {refusal(addresses[0])}")
+    if only_loopback:
+        permitted = [address for address in permitted if is_loopback(address)]
+        if not permitted:
+            raise httpcore.ConnectError(f"{host} is not on this host, and the URL is plaintext HTTP")
     return permitted
 
 
@@ -306,16 +321,27 @@ async def get(
     timeout_s: float,
     idle_s: float,
     egress: Egress | None = None,
+    only_loopback: bool = False,
 ) -> AsyncIterator[Incoming]:
     """GET `target` (path and query) from `http://host:port` or `https://host:port`; its body is read in the context.
 
     `headers` need no Host. `tls`: whom to trust, and as whom; None: the system's authorities. `egress`: what judges the
-    addresses of the host; None: nothing does. The answer's head comes within `timeout_s` seconds; its body may take for
+    addresses of the host; None: nothing does. `only_loopback`: no others are dialled.
+    The answer's head comes within `timeout_s` seconds; its body may take for
     ever, but ends when nothing comes for `idle_s`. Leaving the context closes the connection. Redirects are answers
     like others. Raises `CallFailed`, inside of the context too.
     """
     async with _call(
-        "GET", origin, target, headers, b"", tls=tls, timeout_s=timeout_s, idle_s=idle_s, egress=egress
+        "GET",
+        origin,
+        target,
+        headers,
+        b"",
+        tls=tls,
+        timeout_s=timeout_s,
+        idle_s=idle_s,
+        egress=egress,
+        only_loopback=only_loopback,
     ) as incoming:
         yield incoming
 
@@ -342,11 +368,12 @@ async def post(
     timeout_s: float,
     limit: int,
     egress: Egress | None = None,
+    only_loopback: bool = False,
 ) -> Answer:
     """POST `content` to `target` (path and query) of `http://host:port` or `https://host:port`.
 
-    `headers` need neither Host nor a length; `tls` and `egress` as for `get`. `timeout_s` seconds bound all of it,
-    connecting and the body too; of the body no more than `limit` bytes are taken. Redirects are answers like others.
+    `headers` need neither Host nor a length; `tls`, `egress` and `only_loopback` as for `get`. `timeout_s`
+    seconds bound all of it, connecting and the body too; of the body no more than `limit` bytes are taken. Redirects are answers like others.
     Raises `CallFailed`, and of its kind `TooSlow`.
     """
     try:
@@ -361,6 +388,7 @@ async def post(
                 timeout_s=timeout_s,
                 idle_s=timeout_s,
                 egress=egress,
+                only_loopback=only_loopback,
             ) as incoming:
                 return Answer(incoming.status, incoming.headers, await incoming.body(limit))
     except trio.TooSlowError:
@@ -379,11 +407,12 @@ async def _call(
     timeout_s: float,
     idle_s: float,
     egress: Egress | None,
+    only_loopback: bool,
 ) -> AsyncIterator[Incoming]:
     url = httpcore.URL(origin)
     if url.scheme == b"https" and tls is None:
         tls = ssl.create_default_context()
-    network = _Network(egress=egress)
+    network = _Network(egress=egress, only_loopback=only_loopback)
     connection = httpcore.AsyncHTTPConnection(
         url.origin,
         ssl_context=tls,
@@ -445,7 +474,11 @@ def _reason(error: BaseException) -> str:
     Not of an error of the protocol, whose text quotes what came: that may be a token.
     """
     if isinstance(error, httpcore.ProtocolError):
-        return "the connection was closed without an answer" if _is_silence(error) else "what came is not HTTP/1.1"
+        return (
+            "the connection was closed without an answer"
+            if _is_silence(error)
+            else "what came is not HTTP/1.1"
+        )
     cause: BaseException | None = error
     while cause is not None:
         # What raced for several addresses says less than what each of them said.

@@ -130,6 +130,7 @@ async def fetch_url(url: str, ca: str | None, egress: Egress | None = None) -> b
             timeout_s=_TIMEOUT_S,
             idle_s=_TIMEOUT_S,
             egress=egress,
+            only_loopback=scheme == "http",  # who stands between could put keys of their own there
         ) as incoming:
             if incoming.status != 200:
                 raise CallFailed(f"was answered with status {incoming.status}")

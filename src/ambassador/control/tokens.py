@@ -72,6 +72,7 @@ class TokenServices:
                 timeout_s=question.timeout_s,
                 limit=MOST_BYTES,
                 egress=self._egress(),
+                only_loopback=question.only_loopback,
             )
         except TooSlow as error:
             return Failure(TIMEOUT, str(error))

@@ -27,14 +27,15 @@ def conflicts(**settings: Any) -> list[tuple[str | None, str]]:
         "http://127.0.0.1:8080/t",
         "http://[::1]/t",
         "http://localhost/t",
-        "http://a.localhost:1/t",
     ],
 )
 def test_token_url_is_over_tls_or_on_this_host(url: str) -> None:
     assert not conflicts(token_url=url)
 
 
-@pytest.mark.parametrize("url", ["http://id.test/t", "http://10.0.0.1/t", "http://localhost.test/t"])
+@pytest.mark.parametrize(
+    "url", ["http://id.test/t", "http://10.0.0.1/t", "http://localhost.test/t", "http://a.localhost/t"]
+)
 def test_token_url_beyond_this_host_in_plaintext_must_be_wanted(url: str) -> None:
     assert [key for key, _ in conflicts(token_url=url)] == ["token_url"]
     assert not conflicts(token_url=url, allow_plaintext=True)
@@ -116,3 +117,18 @@ def test_config_that_cannot_be_is_refused(oauth2: str, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_text(config(oauth2))
     assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "only"),
+    [
+        ({"token_url": "http://localhost/t"}, True),
+        ({"token_url": "http://localhost/t", "allow_plaintext": True}, False),
+        ({"token_url": URL}, False),
+    ],
+)
+def test_question_in_plaintext_is_for_this_host_unless_more_is_wanted(
+    settings: dict[str, Any], *, only: bool
+) -> None:
+    asker = TokenService(**settings).asker(Secrets())
+    assert asker.question([], wall_s=0.0, nonce="n").only_loopback is only

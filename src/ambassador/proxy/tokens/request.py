@@ -36,13 +36,16 @@ ID_CHARACTERS: Final = 32
 
 
 class Question(msgspec.Struct, frozen=True):
-    """One POST. `ca` is the file of the authorities that are trusted, None: the system's."""
+    """One POST. `ca` is the file of the authorities that are trusted, None: the system's. `only_loopback`: it is for
+    this host alone, since it goes in plain text.
+    """
 
     url: str
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
     ca: str | None
     timeout_s: float
+    only_loopback: bool = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} for {self.url}>"
@@ -67,6 +70,8 @@ class Asker(msgspec.Struct, frozen=True, kw_only=True):
     """Whom a signed question is for; None: the URL."""
     ca: str | None = None
     timeout_s: float = 10.0
+    only_loopback: bool = False
+    """No address beyond loopback is asked: that would be in plain text."""
 
     def question(self, form: Sequence[tuple[str, str]], *, wall_s: float, nonce: str) -> Question:
         """The question that `form` is. `nonce` is random and not used again, `wall_s` the time of day.
@@ -97,7 +102,8 @@ class Asker(msgspec.Struct, frozen=True, kw_only=True):
             raise Unaskable(str(error)) from None
         except jose.BadKey as error:
             raise Unaskable(f"private_key {error}") from None
-        return Question(self.url, tuple(headers), urlencode(fields).encode(), self.ca, self.timeout_s)
+        body = urlencode(fields).encode()
+        return Question(self.url, tuple(headers), body, self.ca, self.timeout_s, self.only_loopback)
 
     def _assertion(self, key: str, wall_s: float, nonce: str) -> str:
         claims = {

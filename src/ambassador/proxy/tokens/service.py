@@ -73,11 +73,11 @@ class TokenService(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     allow_plaintext: bool = False
     """Whether `token_url` may be plaintext HTTP to another host than this one: whoever is on the way sees secrets and
-    tokens."""
+    tokens. Without it only loopback addresses are asked over plaintext HTTP, of `localhost` too."""
 
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
         """Secrets for everybody to see, two of them, and names that do not go together."""
-        if self.token_url.startswith("http://") and not self.allow_plaintext and not _is_here(self.token_url):
+        if self._is_plaintext and not self.allow_plaintext and not _is_here(self.token_url):
             yield (
                 "token_url",
                 "is plaintext HTTP to another host; 'allow_plaintext: true' beside it lets secrets go there",
@@ -104,6 +104,7 @@ class TokenService(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             audience=self.assertion_audience,
             ca=self.ca,
             timeout_s=self.timeout,
+            only_loopback=self._is_plaintext and not self.allow_plaintext,
         )
 
     def common(self) -> list[tuple[str, str]]:
@@ -114,6 +115,10 @@ class TokenService(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if self.audience is not None:
             form.append(("audience", self.audience))
         return [*form, *self.params.items()]
+
+    @property
+    def _is_plaintext(self) -> bool:
+        return self.token_url.startswith("http://")
 
     @property
     def place(self) -> str:
@@ -130,6 +135,7 @@ RESERVED = frozenset(
 
 
 def _is_here(url: str) -> bool:
+    """Whether it looks like this host. Where `localhost` leads is seen when it is dialled."""
     match = re.match(r"http://(?:\[([^\]]*)\]|([^:/?]*))", url)
     host = "" if match is None else match[1] or match[2]
-    return host == "localhost" or host.endswith(".localhost") or is_loopback(host)
+    return host == "localhost" or is_loopback(host)
