@@ -42,5 +42,17 @@ def test_breakers_are_listed(service: FakeService, capsys: pytest.CaptureFixture
     assert json.loads(capsys.readouterr().out) == [CLOSED, opened]
 
 
+def test_times_are_reckoned_by_the_stores_clock(
+    service: FakeService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forced = {"state": "open", "until": 1060.0, "by": "ann", "reason": "maintenance"}
+    opened = CLOSED | {"state": "open", "forced": forced, "retry_at": 1030.0, "now": 1000.0}
+    service.answers["GET", "/api/breakers"] = (200, [opened])
+    assert main(["breakers"]) == 0
+    row = capsys.readouterr().out.splitlines()[1]
+    assert float(row.split()[6]) == 30.0
+    assert row.endswith("open for 60 s more by ann: maintenance")
+
+
 def test_without_a_service() -> None:
     assert main(["breakers", "--control", "unix:/none"]) == 3

@@ -40,5 +40,15 @@ def test_replicas_are_listed(
     assert json.loads(capsys.readouterr().out) == replicas
 
 
+def test_times_are_reckoned_by_the_stores_clock(
+    service: FakeService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {"id": "a", "workers": 2, "version": "0.1.0", "generation": 3, "state_up": True}
+    times = {"since": 1000.0, "last_beat": 1099.0, "now": 1100.0}
+    service.answers["GET", "/api/replicas"] = (200, [told | times])
+    assert main(["replicas"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[5:] == ["100s", "ago", "1s", "ago"]
+
+
 def test_without_a_service() -> None:
     assert main(["replicas", "--control", "unix:/none"]) == 3

@@ -19,15 +19,19 @@ def test_roll_is_told_by_replica() -> None:
         member("a", 0, 12.0, info(5.0, "2", 8, state_up=False)),
         member("a", 1, 11.0, info(4.0, "1", 7)),
     ]
-    assert decode_roll(encode_roll(Rolled(now_us=1, members=members))) == [
-        Replica(id="a", workers=2, since=4.0, last_beat=12.0, version="2", generation=8, state_up=False),
-        Replica(id="b", workers=1, since=2.0, last_beat=20.0, version="2", generation=1, state_up=True),
+    assert decode_roll(encode_roll(Rolled(now_us=30_000_000, members=members))) == [
+        Replica(
+            id="a", workers=2, since=4.0, last_beat=12.0, version="2", generation=8, state_up=False, now=30.0
+        ),
+        Replica(
+            id="b", workers=1, since=2.0, last_beat=20.0, version="2", generation=1, state_up=True, now=30.0
+        ),
     ]
 
 
 def test_worker_of_another_version_is_counted() -> None:
     members = [member("a", 0, 12.0, b"\xc1"), member("a", 1, 11.0, b"")]
-    (replica,) = decode_roll(encode_roll(Rolled(now_us=1, members=members)))
+    (replica,) = decode_roll(encode_roll(Rolled(now_us=30_000_000, members=members)))
     assert (replica.workers, replica.version, replica.last_beat) == (2, "?", 12.0)
 
 

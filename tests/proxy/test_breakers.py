@@ -238,3 +238,11 @@ def test_breaker_looks_by_itself_where_events_are_not_heard() -> None:
     second.shared.scopes[1].deliver()
     assert deaf.gate.row is not None
     assert deaf.gate.row.forced == "open"
+
+
+def test_status_tells_the_stores_time() -> None:
+    (worker,) = workers(1)
+    worker.breaker()
+    worker.shared.advance(5.0)
+    (status,) = worker.breakers.status()
+    assert status.now == pytest.approx(worker.shared.clock.now_us / 1e6, abs=0.01)

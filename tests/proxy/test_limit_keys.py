@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from ambassador.errors import Limited
@@ -81,6 +83,32 @@ def test_million_clients_do_not_grow_a_worker_without_end(monkeypatch: pytest.Mo
     assert len(kept) <= 101
     assert "r/limit:regular" in {account.key for account in kept}
     assert not [key for _, key in worker.refused if key != "regular"]
+
+
+def test_old_accounts_are_dropped_a_few_with_each_that_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands at once would stop the worker for as long as many requests take."""
+    monkeypatch.setattr(limit_keys, "MOST_KEYS", 100)
+    world, _, worker = one_worker(Config(quota=(10, 86400), per="client_ip"))
+    (made,) = worker.policy.limits
+    sizes = []
+    for number in range(400):
+        worker.request(f"client {number}")
+        world.run(0.005)
+        sizes.append(made.size)
+    assert max(sizes) <= 102
+    assert all(before - after <= 2 for before, after in itertools.pairwise(sizes))
+
+
+def test_account_that_is_about_to_be_dropped_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limit_keys, "MOST_KEYS", 100)
+    world, _, worker = one_worker(Config(rate=(10, 1), per="client_ip"))
+    (made,) = worker.policy.limits
+    for number in range(103):
+        worker.request(f"client {number}")
+        world.run(0.005)
+    dropping = [account for account in made.all_accounts() if account.key == "r/limit:client 20"]
+    worker.request("client 20")
+    assert [account for account in made.all_accounts() if account.key == "r/limit:client 20"] == dropping
 
 
 def test_cost_is_taken_from_a_header() -> None:

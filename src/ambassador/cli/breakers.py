@@ -34,13 +34,14 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(breakers))
         return OK
-    now = time.time()
+    here = time.time()
     head = ("BREAKER", "SCOPE", "STATE", "REQUESTS", "FAILURES", "SLOW", "RETRY IN s", "LOCAL", "FORCED")
-    print(table(head, [_row(each, now) for each in breakers]))
+    print(table(head, [_row(each, each.get("now") or here) for each in breakers]))
     return OK
 
 
 def _row(breaker: dict[str, Any], now: float) -> tuple[object, ...]:
+    """`now` by the store's clock, as all its times are: this host's may be another."""
     window = breaker["window"]
     retry_at = breaker["retry_at"]
     return (

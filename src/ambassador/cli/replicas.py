@@ -39,18 +39,20 @@ def run(args: argparse.Namespace) -> int:
             each["version"],
             each["generation"],
             "up" if each["state_up"] else "lost",
-            _ago(each["since"]),
-            _ago(each["last_beat"]),
+            _ago(each["since"], now),
+            _ago(each["last_beat"], now),
         )
         for each in replicas
+        # By the store's clock, as the beats are: this host's may be another.
+        for now in [each.get("now") or time.time()]
     ]
     print(table(("REPLICA", "WORKERS", "VERSION", "GENERATION", "STATE", "STARTED", "LAST BEAT"), rows))
     return OK
 
 
-def _ago(at: float) -> str:
+def _ago(at: float, now: float) -> str:
     """How long ago a time in unix seconds was."""
-    seconds = max(0, int(time.time() - at))
+    seconds = max(0, int(now - at))
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= 2 * length:
             return f"{seconds // length}{unit} ago"

@@ -29,7 +29,9 @@ _TOLD_WITHIN_S: Final = 0.5
 
 
 class BreakerView(msgspec.Struct, frozen=True, kw_only=True):
-    """`/api/breakers`: one breaker. Times are unix seconds. `local` are workers that have opened for themselves."""
+    """`/api/breakers`: one breaker. Times are unix seconds of the store's clock, of which `now` is the present (None:
+    it was not heard yet). `local` are workers that have opened for themselves.
+    """
 
     name: str
     scope: str
@@ -40,6 +42,7 @@ class BreakerView(msgspec.Struct, frozen=True, kw_only=True):
     window: dict[str, int]
     epoch: int
     local: list[dict[str, str | int | float]]
+    now: float | None = None
 
 
 class Override(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,6 +123,7 @@ class BreakerViews:
                 window=status.window,
                 epoch=status.epoch,
                 local=self._local.get(name, []),
+                now=status.now,
             )
 
 

@@ -9,7 +9,7 @@ from ambassador.state.protocol import Answer, Member, Rolled
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True):
-    """`/api/replicas`: one host's ambassador. Times are in unix seconds, `last_beat` by the store's clock.
+    """`/api/replicas`: one host's ambassador. Times are in unix seconds, `last_beat` and `now` by the store's clock.
 
     `since` is when it started, whatever has become of its workers since. `version` is that of the latest beat,
     `generation` the newest; `state_up`: all of its workers reach the store.
@@ -22,14 +22,16 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     generation: int
     state_up: bool
+    now: float
+    """When this was told."""
 
 
-_MEMBERS = msgspec.msgpack.Decoder(list[Member])
+_ROLL = msgspec.msgpack.Decoder(tuple[int, list[Member]])
 
 
 def encode_roll(told: Answer | None) -> bytes:
     """What a worker heard, for its supervisor; nobody, if the store did not answer."""
-    return msgspec.msgpack.encode(told.members if isinstance(told, Rolled) else [])
+    return msgspec.msgpack.encode((told.now_us, told.members) if isinstance(told, Rolled) else (0, []))
 
 
 def decode_roll(data: bytes) -> list[Replica]:
@@ -39,12 +41,13 @@ def decode_roll(data: bytes) -> list[Replica]:
     described.
     """
     replicas: dict[str, list[Member]] = {}
-    for member in _MEMBERS.decode(data):
+    now_us, members = _ROLL.decode(data)
+    for member in members:
         replicas.setdefault(member.replica, []).append(member)
-    return [_replica(name, replicas[name]) for name in sorted(replicas)]
+    return [_replica(name, replicas[name], now_us / 1e6) for name in sorted(replicas)]
 
 
-def _replica(name: str, members: list[Member]) -> Replica:
+def _replica(name: str, members: list[Member], now: float) -> Replica:
     infos = []
     for member in sorted(members, key=lambda each: each.last_us):
         try:
@@ -60,4 +63,5 @@ def _replica(name: str, members: list[Member]) -> Replica:
         version=infos[-1].version if infos else "?",
         generation=max((info.generation for info in infos), default=0),
         state_up=all(info.state_up for info in infos),
+        now=now,
     )

@@ -500,6 +500,7 @@ class Supervisor:
                 workers=len(self._crew.current),
                 since=self._deployment.started,
                 last_beat=time.time(),
+                now=time.time(),
                 version=__version__,
                 generation=self._deployment.generation,
                 state_up=self._pages.state_up,

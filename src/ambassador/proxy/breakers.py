@@ -50,6 +50,8 @@ class BreakerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """When the store said so; 0: never."""
     local: dict[str, str | int | float] | None
     """This worker has opened its own: `replica`, `slot`, `retry_in_s`, `why`."""
+    now: float | None = None
+    """What the store's clock says now, as far as this worker knows it; None: it was never heard."""
 
 
 class Breakers(Timer):
@@ -242,6 +244,7 @@ class Breakers(Timer):
                 "retry_in_s": round(known.own_left_s, 3),
                 "why": known.own_why,
             }
+        time = self._times.get(breaker.store)
         return BreakerStatus(
             name=known.name,
             scope=breaker.kind,
@@ -253,6 +256,7 @@ class Breakers(Timer):
             epoch=known.epoch,
             as_of=known.now_us / 1e6,
             local=local,
+            now=time.there(self._lane.now) / 1e6 if time is not None and time.known else None,
         )
 
     def force(

@@ -275,6 +275,7 @@ async def test_breakers_are_told(service: FakeService) -> None:
         "window": {"requests": 1, "failures": 0, "slow": 0},
         "epoch": 0,
         "local": [],
+        "now": None,
     }
     assert json.loads(body_of(await ask(service, "GET", "/api/breakers/u/a:1"))) == told
     assert (await ask(service, "GET", "/api/breakers/nope")).status == 404
@@ -294,6 +295,13 @@ async def test_breaker_is_held(service: FakeService, body: bytes, to: str, for_m
     assert (response.status, json.loads(body_of(response))["fleet"]) == (200, True)
     (order,) = service.overrides
     assert (order.name, order.to, order.for_ms, order.by, order.reason) == ("u/a:1", to, for_ms, by, "x")
+
+
+async def test_time_that_is_none_is_told_without_a_word_of_the_body(service: FakeService) -> None:
+    body = b'{"state": "open", "for": "100000d", "reason": "x"}'
+    response = await ask(service, "POST", "/api/breakers/u", body)
+    assert response.status == 400
+    assert json.loads(body_of(response))["detail"].startswith("'for': ")
 
 
 async def test_breaker_is_held_by_a_user_who_is_known(service: FakeService) -> None:

@@ -179,10 +179,13 @@ class Api:
     async def _override(self, request: Request) -> Response:
         try:
             asked = msgspec.json.decode(request.body, type=_Asked)
-            for_s = parse_duration(asked.duration) if asked.duration is not None else 0.0
-        except (msgspec.MsgspecError, Wrong) as error:
+        except msgspec.MsgspecError as error:
             like = '{"state": "open", "for": "10m", "reason": "maintenance"}'
             return problem(400, "Bad request", f"the body must be like {like}: {error}")
+        try:
+            for_s = parse_duration(asked.duration) if asked.duration is not None else 0.0
+        except Wrong as error:
+            return problem(400, "Bad request", f"'for': {error}")
         for_ms = round(for_s * 1000)
         if asked.duration is not None and not for_ms:
             # For the store 0 is without end.
