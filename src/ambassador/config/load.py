@@ -193,7 +193,10 @@ def compose(source: Source, text: str) -> Node | None:
     while True:
         composer = _Composer(source, unquoted)
         try:
-            return composer.compose(text)
+            root = composer.compose(text)
+            if root is not None:
+                source.hide(root)
+            return root
         except yaml.MarkedYAMLError as error:
             found = _report_syntax(source, error)
             if found is None or found[0] in unquoted or len(unquoted) >= MOST_UNQUOTED:

@@ -7,11 +7,13 @@ at the place where they stand.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Literal
 
 from msgspec import structs
 
 from ambassador.config.problem import Problem
+from ambassador.config.veil import Veil, is_known, is_reference, kind_of, users, without_users
 
 LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 """What YAML counts lines by."""
@@ -20,19 +22,24 @@ LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 class Source:
     """A file's text, and what was found wrong in it."""
 
-    __slots__ = ("_lines", "name", "problems")
+    __slots__ = ("_lines", "_veil", "name", "problems")
 
     def __init__(self, name: str, text: str, problems: list[Problem]) -> None:
         """`problems` is where this file's problems go; the files of one config share the list."""
         self.name = name
         self.problems = problems
         self._lines: list[str] | str = text
+        self._veil = Veil()
 
     def line(self, number: int) -> str:
-        """A line of the file, counted from 1; empty if there is none."""
+        """A line of the file as it may be shown, counted from 1; empty if there is none."""
         if isinstance(self._lines, str):
-            self._lines = LINE_BREAK.split(self._lines)
+            self._lines = self._veil.lines(LINE_BREAK.split(self._lines))
         return self._lines[number - 1] if 0 < number <= len(self._lines) else ""
+
+    def hide(self, root: Node) -> None:
+        """Keeps what the file holds of secrets, as its nodes tell, out of all problems from here on."""
+        self._veil.learn(secrets_in(root))
 
     def mask(self, number: int, secret: str) -> None:
         """Takes a secret out of a line that problems show, those reported before too."""
@@ -57,8 +64,8 @@ class Source:
         shown = self.line(line)
         self.problems.append(
             Problem(
-                file=self.name, line=line, column=column, level=level, path=path, message=message, hint=hint,
-                source=shown,
+                file=self.name, line=line, column=column, level=level, path=without_users(path),
+                message=self._veil.sentence(message), hint=hint and self._veil.sentence(hint), source=self._veil.line(shown),
             )
         )  # fmt: skip
 
@@ -125,3 +132,35 @@ class Node:
     ) -> None:
         """Adds a problem at this node's place."""
         self.source.report(self.line, self.column, path, message, hint, level=level)
+
+
+def secrets_in(root: Node) -> Iterator[str]:
+    """The texts that are secrets, or hold one, by the keys that they stand below or by their form."""
+    left = [(root, "plain")]
+    seen: set[int] = set()
+    while left:
+        node, kind = left.pop()
+        if node.kind == "scalar":
+            if kind != "plain" and not node.empty and not is_reference(node.text):
+                yield node.text
+            yield from users(node.text)
+        elif id(node) not in seen:  # an alias may repeat it
+            seen.add(id(node))
+            left += [(item, kind) for item in node.items]
+            left += [
+                each
+                for key, value in (*node.pairs, *node.merged)
+                for each in (
+                    (key, "secret" if kind == "secret" else "plain"),
+                    (value, _kind(kind, key.text, value)),
+                )
+            ]
+
+
+def _kind(outer: str, key: str, value: Node) -> str:
+    if outer == "secret":
+        return "secret"
+    own = kind_of(key)
+    if outer == "section" and (own == "secret" or key == "value" or not is_known(key)):
+        return "secret"
+    return "section" if outer == "section" and key == "header" and value.kind == "mapping" else own

@@ -18,6 +18,7 @@ from msgspec import inspect
 from ambassador.config import schema, units, words
 from ambassador.config.node import Node
 from ambassador.config.units import Wrong
+from ambassador.config.veil import without_users
 from ambassador.proxy import content
 from ambassador.proxy.policies import limit
 from ambassador.settings import Section
@@ -760,7 +761,7 @@ def _short(text: str) -> str:
 
 
 def _quoted(node: Node) -> str:
-    return repr(_short(node.text))
+    return repr(_short(without_users(node.text)))
 
 
 def _what(node: Node) -> str:
