@@ -320,6 +320,18 @@ def test_endpoint_that_egress_closes_is_warned_of() -> None:
     ]
 
 
+def test_proxy_that_egress_closes_is_warned_of() -> None:
+    text = """
+        egress: {deny: [proxy.test]}
+        upstreams: {u: {endpoints: 'https://a', connections: {via: 'http://proxy.test:3128'}}}
+        routes: [{name: r, to: u}]
+        """
+    (told,) = (each for each in warnings(text) if "connected to" in each)
+    assert told.endswith(
+        "upstreams.u.connections: 'via' is never connected to: egress.deny closes proxy.test"
+    )
+
+
 def test_host_that_an_egress_proxy_replaces_is_warned_of() -> None:
     text = """
         upstreams: {u: {endpoints: 'URL', connections: {via: 'VIA'}}}

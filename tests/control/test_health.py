@@ -393,6 +393,26 @@ async def test_calls_go_where_egress_lets_them() -> None:
             await calls.check(msgspec.structs.replace(written, written=False), ["127.0.0.1"])
 
 
+async def test_calls_go_to_an_egress_proxy_where_egress_lets_them() -> None:
+    seen: list[bytes] = []
+    async with server(answering(b"HTTP/1.1 200 OK\r\n\r\n", seen)) as place:
+        checked = Target("http://api.test", PATIENT, via=Via(url=f"http://proxy.test:{place.port}"))
+        for config, open_ in [
+            (None, True),
+            (EgressConfig(), False),
+            (EgressConfig(allow=("proxy.test",)), True),
+            (EgressConfig(deny=("proxy.test",)), False),
+        ]:
+            rules = Egress(config)
+            calls = Calls(Keyring(), egress=lambda: rules)  # noqa: B023 - called in this turn
+            if open_:
+                await calls.check(checked, ["127.0.0.1"])
+            else:
+                with pytest.raises(CheckFailed, match="egress"):
+                    await calls.check(checked, ["127.0.0.1"])
+    assert len(seen) == 2
+
+
 async def test_calls_that_are_given_up_in_their_handshake_leave_no_connection(tmp_path: Path) -> None:
     config = ClientConfig(ca=Authority(tmp_path).ca)
     keyring = Keyring()

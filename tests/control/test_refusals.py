@@ -49,3 +49,17 @@ def test_refusals_follow_the_config(caplog: pytest.LogCaptureFixture) -> None:
     refusals = Refusals(logging.getLogger("test"))
     refusals.look(a_config("egress: {allow: [svc.test], deny: [10.0.0.9]}"), {"svc.test": ["10.0.0.2"]}, {})
     assert caplog.messages == ["upstream svc: 10.0.0.9 is not connected to: egress.deny closes 10.0.0.9"]
+
+
+def test_refused_address_of_an_egress_proxy_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    text = """
+version: 1
+listen: 127.0.0.1:0
+routes: [{name: r, to: u}]
+upstreams: {u: {endpoints: ["http://svc.test"], connections: {via: "http://proxy.test:3128"}}}
+"""
+    Refusals(logging.getLogger("test")).look(load_text(text), {"proxy.test": ["169.254.1.1"]}, {})
+    (told,) = caplog.messages
+    assert told.startswith(
+        "upstream u: svc.test via proxy.test is not connected to: 169.254.1.1 is link-local"
+    )

@@ -104,6 +104,11 @@ def _warn_of_egress(config: Config, upstream: Upstream, part: Part) -> None:
             if isinstance(written, Items) and at < len(written.nodes):
                 node, path = written.nodes[at], f"{path}[{at}]" if written.is_list else path
             node.report(path, f"is never connected to: {why}", level="warning")
+    via = upstream.connections.via
+    closed = None if via is None else rules.of_proxy(via.place[0])
+    if closed is not None:
+        node, path = part.place("connections")
+        node.report(path, f"'via' is never connected to: {closed}", level="warning")
 
 
 def _warn_of_retry(route: Route, part: Part) -> None:

@@ -24,7 +24,7 @@ from ambassador.errors import ConnectFailed
 from ambassador.proxy import limit_keys
 from ambassador.proxy.clients.who import Clients
 from ambassador.proxy.content import NOTHING, Contents
-from ambassador.proxy.egress import Egress, Refusal, is_address
+from ambassador.proxy.egress import Egress, Refusal
 from ambassador.proxy.lasting import Lasting
 from ambassador.proxy.plan import RoutePlan, Timeouts
 from ambassador.proxy.policies import access, concurrency, fault, headers, limit, retry
@@ -546,14 +546,9 @@ class _EndpointMaker:
         return endpoint
 
     def _refusal_of(self, host: str) -> Refusal:
-        """What judges the addresses that are dialled for an endpoint. Through an egress proxy these are the proxy's: of
-        the endpoint what is written is judged, and where its name leads is up to the proxy.
-        """
-        refusal = self._egress.of_endpoint(host, found_by=self._found_by, written=not self._is_found)
-        if self.proxy is None:
-            return refusal
-        blocked = refusal(host) if is_address(host) else self._egress.closed_name(host)
-        return lambda _: blocked
+        """What judges the addresses that are dialled for an endpoint, which may be an egress proxy's."""
+        via = None if self.proxy is None else self.proxy.host
+        return self._egress.of_endpoint(host, found_by=self._found_by, written=not self._is_found, via=via)
 
 
 def _plan(

@@ -422,6 +422,10 @@ def _egress_lines(config: egress.Config | None, upstream: Upstream) -> Iterable[
         why = rules.of_written(endpoint.url)
         if why is not None:
             yield Line(what="egress", text=f"{endpoint.url} is not connected to: {why}", key="egress.deny")
+    proxy = upstream.connections.via
+    why = None if proxy is None else rules.of_proxy(proxy.place[0])
+    if proxy is not None and why is not None:
+        yield Line(what="egress", text=f"{proxy.url} is not connected to: {why}", key="egress.deny")
 
 
 def _written_endpoints(upstream: Upstream) -> list[EndpointNow]:

@@ -32,7 +32,7 @@ from ambassador.config.schema import Upstream
 from ambassador.control.http_client import CallFailed, Place, Tls, can_connect, get_status
 from ambassador.errors import ConnectFailed
 from ambassador.observe.families import HealthFigures
-from ambassador.proxy.egress import Egress, is_address
+from ambassador.proxy.egress import Egress
 from ambassador.proxy.key_files import ClientConfig
 from ambassador.proxy.tls import Keyring, host_of
 from ambassador.proxy.upstream.greeting import Connect, Greeting, Socks5
@@ -323,14 +323,9 @@ class Calls:
         found_by = None if target.host is None else target.host.partition(":")[0]
         name = where.hostname or ""
         egress = self._egress()
-        refusal = egress.of_endpoint(name, found_by=found_by, written=target.written)
-        if target.via is not None:
-            blocked = refusal(name) if is_address(name) else egress.closed_name(name)
-            if blocked is not None:
-                raise CheckFailed(f"egress: {blocked}")
-            permitted = list(addresses)
-        else:
-            permitted = [address for address in addresses if refusal(address) is None]
+        via = None if target.via is None else target.via.place[0]
+        refusal = egress.of_endpoint(name, found_by=found_by, written=target.written, via=via)
+        permitted = [address for address in addresses if refusal(address) is None]
         if not permitted:
             raise CheckFailed(f"egress: {refusal(addresses[0])}")
         usual = 80 if target.tls is None else 443

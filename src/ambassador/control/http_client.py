@@ -326,10 +326,10 @@ async def get(
     """GET `target` (path and query) from `http://host:port` or `https://host:port`; its body is read in the context.
 
     `headers` need no Host. `tls`: whom to trust, and as whom; None: the system's authorities. `egress`: what judges the
-    addresses of the host; None: nothing does. `only_loopback`: no others are dialled.
-    The answer's head comes within `timeout_s` seconds; its body may take for
-    ever, but ends when nothing comes for `idle_s`. Leaving the context closes the connection. Redirects are answers
-    like others. Raises `CallFailed`, inside of the context too.
+    addresses of the host; None: nothing does. `only_loopback`: no others
+    are dialled. The answer's head comes within `timeout_s` seconds; its body may take for ever, but ends when nothing
+    comes for `idle_s`. Leaving the context closes the connection. Redirects are answers like others. Raises
+    `CallFailed`, inside of the context too.
     """
     async with _call(
         "GET",
@@ -373,8 +373,8 @@ async def post(
     """POST `content` to `target` (path and query) of `http://host:port` or `https://host:port`.
 
     `headers` need neither Host nor a length; `tls`, `egress` and `only_loopback` as for `get`. `timeout_s`
-    seconds bound all of it, connecting and the body too; of the body no more than `limit` bytes are taken. Redirects are answers like others.
-    Raises `CallFailed`, and of its kind `TooSlow`.
+    seconds bound all of it, connecting and the body too; of the body no more than `limit` bytes are taken. Redirects
+    are answers like others. Raises `CallFailed`, and of its kind `TooSlow`.
     """
     try:
         with trio.fail_after(timeout_s):

@@ -43,17 +43,15 @@ def _refused(
     for name, upstream in config.upstreams.items():
         source = upstream.discover
         urls = found.get(source, ()) if source else [endpoint.url for endpoint in upstream.endpoints]
+        via = upstream.connections.via
+        proxy = None if via is None else via.place[0]
         found_by = None if upstream.own_host is None else upstream.own_host.partition(":")[0]
         for host in {urlsplit(url).hostname for url in urls if not url.startswith("unix:")}:
             if host is None:
                 continue
-            if upstream.connections.via is not None and not is_address(host):
-                why = egress.closed_name(host)
-                if why is not None:
-                    yield name, host, why
-                continue
-            refusal = egress.of_endpoint(host, found_by=found_by, written=source is None)
-            for address in [host] if is_address(host) else addresses.get(host, ()):
+            refusal = egress.of_endpoint(host, found_by=found_by, written=source is None, via=proxy)
+            dialled = proxy or host
+            for address in [dialled] if is_address(dialled) else addresses.get(dialled, ()):
                 why = refusal(address)
                 if why is not None:
-                    yield name, host, why
+                    yield name, host if proxy is None else f"{host} via {proxy}", why

@@ -6,7 +6,7 @@ nothing is resolved again between the look and the connect (DNS rebinding). A na
 
 Rules, the first that says something decides
 1. `deny` closes what it names, an address in any of its spellings or a host.
-2. An address that is written in the config as an endpoint's is what somebody wants.
+2. An address that is written in the config as an endpoint's, or an egress proxy's, is what somebody wants.
 3. `allow` opens the special ranges that it names: by network, or for a host. For link-local addresses and those of
    cloud metadata services a host is not enough: whoever has its name could then have it lead there.
 4. Link-local and metadata addresses are closed.
@@ -40,8 +40,8 @@ Place = Annotated[str, Meta(extra={"form": "egress_place"})]
 
 
 class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where connections may go: upstreams, health checks, token services. Endpoints that are written as IP addresses
-    or unix sockets are only closed by `deny`.
+    """Where connections may go: upstreams and the proxies in front of them, health checks, token services. Endpoints
+    and proxies that are written as IP addresses, and unix sockets, are only closed by `deny`.
     """
 
     allow: tuple[Place, ...] = ()
@@ -116,22 +116,35 @@ class Egress:
                 return f"{address} is not public, and egress.allow does not open it"
         return None
 
-    def of_endpoint(self, host: str, *, found_by: str | None = None, written: bool) -> Refusal:
+    def of_endpoint(
+        self, host: str, *, found_by: str | None = None, written: bool, via: str | None = None
+    ) -> Refusal:
         """Why an endpoint must not be dialled at an address. `written`: its URL is in the config. Else it was found by
         asking for the name `found_by`, or for what has no name.
+
+        `via`: the host of an egress proxy, whose addresses then are those that are dialled. It is judged as an endpoint
+        that is written. Of the endpoint itself what the config or the source says is judged, and where its name leads
+        is up to the proxy.
         """
         literal = is_address(host)
         name = found_by if literal and found_by is not None else host
-        return partial(self.refusal, name, configured=literal and written)
+        own = partial(self.refusal, name, configured=literal and written)
+        if via is None:
+            return own
+        closed = own(host) if literal else self.closed_name(host)
+        if closed is not None:
+            return lambda _: closed
+        return partial(self.refusal, via, configured=is_address(via))
 
     def of_written(self, url: str) -> str | None:
         """Why an endpoint that the config has must not be connected to, as far as its URL tells; None: it may."""
         if url.startswith("unix:"):
             return None
-        host = urlsplit(url).hostname or ""
-        if is_address(host):
-            return self.refusal(host, host, configured=True)
-        return self.closed_name(host)
+        return self.of_proxy(urlsplit(url).hostname or "")
+
+    def of_proxy(self, host: str) -> str | None:
+        """Why an egress proxy that the config has must not be connected to, as far as that tells; None: it may."""
+        return self.refusal(host, host, configured=True) if is_address(host) else self.closed_name(host)
 
     def closed_name(self, host: str) -> str | None:
         """Why a host is closed by its name, where somebody else resolves it (`connections.via`); None: it is not."""

@@ -411,8 +411,43 @@ async def test_addresses_are_those_of_the_proxy() -> None:
         assert not plane.endpoint.addresses
         plane.service.table.set_addresses(HOST, ["10.0.0.1"])
         assert not plane.endpoint.addresses
-        plane.service.table.set_addresses("proxy.test", ["169.254.1.1"])  # the proxy is what somebody wants
-        assert plane.endpoint.addresses == ((socket.AF_INET, ("169.254.1.1", 3128)),)
+        plane.service.table.set_addresses("proxy.test", ["10.1.1.1"])
+        assert plane.endpoint.addresses == ((socket.AF_INET, ("10.1.1.1", 3128)),)
+
+
+@pytest.mark.parametrize(
+    ("top", "proxy", "address", "reached"),
+    [
+        ("", "proxy.test", "169.254.1.1", False),
+        ("", "proxy.test", "127.0.0.1", True),
+        ("egress: {}", "proxy.test", "127.0.0.1", False),
+        ("egress: {allow: [proxy.test]}", "proxy.test", "127.0.0.1", True),
+        ("egress: {allow: [proxy.test]}", "proxy.test", "169.254.1.1", False),
+        ("egress: {deny: [proxy.test]}", "proxy.test", "127.0.0.1", False),
+        ("egress: {}", "127.0.0.1", "127.0.0.1", True),
+        ("egress: {deny: [127.0.0.1]}", "127.0.0.1", "127.0.0.1", False),
+    ],
+)
+@pytest.mark.parametrize("url", [f"https://{HOST}", f"http://{HOST}"])
+async def test_egress_judges_the_proxy_as_an_endpoint(
+    top: str, proxy: str, address: str, url: str, password: str, *, reached: bool
+) -> None:
+    peer = Origin()
+    text = config(
+        url,
+        with_login(f"http://{proxy}:{peer.address[1]}", password),
+        top=top,
+        rest=", retry: {attempts: 0}, timeout: {total: 300ms}",
+    )
+    try:
+        async with a_plane(text) as plane:
+            plane.service.table.set_addresses("proxy.test", [address])
+            assert bool(plane.endpoint.addresses) is reached
+            if not reached:
+                status, body = await answer(plane)
+                assert (status, b"egress policy" in body) == (503, True)
+    finally:
+        peer.close()
 
 
 @pytest.mark.parametrize(("deny", "url"), [("a.test", "https://a.test"), ("10.0.0.0/8", "https://10.0.0.1")])
