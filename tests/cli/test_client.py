@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ambassador.cli import main
 from ambassador.cli.client import Client, Failure, client
 from tests.cli.service import FakeService, fake_service
 
@@ -66,3 +67,14 @@ def test_a_no_is_told_with_its_reason(service: FakeService) -> None:
 def test_an_admin_url_must_be_one(service: FakeService) -> None:
     for wrong in ("ftp://x", "https://x", "http://", "localhost:port", "http://[::1"):
         assert failure(args(admin=wrong)).status == 2
+
+
+@pytest.mark.parametrize("command", ["breakers", "limits"])
+@pytest.mark.parametrize("ready", [False, True])
+def test_list_that_is_empty_for_want_of_workers_says_so(
+    service: FakeService, capsys: pytest.CaptureFixture[str], command: str, ready: bool
+) -> None:
+    service.answers["GET", f"/api/{command}"] = (200, [])
+    service.answers["GET", "/api/status"] = (200, {"ready": ready})
+    assert main([command]) == 0
+    assert ("not ready yet" in capsys.readouterr().err) is not ready

@@ -67,6 +67,7 @@ def test_permits_without_limits_are_one_table(
     assert main(["limits"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
     service.answers["GET", "/api/limits"] = (200, [])
+    service.answers["GET", "/api/status"] = (200, {"ready": True})
     assert main(["limits"]) == 0
     assert capsys.readouterr().out.startswith("LIMIT ")
 

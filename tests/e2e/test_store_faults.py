@@ -235,3 +235,24 @@ def test_cluster_whose_master_dies_goes_on_with_its_replica(tmp_path: Path) -> N
             callers.wait_for_more(200)
     assert callers.other == []
     assert callers.admitted <= 3 * BURST + 1.1 * RATE * callers.seconds
+
+
+def test_user_without_channels_costs_seconds_and_says_so(tmp_path: Path) -> None:
+    """Since Redis 7 a user has none unless it is given some."""
+    with Server(any_binary()) as server:
+        server.client().execute_command("ACL", "SETUSER", "default", "resetchannels")
+        with a_pair(tmp_path, server.url) as pair:
+            one, other = pair
+            until(lambda: count_alike(pair))
+            override = {"state": "open", "for": "10m", "reason": "by hand"}
+            status, told = one.admin("POST", "/api/breakers/held", override)
+            assert (status, told["fleet"], told["detail"]) == (200, True, "held open for 10m")
+            until(lambda: held(other, "held", "open"))
+            until(lambda: warned(one, "may not subscribe"))
+            assert both_up(pair)
+        refused = server.client().acl_log(128)
+        assert sum(int(entry["count"]) for entry in refused) < 200
+
+
+def warned(replica: Replica, text: str) -> bool:
+    return any(text in warning for warning in replica.admin("GET", "/api/status")[1]["state"]["warnings"])

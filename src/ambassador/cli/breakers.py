@@ -24,11 +24,13 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List them."""
-    from ambassador.cli.client import Failure, client, complain
+    from ambassador.cli.client import Failure, client, complain, note_unready
     from ambassador.cli.table import table
 
     try:
-        breakers = client(args).get("/api/breakers")
+        service = client(args)
+        breakers = service.get("/api/breakers")
+        note_unready(service, breakers)
     except Failure as failure:
         return complain(failure, as_json=args.json)
     if args.json:

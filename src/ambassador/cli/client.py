@@ -142,3 +142,9 @@ def complain(failure: Failure, *, as_json: bool = False) -> int:
         print(json.dumps({"error": str(failure)}))
     print(f"ambassador: {failure}", file=sys.stderr)
     return failure.status
+
+
+def note_unready(service: Client, found: list[Any]) -> None:
+    """Say so where an empty list only means that no worker has told yet. Raises `Failure`."""
+    if not found and not service.get("/api/status")["ready"]:
+        print("ambassador: the service is not ready yet: ask again", file=sys.stderr)

@@ -38,11 +38,13 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List them."""
-    from ambassador.cli.client import Failure, client, complain
+    from ambassador.cli.client import Failure, client, complain, note_unready
     from ambassador.cli.table import table
 
     try:
-        limits = client(args).get("/api/limits")
+        service = client(args)
+        limits = service.get("/api/limits")
+        note_unready(service, limits)
     except Failure as failure:
         return complain(failure, as_json=args.json)
     if args.json:
