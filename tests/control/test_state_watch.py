@@ -228,3 +228,17 @@ async def test_what_the_own_store_says_of_itself_is_logged_once_and_told(
     own.clear()
     await trio.sleep(2.0)
     assert list(watch.findings) == []
+
+
+async def test_redis_is_examined_again_each_minute_and_what_is_new_is_logged(
+    nursery: trio.Nursery, mock_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched = Watched(nursery, mock_clock)
+    watched.examiner.findings = ["it may evict"]
+    await watched.pass_until(lambda: watched.watch.findings == ("it may evict",))
+    watched.examiner.findings = ["it may evict", "no right to subscribe"]
+    await watched.pass_until(lambda: len(watched.watch.findings) > 1)
+    assert len(watched.examiner.asked) == 2
+    watched.examiner.findings = []
+    await watched.pass_until(lambda: not watched.watch.findings)
+    assert caplog.messages == ["state: it may evict", "state: no right to subscribe"]
