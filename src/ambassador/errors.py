@@ -285,6 +285,14 @@ class ConnectFailed(UpstreamError):
     proxy_error = "connection_refused"
 
 
+class EgressProxyRefused(ConnectFailed):
+    """An egress proxy answered a request with 407. Whether anybody has carried it out cannot be known: what is not
+    idempotent is not sent again.
+    """
+
+    proxy_error = "destination_unavailable"
+
+
 class TlsFailed(ConnectFailed):
     """The handshake with the upstream failed."""
 

@@ -18,6 +18,7 @@ from ambassador.errors import (
     ClientError,
     ConnectFailed,
     CredentialUnavailable,
+    EgressProxyRefused,
     TlsFailed,
     Unauthenticated,
     UpstreamError,
@@ -514,7 +515,7 @@ def is_in_hand(credential: Credential, request: Request) -> bool:
 def reason_of(error: UpstreamError) -> str:
     """The failure as `retry.when` and the metrics name it."""
     if isinstance(error, ConnectFailed):
-        return "connect"
+        return "reset" if isinstance(error, EgressProxyRefused) else "connect"
     if isinstance(error, UpstreamTimeout):
         return "timeout"
     return "reset" if error.status == 502 else error.code

@@ -156,11 +156,21 @@ async def test_http_through_socks_is_a_request_as_usual(origin: Origin) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "make"),
-    [(f"https://{HOST}", EgressProxy), (f"https://{HOST}", SocksProxy), (f"http://{HOST}", EgressProxy)],
+    ("url", "make", "attempts"),
+    [
+        # it is tried again, as one that connects to nobody
+        (f"https://{HOST}", EgressProxy, ["connect", "connect"]),
+        (f"https://{HOST}", SocksProxy, ["connect", "connect"]),
+        # the request has been sent
+        (f"http://{HOST}", EgressProxy, ["reset"]),
+    ],
 )
 async def test_refused_credentials_are_no_answer(
-    secure: SecureOrigin, url: str, make: type[EgressProxy], caplog: pytest.LogCaptureFixture
+    secure: SecureOrigin,
+    url: str,
+    make: type[EgressProxy],
+    attempts: list[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING)
     proxy = make(secure.address, login=True)
@@ -170,19 +180,46 @@ async def test_refused_credentials_are_no_answer(
     assert status == 503
     assert b'"connect_failed"' in body
     assert b"127.0.0.1" not in body
-    assert plane.counts.attempts == [
-        "connect",
-        "connect",
-    ]  # it is tried again, as one that connects to nobody
+    assert plane.counts.attempts == attempts
     assert len([each for each in caplog.messages if "credentials" in each]) == 1
 
 
-async def test_post_that_the_proxy_refuses_is_tried_again(origin: Origin) -> None:
+@pytest.mark.parametrize(("method", "sent"), [("POST", 1), ("PUT", 2)])
+async def test_request_that_the_proxy_refuses_may_have_been_carried_out(
+    origin: Origin, method: str, sent: int
+) -> None:
     proxy = EgressProxy(origin.address, login=True)
-    async with running(proxy), a_plane(config(f"http://{HOST}", proxy.url)) as plane:
-        status, _ = await answer(plane, b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nhi")
+    text = config(f"http://{HOST}", proxy.url, rest=", retry: {attempts: 1}")
+    async with running(proxy), a_plane(text) as plane:
+        status, _ = await answer(
+            plane, b"%b / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nhi" % method.encode()
+        )
     assert status == 503
-    assert len(proxy.heads) == 2
+    assert len(proxy.heads) == sent
+
+
+@pytest.mark.parametrize(("field", "status"), [(b"x-a: b", 407), (b"proxy-authenticate: Basic realm=x", 503)])
+async def test_407_without_a_challenge_is_an_answer_of_the_upstream(
+    origin: Origin, field: bytes, status: int
+) -> None:
+    seen: list[bytes] = []
+
+    def reply(head: bytes) -> bytes:
+        seen.append(head)
+        return b"HTTP/1.1 407 No\r\n%b\r\ncontent-length: 2\r\n\r\nok" % field
+
+    proxy = EgressProxy(origin.address)
+    async with (
+        running(proxy),
+        a_plane(config(f"http://{HOST}", proxy.url)) as plane,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(origin.serves, reply)
+        assert (await answer(plane, b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nhi"))[
+            0
+        ] == status
+        nursery.cancel_scope.cancel()
+    assert len(seen) == 1
 
 
 async def test_password_that_cannot_be_read_fails_the_connection(
@@ -377,7 +414,7 @@ def load(text: str) -> WholeConfig:
         ("{url: 'http://proxy:3128', user: me}", "needs its 'password'"),
         ("{url: 'http://proxy:3128', password: 'env:P'}", "needs its 'user'"),
         ("{url: 'http://proxy:3128', user: 'a:b', password: 'env:P'}", "':'"),
-        ("{url: 'http://proxy:3128', user: a, password: secret}", "never the secret itself"),
+        ("{url: 'http://proxy:3128', user: a, password: plainly}", "never the secret itself"),
     ],
 )
 def test_bad_proxies_are_refused(via: str, why: str) -> None:

@@ -6,7 +6,7 @@ plain http endpoints an HTTP proxy is not asked for a tunnel but with the whole 
 proxies let through, where squid's first rules forbid CONNECT to any port but 443.
 
 What the proxy is shown goes to the proxy only: it is in the greeting, or in the head of a `ForwardConnection`, which is
-a connection to the proxy. A 407 is never an answer of the upstream.
+a connection to the proxy. A 407 that asks for credentials is never passed on: they are for the proxy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from msgspec import Meta
 
-from ambassador.errors import ConnectFailed
+from ambassador.errors import ConnectFailed, EgressProxyRefused
 from ambassador.proxy.lane import READ, WRITE
 from ambassador.proxy.upstream.greeting import Connect, Greeting, Socks5
 from ambassador.proxy.upstream.h1 import Http1Connection
@@ -241,14 +241,17 @@ class ForwardConnection(Http1Connection):
         super().start(strand, head, body, trailers)
 
     def receive(self) -> bool:
-        """As of any connection. Raises `ConnectFailed` too: the request did not get past the proxy."""
+        """As of any connection. Raises `EgressProxyRefused` too.
+
+        A 407 that does not say what it wants (RFC 9110 15.5.8) is some answer of the upstream.
+        """
         received = super().receive()
         head = self.reader.head
         if head is not None:
             way = self.pool.way
             assert way is not None
-            if head.status == 407:
-                error = ConnectFailed("the egress proxy does not take the credentials, or wants some")
+            if head.status == 407 and any(name.lower() == b"proxy-authenticate" for name, _ in head.headers):
+                error = EgressProxyRefused("the egress proxy does not take the credentials, or wants some")
                 way.proxy.told(error.detail)
                 raise error
             way.proxy.told("")
