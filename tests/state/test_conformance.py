@@ -10,6 +10,7 @@ import pytest
 
 from ambassador.state.protocol import (
     EPOCH_S,
+    LATE_US,
     MAX_KEY_BYTES,
     MAX_VALUE_BYTES,
     MOST_RESERVE_US,
@@ -661,15 +662,15 @@ def test_probes_of_an_earlier_epoch_count_until_they_are_settled(backend: Backen
     assert (probed.granted, probed.row.state) == (True, State.HALF_OPEN)
 
 
-def test_probes_of_an_earlier_epoch_count_until_their_deadline(backend: Backend) -> None:
+def test_probes_of_an_earlier_epoch_count_until_they_are_late_beyond_measure(backend: Backend) -> None:
     trip(backend)
     backend.advance(0.12)
     probe(backend, "hangs", timeout_ms=400)
     probe(backend, "first")
     probe(backend, "first", Verb.FAILED)
-    backend.advance(0.25)
+    backend.advance(0.45)
     assert [probe(backend, name).granted for name in ("second", "third")] == [True, False]
-    backend.advance(0.2)
+    backend.advance(LATE_US / 1e6)
     probed = probe(backend, "third")
     assert (probed.granted, probed.row.state) == (True, State.HALF_OPEN)
 

@@ -9,8 +9,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from ambassador.state.gate import Gate
 from ambassador.state.passes import WAITING, Pass, ProbePass, Refused, Result
-from ambassador.state.protocol import Force, Report, Restore, State
+from ambassador.state.protocol import Force, Probe, Report, Restore, State, Verb
 from tests.state.fleet import TIMEOUT_S, Fleet, Worker, rules
+from tests.state.probing import Probing
 from tests.state.trips import Trip
 
 GOOD, FAILED, HARD, SLOW, NOTHING = Result.GOOD, Result.FAILED, Result.HARD, Result.SLOW, Result.NOTHING
@@ -871,6 +872,80 @@ def test_status_tells_the_window_of_all() -> None:
     status = fleet.workers[1].gate.status(fleet.now)
     assert (status.state, status.epoch, status.own_left_s) == ("closed", 0, None)
     assert status.window[0] == 4
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.1])
+@pytest.mark.parametrize(("store_stalls", "worker_stalls"), [(0.0, 0.0), (0.5, 0.0), (0.0, 0.3), (0.5, 0.3)])
+@pytest.mark.parametrize(
+    "seed", [5, 9, 13, 45, 46, 53]
+)  # with each there were too many once, of one kind or another
+def test_no_more_probes_hang_than_may_whoever_stands_still_and_whatever_is_lost(
+    seed: int, store_stalls: float, worker_stalls: float, loss: float
+) -> None:
+    probing = Probing(seed, loss=loss, store_stalls=store_stalls, worker_stalls=worker_stalls)
+    probing.run(20.0)
+    assert 1 <= probing.leased <= probing.fleet.rules.probes
+    assert probing.own <= 1
+    assert probing.most <= probing.fleet.rules.probes + len(probing.fleet.workers) - 1
+
+
+def test_store_that_comes_and_goes_has_a_worker_make_no_second_probe_of_its_own() -> None:
+    fleet = a_fleet()
+    (worker,) = fleet.workers
+    trip(fleet)
+    fleet.cut_off(worker)
+    fleet.advance(2.1)
+    _pass_alone(fleet, worker)
+    fleet.heal(worker)
+    fleet.deliver()
+    fleet.cut_off(worker)
+    for _ in range(3):
+        fleet.advance(0.1)
+        assert isinstance(fleet.enter(worker), Refused)
+
+
+def test_worker_with_a_probe_by_a_lease_makes_none_of_its_own_when_the_store_is_lost() -> None:
+    fleet = a_fleet()
+    (worker,) = fleet.workers
+    trip(fleet)
+    fleet.advance(2.1)
+    fleet.enter(worker)
+    fleet.deliver()
+    leased = _pass(fleet, worker)
+    fleet.cut_off(worker)
+    for _ in range(3):
+        fleet.advance(0.1)
+        assert isinstance(fleet.enter(worker), Refused)
+    fleet.finish(worker, leased, HARD)
+    assert _pass_alone(fleet, worker).lease == ""
+
+
+def test_lease_in_hand_goes_back_when_the_circuit_changes() -> None:
+    fleet = a_fleet(slots=2)
+    first, second = fleet.workers
+    trip(fleet)
+    fleet.advance(2.1)
+    fleet.enter(first)
+    fleet.enter(second)
+    fleet.deliver()
+    fleet.finish(first, _pass(fleet, first), HARD)
+    fleet.answer_next(first)
+    while second.events:
+        fleet.hear_next(second)
+    assert not second.gate.has_lease
+    ((operation, _),) = second.pending
+    assert isinstance(operation, Probe)
+    assert operation.verb is Verb.LOST
+
+
+def _pass_alone(fleet: Fleet, worker: Worker) -> ProbePass:
+    """Its own probe: one may have to wait until it is its turn among the workers."""
+    entry = fleet.enter(worker)
+    if isinstance(entry, Refused):
+        fleet.advance(0.2)
+        entry = fleet.enter(worker)
+    assert isinstance(entry, ProbePass)
+    return entry
 
 
 # ----- everything at once ---------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 
 from ambassador.state.protocol import (
     BUCKETS,
+    LATE_US,
     SETTLING_US,
     Answer,
     Beat,
@@ -319,7 +320,7 @@ class Machine(RuleBasedStateMachine):
         assert before is not None
         probed = self.ask(Probe("b", name, Verb.ASK, RULES, PROBE_MS), Probed)
         row = probed.row
-        on_their_way = len(self.out) + sum(until_us > row.now_us for until_us in self.void.values())
+        on_their_way = len(self.out) + sum(until_us + LATE_US > row.now_us for until_us in self.void.values())
         has_room = on_their_way < RULES.probes
         if any(deadline_us <= row.now_us for deadline_us in self.out.values()):
             assert not probed.granted

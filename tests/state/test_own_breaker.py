@@ -37,12 +37,23 @@ def test_open_time_doubles_with_each_failed_probe_up_to_the_longest() -> None:
 
 def test_one_probe_at_a_time() -> None:
     own = opened()
-    own.probe_until = 105.0
+    own.begin_probe(105.0)
     assert own.left(103.0) == 1.0
     assert own.left(105.0) == 0
-    own.probe_until = 105.0
+    own.end_probe()
     own.probed(103.0, 0.5, good=None)
     assert own.left(103.0) == 0
+
+
+def test_probe_under_way_outlives_what_it_was_for() -> None:
+    own = OwnBreaker(rules(open_ms=2000))
+    own.stand_in(101.0, "away")
+    own.begin_probe(105.0)
+    own.close()
+    own.stand_in(103.0, "away again")
+    assert own.left(104.0) == 1.0
+    own.end_probe()
+    assert own.left(104.0) == 0
 
 
 def test_good_probe_closes_it_and_after_a_calm_time_it_begins_anew() -> None:
@@ -65,7 +76,7 @@ def test_stand_in_counts_no_trip() -> None:
 
 def test_it_is_inherited_but_for_a_probe_that_another_waits_for() -> None:
     own = opened()
-    own.probe_until = 200.0
+    own.begin_probe(200.0)
     heir = OwnBreaker(rules(open_ms=3000))
     heir.inherit(own)
     assert (heir.is_open, heir.until, heir.why) == (True, own.until, "why")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ambassador.state.probe_leases import ASK_S, KEEP_S, ProbeLeases
-from ambassador.state.protocol import Probe, Verb
+from ambassador.state.protocol import LATE_US, Probe, Verb
 from tests.state.fleet import rules
 
 
@@ -58,9 +58,20 @@ def test_lease_that_is_over_goes_back_sooner() -> None:
     assert len(held.drop_stale(10.5)) == 1
 
 
-def test_change_of_the_circuit_voids_what_is_held() -> None:
+def test_probe_is_under_way_until_it_has_ended_or_is_late_beyond_measure() -> None:
     held = leases()
-    granted(held, 10.0)
-    held.clear()
+    asked = granted(held, 10.0, 2.0)
+    assert not held.is_probing(11.0)
+    held.use()
+    assert held.is_probing(12.0 + LATE_US / 1e6 - 0.01)
+    assert not held.is_probing(12.0 + LATE_US / 1e6)
+    held.ended(asked.id)
+    assert not held.is_probing(11.0)
+
+
+def test_change_of_the_circuit_voids_what_is_held_and_gives_it_back() -> None:
+    held = leases()
+    asked = granted(held, 10.0)
+    assert held.clear() == [held.give_back(asked.id)]
     assert not held.held
     assert held.drop_stale(100.0) == []

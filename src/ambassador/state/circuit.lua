@@ -12,6 +12,7 @@
 -- field of the hash, struct: the half it reported in last, its sums of that half and of the one before, bits.
 local CLOSED, OPEN, HALF_OPEN = 0, 1, 2
 local SETTLING = 20000
+local LATE = 2000000
 local WEEK_MS, HOUR_MS = 604800000, 3600000
 -- Padded beyond 64 bytes: shorter ones Redis would keep in a list, and search it (16 us more with 64 replicas).
 local REPORTER = '<dddddddBxxxxxxxx'
@@ -315,7 +316,7 @@ local function ask(op)
   if lease_of(op[3], leases) then return true end
   local out, void = {}, circuit[VOID] or {}
   for i = 1, #void, 2 do
-    if void[i + 1] > now then out[#out + 1], out[#out + 2] = void[i], void[i + 1] end
+    if void[i + 1] + LATE > now then out[#out + 1], out[#out + 2] = void[i], void[i + 1] end
   end
   if #out < #void then
     circuit[VOID] = out

@@ -6,7 +6,7 @@ Rules that hold here:
 - Outcomes count only while the circuit is CLOSED, unforced, and of the epoch that they were seen in; probes only while
   their lease is out. So a result of an earlier life changes nothing.
 - There are never more leases out than `probes`, and none but in HALF_OPEN. A lease of an earlier epoch counts among
-  them until its deadline, or until its holder has told what came of it.
+  them until its holder has told what came of it, at most until LATE_US after its deadline.
 
 Each step answers what stands afterwards; `take_published` tells whether others must hear of it.
 """
@@ -19,6 +19,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from ambassador.state.protocol import (
     BUCKETS,
+    LATE_US,
     SETTLING_US,
     Force,
     Probe,
@@ -384,7 +385,7 @@ class Circuit:
         if self._state is not State.HALF_OPEN:
             return False
         if probe.id not in leases:
-            self._void = {name: until for name, until in self._void.items() if until > now_us}
+            self._void = {name: until for name, until in self._void.items() if until + LATE_US > now_us}
             if len(leases) + len(self._void) >= probe.rules.probes:
                 return False
             leases[probe.id] = now_us + probe.timeout_ms * 1000

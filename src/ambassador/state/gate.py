@@ -19,7 +19,8 @@ Rules that hold here
   refused meanwhile. A lease that nobody has used in KEEP_S goes back.
 - Where slowness opens a circuit, a slow probe has failed: else it would close on what opened it, for ever.
 - While the store is away the row stands until its time is over; then this worker probes by itself, one request at a
-  time, spread over the workers.
+  time, spread over the workers: never beside one by a lease, nor that beside its own, although the store comes and
+  goes. So of P probes and W workers at most P + W - 1 are at an upstream, and at most P unless the store is away.
 
 Measured (CPython 3.11, timeit, best of 9): `count` 0.07 µs, a look at `is_open` 0.01 µs.
 """
@@ -37,6 +38,7 @@ from ambassador.state.own_breaker import OwnBreaker
 from ambassador.state.passes import OWN_PROBE, WAITING, Entry, Pass, ProbePass, Refused, Result
 from ambassador.state.probe_leases import ProbeLeases
 from ambassador.state.protocol import (
+    LATE_US,
     SETTLING_US,
     Answer,
     Operation,
@@ -209,6 +211,8 @@ class Gate:
         if not self._peers.up:
             return True
         self._drop_stale(now)
+        if self._own.is_probing(now):
+            return False
         if not self._leases.held:
             self._ask(now, _PROBE_LONGEST_S)
         return self._leases.held
@@ -230,11 +234,15 @@ class Gate:
         left = self._own.left(now)
         if left:
             return Refused(left)
-        self._own.probe_until = now + timeout_s
+        if self._leases.is_probing(now):
+            return Refused(1.0)
+        self._own.begin_probe(now + timeout_s + LATE_US / 1e6)
         return ProbePass(self.stamp, OWN_PROBE, now + timeout_s)
 
     def _enter_probing(self, now: float, timeout_s: float) -> Entry:
         self._drop_stale(now)
+        if self._own.is_probing(now):
+            return Refused(1.0)
         lease = self._leases.use()
         if lease is not None:
             name, until = lease
@@ -308,9 +316,12 @@ class Gate:
                 # The circuit's own news come from the first worker, who does not know it.
                 self._say(self._probe_slow)
         if given.lease != OWN_PROBE:
+            self._leases.ended(given.lease)
             verb = Verb.LOST if good is None else Verb.OK if good else Verb.FAILED
             self.outbox.append(Probe(self.name, given.lease, verb, self.rules))
-        elif self._own.is_open and given.stamp is self.stamp:
+            return
+        self._own.end_probe()
+        if self._own.is_open and given.stamp is self.stamp:
             alone = self._own.alone
             self._own.probed(now, random, good=good)
             if not self._own.is_open:
@@ -505,6 +516,8 @@ class Gate:
             if answer.row.epoch == self.stamp.epoch:
                 self._leases.keep(asked, asked_at, now)
                 self.flush_at = min(self.flush_at, now + FLUSH_S)
+            else:
+                self.outbox.append(self._leases.give_back(asked.id))
 
     # ----- rows -----
 
@@ -533,7 +546,7 @@ class Gate:
     def _take(self, row: Row, now: float) -> None:
         before, was = self.row, self._known.word()
         self._known.take(row, now)
-        self._leases.clear()
+        self.outbox += self._leases.clear()
         if row.state is not State.CLOSED or row.forced:
             self._own.close()
         self._ramp_from = self._known.closed_since

@@ -1,7 +1,8 @@
 """A worker's own breaker: what only this worker sees, or what it decides while the store is away.
 
 Pure. Open for the circuit's open time, doubling with each failed probe; then one probe at a time, and one good one
-closes it.
+closes it. A probe under way outlives what it was for: until it has ended there is no other, however often the breaker
+closes and opens meanwhile (a store that comes and goes had one worker send three at once).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class OwnBreaker:
         self.until = -inf
         """When probing may begin."""
         self.probe_until = -inf
-        """Until then a probe may be under way."""
+        """Until then a probe may be under way, in monotonic seconds."""
         self.why = ""
 
     def trip(self, now: float, random: float, why: str) -> float:
@@ -51,7 +52,6 @@ class OwnBreaker:
         self.is_open = True
         self.alone = alone
         self.until = until
-        self.probe_until = -inf
         self.why = why
 
     def _next_open_s(self, random: float) -> float:
@@ -63,11 +63,22 @@ class OwnBreaker:
         """How long until a probe may be made; 0: now. Of a probe under way nobody knows: 1 s."""
         if now < self.until:
             return self.until - now
-        return 1.0 if now < self.probe_until else 0.0
+        return 1.0 if self.is_probing(now) else 0.0
+
+    def is_probing(self, now: float) -> bool:
+        """Whether its probe is under way, open or not."""
+        return now < self.probe_until
+
+    def begin_probe(self, until: float) -> None:
+        """A probe begins, which will have ended by then, if nobody says so earlier."""
+        self.probe_until = until
+
+    def end_probe(self) -> None:
+        """It has ended, whatever has become of the breaker meanwhile."""
+        self.probe_until = -inf
 
     def probed(self, now: float, random: float, *, good: bool | None) -> None:
         """What came of the probe; None: nothing."""
-        self.probe_until = -inf
         if good:
             self.close()
             self._calm_at = now + CALM * self._rules.open_ms / 1000

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ambassador.state.protocol import Probe, Rules, Verb
+from ambassador.state.protocol import LATE_US, Probe, Rules, Verb
 
 ASK_S: Final = 0.05
 """One request for a probe's lease in this time from each worker."""
@@ -20,7 +20,7 @@ KEEP_S: Final = 1.0
 class ProbeLeases:
     """`key` makes ids unique in the fleet. Times are monotonic seconds."""
 
-    __slots__ = ("_asked", "_asking", "_breaker", "_held", "_key", "_next_ask", "_rules")
+    __slots__ = ("_asked", "_asking", "_breaker", "_held", "_key", "_next_ask", "_rules", "_used")
 
     def __init__(self, breaker: str, rules: Rules, key: str) -> None:
         self._breaker = breaker
@@ -28,6 +28,8 @@ class ProbeLeases:
         self._key = key
         self._held: list[tuple[str, float, float]] = []
         """Id, end, and when it came."""
+        self._used: dict[str, float] = {}
+        """The ends of those whose probes are under way."""
         self._asking = False
         self._asked = 0
         self._next_ask = float("-inf")
@@ -56,11 +58,20 @@ class ProbeLeases:
         self._held.append((asked.id, asked_at + asked.timeout_ms / 1000, now))
 
     def use(self) -> tuple[str, float] | None:
-        """Take one: its id, and when it ends."""
+        """Take one, until `ended`: its id, and when it ends."""
         if not self._held:
             return None
         name, until, _ = self._held.pop()
+        self._used[name] = until
         return name, until
+
+    def ended(self, name: str) -> None:
+        """The probe of this lease has ended."""
+        self._used.pop(name, None)
+
+    def is_probing(self, now: float) -> bool:
+        """Whether a probe by a lease is under way."""
+        return any(until + LATE_US / 1e6 > now for until in self._used.values())
 
     def drop_stale(self, now: float) -> list[Probe]:
         """Give back those that wait for nothing: what is to be asked for that."""
@@ -73,6 +84,9 @@ class ProbeLeases:
         """The probe of this lease says nothing."""
         return Probe(self._breaker, name, Verb.LOST, self._rules)
 
-    def clear(self) -> None:
-        """The circuit has changed: those that are held are void."""
-        self._held.clear()
+    def clear(self) -> list[Probe]:
+        """The circuit has changed: those that are held are void. What is to be asked, so that the store counts them no
+        more among those that are on their way to the upstream.
+        """
+        void, self._held = self._held, []
+        return [self.give_back(name) for name, _, _ in void]

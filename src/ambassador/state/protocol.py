@@ -37,6 +37,10 @@ MAX_VALUE_BYTES: Final = 80 * 1024
 """The longest value of `Put` and `Token`: an answer's body of 64 KiB, and its head."""
 MAX_KEY_BYTES: Final = 200
 """The longest key, in UTF-8. Longer ones are hashed by who makes them."""
+LATE_US: Final = 2_000_000
+"""A worker that stands still cuts its probe when it goes on, and tells so then: for so long beyond its deadline a probe
+is still thought to be at the upstream. (With 0, workers that stood still for up to 2 s had six of three there at once,
+where a circuit opened for 0.5 s.)"""
 SETTLING_US: Final = 20_000
 """Where several workers live, a circuit does not trip by percentage before its window is so old: others' first outcomes
 are on their way. They are told at once (`gate.URGENT_S`), so a way to the store and a worker's delay are enough."""
@@ -272,11 +276,11 @@ class Probe(_Message, tag="probe", frozen=True):
 
     Answered by `Probed`. ASK: leases whose deadline passed are dropped, each as a FAILED one; an OPEN circuit whose
     time is over becomes HALF_OPEN (new epoch, published); granted if it is HALF_OPEN, nothing is forced open, and fewer
-    than `rules.probes` leases are out; one of an earlier epoch is out until its deadline, or until it is settled. OK,
-    FAILED and LOST count only with an id whose lease is out and was granted in this epoch. `rules.probes` OKs in a row
-    close the circuit (new epoch, `since_us`, window empty, published). One FAILED opens it again with `trips` + 1, and
-    all leases are void. `trips` goes back to 0 once the circuit has stayed CLOSED for 10 times `open_ms`. ASK with an
-    id whose lease is out is granted again, and takes no other.
+    than `rules.probes` leases are out; one of an earlier epoch is out until it is settled, at most LATE_US beyond its
+    deadline. OK, FAILED and LOST count only with an id whose lease is out and was granted in this epoch. `rules.probes`
+    OKs in a row close the circuit (new epoch, `since_us`, window empty, published). One FAILED opens it again with
+    `trips` + 1, and all leases are void. `trips` goes back to 0 once the circuit has stayed CLOSED for 10 times
+    `open_ms`. ASK with an id whose lease is out is granted again, and takes no other.
     """
 
     breaker: str
