@@ -35,6 +35,8 @@ class EgressProxy:
         self.leads_to = leads_to
         self.login = login
         self.piecemeal = piecemeal
+        self.closes_after: int | None = None
+        """So many answers to whole URLs, of one connection, which then ends without a word."""
         self.heads: list[bytes] = []
         """What it was asked: heads of HTTP, or `host:port` of SOCKS."""
         self.connections = 0
@@ -70,7 +72,10 @@ class EgressProxy:
 
     async def serve(self, stream: trio.SocketStream) -> None:
         left = b""
+        answers = 0
         while True:
+            if answers == self.closes_after:
+                return
             while b"\r\n\r\n" not in left:
                 data = await stream.receive_some()
                 if not data:
@@ -113,6 +118,7 @@ class EgressProxy:
                 while data := await upstream.receive_some():
                     await stream.send_all(data)
                     if data.endswith(b"ok"):
+                        answers += 1
                         break
 
     async def relay(self, one: trio.SocketStream, other: trio.SocketStream, early: bytes = b"") -> None:

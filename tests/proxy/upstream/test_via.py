@@ -222,6 +222,31 @@ async def test_407_without_a_challenge_is_an_answer_of_the_upstream(
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize(
+    ("closes_after", "learned"),
+    [(1, True), (2, False)],  # one that answers twice keeps its connections
+)
+async def test_proxy_that_closes_behind_answers_gets_a_connection_for_each(
+    origin: Origin, closes_after: int, *, learned: bool
+) -> None:
+    seen: list[bytes] = []
+    proxy = EgressProxy(origin.address)
+    proxy.closes_after = closes_after
+    async with running(proxy), served(origin, seen), a_plane(config(f"http://{HOST}", proxy.url)) as plane:
+        pool = plane.endpoint.pool
+        assert pool.way is not None
+        for _ in range(closes_after):
+            assert (await answer(plane))[0] == 200
+        await until(lambda: pool.open == 0)
+        assert pool.way.closes is learned
+        proxy.closes_after = None
+        for at in range(2):
+            assert (await answer(plane))[0] == 200
+            await finished(plane)
+            assert pool.idle_count == (not learned)
+            assert proxy.connections == 2 + (at if learned else 0)
+
+
 async def test_password_that_cannot_be_read_fails_the_connection(
     origin: Origin, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -88,6 +88,11 @@ class Pool(Timer):
         """Connections open or being opened."""
 
     @property
+    def now(self) -> float:
+        """The lane's clock."""
+        return self._lane.now
+
+    @property
     def idle_count(self) -> int:
         """Connections that wait for a request."""
         return len(self._idle)

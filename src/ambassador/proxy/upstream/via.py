@@ -15,11 +15,11 @@ import logging
 import socket
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
 from msgspec import Meta
 
-from ambassador.errors import ConnectFailed, EgressProxyRefused
+from ambassador.errors import ConnectFailed, EgressProxyRefused, UpstreamReset
 from ambassador.proxy.lane import READ, WRITE
 from ambassador.proxy.upstream.greeting import Connect, Greeting, Socks5
 from ambassador.proxy.upstream.h1 import Http1Connection
@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 
     from ambassador.messages import Fields, RequestHead
     from ambassador.proxy.lane import Link, Strand
+    from ambassador.proxy.upstream.pool import Pool
     from ambassador.secret import Secret
+
+_BEHIND_S: Final = 1.0
+"""A close so soon after an answer belongs to it. Idle connections are kept for longer, by squid for 2 minutes."""
 
 ProxyUrl = Annotated[str, Meta(extra={"form": "proxy_url"})]
 """`http://host:port` or `socks5://host:port`."""
@@ -123,13 +127,15 @@ class Proxy:
 class Way:
     """The way to one endpoint through `proxy`. `secure`: the endpoint speaks TLS."""
 
-    __slots__ = ("_host", "_port", "proxy", "target", "tunnels")
+    __slots__ = ("_host", "_port", "closes", "proxy", "target", "tunnels")
 
     def __init__(self, proxy: Proxy, host: str, port: int, *, secure: bool) -> None:
         self.proxy = proxy
         self._host, self._port = host, port
         self.tunnels = not proxy.is_asked_for_urls(secure=secure)
         """The connection is led on; else its requests have the whole URL."""
+        self.closes = False
+        """The proxy was seen to close a connection behind an answer that did not say so. Not forgotten."""
         self.target = authority(host, port).removesuffix(b":80")
 
     def begin(self, link: Link) -> Tunnel:
@@ -225,9 +231,45 @@ class Tunnel:
 
 
 class ForwardConnection(Http1Connection):
-    """A connection to an HTTP proxy that is asked for one plain http endpoint by whole URLs."""
+    """A connection to an HTTP proxy that is asked for one plain http endpoint by whole URLs.
 
-    __slots__ = ()
+    There are proxies that close behind each answer and say nothing of it (tinyproxy 1.11): a request that is written
+    while the FIN is on its way meets a closed connection, and a POST must not be sent again then. So a proxy that was
+    seen to do that gets a new connection for each request.
+    """
+
+    __slots__ = ("_is_kept",)
+
+    def __init__(self, link: Link, pool: Pool) -> None:
+        super().__init__(link, pool)
+        self._is_kept = False
+        """The proxy has answered more than one request on it."""
+
+    def is_quiet(self) -> bool:
+        """As of any connection; of one that is not, it is learned whether the proxy closes behind its answers."""
+        quiet = super().is_quiet()
+        if not quiet:
+            self._learn()
+        return quiet
+
+    def release(self) -> None:
+        """As of any connection. Behind a proxy that closes it anyhow it ends here."""
+        way = self.pool.way
+        assert way is not None
+        self._is_kept = self.used
+        if way.closes and not self._is_kept:
+            self.close()
+        else:
+            super().release()
+
+    def _learn(self) -> None:
+        way = self.pool.way
+        assert way is not None
+        if self._is_kept:
+            return
+        idle_s = self.pool.now - self.idle_until + self.pool.idle_timeout_s
+        if idle_s < _BEHIND_S if self.used else self.reader.complete:
+            way.closes = True
 
     def start(self, strand: Strand, head: RequestHead, body: bytes, trailers: Fields | None) -> None:
         """As of any connection; Host is the endpoint's, which such a proxy would put there anyhow."""
@@ -245,7 +287,12 @@ class ForwardConnection(Http1Connection):
 
         A 407 that does not say what it wants (RFC 9110 15.5.8) is some answer of the upstream.
         """
-        received = super().receive()
+        try:
+            received = super().receive()
+        except UpstreamReset:
+            if self.used and not self.reader.started:
+                self._learn()
+            raise
         head = self.reader.head
         if head is not None:
             way = self.pool.way
