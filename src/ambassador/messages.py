@@ -57,6 +57,9 @@ class Keeper(Protocol):
     def free(self) -> None:
         """There is no answer to keep. After `keep` without effect."""
 
+    def refused(self) -> None:
+        """The answer says that nothing was carried out, and nothing was before: it is not to be kept."""
+
     async def told(self, waiter: Waiter) -> None:
         """After `keep` or `free`: return when repeats elsewhere know of it, or after a short while.
 

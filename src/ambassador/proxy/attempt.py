@@ -527,3 +527,10 @@ def is_stream(head: ResponseHead) -> bool:
         name.lower() == b"content-type" and value.startswith((b"text/event-stream", b"application/grpc"))
         for name, value in head.passing
     )
+
+
+def is_refusal(head: ResponseHead) -> bool:
+    """The answer says that the request was not carried out, and may be made again later (RFC 6585 4; RFC 9110 15.6.4
+    with the time after which to try).
+    """
+    return head.status == 429 or (head.status == 503 and b"retry-after" in head.special)

@@ -18,7 +18,7 @@ from ambassador.errors import (
     Unauthenticated,
     UpstreamError,
 )
-from ambassador.proxy.attempt import STATUS_TEXT, Attempt, is_stream, reason_of
+from ambassador.proxy.attempt import STATUS_TEXT, Attempt, is_refusal, is_stream, reason_of
 from ambassador.proxy.content import CONTENT, LOOKED_AT
 from ambassador.proxy.lane import TimedOut
 from ambassador.proxy.methods import IDEMPOTENT
@@ -63,6 +63,10 @@ class Attempts:
     _last_endpoint: Endpoint | None = None
     _tried: tuple[Endpoint, ...] = ()
     _caller_at = inf
+    _total_at = inf
+    """The end of the route's `total` where it began to run before the first attempt."""
+    _in_doubt = False
+    """Whether the request was carried out by an attempt before the present one is not known."""
     _hedged = False
     _renewed = False
     """The upstream's credential was fetched again because of a 401."""
@@ -85,6 +89,7 @@ class Attempts:
             self.client.send_continue(self.request)
         self.transfer = Transfer(self.client, self.request, plan, self._started)
         self.transfer.caller_at = self._caller_at
+        self.transfer.total_at = min(self.transfer.total_at, self._total_at)
 
     async def _until_answer(self, plan: RoutePlan) -> tuple[Http1Connection, bool]:
         """Attempts until one has an answer to pass on: its connection, and whether the answer is a failure after which
@@ -320,6 +325,19 @@ class Attempts:
         self._is_final = True
         return None
 
+    def _note_doubt(self) -> None:
+        """The present attempt ends: may it have carried out the request, for whose repeats the answer is kept?"""
+        keeper, attempt = self.request.keeper, self.attempt
+        if keeper is None or not keeper.reached:
+            return
+        head = None
+        if attempt is not None and attempt.connection is not None:
+            head = attempt.connection.reader.head
+        if self._in_doubt or self._hedged or head is None or not is_refusal(head):
+            self._in_doubt = True
+        else:
+            keeper.reached = False
+
     async def _is_affordable(self, plan: RoutePlan) -> bool:
         """Charge the next attempt to the upstream's own limits now, while there still is an answer to give."""
         try:
@@ -397,6 +415,8 @@ class Attempts:
 
     def _leave(self, *, kept: bool) -> None:
         """The present attempt is over. `kept`: so is the connection, if its exchange happens to be complete."""
+        if self.request.keeper is not None:
+            self._note_doubt()
         attempt, self.attempt = self.attempt, None
         assert attempt is not None
         if self._prepared and self.transfer.recorder is not None:

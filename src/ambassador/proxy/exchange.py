@@ -24,7 +24,7 @@ from ambassador.errors import (
 )
 from ambassador.messages import Reply, Request
 from ambassador.observe.access_log import AccessRecord
-from ambassador.proxy.attempt import STATUS_TEXT, Attempt, reason_of
+from ambassador.proxy.attempt import STATUS_TEXT, Attempt, is_refusal, reason_of
 from ambassador.proxy.attempts import Attempts, Charge
 from ambassador.proxy.fields import CREDENTIALS
 from ambassador.proxy.forwarding import caller_deadline_s, max_forwards
@@ -90,6 +90,7 @@ class Exchange(Attempts):
     def __init__(self, client: ClientConnection, request: Request) -> None:
         super().__init__(client, request)
         self._table = self.service.table
+        self._arrived = request.complete
         self._bytes_before = client.bytes_written
 
     async def run(self) -> None:
@@ -207,6 +208,7 @@ class Exchange(Attempts):
         verdict = self._locate()
         if isinstance(verdict, ProxyError):
             raise verdict
+        self._begin_total()
         return verdict if verdict is None or isinstance(verdict, Reply) else await verdict
 
     def _locate(self) -> Verdict:
@@ -235,9 +237,15 @@ class Exchange(Attempts):
                 return denied
         return admit(plan, request)
 
+    def _begin_total(self) -> None:
+        """Have the route's `total` run while policies wait, if all of the request is here: it began when it came."""
+        if self._plan is not None and self._arrived:
+            self._total_at = self._started + self._plan.timeouts.total
+        self.client.rest_until = min(self._caller_at, self._total_at)
+
     async def _admit_slowly(self, waiting: Awaitable[Reply | None]) -> None:
-        """Wait for what the policies say, not beyond the caller's deadline."""
-        self.client.rest_until = self._caller_at
+        """Wait for what the policies say, not beyond the caller's deadline, nor the route's own."""
+        self._begin_total()
         try:
             reply = await waiting
             if isinstance(reply, Repeat):
@@ -246,7 +254,9 @@ class Exchange(Attempts):
                 assert self._plan is not None
                 self._plan.metrics.replayed()
         except TimedOut:
-            raise DeadlineExceeded("the caller's deadline passed") from None
+            if self.lane.now >= self._caller_at:
+                raise DeadlineExceeded("the caller's deadline passed") from None
+            raise DeadlineExceeded("the request waited for its turn as long as it may take") from None
         finally:
             self.client.rest_until = inf
         if reply is not None:
@@ -368,6 +378,7 @@ class Exchange(Attempts):
         fallback, transfer = plan.fallback, self.transfer
         if fallback is None or (failure is None and not self._has_failed(fallback, status)):
             return False
+        self._note_doubt()
         other, respond, kept = plan.elsewhere, fallback.respond, self._last_good(plan, fallback)
         is_last = respond is None and kept is None
         if (
@@ -463,6 +474,8 @@ class Exchange(Attempts):
         if keeper is not None:
             body = bytes(body)  # what a view shows does not hold while somebody waits
             whole_body = body if reader.complete and not reader.trailers else None
+            if is_refusal(head) and not self._in_doubt and not self._hedged:
+                keeper.refused()
             keeper.keep(status, fields, whole_body, whole=self.transfer.upload_done)
         sized = head.content_length is not None or status in (204, 304) or request.method == "HEAD"
         if not complete:

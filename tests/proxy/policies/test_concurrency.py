@@ -21,6 +21,7 @@ from tests.proxy.two_ways import (
     Step,
     World,
     answers,
+    answers_if_asked,
     assert_same,
     at_once,
     cancelled,
@@ -489,6 +490,34 @@ def test_excess_is_overloaded_and_the_connection_stays() -> None:
 @pytest.mark.parametrize("steps", [[sends(GET)], [sends(GET), sends(GET, 1)], [sends(GET), drains]])
 def test_permits_come_back_when_the_worker_ends(steps: list[Step]) -> None:
     assert_same(ONE, *WARM, *steps, cancelled, permits(0))
+
+
+SHORT = Setting(config(URL, concurrency="{max: 1, queue: 1, wait: 5s}", timeout="1s"))
+HELD = (*WARM, sends(GET), answers(OK[:-1]))  # by an answer whose body lasts
+POST = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\na"
+
+
+@pytest.mark.parametrize(
+    ("steps", "code"),
+    [
+        ([sends(GET, 1), passes(1.1), permits(1), answers(OK[-1:])], b"deadline_exceeded"),
+        ([sends(GET, 1), passes(0.6), answers(OK[-1:]), passes(0.5)], b"upstream_timeout"),
+    ],
+    ids=["waiting", "sent"],
+)
+def test_total_runs_while_a_request_waits_for_its_turn(steps: list[Step], code: bytes) -> None:
+    """It runs from the request's last byte, not from the first attempt."""
+    seen = assert_same(SHORT, *HELD, *steps, permits(0))
+    answer = seen.bytes_of("client 1")
+    assert answer.startswith(b"HTTP/1.1 504 ")
+    assert b'"code":"%b"' % code in answer
+
+
+def test_total_does_not_run_while_a_request_that_waits_is_not_all_here() -> None:
+    seen = assert_same(
+        SHORT, *HELD, sends(POST, 1), passes(1.1), answers(OK[-1:]), sends(b"b", 1), answers_if_asked(OK)
+    )
+    assert seen.bytes_of("client 1").startswith(b"HTTP/1.1 200 ")
 
 
 def test_plain_requests_with_a_permit_take_the_short_way() -> None:

@@ -111,7 +111,7 @@ async def test_aborted_request_is_a_problem_and_goes_nowhere(origin: Origin) -> 
 
 
 async def test_delayed_request_goes_up_later(mock_clock: trio.testing.MockClock, origin: Origin) -> None:
-    async with a_plane(config(origin.url, fault="{delay: {for: 20s}}", timeout="1s")) as plane:
+    async with a_plane(config(origin.url, fault="{delay: {for: 20s}}", timeout="30s")) as plane:
         client = await plane.connect()
         await client.send(GET)
         await until(lambda: plane.service.inflight)
@@ -123,6 +123,21 @@ async def test_delayed_request_goes_up_later(mock_clock: trio.testing.MockClock,
         assert await client.answer() == (200, b"ok")
         await finished(plane)
         talk.close()
+        client.close()
+
+
+async def test_delay_ends_with_the_time_that_the_request_may_take(
+    mock_clock: trio.testing.MockClock, origin: Origin
+) -> None:
+    async with a_plane(config(origin.url, fault="{delay: {for: 20s}}", timeout="1s")) as plane:
+        client = await plane.connect()
+        await client.send(GET)
+        await until(lambda: plane.service.inflight)
+        mock_clock.jump(1.1)
+        status, body = await client.answer()
+        assert (status, b'"deadline_exceeded"' in body) == (504, True)
+        assert plane.counts.attempts == []
+        await finished(plane)
         client.close()
 
 

@@ -232,6 +232,52 @@ async def test_an_upstreams_failure_is_the_answer(origin: Origin) -> None:
         talk.close()
 
 
+LATER = b"HTTP/1.1 503 Later\r\nRetry-After: 1\r\ncontent-length: 2\r\n\r\nno"
+MANY = b"HTTP/1.1 429 Many\r\ncontent-length: 2\r\n\r\nno"
+UNSURE = b"HTTP/1.1 503 No\r\ncontent-length: 2\r\n\r\nno"
+
+
+@pytest.mark.parametrize("answer", [LATER, MANY], ids=["503", "429"])
+async def test_answer_that_says_that_nothing_was_carried_out_uses_up_no_key(
+    origin: Origin, answer: bytes
+) -> None:
+    async with a_world(origin) as world:
+        client = await world.client()
+        await client.send(post())
+        talk = await carried_out(origin, answer=answer)
+        assert (await client.answer())[1] == b"no"
+        await client.send(post())
+        await talk.head()
+        assert await talk.exactly(3) == b"pay"
+        await talk.send(CREATED)
+        assert await client.answer() == (201, b"made")
+        client.close()
+        talk.close()
+
+
+@pytest.mark.parametrize(("first", "kept"), [(UNSURE, True), (LATER, False)], ids=["unsure", "refused"])
+async def test_refusal_after_an_attempt_that_may_have_been_carried_out_is_kept(
+    origin: Origin, first: bytes, *, kept: bool
+) -> None:
+    retry = "{attempts: 1, when: [503], backoff: 1ms, retry_after: 2s}"
+    async with a_world(origin, retry=retry) as world:
+        client = await world.client()
+        await client.send(post())
+        talk = await carried_out(origin, answer=first)
+        await talk.head()
+        assert await talk.exactly(3) == b"pay"
+        await talk.send(MANY)
+        assert (await client.answer())[0] == 429
+        await client.send(post())
+        if not kept:
+            await talk.head()
+            assert await talk.exactly(3) == b"pay"
+            await talk.send(CREATED)
+        assert (await client.answer())[0] == (429 if kept else 201)
+        client.close()
+        talk.close()
+
+
 async def test_what_never_went_up_uses_up_no_key() -> None:
     async with a_world(f"http://127.0.0.1:{unused_port()}") as world:
         client = await world.client()

@@ -7,7 +7,8 @@ One round trip before the request goes up, one before its answer is passed on; r
 Source: draft-ietf-httpapi-idempotency-key-header (409 while the first is in flight, 422 for another request with the
 key, the first's result for a repeat, "success or an error"), and Stripe's API, which keeps the answer "regardless of
 whether it succeeds or fails" once the work has begun, and none where it has not. So
-- an upstream's answer is the record, whatever its status;
+- an upstream's answer is the record, whatever its status, but for those that say that nothing was carried out: 429, and
+  503 with `Retry-After`. Who waits as he is told must find something else than the same answer;
 - what the ambassador itself says after bytes have gone up (a timeout, a reset) is one too: whether the work was done is
   not known, and a repeat must not do it again;
 - where nothing has gone up, the mark is taken away: the key is as good as new.
@@ -309,6 +310,11 @@ class Claim(Timer):
         self._clock.disarm(self)
         if not self.reached:
             self._want(b"", _FREED_MS)
+
+    def refused(self) -> None:
+        """The upstream says that it did not carry it out: the key is as good as new."""
+        self.reached = False
+        self.free()
 
     async def told(self, waiter: Waiter) -> None:
         """Wait until the store has said something to what it was told last, no longer than `state.max_wait`.
