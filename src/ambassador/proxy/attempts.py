@@ -18,7 +18,7 @@ from ambassador.errors import (
     Unauthenticated,
     UpstreamError,
 )
-from ambassador.proxy.attempt import STATUS_TEXT, Attempt, is_refusal, is_stream, reason_of
+from ambassador.proxy.attempt import STATUS_TEXT, Attempt, is_in_hand, is_refusal, is_stream, reason_of
 from ambassador.proxy.content import CONTENT, LOOKED_AT
 from ambassador.proxy.lane import TimedOut
 from ambassador.proxy.methods import IDEMPOTENT
@@ -85,20 +85,33 @@ class Attempts:
     def _prepare(self, plan: RoutePlan) -> None:
         """Before the first attempt: the clock of the whole starts."""
         self._prepared = True
-        if self.request.expects_continue:
-            self.client.send_continue(self.request)
         self.transfer = Transfer(self.client, self.request, plan, self._started)
         self.transfer.caller_at = self._caller_at
         self.transfer.total_at = min(self.transfer.total_at, self._total_at)
+
+    def _begin(self, plan: RoutePlan) -> None:
+        """What there is to do before the first attempt. Raises as `_ask_for_body`."""
+        if not self._prepared:
+            self._prepare(plan)
+        if self.request.expects_continue:
+            self._ask_for_body(plan)
+        self._count_on_budget(plan.retry)
+
+    def _ask_for_body(self, plan: RoutePlan) -> None:
+        """`100 Continue`, unless the credential is known to be in the way: a client need not send a body for a refusal.
+
+        Raises `CredentialUnavailable`, `Unauthenticated` and `ClientError`.
+        """
+        if plan.upstream is not None and plan.upstream.credential is not None:
+            is_in_hand(plan.upstream.credential, self.request)
+        self.client.send_continue(self.request)
 
     async def _until_answer(self, plan: RoutePlan) -> tuple[Http1Connection, bool]:
         """Attempts until one has an answer to pass on: its connection, and whether the answer is a failure after which
         there may be no more. Raises the `UpstreamError` of the last one if that had no answer.
         """
         retry = plan.retry
-        if not self._prepared:
-            self._prepare(plan)
-        self._count_on_budget(retry)
+        self._begin(plan)
         transfer = self.transfer
         while True:
             connection: Http1Connection | None = None

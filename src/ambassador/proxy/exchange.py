@@ -441,6 +441,8 @@ class Exchange(Attempts):
         self.transfer.patience_s = inf
         if self._visit is not None:
             self._visit.withdraw()
+        if self.request.expects_continue:
+            self._ask_for_body(plan)
         try:
             attempt = self._begin_attempt(plan)
             connection = await attempt.until_head()

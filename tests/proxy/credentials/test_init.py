@@ -604,3 +604,54 @@ async def test_body_that_is_malformed_is_refused_before_anything_is_sent(
         )
         status, body = await client.answer()
         assert (status, b"bad_request" in body) == (400, True)
+
+
+EXPECTING = b"PUT /x HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: %d\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("auth", "status"),
+    [
+        ("{{hmac: {{key: 'file:{good}', buffer: 4KiB}}}}", 413),
+        (
+            "{{aws_sigv4: {{service: execute-api, region: a, access_key: 'file:{good}', secret_key: 'file:{good}', buffer: 4KiB}}}}",
+            413,
+        ),
+        ("{{bearer: 'file:{bad}'}}", 503),
+        ("{{jwt: {{key: 'file:{bad}', claims: {{iss: a}}}}}}", 503),
+    ],
+)
+async def test_refusal_that_is_known_comes_before_the_body(
+    origin: Origin, tmp_path: Path, auth: str, status: int
+) -> None:
+    (tmp_path / "good").write_text("k" * 40)
+    (tmp_path / "bad").write_bytes(b"a\r\nb")
+    text = authed(origin.url, auth.format(good=tmp_path / "good", bad=tmp_path / "bad"))
+    async with a_stage(origin, text) as stage:
+        client = await stage.client()
+        await client.send(EXPECTING % 5000)
+        assert (await client.answer())[0] == status
+
+
+async def test_fallback_asks_for_the_body_that_the_credential_was_in_the_way_of(
+    origin: Origin, tmp_path: Path
+) -> None:
+    (tmp_path / "bad").write_bytes(b"a\r\nb")
+    text = f"""
+version: 1
+listen: 127.0.0.1:80
+upstreams:
+  shown: {{endpoints: ['{origin.url}'], auth: {{bearer: 'file:{tmp_path}/bad'}}}}
+  other: {{endpoints: ['{origin.url}']}}
+routes: [{{name: r, to: shown, fallback: {{to: other}}}}]
+"""
+    async with a_stage(origin, text) as stage:
+        client = await stage.client()
+        await client.send(EXPECTING % 4)
+        assert await client.head() == b"HTTP/1.1 100 Continue\r\n\r\n"
+        await client.send(b"body")
+        upstream = await stage.upstream()
+        await upstream.head()
+        assert await upstream.exactly(4) == b"body"
+        await upstream.send(ANSWER)
+        assert (await client.answer())[0] == 200
