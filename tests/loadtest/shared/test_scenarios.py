@@ -55,6 +55,25 @@ def test_rules_are_those_of_the_configuration() -> None:
     assert (breaker["probes"], breaker["min_requests"]) == (rules.probes, rules.min_requests)
 
 
+def test_probes_are_those_that_came_while_their_own_upstream_hung() -> None:
+    hangs = [breaker_trip.Hang(1000, 2000), breaker_trip.Hang(1100, 2500)]
+    intervals = [
+        (0, 900, 1500),
+        (0, 1200, 1800),
+        (0, 1300, 1900),
+        (0, 2100, 2200),
+        (1, 1050, 2000),
+        (1, 2400, 2600),
+    ]
+    seen = [Seen(arrived, ended, case, 0, 0, 1) for case, arrived, ended in intervals]
+    assert breaker_trip.most_probes(seen, hangs) == (2, 3)
+
+
+def test_more_probes_are_allowed_while_workers_are_without_the_store() -> None:
+    assert breaker_trip.most_allowed(4, away=False) == breaker_trip.PROBES
+    assert breaker_trip.most_allowed(4, away=True) == breaker_trip.PROBES + 3
+
+
 def test_operations_are_bounded_by_keys_where_there_are_many() -> None:
     assert limit_accuracy.most_operations(terms(1000, 1000), 60) == 500
     assert limit_accuracy.most_operations(terms(1000, 1000), 1200) == pytest.approx(10_000)
