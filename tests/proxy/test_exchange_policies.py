@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -16,6 +17,9 @@ import trio.testing
 import ambassador.proxy.http1
 from ambassador.proxy.exchange import Exchange
 from ambassador.proxy.http1 import ClientConnection
+from ambassador.proxy.lane import Strand
+from ambassador.proxy.upstream.h1 import Http1Connection
+from ambassador.proxy.upstream.pool import Pool
 from ambassador.state.protocol import Force, Probe, Report, Verb
 from tests.proxy.harness import GET, OK, Origin, Plane, Talk, a_plane, until, unused_port
 from tests.state.harness import OneStore
@@ -601,6 +605,38 @@ async def test_half_open_breaker_lets_one_probe_through(origin: Origin, shared: 
         await until(lambda: shared.probes(Verb.OK))
         for end in (*clients, talk):
             end.close()
+        nursery.cancel_scope.cancel()
+
+
+async def test_probe_whose_lease_ends_while_the_worker_stands_still_is_not_sent(
+    mock_clock: trio.testing.MockClock, origin: Origin, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = config(
+        origin.url,
+        upstream="breaker: {probes: 1}",
+        route="retry: {attempts: 0}, timeout: {per_try: 1s, total: 15s}",
+        state="max_wait: 250ms",
+    )
+    acquire = Pool.acquire
+
+    async def stand_still(pool: Pool, strand: Strand, *args: Any, **more: Any) -> Http1Connection:
+        connection = await acquire(pool, strand, *args, **more)
+        mock_clock.jump(1.5)
+        await strand.pause()
+        return connection
+
+    monkeypatch.setattr(Pool, "acquire", stand_still)
+    async with a_plane(text, scopes=shared.scopes_of(0)) as plane, trio.open_nursery() as nursery:
+        nursery.start_soon(shared.answers)
+        the(plane, shared, "u", "open")
+        the(plane, shared, "u", "auto")
+        client = await plane.connect()
+        await client.send(GET)
+        status, body = await client.answer()
+        assert (status, b'"upstream_timeout"' in body) == (504, True)
+        await until(lambda: shared.probes(Verb.FAILED))
+        assert plane.endpoint.pool.idle_count == 1  # one that had something sent would have been cut
+        client.close()
         nursery.cancel_scope.cancel()
 
 

@@ -184,7 +184,8 @@ class Attempt:
 
     async def _pay_beside(self, connection: Http1Connection) -> bool:
         """`Attempts.pay` directly before the first byte, with the connection at hand, which is for others if the
-        attempt is not to be. Raises what that does, and what there is to say when too little time is left meanwhile.
+        attempt is not to be. Raises what that does, and what there is to say when too little time is left meanwhile: a
+        probe whose lease is over by now, for a worker that stood still, may have been replaced by another.
         """
         exchange = self._exchange
         try:
@@ -192,11 +193,16 @@ class Attempt:
             waited = await exchange.pay(self._plan, inf if self.ticket is None else self.ticket.until)
             if waited:
                 exchange.check_time(self._plan)
+            self._check_ticket()
             return waited
         except BaseException:
             if not connection.link.closed:
                 connection.pool.put(connection)
             raise
+
+    def _check_ticket(self) -> None:
+        if self.ticket is not None and self._exchange.lane.now >= self.ticket.until:
+            raise self._exchange.transfer.missed()
 
     async def _on_new(self) -> Http1Connection:
         """The same attempt on a new connection (or one that comes free meanwhile), until the head of its answer."""
