@@ -331,7 +331,6 @@ def test_endpoint_url_has_no_other_scheme(url: str) -> None:
         ("http://metadata.google.internal.", "http://metadata.google.internal:80"),
         ("http://METADATA.google.internal:80", "http://metadata.google.internal:80"),
         ("http://[::FFFF:127.0.0.1]", "http://[::ffff:127.0.0.1]:80"),
-        ("http://[fe80::1%eth0]:80", "http://[fe80::1%eth0]:80"),
         ("http://10.0.0.1.", "http://10.0.0.1:80"),
         ("http://a.1b:80", "http://a.1b:80"),
     ],
@@ -367,3 +366,18 @@ def test_egress_place_is_a_network_or_a_host(text: str, place: str) -> None:
 def test_egress_place_refuses_the_rest(text: str) -> None:
     with pytest.raises(Wrong):
         words.egress_place(text)
+
+
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [
+        (words.endpoint_url, "http://[fe80::1%25lo]:8001"),
+        (words.endpoint_url, "https://[fe80::1%eth0]"),
+        (words.proxy_url, "socks5://[fe80::1%lo]:1080"),
+        (words.token_url, "https://[fe80::1%lo]/token"),
+        (words.jwks_source, "https://[fe80::1%lo]/keys"),
+    ],
+)
+def test_address_with_a_zone_is_nothing_to_connect_to(read: Callable[[str], str], text: str) -> None:
+    with pytest.raises(Wrong, match="zone"):
+        read(text)

@@ -130,6 +130,14 @@ def split_address(text: str) -> tuple[str, int]:
     return _host_name(host), port
 
 
+def _refuse_zone(host: str) -> None:
+    """Raises `Wrong` for an address that only means something together with an interface of this machine."""
+    if "%" in host:
+        raise Wrong(
+            f"'[{host}]' has a zone, and such addresses are not connected to", "use one without, or a name"
+        )
+
+
 def _address_hint(text: str) -> str:
     port = re.fullmatch(r"\*?:?([0-9]{1,5})", text, re.ASCII)
     if port:
@@ -228,6 +236,7 @@ def endpoint_url(text: str) -> str:
         ) from None
     if port == 0:
         raise Wrong(f"{text!r}: port 0 cannot be connected to")
+    _refuse_zone(host)
     return f"{scheme}://{_join(host, port)}"
 
 
@@ -260,6 +269,7 @@ def host_port(text: str) -> str:
     host, port = split_address(text)
     if port == 0:
         raise Wrong(f"{text!r}: port 0 cannot be connected to")
+    _refuse_zone(host)
     return _join(host, port)
 
 
@@ -342,6 +352,7 @@ def token_url(text: str) -> str:
         raise Wrong("credentials do not belong into a URL")
     bare = re.fullmatch(r"\[[^\[\]]*\]|[^:]*", authority) is not None
     host, port = split_address(f"{authority}:443" if bare else authority)
+    _refuse_zone(host)
     if port == 0:
         raise Wrong(f"{text!r}: port 0 cannot be connected to")
     joined = _join(host, port)
@@ -382,6 +393,7 @@ def jwks_source(text: str) -> str:
     if re.fullmatch(r"\[[^\[\]]*\]|[^:]*", authority):
         authority += ":443" if scheme == "https" else ":80"
     host, port = split_address(authority)
+    _refuse_zone(host)
     if scheme == "http" and not is_loopback(_join(host, port)):
         raise Wrong(f"{text!r}: who stands between could put keys of their own there", "use https, or a file")
     return f"{scheme}://{_join(host, port)}{target or '/'}"
