@@ -178,6 +178,25 @@ def test_credential_is_told_of_and_never_shown() -> None:
     assert "HOME" not in lines["credential"].text
 
 
+def test_credential_is_not_told_of_where_it_is_not_sent() -> None:
+    config = load_text(
+        "version: 1\nlisten: 127.0.0.1:80\n"
+        "upstreams: {u: {endpoints: [http://127.0.0.1:1], auth: {bearer: env:HOME}}}\nroutes: [{name: r, to: u}]"
+    )
+    (told,) = (line for line in explain(config, "TRACE", "/").lines if line.what == "credential")
+    assert told.text.startswith("none in TRACE")
+
+
+def test_credential_of_a_fallback_is_told_of() -> None:
+    config = load_text(
+        "version: 1\nlisten: 127.0.0.1:80\n"
+        "upstreams: {w: {endpoints: [http://127.0.0.1:1], auth: {bearer: env:HOME}}}\n"
+        "routes: [{name: r, to: 'http://a', fallback: {to: w}}]"
+    )
+    (told,) = (line for line in explain(config, "GET", "/").lines if line.what == "credential")
+    assert (told.key, told.text.startswith("a bearer token; ")) == ("upstreams.w.auth", True)
+
+
 def test_budget_of_retries_that_is_shared_is_said_to_be() -> None:
     config = load_text(
         "version: 1\nlisten: 127.0.0.1:80\n"

@@ -387,7 +387,7 @@ def _upstream_lines(asked: _Asked) -> Iterable[Line]:
     yield from _some(upstream.connections.via, _via_line, name, upstream)
     yield from _egress_lines(asked.config.egress, upstream)
     yield from _some(client_section(upstream), _tls_line, name, upstream)
-    yield from _some(upstream.auth, _credential_line, name)
+    yield from _some(upstream.auth, _credential_line, name, asked.request)
     yield from _limit_lines(upstream.limit, f"upstreams.{name}.limit")
     yield from _some(upstream.cooldown, _cooldown_line, name)
     yield from _some(upstream.health, _health_line, name)
@@ -637,8 +637,11 @@ def _endpoint_text(endpoint: Endpoint, upstream: Upstream) -> str:
     return f"{endpoint.url} ({', '.join(notes)})" if notes else endpoint.url
 
 
-def _credential_line(auth: credentials.Auth, upstream: str) -> Line:
-    text = f"{credentials.describe(auth)}; what the client sends under the same name is dropped"
+def _credential_line(auth: credentials.Auth, upstream: str, request: Request) -> Line:
+    told = credentials.describe(auth)
+    if request.method == "TRACE":
+        told = f"none in TRACE, whose answer shows the request (else {told})"
+    text = f"{told}; what the client sends under the same name is dropped"
     return Line(what="credential", text=text, key=f"upstreams.{upstream}.auth")
 
 
@@ -826,6 +829,7 @@ def _fallback_lines(config: Config, fallback: Fallback | None, request: Request)
         if not always:
             text += f"; if {request.method} cannot have reached the first, since it is not idempotent"
         yield Line(what="fallback", text=text, key="fallback.to")
+        yield from _some(config.upstreams[fallback.to].auth, _credential_line, fallback.to, request)
     if fallback.stale is not None:
         text = (
             f"the last good answer to the same request, if it came within {format_duration(fallback.stale)}"
