@@ -111,3 +111,15 @@ def test_value_is_in_no_repr(kept: Kept) -> None:
     kept.file.write_text("hidden")
     secret = kept.secrets.get(f"file:{kept.file}")
     assert "hidden" not in repr(secret) + str(secret) + repr(kept.secrets)
+
+
+def test_value_that_cannot_be_used_is_told_of_once_for_each(kept: Kept) -> None:
+    kept.file.write_text("one")
+    secret = kept.secrets.get(f"file:{kept.file}")
+    for _ in range(2):
+        secret.unusable("is no key")
+    assert kept.messages() == [f"file:{kept.file}: is no key"]
+    kept.file.write_text("two")
+    kept.secrets.refresh()
+    secret.unusable("is no key")
+    assert len(kept.messages()) == 1

@@ -46,9 +46,11 @@ def read_secret(reference: str) -> str:
 class Secret:
     """One secret, as it is now."""
 
-    __slots__ = ("__weakref__", "_problem", "_value", "reference", "version")
+    __slots__ = ("__weakref__", "_log", "_problem", "_told", "_value", "reference", "version")
 
-    def __init__(self, reference: str) -> None:
+    def __init__(self, reference: str, log: logging.Logger) -> None:
+        self._log = log
+        self._told: tuple[int, str] = (0, "")
         self.reference = reference
         """Where it is kept."""
         self.version = 0
@@ -67,6 +69,12 @@ class Secret:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.reference}>"
 
+    def unusable(self, why: str) -> None:
+        """Tell the log, once for each value, why what it holds cannot be used. `why` must not hold anything of it."""
+        if self._told != (self.version, why):
+            self._told = (self.version, why)
+            self._log.warning("%s: %s", self.reference, why)
+
     def read_again(self) -> str | None:
         """Take what is there now. Returns a new problem, in a sentence; None: there is none, or the same as before."""
         try:
@@ -84,7 +92,7 @@ class Secret:
 class Secrets:
     """The secrets of one process, by reference. Those that nobody holds any more are forgotten.
 
-    `log` is told once of each that cannot be read.
+    `log` is told once of each that cannot be read, or used.
     """
 
     def __init__(self, log: logging.Logger | None = None) -> None:
@@ -95,7 +103,7 @@ class Secrets:
         """The secret that `env:NAME` or `file:/path` names, read if it is new here; the same object each time."""
         secret = self._known.get(reference)
         if secret is None:
-            secret = self._known[reference] = Secret(reference)
+            secret = self._known[reference] = Secret(reference, self._log)
             self._read(secret)
         return secret
 

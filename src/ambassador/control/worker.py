@@ -334,6 +334,9 @@ class WorkerPlane:
         for table in tables:
             if table.clients is not None:
                 table.clients.refresh()
+            for upstream in table.upstreams.values():
+                if upstream.credential is not None:
+                    upstream.credential.problem()  # so that the log hears of it before a client does
 
     @property
     def egress(self) -> Egress:

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import trio
 
+from ambassador.config.credentials import compile_credential
+from ambassador.config.load import load_text
 from ambassador.errors import CredentialUnavailable
 from ambassador.messages import Request, RequestHead
-from ambassador.proxy.credentials import Credential, Fixed
+from ambassador.proxy.credentials import Credential, Fixed, Means
 from ambassador.proxy.listener import ListenerLimits
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.upstream import Upstream
@@ -655,3 +657,36 @@ routes: [{{name: r, to: shown, fallback: {{to: other}}}}]
         assert await upstream.exactly(4) == b"body"
         await upstream.send(ANSWER)
         assert (await client.answer())[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("auth", "why"),
+    [
+        ("{{bearer: 'file:{bad}'}}", "cannot be the value of a header, as upstream u wants it"),
+        (
+            "{{header: {{name: x-key, value: 'file:{bad}'}}}}",
+            "cannot be the value of a header, as upstream u wants it",
+        ),
+        (
+            "{{jwt: {{key: 'file:{bad}', algorithm: RS256, claims: {{iss: a}}}}}}",
+            "is no key for RS256 (upstream u)",
+        ),
+        ("{{hmac: {{key: 'file:{bad}', encoding: base64}}}}", "is not base64, as upstream u wants it"),
+        (
+            "{{aws_sigv4: {{service: s3, region: a, access_key: 'file:{bad}', secret_key: 'file:{bad}'}}}}",
+            "cannot be the value of a header, as upstream u wants it",
+        ),
+    ],
+)
+def test_secret_that_cannot_be_used_is_logged_once_without_its_text(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, auth: str, why: str
+) -> None:
+    bad = tmp_path / "bad"
+    bad.write_bytes(b"CANARY\r\nCANARY")
+    config = load_text(authed("http://127.0.0.1:1", auth.format(bad=bad)))
+    written = config.upstreams["u"].auth
+    assert written is not None
+    credential = compile_credential(written, "u", Means(Secrets(), lambda: 0.0, None))
+    for _ in range(3):
+        assert credential.problem() is not None
+    assert caplog.messages == [f"file:{bad}: {why}"]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 AUTHORIZATION: Final = "authorization"
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+NO_VALUE: Final = "cannot be the value of a header"
 
 
 class Means(msgspec.Struct, frozen=True):
@@ -186,7 +187,10 @@ class Fixed(Credential):
         except SecretError:
             raise self.unavailable() from None
         if _CONTROL.search(value) is not None:
-            raise self.unavailable("cannot be the value of a header")
+            for secret in self._secrets:
+                if _CONTROL.search(secret.value) is not None:
+                    secret.unusable(f"{NO_VALUE}, as upstream {self.upstream} wants it")
+            raise self.unavailable(NO_VALUE)
         self._made_of = made_of
         self._field = (self._name, value.encode())
         self._line = b"\r\n%b: %b" % self._field

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from ambassador.errors import BodyTooLarge
-from ambassador.proxy.credentials import Credential, Means
+from ambassador.proxy.credentials import NO_VALUE, Credential, Means
 from ambassador.secret import SecretError
 from ambassador.settings import Bytes, Name, Section
 from ambassador.settings import Secret as SecretReference
@@ -135,9 +135,11 @@ class Signer(Credential):
             keys = self._access_key.value, None if self._session_token is None else self._session_token.value
         except SecretError:
             raise self.unavailable() from None
-        for key in keys:
+        for key, secret in zip(keys, (self._access_key, self._session_token), strict=True):
             if key is not None and not (key.isascii() and key.isprintable()):
-                raise self.unavailable("cannot be the value of a header")
+                if secret is not None:
+                    secret.unusable(f"{NO_VALUE}, as upstream {self.upstream} wants it")
+                raise self.unavailable(NO_VALUE)
         return keys
 
     def _digest(self, request: Request, head: RequestHead) -> str:

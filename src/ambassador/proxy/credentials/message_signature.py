@@ -183,6 +183,7 @@ class Signer(Credential):
         except SecretError:
             raise self.unavailable() from None
         except BadBase64:
+            self._key.unusable(f"is not base64, as upstream {self.upstream} wants it")
             raise self.unavailable("is not base64") from None
 
     def _too_large(self) -> BodyTooLarge:

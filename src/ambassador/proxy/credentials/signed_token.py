@@ -127,6 +127,7 @@ class SignedToken(Credential):
         except SecretError:
             raise self.unavailable() from None
         except jose.BadKey as error:
+            self._key.unusable(f"{error} (upstream {self.upstream})")
             raise self.unavailable(f"cannot be signed: {error}") from None
         self._version, self._from_s, self._until_s = version, issued, issued + int(config.ttl) * RENEW_AT
         self._field = (AUTHORIZATION.encode(), b"Bearer " + token.encode())
