@@ -622,7 +622,7 @@ async def test_probe_whose_lease_ends_while_the_worker_stands_still_is_not_sent(
     async def stand_still(pool: Pool, strand: Strand, *args: Any, **more: Any) -> Http1Connection:
         connection = await acquire(pool, strand, *args, **more)
         mock_clock.jump(1.5)
-        await strand.pause()
+        await strand.call(trio.lowlevel.checkpoint)
         return connection
 
     monkeypatch.setattr(Pool, "acquire", stand_still)
@@ -636,6 +636,8 @@ async def test_probe_whose_lease_ends_while_the_worker_stands_still_is_not_sent(
         assert (status, b'"upstream_timeout"' in body) == (504, True)
         await until(lambda: shared.probes(Verb.FAILED))
         assert plane.endpoint.pool.idle_count == 1  # one that had something sent would have been cut
+        (await origin.accept()).close()
+        await until(lambda: not plane.endpoint.pool.idle_count)
         client.close()
         nursery.cancel_scope.cancel()
 
