@@ -713,6 +713,57 @@ async def test_names_of_the_client_are_known_to_its_connection(origin: SecureOri
         up.close()
 
 
+async def test_connection_ends_with_the_certificate_of_its_client(origin: SecureOrigin, ca: str) -> None:
+    certificate = client_context(certificate=CA.issue_cert("caller.internal"))
+    async with secure_plane(config(ca, origin.url), context=server_context(client_ca=CA)) as plane:
+        idle, busy = await secure_connect(plane, certificate), await secure_connect(plane, certificate)
+        await busy.send(GET)
+        up = await origin.accept()
+        await up.head()
+        await until(lambda: len(plane.listener._clients) == 2)
+        await until(lambda: all(each.peer.validity for each in plane.listener._clients))
+        await until(lambda: sum(each.idle for each in plane.listener._clients) == 1)
+        for each in plane.listener._clients:
+            each._expire()
+        assert await idle.rest() == b""
+        await up.send(OK)
+        assert await busy.answer() == (200, b"ok")
+        await busy.send(GET)
+        assert await busy.rest() == b""
+        for talk in (idle, busy, up):
+            talk.close()
+
+
+async def test_session_that_outlives_its_certificate_is_not_served(
+    origin: SecureOrigin, ca: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = client_context(certificate=CA.issue_cert("caller.internal"))
+    async with secure_plane(config(ca, origin.url), context=server_context(client_ca=CA)) as plane:
+        monkeypatch.setattr(Service, "wall_s", lambda _: 1e11)
+        client = await secure_connect(plane, certificate)
+        await client.send(GET)
+        assert await client.rest() == b""
+        client.close()
+
+
+async def test_connection_to_a_server_is_not_used_after_the_end_of_its_certificate(
+    origin: SecureOrigin, ca: str
+) -> None:
+    async with secure_plane(config(ca, origin.url)) as plane:
+        client, up = await asked(plane, origin)
+        await up.send(OK)
+        assert await client.answer() == (200, b"ok")
+        (connection,) = plane.endpoint.pool._idle
+        connection.outlive()
+        await client.send(GET)
+        second = await origin.accept()
+        await second.head()
+        await second.send(OK)
+        assert await client.answer() == (200, b"ok")
+        for talk in (client, up, second):
+            talk.close()
+
+
 async def test_next_connection_gets_the_context_that_is_there_then(origin: SecureOrigin, ca: str) -> None:
     other = trustme.CA()
     holder = Holder(server_context())

@@ -524,6 +524,37 @@ def test_other_context_begins_anew(lane: Lane) -> None:
         pair.close()
 
 
+def test_session_is_not_resumed_after_the_end_of_its_certificate(lane: Lane) -> None:
+    wall = [0.0]
+    side = ClientSide(Holder(CLIENT), "localhost", lambda: wall[0])
+    first = connect(lane, side)
+    validity = first.near.validity
+    assert validity is not None
+    wall[0] = validity[1] - 1
+    second = connect(lane, side)
+    assert second.near.resumed
+    assert second.near.validity == validity
+    wall[0] = validity[1]
+    third = connect(lane, side)
+    assert not third.near.resumed
+    for pair in (first, second, third):
+        pair.close()
+
+
+def test_end_of_a_certificate_is_told_unless_the_connection_is_closed(lane: Lane) -> None:
+    pair = Pair(lane, server=True, far=CLIENT, near=SERVER)
+    pair.shake_hands()
+    told: list[int] = []
+    pair.near.end_at(lane, lane.now - 1, lambda: told.append(1))
+    lane._expire()
+    assert told == [1]
+    pair.near.end_at(lane, lane.now - 1, lambda: told.append(2))
+    pair.near.close()
+    pair.theirs.close()
+    lane._expire()
+    assert told == [1]
+
+
 def test_link_of_the_lane_is_not_held_by_its_socket(lane: Lane) -> None:
     pair = Pair(lane, server=True, far=CLIENT, near=SERVER)
     link: Link = pair.link

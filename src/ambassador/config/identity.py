@@ -32,6 +32,7 @@ class _Stranger:
     """The other end of a connection that is not made."""
 
     names: Names = ()
+    validity: tuple[float, float] | None = None
 
 
 def _quiet() -> logging.Logger:

@@ -136,10 +136,13 @@ class Veil:
         """A message or a hint as it may be shown."""
         text = without_users(text)
         for hidden in sorted(self._hidden, key=len, reverse=True):
-            if len(hidden) >= _SHORTEST:
+            if len(hidden) >= _SHORTEST and not (hidden.isalpha() and hidden.islower()):
                 text = text.replace(hidden, MASK)
             else:
-                text = text.replace(f"'{hidden}'", f"'{MASK}'")
+                # Such words are in sentences of ours as well: in what is quoted they are another's.
+                text = re.sub(
+                    rf"""(?<=['"]){re.escape(hidden)}|{re.escape(hidden)}(?=['"])""", lambda _: MASK, text
+                )
         return text
 
 

@@ -429,6 +429,7 @@ def _learn(client: ClientConnection, head: bytes, size: int) -> Known | None:
     request = reader.requests[0] if len(reader.requests) == 1 else None
     if (
         request is None
+        or client.expired
         or request.lines is None
         or not request.complete
         or size != (request.content_length or 0)

@@ -33,13 +33,15 @@ class Peer:
     `ip` is text without zone or port; empty for a unix socket, whose peer counts as trusted if any network is.
     """
 
-    __slots__ = ("_constant", "_trusted", "believed", "ip", "names", "scheme")
+    __slots__ = ("_constant", "_trusted", "believed", "ip", "names", "scheme", "validity")
 
     def __init__(self, ip: str, trusted: Sequence[Network], *, scheme: str = "http") -> None:
         self.ip = ip
         self.scheme = scheme
         self.names: tuple[tuple[str, str], ...] = ()
         """Who it is by its certificate, if it showed one that was verified: `("DNS", name)`, `("URI", uri)`."""
+        self.validity: tuple[float, float] | None = None
+        """From when until when that certificate is good, in unix seconds."""
         self._trusted = trusted
         self.believed = bool(trusted) and (not ip or self._is_trusted(ip))
         self._constant: Fields = [

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ambassador.proxy.forwarding import Peer
     from ambassador.proxy.lane import Link, Strand
     from ambassador.proxy.listener import Listener
-    from ambassador.proxy.tls_socket import HasContext
+    from ambassador.proxy.tls_socket import HasContext, TlsSocket
 
 _LOG = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class ClientConnection(Wire):
     """One accepted connection; `serve` is its whole life."""
 
     __slots__ = (
-        "_chunked", "_served", "answered", "close_after", "holding", "idle", "known_heads", "limits", "listener", "peer", "raw_left", "reader",
+        "_chunked", "_served", "answered", "close_after", "expired", "holding", "idle", "known_heads", "limits", "listener", "peer", "raw_left", "reader",
         "rest_until", "stays", "strand", "tls",
     )  # fmt: skip
 
@@ -86,6 +86,8 @@ class ClientConnection(Wire):
         """Bytes of the present request's body that are read past the parser."""
         self._chunked = False
         self._served = 0
+        self.expired = False
+        """The certificate that the client showed has ended: no further request is taken."""
         self.idle = False
         """Between two requests."""
         self.rest_until = inf
@@ -105,7 +107,7 @@ class ClientConnection(Wire):
                 exchange = await ride(self) if express and self.reader.at_rest else None
                 if exchange is None:
                     request = await self._next_request()
-                    if request is None:
+                    if request is None or self.expired:
                         break
                     exchange = Exchange(self, request)
                 if not await self._carry_out(exchange):
@@ -146,7 +148,24 @@ class ClientConnection(Wire):
         if listener.service.metrics is not None:
             listener.service.metrics.client_handshake("resumed" if sock.resumed else "full")
         peer.names = sock.names
+        peer.validity = sock.validity
+        return peer.validity is None or self._is_good(sock, peer.validity[1])
+
+    def _is_good(self, sock: TlsSocket, until: float) -> bool:
+        """Whether the client's certificate is still good: a resumed session may have outlived it. The connection ends
+        with it, so that the next one has to show another.
+        """
+        left_s = until - self.listener.service.wall_s()
+        if left_s <= 0:
+            self.listener.handshake_failed(self.peer.ip, "certificate has expired")
+            return False
+        sock.end_at(self.link.lane, self.link.lane.now + left_s, self._expire)
         return True
+
+    def _expire(self) -> None:
+        self.expired = True
+        self.known_heads.clear()  # what is not known is learned, and that is refused to this connection
+        self.end_if_idle()
 
     async def _first_byte(self, deadline: float) -> bytes:
         """What the client begins with, left where it is; empty if it ends instead."""
@@ -173,6 +192,7 @@ class ClientConnection(Wire):
         limit = self.limits.requests_per_connection
         self.close_after = (
             not request.keep_alive
+            or self.expired
             or self.listener.service.draining
             or (limit is not None and self._served >= limit)
         )

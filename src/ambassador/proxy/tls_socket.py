@@ -25,17 +25,19 @@ import fcntl
 import socket
 import ssl
 import termios
+import time
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from math import inf
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from weakref import ref
 
 from ambassador.errors import CertificateRefused, ConnectFailed, TlsFailed
-from ambassador.proxy.lane import BROKEN, HANGUP, READ, WRITE
+from ambassador.proxy.lane import BROKEN, HANGUP, READ, WRITE, Timer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ambassador.proxy.lane import Link, Strand
+    from ambassador.proxy.lane import Lane, Link, Strand
 
 RECORD: Final = 16384
 """The most that a record holds (RFC 8446 5.1)."""
@@ -73,6 +75,7 @@ class TlsSocket:
 
     __slots__ = (
         "__weakref__",
+        "_end",
         "_fd",
         "_read",
         "_rearm",
@@ -98,6 +101,7 @@ class TlsSocket:
     ) -> None:
         self._sock = sock
         self._side = side
+        self._end: _End | None = None
         self._rearm = rearm
         self._ssl = context._wrap_socket(  # type: ignore[attr-defined]  # noqa: SLF001 - see above
             sock, server_name is None, server_name, owner=self, session=session
@@ -155,10 +159,34 @@ class TlsSocket:
         """The subject alternative names of the other side's certificate, which was verified: `("DNS", name)`,
         `("URI", uri)`. None there: empty.
         """
+        found = self._certificate()
+        return tuple(found.get("subjectAltName", ()))
+
+    @property
+    def validity(self) -> tuple[float, float] | None:
+        """From when until when the other side's certificate, which was verified, is good, in unix seconds. None: there
+        is none. A resumed session has that of the handshake before, which nobody has looked at again.
+        """
+        found = self._certificate()
+        if not found:
+            return None
+        return float(ssl.cert_time_to_seconds(found["notBefore"])), float(
+            ssl.cert_time_to_seconds(found["notAfter"])
+        )
+
+    def _certificate(self) -> dict[str, Any]:
         if self._ssl.context.verify_mode == ssl.CERT_NONE:
-            return ()
-        found = self._ssl.getpeercert(False)
-        return tuple(found.get("subjectAltName", ())) if found else ()
+            return {}
+        try:
+            return self._ssl.getpeercert(False) or {}
+        except ValueError:  # the handshake has not come to its end
+            return {}
+
+    def end_at(self, lane: Lane, deadline: float, then: Callable[[], None]) -> None:
+        """Have `then` called when the other side's certificate ends, at `deadline` on the lane's clock, unless this is
+        closed before.
+        """
+        self._end = _End(lane, deadline, then)
 
     # As a socket's
 
@@ -277,6 +305,9 @@ class TlsSocket:
         """Say good-bye as far as the kernel takes it now, and close."""
         if self._side is not None:
             self._side.learn(self)
+        if self._end is not None:
+            self._end.forget()
+            self._end = None
         self._say_goodbye()
         self._sock.close()
 
@@ -287,6 +318,26 @@ class TlsSocket:
                 self._ssl.shutdown()
             except OSError:
                 pass  # it says it, then looks for the answer, for which nobody waits
+
+
+class _End(Timer):
+    """Calls `then` at the end of a certificate."""
+
+    __slots__ = ("_lane", "_then")
+
+    def __init__(self, lane: Lane, deadline: float, then: Callable[[], None]) -> None:
+        super().__init__()
+        self._lane = lane
+        self._then = then
+        self.deadline = deadline
+        lane.arm(self)
+
+    def expire(self) -> None:
+        self._then()
+
+    def forget(self) -> None:
+        """Not to be called any more."""
+        self._lane.disarm(self)
 
 
 def _read_raw(sock: socket.socket, size: int, buffer: memoryview | bytearray | None = None) -> bytes | int:
@@ -305,15 +356,18 @@ def begin_server(link: Link, tls: HasContext) -> TlsSocket:
 
 
 class ClientSide:
-    """TLS of the connections to one endpoint. They resume the latest session that is known.
+    """TLS of the connections to one endpoint. They resume the latest session that is known, as long as the certificate
+    that was verified at its beginning is good.
 
-    `server_name` is the name or the IP address that its certificate must be for.
+    `server_name` is the name or the IP address that its certificate must be for. `wall_s`: unix time.
     """
 
-    __slots__ = ("_context", "_latest", "_server_name", "_session", "source")
+    __slots__ = ("_context", "_ends", "_latest", "_server_name", "_session", "source", "wall_s")
 
-    def __init__(self, tls: HasContext, server_name: str) -> None:
+    def __init__(self, tls: HasContext, server_name: str, wall_s: Callable[[], float] = time.time) -> None:
         self.source = tls
+        self.wall_s = wall_s
+        self._ends = inf
         self._server_name = server_name
         self._context: ssl.SSLContext | None = None
         self._session: ssl.SSLSession | None = None
@@ -327,6 +381,8 @@ class ClientSide:
         latest = None if self._latest is None else self._latest()
         if latest is not None:
             self.learn(latest)
+        if self.wall_s() >= self._ends:  # a full handshake looks at the certificate that there is now
+            self._session, self._ends = None, inf
         sock = TlsSocket(
             _plain(link),
             context,
@@ -342,7 +398,10 @@ class ClientSide:
     def learn(self, sock: TlsSocket) -> None:
         """Take the session of a connection to be resumed, if it is the latest one and has a ticket by now."""
         if self._latest is not None and self._latest() is sock:
-            self._session = sock.session or self._session
+            session = sock.session
+            if session is not None:
+                validity = sock.validity
+                self._session, self._ends = session, inf if validity is None else validity[1]
 
 
 async def shake_hands(

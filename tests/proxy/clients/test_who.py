@@ -37,6 +37,7 @@ class Clock:
 class Conn:
     def __init__(self, *sans: tuple[str, str]) -> None:
         self.names = sans
+        self.validity: tuple[float, float] | None = None
 
 
 class World:
@@ -252,6 +253,27 @@ def test_what_is_said_comes_before_what_is_shown_and_that_before_where_it_comes_
     assert world.find(ip="10.1.0.1").name == "nearer"
     assert world.find(ip="11.0.0.1").name is None
     assert world.find(ip="").name is None
+
+
+def test_a_certificate_proves_its_client_as_long_as_it_is_good() -> None:
+    world = World(EVERY)
+    conn = Conn(*SHOWN)
+    conn.validity = (NOW - 10, NOW + 10)
+
+    def shown() -> tuple[str | None, str | None]:
+        found = world.clients.find([], conn, "", world.wall_s)
+        return found.name, found.doubt
+
+    assert shown() == ("shown", None)
+    world.wall = NOW + 10
+    assert shown() == (None, "expired")
+    world.wall = NOW - 11
+    assert shown() == (None, "early")
+
+
+def test_a_certificate_of_nobody_is_not_known() -> None:
+    found = World(EVERY).find(sans=(("DNS", "stranger.test"),))
+    assert (found.name, found.doubt) == (None, "unknown")
 
 
 def test_a_wrong_credential_takes_nothing_away() -> None:

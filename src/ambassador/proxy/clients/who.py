@@ -98,6 +98,10 @@ class Peer(Protocol):
     def names(self) -> mtls.Names:
         """The names in its certificate, if the listener has verified one."""
 
+    @property
+    def validity(self) -> tuple[float, float] | None:
+        """From when until when it is good, in unix seconds: it was when the connection began."""
+
 
 class Found:
     """What is known of who asks. The same few objects again and again."""
@@ -379,7 +383,8 @@ class Clients:
             return Found(None, "ambiguous", proof, proof)
         if client is None:
             if self._sans is not None and peer.names:
-                client = self._sans.find(peer.names)
+                client, of_certificate = _shown(self._sans, peer, wall_s)
+                doubt = doubt or of_certificate
             if client is None and self._has_networks:
                 client = self._networks.find(client_ip)
         if client is None:
@@ -417,6 +422,19 @@ class Clients:
             if client is not None:
                 return client
         raise _Token("unknown")
+
+
+def _shown(sans: Sans, peer: Peer, wall_s: WallClock) -> tuple[int | None, str | None]:
+    """Whose certificate the peer has shown, or why it is not to be believed."""
+    client = sans.find(peer.names)
+    if client is None:
+        return None, "unknown"
+    if peer.validity is not None:
+        first, last = peer.validity
+        now = wall_s()
+        if not first <= now < last:
+            return None, "early" if now < first else "expired"
+    return client, None
 
 
 def _is_twice(name: bytes, credentials: Credentials) -> bool:

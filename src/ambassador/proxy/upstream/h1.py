@@ -53,6 +53,10 @@ class Http1Connection(Wire):
         self.idle_until = 0.0
         self.on_idle_event = self._on_idle_event
 
+    def outlive(self) -> None:
+        """The server's certificate has ended: the connection is not to be used for another request."""
+        self.made_with = None
+
     @property
     def untouched(self) -> bool:
         """Not one byte of the present request was taken by the kernel."""

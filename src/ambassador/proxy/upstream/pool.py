@@ -148,6 +148,10 @@ class Pool(Timer):
         connection = (ForwardConnection if asked_for_urls else Http1Connection)(link, self)
         if isinstance(link.sock, TlsSocket):
             connection.made_with = link.sock.context
+            validity = link.sock.validity
+            if validity is not None and self._tls is not None:
+                left_s = validity[1] - self._tls.wall_s()
+                link.sock.end_at(self._lane, self._lane.now + left_s, connection.outlive)
         return connection
 
     async def _lead_on(
