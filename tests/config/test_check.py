@@ -332,6 +332,54 @@ def test_proxy_that_egress_closes_is_warned_of() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("proxy", "warned"),
+    [
+        ("http://127.0.0.1:3128", False),
+        ("http://localhost:3128", False),
+        ("socks5://10.0.0.1:1080", False),
+        ("http://[fd00::1]:3128", False),
+        ("http://8.8.8.8:3128", True),
+        ("socks5://proxy.test:1080", True),
+    ],
+)
+def test_password_that_goes_far_in_plaintext_is_warned_of(proxy: str, *, warned: bool) -> None:
+    text = """
+        upstreams: {u: {endpoints: 'https://a', connections: {via: VIA}}}
+        routes: [{name: r, to: u}]
+        """
+    shown = f"{{url: '{proxy}', user: me, password: 'env:HOME'}}"
+    for via, expected in [(shown, warned), (f"'{proxy}'", False)]:
+        told = warnings(text.replace("VIA", via))
+        assert any("plaintext" in each for each in told) == expected
+
+
+@pytest.mark.parametrize(
+    ("query", "warned"),
+    [
+        ("?client_secret=CANARY", True),
+        ("?a=b&apikey=CANARY", True),
+        ("?X-Api-Key=CANARY", True),
+        ("?code=CANARY", True),
+        ("?tenant=CANARY", False),
+        ("?p=keyboard", False),
+        ("", False),
+    ],
+)
+def test_secret_in_a_url_is_warned_of(query: str, *, warned: bool) -> None:
+    text = f"""
+        upstreams:
+          u:
+            endpoints: 'https://a'
+            auth: {{oauth2: {{token_url: 'https://id.test/t{query}', client_id: c, client_secret: 'env:HOME'}}}}
+        clients: {{c: {{jwt: {{issuer: i, audience: a, jwks: 'https://id.test/k{query}'}}}}}}
+        routes: [{{name: r, to: u, access: [c]}}]
+        """
+    told = [each for each in warnings(text) if "looks like a secret" in each]
+    assert len(told) == 2 * warned
+    assert not any("CANARY" in each for each in told)
+
+
 def test_host_that_an_egress_proxy_replaces_is_warned_of() -> None:
     text = """
         upstreams: {u: {endpoints: 'URL', connections: {via: 'VIA'}}}

@@ -381,3 +381,18 @@ def test_egress_place_refuses_the_rest(text: str) -> None:
 def test_address_with_a_zone_is_nothing_to_connect_to(read: Callable[[str], str], text: str) -> None:
     with pytest.raises(Wrong, match="zone"):
         read(text)
+
+
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [
+        (words.token_url, "ftp://id.test/t?secret=CANARY"),
+        (words.token_url, "https://id.test:0/t?secret=CANARY"),
+        (words.jwks_source, "ftp://id.test/t?secret=CANARY"),
+        (words.jwks_source, "http://id.test/t?secret=CANARY"),
+    ],
+)
+def test_query_of_a_url_is_in_no_problem(read: Callable[[str], str], text: str) -> None:
+    with pytest.raises(Wrong) as wrong:
+        read(text)
+    assert "CANARY" not in f"{wrong.value.problem}{wrong.value.hint}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -16,6 +17,7 @@ from ambassador.config.identity import secret_values
 from ambassador.config.read import Items, Part
 from ambassador.config.schema import Client, Config, Match, Route, Upstream
 from ambassador.config.units import format_duration, format_rate
+from ambassador.config.words import telling_names
 from ambassador.files import UnfitFile, read_regular
 from ambassador.proxy import jose
 from ambassador.proxy.content import CONTENT
@@ -105,10 +107,26 @@ def _warn_of_egress(config: Config, upstream: Upstream, part: Part) -> None:
                 node, path = written.nodes[at], f"{path}[{at}]" if written.is_list else path
             node.report(path, f"is never connected to: {why}", level="warning")
     via = upstream.connections.via
+    if via is not None and via.password is not None and not _is_near(via.place[0]):
+        node, path = part.place("connections")
+        node.report(
+            path,
+            "the password of 'via' goes to the proxy in plaintext: whoever is on the way sees it",
+            level="warning",
+        )
     closed = None if via is None else rules.of_proxy(via.place[0])
     if closed is not None:
         node, path = part.place("connections")
         node.report(path, f"'via' is never connected to: {closed}", level="warning")
+
+
+def _is_near(host: str) -> bool:
+    """Whether it is this host, or one of a private network, as far as is written. A name may lead anywhere."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return address.is_private
 
 
 def _warn_of_retry(route: Route, part: Part) -> None:
@@ -250,12 +268,30 @@ def _warn_of_zone(config: Config, upstream: Upstream, part: Part) -> None:
 def _warn_of_tokens(config: Config, upstream: Upstream, part: Part) -> None:
     if upstream.auth is None or not fetches(upstream.auth):
         return
+    auth = part.values.get("auth")
+    service = auth.values.get(upstream.auth.kind) if isinstance(auth, Part) else None
+    if isinstance(service, Part):
+        _warn_of_query(getattr(upstream.auth, upstream.auth.kind).token_url, service, "token_url")
     if config.state.url != "local" and config.state.secret_key is None:
         node, path = part.place("auth")
         node.report(
             path,
             "each replica fetches tokens of its own: without 'state.secret_key' none is put into Redis",
             "set it to 'file:/path' of 32 random bytes, the same for all replicas",
+            level="warning",
+        )
+
+
+def _warn_of_query(url: str, part: Part, key: str) -> None:
+    """A secret that stands in the config, where everybody reads it."""
+    names = telling_names(url)
+    if names:
+        node, path = part.place(key)
+        node.source.mask(node.line, url.partition("?")[2])
+        node.report(
+            path,
+            f"'{names[0]}' in the query looks like a secret, and a URL is no place for one",
+            "a 'client_secret' is read from 'env:NAME' or 'file:/path'" if key == "token_url" else None,
             level="warning",
         )
 
@@ -361,6 +397,7 @@ def _warn_of_client(config: Config, client: Client, part: Part) -> None:
                 "write 'audience: NAME'",
                 level="warning",
             )
+        _warn_of_query(client.jwt.jwks, tokens, "jwks")
         file = client.jwt.jwks.removeprefix("file:")
         problem = None if file == client.jwt.jwks else _problem_of_keys(file)
         if problem is not None:

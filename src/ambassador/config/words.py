@@ -63,6 +63,10 @@ METHODS = [
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", re.ASCII)
 _SECRET = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/.*", re.ASCII)
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
+_TELLING = re.compile(
+    r"(?:secret|password|passwd|pwd|(?:access)?token|assertion|signature|sig|credentials?|(?:api|access)?key|auth|code)",
+    re.IGNORECASE,
+)
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)*"
 )
@@ -340,12 +344,24 @@ def api_server(text: str) -> str:
     return f"{scheme}://{_join(*split_address(authority))}"
 
 
+def _place(url: str) -> str:
+    """A URL for people: without its query, in which some have secrets."""
+    return url.partition("?")[0]
+
+
+def telling_names(url: str) -> list[str]:
+    """The names in a URL's query that look as if a secret had been put there."""
+    names = (pair.partition("=")[0] for pair in url.partition("?")[2].split("&"))
+    return [name for name in names if _TELLING.fullmatch(re.split(r"[_.-]", name)[-1])]
+
+
 def token_url(text: str) -> str:
     """`https://host:port/path?query`, or `http://`; the port may be left out."""
     match = re.fullmatch(r"(https?)://([^/?#]*)(/[!-~]*|)", text, re.ASCII)
     if match is None or "#" in text:
         raise Wrong(
-            f"{text!r} is not the URL of a token endpoint", "write it like 'https://id.example.com/token'"
+            f"{_place(text)!r} is not the URL of a token endpoint",
+            "write it like 'https://id.example.com/token'",
         )
     scheme, authority, path = match.groups()
     if "@" in authority:
@@ -354,7 +370,7 @@ def token_url(text: str) -> str:
     host, port = split_address(f"{authority}:443" if bare else authority)
     _refuse_zone(host)
     if port == 0:
-        raise Wrong(f"{text!r}: port 0 cannot be connected to")
+        raise Wrong(f"{_place(text)!r}: port 0 cannot be connected to")
     joined = _join(host, port)
     return f"{scheme}://{joined.rpartition(':')[0] if bare else joined}{path or '/'}"
 
@@ -387,7 +403,8 @@ def jwks_source(text: str) -> str:
     match = re.fullmatch(r"(https?)://([^/?#@\s]+)(/[^#\s]*)?", text, re.ASCII)
     if match is None:
         raise Wrong(
-            f"{text!r} is neither a URL nor a file", "as in 'https://id.example.com/jwks' or 'file:/path'"
+            f"{_place(text)!r} is neither a URL nor a file",
+            "as in 'https://id.example.com/jwks' or 'file:/path'",
         )
     scheme, authority, target = match.groups()
     if re.fullmatch(r"\[[^\[\]]*\]|[^:]*", authority):
@@ -395,7 +412,9 @@ def jwks_source(text: str) -> str:
     host, port = split_address(authority)
     _refuse_zone(host)
     if scheme == "http" and not is_loopback(_join(host, port)):
-        raise Wrong(f"{text!r}: who stands between could put keys of their own there", "use https, or a file")
+        raise Wrong(
+            f"{_place(text)!r}: who stands between could put keys of their own there", "use https, or a file"
+        )
     return f"{scheme}://{_join(host, port)}{target or '/'}"
 
 

@@ -97,7 +97,8 @@ class _Feeder:
         problem = str(error)
         if problem != self._key_set.problem:
             kept = ", the keys at hand are used" if self._key_set.keys else ""
-            self._log.warning("jwks %s: %s%s", self._key_set.source, problem, kept)
+            place = self._key_set.source.partition("?")[0]  # in the rest there may be a secret
+            self._log.warning("jwks %s: %s%s", place, problem, kept)
         self._key_set.fail(problem)
 
 

@@ -134,3 +134,8 @@ def test_identity_is_decided_by_everything_but_the_secret(tmp_path: Path) -> Non
     ]
     assert one.identity(FORM) == same.identity(FORM)
     assert len({one.identity(FORM), *others}) == len(others) + 1
+
+
+def test_question_shows_no_query() -> None:
+    question = Asker(url="https://id.test/t?key=CANARY").question([], wall_s=0.0, nonce="n")
+    assert repr(question) == "<Question for https://id.test/t>"

@@ -456,7 +456,8 @@ class Keeper(Timer):
                 self._problem = ""
                 tokens.log.info("upstream %s: the token service gives tokens again", self.upstream)
         elif self._blame is None or self._blame(result) is None:  # else anybody could fill the log
-            self._complain(f"no token from {self._wanted.asker.url}: {result.why}")
+            place = self._wanted.asker.url.partition("?")[0]  # in the rest there may be a secret
+            self._complain(f"no token from {place}: {result.why}")
         if self._outage is not None:
             self._outage.heard(result, now, tokens.chance())
         self._flight.fetched(result, now, tokens.chance())

@@ -48,7 +48,7 @@ class Question(msgspec.Struct, frozen=True):
     only_loopback: bool = False
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} for {self.url}>"
+        return f"<{type(self).__name__} for {self.url.partition('?')[0]}>"
 
 
 class Unaskable(Exception):
