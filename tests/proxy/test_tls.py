@@ -343,6 +343,26 @@ def test_file_that_is_gone_keeps_the_old_context_and_its_return_is_told(
     ]
 
 
+def test_expired_certificate_does_not_replace_one_that_is_good(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = authority.issue("a.b")
+    keyring = Keyring(logging.getLogger("test"))
+    tls = keyring.server(ServerConfig(cert=pair.cert, key=pair.key), "listener test")
+    before = tls.context
+    authority.issue("a.b", days=-1)
+    for _ in range(3):
+        renew(keyring)
+    assert tls.context is before
+    (told,) = caplog.messages
+    assert told.startswith(
+        f"tls of listener test: cert '{pair.cert}' has expired, and the one before has not;"
+    )
+    authority.issue("a.b")
+    renew(keyring)
+    assert tls.context is not before
+
+
 def test_pair_that_is_written_one_after_the_other_is_told_as_changed(
     authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:

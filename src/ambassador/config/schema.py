@@ -162,7 +162,8 @@ class Admin(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     shorthand: ClassVar[str | None] = "address"
 
     address: ListenAddress
-    """`host:port`, `[v6]:port` or `unix:/path`. Beyond loopback a `token` is required."""
+    """`host:port`, `[v6]:port` or `unix:/path`, a socket that only the user of the service can open. Beyond loopback a
+    `token` is required."""
 
     token: Secret | None = None
     """What `Authorization: Bearer` must hold: `env:NAME` or `file:/path`."""

@@ -19,7 +19,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import ssl
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from msgspec import Struct, structs
@@ -64,9 +65,10 @@ class _Made(Struct, frozen=True, kw_only=True):
 class Material:
     """What comes of one TLS section's files. Raises `FileError` when they cannot be used, and blocks while reading."""
 
-    __slots__ = ("_failed", "_made", "config", "context", "problem", "told", "users")
+    __slots__ = ("_failed", "_made", "_wall_s", "config", "context", "problem", "told", "users")
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, wall_s: Callable[[], float] = time.time) -> None:
+        self._wall_s = wall_s
         self.config = config
         self.users: set[str] = set()
         """Whose it is, for the log: `listener 0.0.0.0:8443`, `upstream billing`."""
@@ -102,8 +104,9 @@ class Material:
             else:
                 failed = digest
                 made = _make(self.config, contents)
+                _refuse_expired(made, self._made, self._wall_s())
         except FileError as error:
-            problem = str(error)
+            made, problem = None, str(error)
         if problem is not None and problem == self.told:
             return None
         return Reread(self, made, failed, problem)
@@ -119,6 +122,14 @@ class Material:
             self.told = problem
         self._failed = b"" if problem is None else failed
         self.problem = problem
+
+
+def _refuse_expired(made: _Made, before: _Made, now: float) -> None:
+    """Raises `FileError` for a certificate that has expired in place of one that is still good."""
+    good = {pem.label for pem in before.pems if pem.certificate.not_after > now}
+    for pem in made.pems:
+        if pem.label.endswith("cert") and pem.label in good and pem.certificate.not_after <= now:
+            raise FileError(pem.label, pem.path, "has expired, and the one before has not")
 
 
 class Reread(Struct, frozen=True):

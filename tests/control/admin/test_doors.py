@@ -39,6 +39,7 @@ def test_an_admin_api_on_a_unix_socket(tmp_path: Path) -> None:
     door = AdminDoor(Admin(address=f"unix:{tmp_path}/a.sock"))
     assert door.url == f"unix:{tmp_path}/a.sock"
     assert door.door().local
+    assert (tmp_path / "a.sock").stat().st_mode & 0o777 == 0o600
     door.close()
     assert not (tmp_path / "a.sock").exists()
 

@@ -29,7 +29,7 @@ class AdminDoor:
         self._named: NamedSocket | None = None
         try:
             if admin.address.startswith("unix:"):
-                self._named = NamedSocket(admin.address.removeprefix("unix:"))
+                self._named = NamedSocket(admin.address.removeprefix("unix:"), mode=0o600)
                 self.sock = self._named.sock
             else:
                 self.sock = _bind(admin.address)

@@ -32,7 +32,7 @@ _UCRED = struct.Struct("3i")  # pid, uid, gid
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A whole request. Header names are in lower case; of repeated ones the last counts.
+    """A whole request. Header names are in lower case; repeated ones are joined, so that none is passed over.
 
     `uid` is the user of the process that asks, known on unix sockets only.
     """
@@ -173,9 +173,17 @@ async def _body(connection: h11.Connection, stream: trio.SocketStream) -> bytes:
 
 
 def _request(head: h11.Request, body: bytes, uid: int | None) -> Request:
-    target = urlsplit(head.target.decode("ascii", "replace"))
+    try:
+        target = urlsplit(head.target.decode("ascii", "replace"))
+    except ValueError:
+        raise h11.RemoteProtocolError("the target is no URL") from None
     query = {name: values[-1] for name, values in parse_qs(target.query, keep_blank_values=True).items()}
-    headers = {name.decode("ascii"): value.decode("latin-1") for name, value in head.headers}
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in head.headers:
+        name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    if target.scheme:
+        headers["host"] = target.netloc  # RFC 9112 3.2.2: what the target says replaces the field
     return Request(head.method.decode("ascii"), unquote(target.path), query, headers, body, uid)
 
 

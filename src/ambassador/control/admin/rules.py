@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from dataclasses import dataclass
 
 from ambassador.control.admin.http import Request, Response, problem
 
+_AUTHORITY = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[\w.-]+))(?::[0-9]*)?", re.ASCII)
+"""A host and maybe a port, and nothing else: what is left over could be read as the host by another."""
 _ALWAYS_OPEN = frozenset({"/livez", "/readyz"})
 
 
@@ -59,14 +62,11 @@ def _is_our_host(door: Door, request: Request) -> bool:
     """Addresses are no danger: only a name can be made to point here by somebody else."""
     if door.host is None:
         return True
-    host = _without_port(request.headers.get("host", "")).lower()
+    authority = _AUTHORITY.fullmatch(request.headers.get("host", ""))
+    if authority is None:
+        return False
+    host = (authority["v6"] or authority["host"] or "").lower()
     return host in ("localhost", door.host.lower()) or _is_address(host)
-
-
-def _without_port(authority: str) -> str:
-    if authority.startswith("["):
-        return authority[1:].partition("]")[0]
-    return authority.partition(":")[0]
 
 
 def _is_address(host: str) -> bool:
