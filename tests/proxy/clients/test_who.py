@@ -213,7 +213,29 @@ def test_a_field_that_is_there_twice_proves_nothing() -> None:
     world = World(KEYS)
     for second in (b"key-A", b"x"):
         found = world.find((b"x-api-key", b"key-A"), (b"X-Api-Key", second))
-        assert (found.name, found.doubt, found.spent) == (None, "malformed", ())
+        assert (found.name, found.doubt, found.spent) == (None, "malformed", (b"x-api-key",))
+    found = world.find((b"x-api-key", b"x"), (b"X-Api-Key", b"y"))
+    assert (found.name, found.doubt, found.spent) == (None, "malformed", ())
+
+
+def test_what_would_prove_a_client_does_not_go_on_in_other_shapes() -> None:
+    world = World(KEYS)
+    rest = (b"a", b"b")
+    key = (b"X-Api-Key", b"key-A")
+    for fields, name in (
+        ([key, (b"x-api-key", b"other")], None),
+        ([key, key], None),
+        ([(b"X_Api_Key", b"key-A")], None),
+        ([key, (b"x_api_key", b"key-A")], "a"),
+        ([key, (b"x-api_key", b"anything")], "a"),
+    ):
+        for _ in range(2):  # the second is remembered
+            request = world.request(*fields, rest)
+            world.clients.identify(request, Conn(), world.wall_s)
+            assert (request.client, request.passing) == (name, [rest])
+    request = world.request((b"x_api_key", b"another's"), rest)
+    world.clients.identify(request, Conn(), world.wall_s)
+    assert request.passing == [(b"x_api_key", b"another's"), rest]
 
 
 def test_two_clients_at_once_are_none() -> None:
@@ -413,7 +435,7 @@ def test_whatever_is_said_is_one_client_or_a_doubt(fields: list[tuple[bytes, byt
     clients = {client for _, client in good}
     if len(clients) == 1:
         assert (found.name, found.doubt) == (clients.pop(), None)
-        assert set(found.spent) == {name for name, _ in good}
+        assert {name for name, _ in good} <= set(found.spent) <= {name.lower() for name, _ in fields}
     else:
         assert found.name is None
         assert (found.doubt == "ambiguous") is (len(clients) > 1)

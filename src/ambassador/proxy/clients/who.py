@@ -52,6 +52,8 @@ DOUBTS: Final = (
 has not; `keys_away`: the set could never be had."""
 
 _OWS: Final = b" \t"
+_LOOKED_AT: Final = 8
+"""Credentials of one request: to verify a hundred tokens would take 10 ms."""
 _AUTHORIZATION: Final = b"authorization"
 _BEARER: Final = b"bearer"
 _BASIC: Final = b"basic"
@@ -282,7 +284,9 @@ class Clients:
         self._fields = frozenset(
             [*self._tokens, *self._keys, *(() if self._pairs is None else (_AUTHORIZATION,))]
         )
-        self._found: dict[tuple[int, tuple[bytes, ...]], Found] = {}
+        self._twins = {name.replace(b"-", b"_"): name for name in self._fields if b"-" in name}
+        self._fields |= self._twins.keys()
+        self._found: dict[tuple[int | None, str | None, tuple[bytes, ...], tuple[bytes, ...]], Found] = {}
         self._doubts = {doubt: Found(None, doubt) for doubt in DOUBTS}
 
     def _secret_versions(self) -> list[int]:
@@ -364,9 +368,14 @@ class Clients:
         client: int | None = None
         proof: tuple[bytes, ...] = ()
         several = False
+        stray: tuple[bytes, ...] = ()
         for name, value in credentials:
-            if _is_twice(name, credentials):
-                doubt = "malformed"
+            if name in self._twins or _is_twice(name, credentials):
+                doubt = doubt if name in self._twins else "malformed"
+                if name not in stray and (
+                    len(credentials) > _LOOKED_AT or self._is_stray(name, value, wall_s)
+                ):
+                    stray = (*stray, name)
                 continue
             try:
                 proved = self._proved(name, value, wall_s)
@@ -387,16 +396,31 @@ class Clients:
                 doubt = doubt or of_certificate
             if client is None and self._has_networks:
                 client = self._networks.find(client_ip)
-        if client is None:
+        if client is None and not stray:
             return NOBODY if doubt is None else self._doubts[doubt]
-        return self._found.get((client, proof)) or self._remember(client, proof)
+        known = (client, None if client is not None else doubt, proof, stray)
+        return self._found.get(known) or self._remember(*known)
 
-    def _remember(self, client: int, proof: tuple[bytes, ...]) -> Found:
-        spent = () if self._forwards[client] else proof
-        found = self._found[client, proof] = Found(
-            self.names[client], None, proof, spent, self._counts[client]
-        )
+    def _remember(
+        self, client: int | None, doubt: str | None, proof: tuple[bytes, ...], stray: tuple[bytes, ...]
+    ) -> Found:
+        if client is None:
+            found = Found(None, doubt, proof, stray)
+        else:
+            spent = stray if self._forwards[client] else (*proof, *stray)
+            found = Found(self.names[client], None, proof, spent, self._counts[client])
+        self._found[client, doubt, proof, stray] = found
         return found
+
+    def _is_stray(self, name: bytes, value: bytes, wall_s: WallClock) -> bool:
+        """Whether a field that proves nothing, because it is there twice or has underscores for hyphens, holds what
+        would prove a client: upstreams that read it after all must not have it.
+        """
+        try:
+            client = self._proved(self._twins.get(name, name), value, wall_s)
+        except _Token:
+            return False
+        return not self._forwards[client]
 
     def _proved(self, name: bytes, value: bytes, wall_s: WallClock) -> int:
         """Whose credential the value of a field is. Raises `_Token`: nobody's."""
@@ -437,6 +461,11 @@ def _shown(sans: Sans, peer: Peer, wall_s: WallClock) -> tuple[int | None, str |
     return client, None
 
 
+def _is_spent(name: bytes, spent: tuple[bytes, ...]) -> bool:
+    """Whether a field does not go on. To many a server `x_api_key` is the same as `x-api-key`."""
+    return name in spent or (b"_" in name and name.replace(b"_", b"-") in spent)
+
+
 def _is_twice(name: bytes, credentials: Credentials) -> bool:
     """Whether a field that must be one is several: which of them others would look at is not known."""
     return len(credentials) > 1 and sum(each[0] == name for each in credentials) > 1
@@ -457,6 +486,6 @@ def let_know(request: Request, found: Found) -> None:
     request.proof = found.proof
     spent = request.spent = found.spent
     if spent:
-        request.passing = [field for field in request.passing if field[0].lower() not in spent]
+        request.passing = [field for field in request.passing if not _is_spent(field[0].lower(), spent)]
         if request.lines is not None:
             request.lines = wire_lines(request.passing)
