@@ -94,6 +94,13 @@ def test_doubts_are_what_is_counted() -> None:
     assert (*DOUBTS, "forbidden") == REFUSALS
 
 
+def test_token_may_have_spaces_around_it() -> None:
+    name, _ = bearer(b"")
+    found = World(TOKEN_CLIENT).find((name, b"Bearer   " + tokens.sign(NOW) + b"  "))
+    assert found.doubt is None
+    assert found.name is not None
+
+
 @pytest.mark.parametrize(("name", "make", "doubt"), ATTACKS, ids=[name for name, _, _ in ATTACKS])
 def test_no_attack_on_tokens_gets_through(name: str, make: Callable[[float], bytes], doubt: str) -> None:
     found = World(TOKEN_CLIENT).find(bearer(make(NOW)))

@@ -17,7 +17,7 @@ def jwt(payload: object) -> bytes:
     return b"e30." + urlsafe_b64encode(text).rstrip(b"=") + b".c2ln"
 
 
-@pytest.mark.parametrize("value", [b"Bearer abc", b"bearer abc", b"BEARER   abc"])
+@pytest.mark.parametrize("value", [b"Bearer abc", b"bearer abc", b"BEARER   abc", b" Bearer   abc \t"])
 def test_subject_is_the_bearer_token(value: bytes) -> None:
     assert subject_of([(b"a", b"b"), (b"Authorization", value)]) == b"abc"
 

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from ambassador.messages import Field
 
 MOST_BYTES: Final = 16 * 1024
-_BEARER: Final = re.compile(rb"bearer +([\x21-\x7e]+)", re.IGNORECASE)
+_BEARER: Final = re.compile(rb"[ \t]*bearer +([\x21-\x7e]+)[ \t]*", re.IGNORECASE)
 
 
 def subject_of(fields: Iterable[Field]) -> bytes | None:
     """The token in the one `Authorization: Bearer` among the fields of a request; None: there is none, or no such one.
 
+    White space around the value says nothing (RFC 9110 5.5), and more than one space before the token neither (11.4).
     With two of them nobody knows whose the request is.
     """
     found = [value for name, value in fields if name.lower() == b"authorization"]
