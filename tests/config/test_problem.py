@@ -40,3 +40,8 @@ def test_in_order_keeps_files_together() -> None:
     three = Problem(file="b", line=1, column=1, message="m")
     assert in_order([one, two, three, one]) == (three, one, two)
     assert str(ConfigError([two])) == "a:1:1: error: m"
+
+
+def test_text_is_one_line_whatever_the_file_is_called() -> None:
+    problem = Problem(file="a\n\x1b[2Jb", line=1, column=1, path="p\u202e", message="is wrong")
+    assert str(problem) == "a\\x0a\\x1b[2Jb:1:1: error: p\\u202e: is wrong"

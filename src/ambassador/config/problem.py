@@ -7,6 +7,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from ambassador.printable import printable
+
 
 class Problem(Struct, frozen=True, kw_only=True):
     """One mistake or warning."""
@@ -36,9 +38,9 @@ class Problem(Struct, frozen=True, kw_only=True):
     """The line of the file, with secrets masked."""
 
     def __str__(self) -> str:
-        """`file:line:col: error: path: problem; hint`, as compilers print it."""
+        """`file:line:col: error: path: problem; hint`, as compilers print it: one line, whatever the file is called."""
         place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
-        return f"{place}: {self.level}: {self.sentence}"
+        return printable(f"{place}: {self.level}: {self.sentence}")
 
     @property
     def sentence(self) -> str:
