@@ -476,6 +476,16 @@ def test_shutdown_says_goodbye_and_what_comes_is_not_decrypted(pair: Pair) -> No
     assert pair.wire.read(100) == 0
 
 
+def test_plain_bytes_in_place_of_a_handshake_are_told_as_such(lane: Lane) -> None:
+    pair = Pair(lane, server=False, far=SERVER, near=CLIENT)
+    pair.near.shake_hands()
+    pair.theirs.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    with pytest.raises(ssl.SSLError) as failed:
+        pair.near.shake_hands()
+    assert reason(failed.value).endswith("(does it speak TLS at all?)")
+    pair.close()
+
+
 # Sessions
 
 

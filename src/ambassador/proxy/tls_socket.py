@@ -48,6 +48,8 @@ _UNREAD: Final = memoryview(bytearray(4)).cast("i")
 _ioctl: Final = fcntl.ioctl
 _FIONREAD: Final = termios.FIONREAD
 _MISMATCHES: Final = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
+_NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
+"""What OpenSSL makes of plain bytes, such as an HTTP answer, in place of a handshake."""
 _CUT: Final = ("UNEXPECTED_EOF_WHILE_READING",)
 
 
@@ -449,7 +451,8 @@ def reason(error: OSError) -> str:
             return "the certificate is for another name"
         return error.verify_message.lower()
     if isinstance(error, ssl.SSLError) and error.reason and error.reason not in _CUT:
-        return error.reason.replace("_", " ").lower()
+        said = error.reason.replace("_", " ").lower()
+        return f"{said} (does it speak TLS at all?)" if error.reason in _NOT_TLS else said
     return "the other side closed the connection"
 
 
