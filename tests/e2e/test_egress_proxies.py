@@ -163,13 +163,15 @@ def test_tinyproxy_with_credentials(tmp_path: Path, authority: Authority) -> Non
                 with pytest.raises(urllib.error.HTTPError) as failed:
                     ask(service.url + "/secure/")
                 assert failed.value.code == 503
-                assert b'"connect_failed"' in failed.value.read()
+                with failed.value as refused:
+                    assert b'"connect_failed"' in refused.read()
                 with pytest.raises(urllib.error.HTTPError) as failed:
                     ask(service.url + "/plain/")
                 assert failed.value.code in (
                     401,
                     503,
                 )  # tinyproxy means 407 and says 401, as the origin might
+                failed.value.close()
 
 
 @needs("squid")
