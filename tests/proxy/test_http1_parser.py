@@ -600,3 +600,10 @@ def test_a_status_line_has_the_standard_phrase_where_none_was_given() -> None:
     assert status_line(200, b"Yes") == b"HTTP/1.1 200 Yes\r\n"
     assert status_line(200, b"a\x00b") == b"HTTP/1.1 200 OK\r\n"
     assert status_line(299) == b"HTTP/1.1 299 \r\n"
+
+
+def test_answer_in_tls_is_told_as_such() -> None:
+    reader = ResponseReader()
+    reader.begin(for_head=False)
+    with pytest.raises(UpstreamProtocol, match="answers in TLS"):
+        reader.feed(b"\x15\x03\x01\x00\x02\x02\x46")

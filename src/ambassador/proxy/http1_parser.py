@@ -580,7 +580,12 @@ class ResponseReader:
             raise UpstreamProtocol("malformed answer") from None
         except httptools.HttpParserError:
             if not self.complete:
-                raise UpstreamProtocol("malformed answer") from None
+                # An alert or a handshake record (RFC 8446 5.1), from a port that speaks TLS only.
+                is_tls = self._received == len(data) and bytes(data[:2]) in (b"\x15\x03", b"\x16\x03")
+                detail = (
+                    "the upstream answers in TLS: is its URL to be https?" if is_tls else "malformed answer"
+                )
+                raise UpstreamProtocol(detail) from None
             self._fed_after = True
         self._check_fed(data)
 
