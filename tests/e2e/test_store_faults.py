@@ -211,11 +211,11 @@ def test_slots_that_move_cost_no_request(tmp_path: Path) -> None:
 
 
 def buckets(cluster: ClusterServers) -> set[int]:
-    """The shards that hold limits."""
+    """The shards that hold the limits of routes."""
     return {
         int(key.split(b"{s")[1][:2])
         for client, _ in cluster.clients_of_tags()
-        for key in client.keys("*:rl:*")
+        for key in client.keys("*:rl:limited/*")
     }
 
 

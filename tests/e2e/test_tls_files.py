@@ -282,9 +282,9 @@ def test_endpoint_with_a_certificate_for_another_name_is_refused_by_requests_and
             assert asked(proxy) == (200, "mine.test")
 
 
-def unhealthy(proxy: Ambassador) -> list[dict[str, Any]]:
+def unhealthy(proxy: Ambassador) -> list[dict[str, Any]] | None:
     found: list[dict[str, Any]] = json.loads(proxy.admin_get("/api/upstreams"))
-    return found if not found[0]["endpoints"][0]["healthy"] else []
+    return None if found[0]["endpoints"][0]["healthy"] else found
 
 
 def test_reload_with_a_broken_file_is_refused_and_the_old_certificate_is_shown(authority: Authority) -> None:
