@@ -85,6 +85,20 @@ def test_events_beyond_what_is_held_are_told_as_missed(
     assert heard == [str(number) for number in range(10)]
 
 
+def test_defect_in_the_way_of_events_is_logged_once_and_the_next_are_heard(
+    remote: Remote, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[str] = []
+    remote.scope.listen("circuit", lambda event: heard.append(event.name))
+    for subscriptions in (2, 3):
+        remote.store.subscription.lose(ZeroDivisionError("a defect"))
+        remote.wait(lambda: len(remote.store.subscriptions) == subscriptions)  # noqa: B023 - done with in its turn
+    remote.store.subscription.publish(Event("circuit", "a", b""))
+    remote.until(lambda: heard)
+    assert len(caplog.records) == 1
+    assert "a defect" in caplog.text
+
+
 def test_reconnecting_waits_longer_up_to_half_a_second() -> None:
     assert [reconnect_delay_s(failures, 1.0) for failures in range(6)] == [0.025, 0.05, 0.1, 0.2, 0.4, 0.5]
     assert reconnect_delay_s(1_000, 1.0) == 0.5

@@ -32,15 +32,15 @@ PATIENCE_S = 10.0
 
 class FakeSubscription:
     def __init__(self) -> None:
-        self._queue: queue.Queue[Event | StoreLost | None] = queue.Queue()
+        self._queue: queue.Queue[Event | Exception | None] = queue.Queue()
         self.stopped = threading.Event()
         self.closed = False
 
     def publish(self, event: Event) -> None:
         self._queue.put(event)
 
-    def lose(self) -> None:
-        self._queue.put(StoreLost("the connection ended"))
+    def lose(self, error: Exception | None = None) -> None:
+        self._queue.put(error or StoreLost("the connection ended"))
 
     def stop(self) -> None:
         self.stopped.set()
@@ -51,7 +51,7 @@ class FakeSubscription:
 
     def __iter__(self) -> Iterator[Event]:
         while (item := self._queue.get(timeout=PATIENCE_S)) is not None:
-            if isinstance(item, StoreLost):
+            if isinstance(item, Exception):
                 raise item
             yield item
 

@@ -95,8 +95,8 @@ class Attempt:
         if connection is None:
             upstream, endpoint = plan.upstream, self.endpoint
             assert upstream is not None
-            if upstream.credential is not None:
-                await self._have(upstream.credential)
+            if plan.credential is not None:
+                await self._have(plan.credential)
             if upstream.cooldown is not None or plan.gates or endpoint.gate is not None:
                 await self._enter()
             connection = endpoint.pool.take()
@@ -289,7 +289,7 @@ class Attempt:
         now = exchange.lane.now
         if plan.cannot_finish(exchange.transfer.deadline - now, now):
             return False
-        if upstream.credential is not None and not is_in_hand(upstream.credential, exchange.request):
+        if plan.credential is not None and not is_in_hand(plan.credential, exchange.request):
             return False
         if upstream.cooldown is not None and upstream.cooldown.left(self._shown(), endpoint) > 0:
             return False
@@ -386,9 +386,8 @@ class Attempt:
             head.sized = False
         if b"te" in request.special:
             head.takes_trailers = b"trailers" in tokens(request.special[b"te"])
-        assert plan.upstream is not None
-        if plan.upstream.credential is not None:
-            self._put(plan.upstream.credential, head)
+        if plan.credential is not None:
+            self._put(plan.credential, head)
         exchange.paid = False
         exchange.transfer.start(connection, head)
 

@@ -30,7 +30,7 @@ from ambassador.proxy.transfer import Impatient, Transfer
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from ambassador.messages import Request
+    from ambassador.messages import Request, ResponseHead
     from ambassador.observe.trace import Trace
     from ambassador.proxy.http1 import ClientConnection
     from ambassador.proxy.plan import RoutePlan
@@ -102,8 +102,8 @@ class Attempts:
 
         Raises `CredentialUnavailable`, `Unauthenticated` and `ClientError`.
         """
-        if plan.upstream is not None and plan.upstream.credential is not None:
-            is_in_hand(plan.upstream.credential, self.request)
+        if plan.credential is not None:
+            is_in_hand(plan.credential, self.request)
         self.client.send_continue(self.request)
 
     async def _until_answer(self, plan: RoutePlan) -> tuple[Http1Connection, bool]:
@@ -134,8 +134,8 @@ class Attempts:
                 assert head is not None
                 assert self.attempt is not None
                 found = self.attempt.found
-                if self._renewed and head.status != 401:
-                    self._has_renewed(plan)
+                if self._renewed and head.status != 401 and plan.credential is not None:
+                    plan.credential.accepted(self.request)
                 if head.status not in plan.failing and not found:
                     return connection, False
                 if head.status == 401 and await self._renews(plan):
@@ -166,7 +166,7 @@ class Attempts:
         the 401 is the best answer there is. A request that cannot be sent again tells of the refusal all the same, for
         those after it.
         """
-        credential = None if plan.upstream is None else plan.upstream.credential
+        credential = plan.credential
         if credential is None or self._renewed:
             return False
         self._renewed = True
@@ -188,11 +188,6 @@ class Attempts:
         finally:
             client.rest_until = inf
         return await self._is_affordable(plan)
-
-    def _has_renewed(self, plan: RoutePlan) -> None:
-        credential = None if plan.upstream is None else plan.upstream.credential
-        if credential is not None:
-            credential.accepted(self.request)
 
     def _count_on_budget(self, retry: RetryPolicy | None) -> None:
         """A first attempt earns a part of a retry. Of a request that is a retry of somebody in front, it is one."""
@@ -315,10 +310,7 @@ class Attempts:
             reason, request.method, keyed=b"idempotency-key" in special
         ):
             return None
-        attempt = self.attempt
-        head = None
-        if attempt is not None and attempt.connection is not None:
-            head = attempt.connection.reader.head
+        attempt, head = self.attempt, self._head()
         after = None
         if head is not None and (reason.isdigit() or reason == CONTENT):
             if forbids_retry(head.special.get(b"proxy-status", b"")):
@@ -340,16 +332,22 @@ class Attempts:
 
     def _note_doubt(self) -> None:
         """The present attempt ends: may it have carried out the request, for whose repeats the answer is kept?"""
-        keeper, attempt = self.request.keeper, self.attempt
+        keeper = self.request.keeper
         if keeper is None or not keeper.reached:
             return
-        head = None
-        if attempt is not None and attempt.connection is not None:
-            head = attempt.connection.reader.head
-        if self._in_doubt or self._hedged or head is None or not is_refusal(head):
-            self._in_doubt = True
-        else:
+        if self._was_refused(self._head()):
             keeper.reached = False
+        else:
+            self._in_doubt = True
+
+    def _was_refused(self, head: ResponseHead | None) -> bool:
+        """Nothing was carried out: this answer says so, and there was no attempt of which that is not known."""
+        return head is not None and is_refusal(head) and not self._in_doubt and not self._hedged
+
+    def _head(self) -> ResponseHead | None:
+        """That of the present attempt's answer, if it is here."""
+        attempt = self.attempt
+        return None if attempt is None or attempt.connection is None else attempt.connection.reader.head
 
     async def _is_affordable(self, plan: RoutePlan) -> bool:
         """Charge the next attempt to the upstream's own limits now, while there still is an answer to give."""

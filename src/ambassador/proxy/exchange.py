@@ -24,7 +24,7 @@ from ambassador.errors import (
 )
 from ambassador.messages import Reply, Request
 from ambassador.observe.access_log import AccessRecord
-from ambassador.proxy.attempt import STATUS_TEXT, Attempt, is_refusal, reason_of
+from ambassador.proxy.attempt import STATUS_TEXT, Attempt, reason_of
 from ambassador.proxy.attempts import Attempts, Charge
 from ambassador.proxy.fields import CREDENTIALS
 from ambassador.proxy.forwarding import caller_deadline_s, max_forwards
@@ -476,7 +476,7 @@ class Exchange(Attempts):
         if keeper is not None:
             body = bytes(body)  # what a view shows does not hold while somebody waits
             whole_body = body if reader.complete and not reader.trailers else None
-            if is_refusal(head) and not self._in_doubt and not self._hedged:
+            if self._was_refused(head):
                 keeper.refused()
             keeper.keep(status, fields, whole_body, whole=self.transfer.upload_done)
         sized = head.content_length is not None or status in (204, 304) or request.method == "HEAD"

@@ -40,7 +40,6 @@ _DROPPED_AT_ONCE: Final = 2
 MOST_TOLD: Final = 20
 """Keys of each limit that `status` tells about."""
 _INTEGER: Final = re.compile(rb"[+-]?[0-9]+").fullmatch
-"""Headers whose values are hashed: keys are put into the store, and told by `/api/limits`."""
 
 
 class LimitStatus(Struct, frozen=True, kw_only=True, gc=False):

@@ -18,6 +18,7 @@ batch of 50, 31 µs each.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,8 @@ from ambassador.state import protocol
 from ambassador.state.bridge import Asked, Batch, Bell
 from ambassador.state.protocol import Answer, CannotServe, Event, NotAllowed, Operation, StoreLost
 from ambassador.state.scope import MISSED
+
+_LOG = logging.getLogger(__name__)
 
 MIN_SPACING_S: Final = 0.002
 """Between two batches that nobody waits for. A pipeline costs the client 80 µs whatever is in it."""
@@ -237,7 +240,7 @@ class StoreThread:
                     return False
                 answers = self._greet()
             self._report(Up(answers, began - self._store.age_s))
-        except Exception as error:  # noqa: BLE001 - likewise
+        except Exception as error:  # noqa: BLE001 - whatever a client raises, its store is not there; the report says why
             self._report(Refused(_reason(error)))
             return False
         return True
@@ -254,7 +257,7 @@ class StoreThread:
         while (batch := self._next()) is not None:
             try:
                 answers = self._store.perform(batch.operations)
-            except Exception as error:  # noqa: BLE001 - whatever a client raises, its store is lost until it is back
+            except Exception as error:  # noqa: BLE001 - likewise lost until it is back
                 self.batch = None
                 self._report(Lost(batch, _reason(error)))
                 return not isinstance(error, CannotServe)
@@ -288,6 +291,7 @@ class StoreThread:
     def _hear(self) -> None:
         failures = 0
         looks = 1
+        told = ""
         while not self._stopping:
             self._connected.wait()
             connection = self._connections
@@ -303,8 +307,13 @@ class StoreThread:
                 self._look(looks)
                 looks = min(2 * looks, _MOST_LOOKS)
                 continue
-            except Exception:  # noqa: BLE001 - likewise; the other thread's attempts say why
+            except StoreLost:  # the other thread's attempts say why
                 failures += 1
+            except Exception as error:  # noqa: BLE001 - a defect, which must be told: the other thread does not meet it
+                failures += 1
+                if (why := _reason(error)) != told:
+                    told = why
+                    _LOG.exception("the events of the state store are not heard")
             self._subscription = None
             self._stopped.wait(reconnect_delay_s(failures, self._chance()))
 

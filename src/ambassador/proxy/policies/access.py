@@ -72,14 +72,14 @@ class Access:
     def check(self, request: Request) -> ProxyError | None:
         """What the request is refused with; None: it may go on."""
         client = request.client
+        if self.takes(client):
+            return None
         if client is None:
             reason = request.doubt or "missing"
             self._counts.refused(reason)
             unknown = Unauthenticated(_SAID[reason])
             unknown.fields = self._challenges if reason in _NO_TOKEN else self._token_challenges
             return unknown
-        if self._allowed is None or client in self._allowed:
-            return None
         self._counts.refused(FORBIDDEN)
         return Forbidden(f"client '{client}' may not call this route")
 

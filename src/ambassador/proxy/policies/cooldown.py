@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 _REMEMBERED: Final = 4096
 """Credentials in each worker; the one that came first is forgotten, and read again when it comes."""
 _PAUSING: Final = frozenset({429, 503})
-_CREDENTIALS: Final = CREDENTIALS[:-1]
-"""As the upstream sees them."""
 _KIND: Final = "cooldown"
 _ALL: Final = "*"
 _NOBODY: Final = "-"
@@ -128,16 +126,17 @@ class Cooldowns:
 
     def _look(self, store: Scope, _: Event) -> None:
         """Events are not heard."""
-        for cooldown in self._cooldowns.values():
-            if cooldown.store is store:
-                cooldown.read_known()
+        for cooldown in self._of(store):
+            cooldown.read_known()
 
     def _again(self, store: Scope) -> None:
         """The store is back: it may have lost what this worker knows, or know more."""
-        for cooldown in self._cooldowns.values():
-            if cooldown.store is store:
-                cooldown.tell_all()
-                cooldown.read_known()
+        for cooldown in self._of(store):
+            cooldown.tell_all()
+            cooldown.read_known()
+
+    def _of(self, store: Scope) -> list[Cooldown]:
+        return [cooldown for cooldown in self._cooldowns.values() if cooldown.store is store]
 
 
 class Cooldown:
@@ -191,8 +190,8 @@ class Cooldown:
             return _ALL
         if self._config.scope == "endpoint":
             return endpoint.url
-        found = {name.lower(): value for name, value in fields if name.lower() in _CREDENTIALS}
-        for name in _CREDENTIALS:
+        found = {name.lower(): value for name, value in fields if name.lower() in CREDENTIALS}
+        for name in CREDENTIALS:
             if name in found:
                 # A hash: credentials are never put into a store.
                 return hashlib.blake2b(found[name], digest_size=16, person=name).hexdigest()

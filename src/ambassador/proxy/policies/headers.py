@@ -67,12 +67,13 @@ def shaper(changes: Changes | None) -> Shape | None:
         return None
     _refuse_framing(changes)
     replaced = frozenset(name.lower().encode() for name in (*changes.remove, *changes.set))
-    additions = [*_additions(changes.set), *_additions(changes.add)]
+    in_place = _additions(changes.set)
+    additions = [*in_place, *_additions(changes.add)]
     if all(isinstance(value, bytes) for _, value in additions):
         return _constant_shape(
             replaced, [(name, value) for name, value in additions if isinstance(value, bytes)]
         )
-    return _shape(replaced, _twins(changes.set), additions)
+    return _shape(replaced, _twins(in_place), additions)
 
 
 def _refuse_framing(changes: Changes) -> None:
@@ -93,15 +94,11 @@ def _constant_shape(replaced: frozenset[bytes], additions: list[Field]) -> Shape
     return shape
 
 
-def _twins(values: Mapping[str, str]) -> frozenset[bytes]:
+def _twins(in_place: list[tuple[bytes, bytes | template.Render]]) -> frozenset[bytes]:
     """Headers that are set to what is known of a request (who asks, say), as CGI and its heirs read their names: to
     them `X_Client` is `X-Client`, and the client's own must not pass for ours.
     """
-    return frozenset(
-        _folded(name.encode())
-        for name, value in values.items()
-        if not isinstance(template.compile(value), bytes)
-    )
+    return frozenset(_folded(name) for name, value in in_place if not isinstance(value, bytes))
 
 
 def _folded(name: bytes) -> bytes:
