@@ -35,6 +35,7 @@ from ambassador.state.protocol import (
     StoreLost,
     Token,
     Verb,
+    encode,
     tag_of,
 )
 from ambassador.state.redis import RedisStore, Subscription
@@ -626,6 +627,8 @@ def test_what_others_publish_is_passed_over(server: Server) -> None:
     with connected(server.url) as store:
         subscription = store.subscribe()
         server.client().publish(subscription.channel, b"hello")
+        for kind in ("circuit", "value", "token", "permits", "alive"):
+            server.client().publish(subscription.channel, encode(Event(kind, "x", b"\xc1")))
         store.perform([Put("n", b"v", publish=True)])
         assert next(iter(subscription)).name == "n"
         subscription.close()

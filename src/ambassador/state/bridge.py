@@ -20,8 +20,6 @@ from collections.abc import Callable, Iterable
 from math import inf
 from typing import Final, NamedTuple, ParamSpec, TypeAlias
 
-import msgspec
-
 from ambassador.state.census import Census
 from ambassador.state.hearers import Hearers
 from ambassador.state.protocol import Answer, Beaten, Event, Operation, decode_alive
@@ -202,17 +200,11 @@ class Bridge:
 
     def _tell(self, event: Event) -> None:
         if event.kind == "alive":
-            self._welcome(event)
+            alive = decode_alive(event.body)
+            self.census.grow(alive.replicas, alive.workers)
         hearers = self._hearers.get(event.kind)
         if hearers is not None:
             self.call_each(hearers, event)
-
-    def _welcome(self, event: Event) -> None:
-        try:
-            alive = decode_alive(event.body)
-        except msgspec.MsgspecError:  # not ours: anybody may publish who knows the channel
-            return
-        self.census.grow(alive.replicas, alive.workers)
 
     def _call_again(self) -> None:
         self.heard = True

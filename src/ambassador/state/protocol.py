@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import enum
 import zlib
+from collections.abc import Callable
 from typing import Final, TypeAlias
 
 import msgspec
@@ -568,6 +569,25 @@ decode_event = msgspec.msgpack.Decoder(Event).decode
 decode_share = msgspec.msgpack.Decoder(Share).decode
 decode_alive = msgspec.msgpack.Decoder(Alive).decode
 decode_named = msgspec.msgpack.Decoder(Named).decode
+
+_BODIES: Final[dict[str, Callable[[bytes], object]]] = {
+    "circuit": decode_row,
+    "value": decode_named,
+    "token": decode_tokened,
+    "permits": decode_share,
+    "alive": decode_alive,
+}
+
+
+def decode_published(message: bytes) -> Event:
+    """An event, of which anybody may be the author: who hears of it may rely on its body.
+
+    Raises msgspec.DecodeError where that is not what the kind says. Of kinds that are not known it is anything.
+    """
+    event = decode_event(message)
+    if event.kind in _BODIES:
+        _BODIES[event.kind](event.body)
+    return event
 
 
 def tag_of(key: str) -> int:

@@ -51,7 +51,7 @@ from ambassador.state.protocol import (
     Refused,
     StoreLost,
     Token,
-    decode_event,
+    decode_published,
     tag_of,
 )
 from ambassador.state.redis_nodes import TAGS, Command, Kind, Node, Nodes, Reply, Trouble, make_nodes
@@ -349,7 +349,7 @@ class Subscription:
         if not isinstance(message, list) or message[0] != b"message":
             return None
         try:
-            return decode_event(message[2])
+            return decode_published(message[2])
         except msgspec.DecodeError:  # not ours: anybody may publish who knows the channel
             return None
 
