@@ -24,7 +24,6 @@ _OLDEST_KERNEL: Final = (5, 10)
 _BACKLOG: Final = 4096  # what the listeners ask for (control/slots.py)
 _FEW_DESCRIPTORS: Final = 10_000  # two for each client, and a worker accepts 10,000 clients by default
 _SLOW_LOOP_MS: Final = 100.0
-_SOON_S: Final = 14 * 86400.0  # as `check` has it
 
 Level: TypeAlias = Literal["ok", "warning", "error"]
 
@@ -194,13 +193,15 @@ def service_findings(
 
 def certificate_findings(certificates: Iterable[dict[str, Any]], now: float) -> Iterator[Finding]:
     """Of certificates that end, and of files that have changed and cannot be used; `now` in unix seconds."""
+    from ambassador.config.certificates import SOON_S
+
     told: set[tuple[str, str]] = set()
     for each in certificates:
         who = f"{'listener' if each['side'] == 'client' else 'upstream'} {each['name']}"
         left_s = each["expires"] - now
         if left_s <= 0:
             yield Finding("error", f"{who}: the certificate in {each['file']} has expired", "renew it")
-        elif left_s <= _SOON_S:
+        elif left_s <= SOON_S:
             what = f"{who}: the certificate in {each['file']} expires in {left_s / 86400:.1f} days"
             yield Finding("warning", what, "renew it; the file is read again by itself")
         problem = each["problem"]

@@ -1,14 +1,14 @@
-"""Warnings: what a config may hold and hardly means. Pure; looks at what has no errors of a config."""
+"""Warnings: what a config may hold and hardly means, and files and variables that are not here. May block.
+
+Looks at what has no errors of a config.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import os
 from collections.abc import Iterator, Sequence
-from functools import cache
 from math import ceil
-
-from msgspec import inspect
 
 from ambassador.config.breakers import contents_by_upstream
 from ambassador.config.credentials import fetches
@@ -16,6 +16,7 @@ from ambassador.config.discover import Discover
 from ambassador.config.identity import secret_values
 from ambassador.config.read import Items, Part
 from ambassador.config.schema import Client, Config, Match, Route, Upstream
+from ambassador.config.secrecy import secret_keys
 from ambassador.config.units import format_duration, format_rate
 from ambassador.config.words import telling_names
 from ambassador.files import UnfitFile, read_regular
@@ -24,7 +25,6 @@ from ambassador.proxy.content import CONTENT
 from ambassador.proxy.egress import Egress
 from ambassador.proxy.methods import IDEMPOTENT
 from ambassador.proxy.policies import breaker, limit
-from ambassador.settings import Section
 
 _FULL_USE_S = 0.05
 """A smaller burst is gone before a worker is asked again (`state.holding`: the pace when tokens are scarce)."""
@@ -56,18 +56,17 @@ def warn(
         _warn_of_limits(config, route.limit, part)
         _warn_of_breaker(route.breaker, part)
         _warn_of_host(config, route, part)
-    for name, part in upstreams.items():
-        _warn_of_limits(config, config.upstreams[name].limit, part)
-        _warn_of_breaker(config.upstreams[name].breaker, part)
-        _warn_of_checks(config.upstreams[name], part)
-        _warn_of_zone(config, config.upstreams[name], part)
-        _warn_of_tokens(config, config.upstreams[name], part)
-        _warn_of_egress(config, config.upstreams[name], part)
-    for name, part in upstreams.items():
-        _warn_of_source(config.upstreams[name].discover, part)
-    _warn_of_clients(config, routes, document)
-    for route, part in zip(config.routes, routes, strict=True):
         _warn_of_headers(config, route, part)
+    for name, part in upstreams.items():
+        upstream = config.upstreams[name]
+        _warn_of_limits(config, upstream.limit, part)
+        _warn_of_breaker(upstream.breaker, part)
+        _warn_of_checks(upstream, part)
+        _warn_of_zone(config, upstream, part)
+        _warn_of_tokens(config, upstream, part)
+        _warn_of_egress(config, upstream, part)
+        _warn_of_source(upstream.discover, part)
+    _warn_of_clients(config, routes, document)
     _warn_of_shadows(matches)
     for holder in (document, *upstreams.values()):
         if holder is not None:
@@ -79,6 +78,14 @@ def warn(
         document.node.report("", "has no routes, so every request is answered 404", level="warning")
 
 
+def _tell(part: Part, key: str, message: str, hint: str | None = None) -> None:
+    """Warn of what stands at `key`, or at `KEY.INNER` where a section is written there."""
+    outer, _, inner = key.partition(".")
+    within = part.values.get(outer)
+    node, path = within.place(inner) if inner and isinstance(within, Part) else part.place(outer)
+    node.report(path, message, hint, level="warning")
+
+
 def _warn_of_host(config: Config, route: Route, part: Part) -> None:
     """A Host that an egress proxy replaces."""
     if route.to is None or route.rewrite is None or route.rewrite.host is None:
@@ -87,11 +94,10 @@ def _warn_of_host(config: Config, route: Route, part: Part) -> None:
     via = upstream.connections.via
     bare = any(endpoint.url.startswith("http://") for endpoint in upstream.endpoints)
     if via is not None and not via.is_socks and bare:
-        node, path = part.place("rewrite")
-        node.report(
-            path,
+        _tell(
+            part,
+            "rewrite",
             "'host' has no effect on http endpoints behind an HTTP proxy, which has to put the endpoint's own there",
-            level="warning",
         )
 
 
@@ -108,16 +114,14 @@ def _warn_of_egress(config: Config, upstream: Upstream, part: Part) -> None:
             node.report(path, f"is never connected to: {why}", level="warning")
     via = upstream.connections.via
     if via is not None and via.password is not None and not _is_near(via.place[0]):
-        node, path = part.place("connections")
-        node.report(
-            path,
+        _tell(
+            part,
+            "connections",
             "the password of 'via' goes to the proxy in plaintext: whoever is on the way sees it",
-            level="warning",
         )
     closed = None if via is None else rules.of_proxy(via.place[0])
     if closed is not None:
-        node, path = part.place("connections")
-        node.report(path, f"'via' is never connected to: {closed}", level="warning")
+        _tell(part, "connections", f"'via' is never connected to: {closed}")
 
 
 def _is_near(host: str) -> bool:
@@ -136,12 +140,11 @@ def _warn_of_retry(route: Route, part: Part) -> None:
     seen = frozenset(("POST", "PATCH")) if retry.methods == "all" else frozenset(retry.methods) - IDEMPOTENT
     risky = sorted(seen & frozenset(route.match.methods) if route.match.methods else seen)
     if risky and (retry.kinds - {"connect", "refused_stream"} or retry.statuses):
-        node, path = part.place("retry")
-        node.report(
-            path,
+        _tell(
+            part,
+            "retry",
             f"{', '.join(risky)} is not idempotent, and is tried again after the upstream may have acted on it",
             "send an 'idempotency-key', or keep to 'methods: idempotent'",
-            level="warning",
         )
 
 
@@ -149,12 +152,11 @@ def _warn_of_content(named: dict[str, frozenset[str]], route: Route, part: Part)
     if route.to is None or route.retry is None or CONTENT not in route.retry.when or route.retry.contents:
         return
     if not (route.breaker is not None and route.breaker.contents) and not named.get(route.to):
-        node, path = part.place("retry")
-        node.report(
-            path,
+        _tell(
+            part,
+            "retry",
             "'content' is what the 'failures' of breakers name, and none of this route names any",
             "write it here: 'when: [{json: status=error}]'",
-            level="warning",
         )
 
 
@@ -173,13 +175,11 @@ def _warn_of_fallback(route: Route, part: Part) -> None:
     if fallback is None or fallback.to is None:
         return
     if min(timeout.per_try or timeout.total, timeout.first_byte or timeout.total) >= timeout.total:
-        within = part.values.get("fallback")
-        node, path = within.place("to") if isinstance(within, Part) else part.place("fallback")
-        node.report(
-            path,
+        _tell(
+            part,
+            "fallback.to",
             f"has no time left after a timeout: one attempt may take all of 'timeout' ({format_duration(timeout.total)})",
             "say 'per_try' in 'timeout'",
-            level="warning",
         )
 
 
@@ -222,32 +222,28 @@ def _warn_of_limits(config: Config, limits: Sequence[limit.Config] | None, part:
 
 def _warn_of_breaker(written: breaker.Config | None, part: Part) -> None:
     if written is not None and not written.quorum:
-        within = part.values.get("breaker")
-        node, path = within.place("quorum") if isinstance(within, Part) else part.place("breaker")
-        node.report(
-            path,
+        _tell(
+            part,
+            "breaker.quorum",
             "0% does not let one replica (or worker) open all: where two live, at least two must see it",
-            level="warning",
         )
 
 
 def _warn_of_checks(upstream: Upstream, part: Part) -> None:
     if upstream.outlier is not None and len(upstream.endpoints) == 1:
-        node, path = part.place("outlier")
-        node.report(
-            path,
+        _tell(
+            part,
+            "outlier",
             "ejects nothing here: an endpoint that is alone is never left out",
             "a 'breaker' stops sending to a service that fails",
-            level="warning",
         )
     check, written = upstream.health, part.values.get("health")
     if check is not None and check.timeout > check.every:
         every = format_duration(check.every)
         longer = f"is longer than 'every' ({every}): a check that hangs delays the next"
-        node, path = written.place("timeout") if isinstance(written, Part) else part.place("health")
         if not isinstance(written, Part) or "timeout" not in written.values:
             longer = f"'timeout' ({format_duration(check.timeout)} where it is not set) {longer}"
-        node.report(path, longer, level="warning")
+        _tell(part, "health.timeout", longer)
 
 
 def _warn_of_zone(config: Config, upstream: Upstream, part: Part) -> None:
@@ -273,12 +269,11 @@ def _warn_of_tokens(config: Config, upstream: Upstream, part: Part) -> None:
     if isinstance(service, Part):
         _warn_of_query(getattr(upstream.auth, upstream.auth.kind).token_url, service, "token_url")
     if config.state.url != "local" and config.state.secret_key is None:
-        node, path = part.place("auth")
-        node.report(
-            path,
+        _tell(
+            part,
+            "auth",
             "each replica fetches tokens of its own: without 'state.secret_key' none is put into Redis",
             "set it to 'file:/path' of 32 random bytes, the same for all replicas",
-            level="warning",
         )
 
 
@@ -302,8 +297,7 @@ def _warn_of_source(source: Discover | None, part: Part) -> None:
     if source is None or not isinstance(within, Part):
         return
     if source.file is not None and not os.access(source.file, os.R_OK):
-        node, path = within.place("file")
-        node.report(path, f"'{source.file}' cannot be read here", level="warning")
+        _tell(within, "file", f"'{source.file}' cannot be read here")
 
 
 def _warn_of_unused(config: Config, upstreams: dict[str, Part]) -> None:
@@ -318,7 +312,7 @@ def _warn_of_unused(config: Config, upstreams: dict[str, Part]) -> None:
 
 def _warn_of_secrets(part: Part) -> None:
     """Of all in it, and in what is inside it."""
-    secrets = frozenset[str]() if part.section is None else _secrets(part.section)
+    secrets = frozenset[str]() if part.section is None else secret_keys(part.section)
     for key, value in part.values.items():
         if isinstance(value, Part):
             _warn_of_secrets(value)
@@ -326,22 +320,10 @@ def _warn_of_secrets(part: Part) -> None:
             for inner in value.values:
                 if isinstance(inner, Part):
                     _warn_of_secrets(inner)
+                elif key in secrets and isinstance(inner, str):
+                    _warn_of_secret(inner, part, key)
         elif key in secrets and isinstance(value, str):
             _warn_of_secret(value, part, key)
-
-
-@cache
-def _secrets(section: type[Section]) -> frozenset[str]:
-    """The keys of a section that name a secret."""
-    info = inspect.type_info(section)
-    assert isinstance(info, inspect.StructType)
-    return frozenset(field.encode_name for field in info.fields if _is_secret(field.type))
-
-
-def _is_secret(info: inspect.Type) -> bool:
-    if isinstance(info, inspect.UnionType):
-        return any(map(_is_secret, info.types))
-    return isinstance(info, inspect.Metadata) and (info.extra or {}).get("form") == "secret"
 
 
 def _warn_of_secret(secret: str, part: Part, key: str) -> None:
@@ -366,12 +348,7 @@ def _warn_of_clients(config: Config, routes: Sequence[Part], document: Part | No
         first = seen.setdefault((header, value), name)
         part = clients.values.get(name)
         if first != name and isinstance(part, Part):
-            node, path = part.place("api_key")
-            node.report(
-                path,
-                f"{reference} holds the same key as client '{first}' has, who it is then",
-                level="warning",
-            )
+            _tell(part, "api_key", f"{reference} holds the same key as client '{first}' has, who it is then")
     if any(route.access is not None for route in config.routes):
         for route, part in zip(config.routes, routes, strict=True):
             if route.to is not None and not route.match.client and "access" not in part.keys:
@@ -384,10 +361,6 @@ def _warn_of_clients(config: Config, routes: Sequence[Part], document: Part | No
 
 
 def _warn_of_client(config: Config, client: Client, part: Part) -> None:
-    keys = part.values.get("api_key")
-    if client.api_key is not None and isinstance(keys, Part):
-        for reference in client.api_key.keys:
-            _warn_of_secret(reference, keys, "keys")
     tokens = part.values.get("jwt")
     if client.jwt is not None and isinstance(tokens, Part):
         if client.jwt.audience is None:
@@ -401,17 +374,11 @@ def _warn_of_client(config: Config, client: Client, part: Part) -> None:
         file = client.jwt.jwks.removeprefix("file:")
         problem = None if file == client.jwt.jwks else _problem_of_keys(file)
         if problem is not None:
-            node, path = tokens.place("jwks")
-            node.report(path, f"'{file}' {problem}", level="warning")
+            _tell(tokens, "jwks", f"'{file}' {problem}")
     if client.mtls is not None and all(
         listener.tls is None or listener.tls.client_ca is None for listener in config.listeners
     ):
-        node, path = part.place("mtls")
-        node.report(
-            path,
-            "proves nothing: no listener verifies clients' certificates ('tls.client_ca')",
-            level="warning",
-        )
+        _tell(part, "mtls", "proves nothing: no listener verifies clients' certificates ('tls.client_ca')")
 
 
 def _problem_of_keys(file: str) -> str | None:
@@ -433,11 +400,10 @@ def _warn_of_headers(config: Config, route: Route, part: Part) -> None:
         return
     name = "authorization" if auth.header is None else auth.header.name.lower()
     if name in {each.lower() for each in (*changes.set, *changes.add)}:
-        node, path = part.place("headers")
-        node.report(
-            path,
+        _tell(
+            part,
+            "headers",
             f"'{name}' of the request is replaced by the credential of upstream '{route.to}' ('auth')",
-            level="warning",
         )
 
 
@@ -453,12 +419,7 @@ def _warn_of_shadows(matches: Sequence[tuple[Part, Match]]) -> None:
         where = f"line {line}" if file == part.node.source.name else f"{file}:{line}"
         name = other.values.get("name")
         who = f"route '{name}'" if isinstance(name, str) else "the route there"
-        node, path = part.place("match")
-        node.report(
-            path,
-            f"is never reached: {who} ({where}) takes all of its requests",
-            level="warning",
-        )
+        _tell(part, "match", f"is never reached: {who} ({where}) takes all of its requests")
 
 
 class _Level:

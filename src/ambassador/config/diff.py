@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from ambassador.config.display import MASK, to_display
+from ambassador.config.display import to_display
 from ambassador.config.schema import Config
+from ambassador.config.veil import MASK
 
 _OWN_PLACE = ("line", "file")
 

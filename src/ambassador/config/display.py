@@ -9,10 +9,8 @@ from msgspec import Struct, inspect
 
 from ambassador.config import units
 from ambassador.config.schema import Config
+from ambassador.config.veil import MASK
 from ambassador.proxy import content
-
-MASK = "***"
-"""What stands for a secret; not even where it is kept is shown."""
 
 _FORMATS: dict[str, Callable[[Any], Any]] = {
     "duration": units.format_duration,

@@ -19,7 +19,6 @@ from ambassador.config import credentials
 from ambassador.config.breakers import upstream_breakers
 from ambassador.config.certificates import client_section
 from ambassador.config.discover import source_name
-from ambassador.config.display import MASK
 from ambassador.config.identity import credential_headers
 from ambassador.config.schema import (
     ON_THE_WAY,
@@ -42,6 +41,7 @@ from ambassador.config.units import (
     format_rate,
     format_size,
 )
+from ambassador.config.veil import MASK
 from ambassador.errors import BadRequest, DeadlineExceeded, NoRoute
 from ambassador.messages import Fields, Request
 from ambassador.printable import printable

@@ -13,7 +13,7 @@ from typing import Literal
 from msgspec import structs
 
 from ambassador.config.problem import Problem
-from ambassador.config.veil import Veil, is_known, is_reference, kind_of, users, without_users
+from ambassador.config.veil import MASK, Veil, is_known, is_reference, kind_of, users, without_users
 
 LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 """What YAML counts lines by."""
@@ -43,7 +43,7 @@ class Source:
 
     def mask(self, number: int, secret: str) -> None:
         """Takes a secret out of a line that problems show, those reported before too."""
-        shown = self.line(number).replace(secret, "***") if "\n" not in secret else "***"
+        shown = self.line(number).replace(secret, MASK) if "\n" not in secret else MASK
         if isinstance(self._lines, list) and number <= len(self._lines):
             self._lines[number - 1] = shown
         for at, problem in enumerate(self.problems):

@@ -1,4 +1,4 @@
-"""The secrets that a config names: whether there are any, and the config without where they are.
+"""The secrets that a config names: whether there are any, at which keys, and the config without where they are.
 
 Pure, and by the types of the settings: what is declared as a `Secret` is one, wherever it stands.
 """
@@ -10,8 +10,8 @@ from typing import Any, Final, TypeVar
 
 from msgspec import Struct, inspect, structs
 
-from ambassador.config.display import MASK
 from ambassador.config.schema import Config
+from ambassador.config.veil import MASK
 
 _T = TypeVar("_T")
 _KEY: Final = ("key", "pem_file")
@@ -27,7 +27,7 @@ def without_secrets(value: _T) -> _T:
     """The same section, or mapping or tuple of them, with every reference to a secret as `***`."""
     masked: Any = value
     if isinstance(value, Struct):
-        secrets = _secrets(type(value))
+        secrets = _secret_names(type(value))
         changed = {}
         for name in value.__struct_fields__:
             inner = getattr(value, name)
@@ -54,7 +54,7 @@ def _masked(references: Any) -> Any:
 
 def _holds(value: Any) -> bool:
     if isinstance(value, Struct):
-        private = _secrets(type(value)) | _keys(type(value))
+        private = _secret_names(type(value)) | _keys(type(value))
         return any(
             _holds(inner) or (name in private and inner not in (None, ()))
             for name in value.__struct_fields__
@@ -65,10 +65,20 @@ def _holds(value: Any) -> bool:
     return isinstance(value, tuple) and any(map(_holds, value))
 
 
+def secret_keys(section: type[Struct]) -> frozenset[str]:
+    """The keys of a section, as they are written, that name a secret, or several."""
+    return frozenset(field.encode_name for field in _secrets(section))
+
+
 @cache
-def _secrets(section: type[Struct]) -> frozenset[str]:
+def _secret_names(section: type[Struct]) -> frozenset[str]:
+    return frozenset(field.name for field in _secrets(section))
+
+
+@cache
+def _secrets(section: type[Struct]) -> tuple[inspect.Field, ...]:
     """The fields of a section that name secrets."""
-    return frozenset(field.name for field in _fields(section) if "secret" in _forms(field.type))
+    return tuple(field for field in _fields(section) if "secret" in _forms(field.type))
 
 
 @cache

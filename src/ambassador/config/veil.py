@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 MASK: Final = "***"
+"""What stands for a secret; not even where it is kept is shown."""
 
 _OUTER: Final = frozenset(
     ("auth", "basic", "bearer", "api_key", "jwt", "oauth2", "exchange", "hmac", "aws_sigv4")
@@ -78,7 +79,7 @@ class Veil:
                 header = None
             if block is not None and body and indent <= block[0] and not line.lstrip().startswith("- "):
                 block = None
-            if block is not None and body and (block[1] or ":" not in body) and not self._is_plain(body):
+            if block is not None and body and (block[1] or ":" not in body) and not _is_plain(body):
                 self._hide(body)
                 shown.append(line[: len(line) - len(body)] + MASK)
                 continue
@@ -89,9 +90,6 @@ class Veil:
                 header = indent
             shown.append(without_users(covered))
         return shown
-
-    def _is_plain(self, body: str) -> bool:
-        return body.startswith("#") or is_reference(body.rstrip())
 
     def _line(self, line: str, *, within_header: bool) -> tuple[str, bool | None]:
         """A line without its secrets; whether those below it are secrets as a whole (True) or by key (False)."""
@@ -144,6 +142,10 @@ class Veil:
                     rf"""(?<=['"]){re.escape(hidden)}|{re.escape(hidden)}(?=['"])""", lambda _: MASK, text
                 )
         return text
+
+
+def _is_plain(body: str) -> bool:
+    return body.startswith("#") or is_reference(body.rstrip())
 
 
 def users(text: str) -> Iterator[str]:

@@ -8,6 +8,7 @@ import msgspec
 
 from ambassador.config.schema import Config, Match, PathRegex, Route, ValueMatch, policies_of
 from ambassador.config.secrecy import without_secrets
+from ambassador.config.veil import MASK
 from ambassador.control.certificates import CertificateStatus
 from ambassador.control.discovery.directory import SourceStatus
 from ambassador.control.host import resident_bytes
@@ -15,7 +16,6 @@ from ambassador.control.incarnation import Incarnation
 from ambassador.control.reload import LastReload
 from ambassador.proxy.fields import CREDENTIALS
 
-_MASK = "***"
 _SECRET_HEADERS = frozenset({"set-cookie", *(name.decode() for name in CREDENTIALS)})
 
 
@@ -120,7 +120,7 @@ def _mask_headers(node: Any) -> None:
     if isinstance(node, dict):
         for key, value in node.items():
             if isinstance(value, str) and str(key).lower() in _SECRET_HEADERS:
-                node[key] = _MASK
+                node[key] = MASK
             else:
                 _mask_headers(value)
     elif isinstance(node, list):
