@@ -77,9 +77,9 @@ Around it
   workers leave out those that are worse than the others (`proxy/upstream/outlier.py`).
 - Secrets are read by reference (`secret.py`), again when they change; processes that hold some keep to themselves
   (`control/host.py`, where `config/secrecy.py` says so).
-- `config/` turns files into a `schema.Config` (`load.py`), warns (`check.py`), explains (`explain.py`), and
-  compiles it to the table of step 5 (`compile.py`). A policy's own settings are a Struct in the policy's file;
-  `settings.py` has the vocabulary.
+- `config/` turns files into a `schema.Config` (`load.py`), warns (`check.py`), explains (`explain.py`, each policy in
+  `explain_lines.py`), and compiles it to the table of step 5 (`compile.py`). A policy's own settings are a Struct in
+  the policy's file; `settings.py` has the vocabulary.
 
 Import rules, which `tox -e lint` checks
 - cli > control > config > proxy > state > observe > settings, messages, errors, printable, secret, extras > files:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ambassador.config.discover import Discover
-from ambassador.config.explain import EndpointNow, Explanation, explain, with_endpoints
+from ambassador.config.explain import Explanation, explain, with_endpoints
+from ambassador.config.explain_lines import EndpointNow
 from ambassador.config.schema import Config, Endpoint, Listener, Match, Route, Upstream
 from ambassador.config.tls_words import certificate_text, verification_text
 from ambassador.proxy.key_files import ClientConfig, KeyPair, ServerConfig

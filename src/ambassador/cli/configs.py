@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ambassador.cli import NO
 
 if TYPE_CHECKING:
-    from ambassador.config.explain import EndpointNow
+    from ambassador.config.explain_lines import EndpointNow
     from ambassador.config.schema import Config
 
 
@@ -54,7 +54,7 @@ def live_names(args: argparse.Namespace, config: Config) -> dict[str, tuple[str,
 def live_endpoints(args: argparse.Namespace, upstream: str) -> list[EndpointNow]:
     """The endpoints that an upstream of the service has now, each with its state in words. Raises Failure."""
     from ambassador.cli.client import client
-    from ambassador.config.explain import EndpointNow
+    from ambassador.config.explain_lines import EndpointNow
 
     told = next((each for each in client(args).get("/api/upstreams") if each["name"] == upstream), None)
     return [
