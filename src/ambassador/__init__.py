@@ -77,16 +77,17 @@ Around it
   workers leave out those that are worse than the others (`proxy/upstream/outlier.py`).
 - Secrets are read by reference (`secret.py`), again when they change; processes that hold some keep to themselves
   (`control/host.py`, where `config/secrecy.py` says so).
-- `config/` turns files into a `schema.Config` (`load.py`), warns (`check.py`), explains (`explain.py`, each policy in
-  `explain_lines.py`), and compiles it to the table of step 5 (`compile.py`). A policy's own settings are a Struct in
-  the policy's file; `settings.py` has the vocabulary.
+- `config/` turns files into a `schema.Config` (`compose.py` makes nodes of YAML, `read.py` reads them by the schema,
+  `load.py` puts the whole together), warns (`check.py`), explains (`explain.py`, each policy in `explain_lines.py`),
+  and compiles it to the table of step 5 (`compile.py`). A policy's own settings are a Struct in the policy's file;
+  `settings.py` has the vocabulary.
 
 Import rules, which `tox -e lint` checks
 - cli > control > config > proxy > state > observe > settings, messages, errors, printable, secret, extras > files:
   never upwards.
 - Within the data plane only `proxy/lane.py` imports trio. A policy imports no other policy.
 - Each third-party library has one door: httptools in `proxy/http1_parser.py`, h11 in `control/admin/http.py`,
-  httpcore in `control/http_client.py`, PyYAML in `config/`, dnspython in `control/discovery/`, re2 in
+  httpcore in `control/http_client.py`, PyYAML in `config/compose.py`, dnspython in `control/discovery/`, re2 in
   `proxy/path_regex.py`, PyJWT in `proxy/jose.py`, redis-py in `state/redis_nodes.py`.
 """
 

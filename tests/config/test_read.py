@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from ambassador.config.load import compose
+from ambassador.config.compose import compose
 from ambassador.config.node import Source
 from ambassador.config.problem import Problem
 from ambassador.config.read import BAD, Part, build, merge, read
