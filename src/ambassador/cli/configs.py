@@ -51,13 +51,17 @@ def live_names(args: argparse.Namespace, config: Config) -> dict[str, tuple[str,
     return {each["file"]: tuple(each["names"]) for each in told if each["side"] == "client"}
 
 
-def live_endpoints(args: argparse.Namespace, upstream: str) -> list[EndpointNow]:
-    """The endpoints that an upstream of the service has now, each with its state in words. Raises Failure."""
+def live_upstream(args: argparse.Namespace, upstream: str) -> tuple[list[EndpointNow], str | None]:
+    """The endpoints that an upstream of the service has now, each with its state in words, and how the token stands
+    that is fetched for it (None: none is). Raises Failure.
+    """
     from ambassador.cli.client import client
     from ambassador.config.explain_lines import EndpointNow
 
     told = next((each for each in client(args).get("/api/upstreams") if each["name"] == upstream), None)
-    return [
+    if told is None:
+        return [], None
+    endpoints = [
         EndpointNow(
             url=each["url"],
             state=_in_words(each),
@@ -66,18 +70,10 @@ def live_endpoints(args: argparse.Namespace, upstream: str) -> list[EndpointNow]
             zone=each["zone"] or "",
             priority=each["priority"],
         )
-        for each in (told["endpoints"] if told is not None else ())
+        for each in told["endpoints"]
     ]
-
-
-def live_token(args: argparse.Namespace, upstream: str) -> str | None:
-    """How the token stands that is fetched for an upstream of the service, in words; None: none is. Raises Failure."""
-    from ambassador.cli.client import client
-
-    for each in client(args).get("/api/upstreams"):
-        if each["name"] == upstream and each.get("token"):
-            return token_in_words(each["token"])
-    return None
+    token = told.get("token")
+    return endpoints, token_in_words(token) if token else None
 
 
 def token_in_words(token: dict[str, Any]) -> str:

@@ -60,7 +60,7 @@ def _header(text: str) -> tuple[str, str]:
 def run(args: argparse.Namespace) -> int:
     """Explain, and print."""
     from ambassador.cli.client import Failure, complain
-    from ambassador.cli.configs import file_config, live_config, live_endpoints, live_names, live_token
+    from ambassador.cli.configs import file_config, live_config, live_names, live_upstream
     from ambassador.config.certificates import certificate_names
     from ambassador.config.explain import BadUrl, explain, render, with_endpoints, with_token
     from ambassador.config.identity import identifier
@@ -80,9 +80,8 @@ def run(args: argparse.Namespace) -> int:
             wall_s=time.time(),
         )
         if args.config is None and explanation.upstream is not None:
-            upstream = explanation.upstream
-            explanation = with_endpoints(explanation, config, live_endpoints(args, upstream))
-            explanation = with_token(explanation, live_token(args, upstream))
+            endpoints, token = live_upstream(args, explanation.upstream)
+            explanation = with_token(with_endpoints(explanation, config, endpoints), token)
     except Failure as failure:
         return complain(failure, as_json=args.json)
     except BadUrl as error:

@@ -238,7 +238,10 @@ async def can_connect(
                 if greeting is not None:
                     await _greet(greeting, stream.send_all, stream.receive_some)
                 if tls is not None:
-                    await _shake_hands(stream, tls)
+                    secure = trio.SSLStream(
+                        stream, tls.context, server_hostname=tls.name, https_compatible=True
+                    )
+                    await secure.do_handshake()
     except trio.TooSlowError:
         raise CallFailed(f"no connection within {timeout_s:g} s") from None
     except ConnectFailed as error:
@@ -247,15 +250,6 @@ async def can_connect(
         raise CallFailed(_tls_reason(error) or "the connection was reset") from None
     except OSError:
         raise CallFailed("cannot connect") from None
-
-
-async def _shake_hands(stream: trio.SocketStream, tls: Tls) -> None:
-    secure = trio.SSLStream(stream, tls.context, server_hostname=tls.name, https_compatible=True)
-    try:
-        await secure.do_handshake()
-    except BaseException:
-        await trio.aclose_forcefully(stream)
-        raise
 
 
 class Incoming:

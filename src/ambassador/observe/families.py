@@ -270,11 +270,7 @@ class Reader:
         )
 
     def _limit_families(self) -> Iterator[Family]:
-        limits = [
-            (key, offset)
-            for key, offset in self._registry.blocks.items()
-            if key.limit not in ("", ACCESS, CLIENT, EGRESS)
-        ]
+        limits = [(key, offset) for key, offset in self._registry.blocks.items() if key.is_limit]
         if not limits:
             return
         blocks = [(key, self._read(offset, LIMIT_SLOTS)) for key, offset in limits]

@@ -167,6 +167,11 @@ class BlockKey(msgspec.Struct, frozen=True, array_like=True):
             return TOKEN_SLOTS
         return _SLOTS.get(self.limit, LIMIT_SLOTS)
 
+    @property
+    def is_limit(self) -> bool:
+        """Whether it is a limit's."""
+        return not self.tokens and self.limit not in _SLOTS
+
 
 _SLOTS: Final = {"": ROUTE_SLOTS, ACCESS: ACCESS_SLOTS, CLIENT: CLIENT_SLOTS, EGRESS: EGRESS_SLOTS}
 
