@@ -14,7 +14,7 @@ The life of a request
     client's address and the `via` chain are settled (`proxy/forwarding.py`), request and trace get their ids
     (`observe/trace.py`).
  5. Who asks, where the config has `clients`: `proxy/clients/who.py` judges what the request proves (a module for each
-    way; `proxy/jose.py` for tokens, with the keys that `control/key_sets.py` fetches). Then the route:
+    way; for tokens `verdicts.py`, by `proxy/jose.py` with the keys that `control/key_sets.py` fetches). Then the route:
     `proxy/routing.py` finds the first that matches, in a table made when the config was loaded. What it gives is a
     `RoutePlan` (`proxy/plan.py`): bound functions and numbers, nothing left to look up.
  6. ADMIT: whether the client may call at all (`proxy/policies/access.py`), then hooks that may answer at once: rate

@@ -9,75 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ambassador.config.load import load_text
 from ambassador.messages import Request
 from ambassador.observe.metrics import REFUSALS
-from ambassador.proxy import jose
-from ambassador.proxy.clients.key_sets import COOL_DOWN_S, KeySets
-from ambassador.proxy.clients.mtls import Names
-from ambassador.proxy.clients.who import DOUBTS, Clients, Found
-from ambassador.proxy.fields import wire_lines
-from ambassador.secret import Secrets
+from ambassador.proxy.clients.key_sets import COOL_DOWN_S
+from ambassador.proxy.clients.who import DOUBTS
 from tests.proxy.clients import tokens
 from tests.proxy.clients.tokens import ATTACKS
-
-NOW = 1_800_000_000.0
-HEAD = "version: 1\nlisten: 127.0.0.1:80\nroutes: [{name: r, respond: 200}]\nclients:\n"
-TOKEN_CLIENT = (
-    f"  a: {{jwt: {{issuer: '{tokens.ISSUER}', audience: {tokens.AUDIENCE}, jwks: 'https://id.test/jwks',"
-    " claims: {sub: svc-a}}}\n"
-)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-
-class Conn:
-    def __init__(self, *sans: tuple[str, str]) -> None:
-        self.names = sans
-        self.validity: tuple[float, float] | None = None
-
-
-class World:
-    """The clients of a config with keys in hand."""
-
-    def __init__(self, clients: str, *, fed: bool = True) -> None:
-        self.clock = Clock()
-        self.wall = NOW
-        self.secrets = Secrets()
-        self.key_sets = KeySets(self.clock)
-        self.asked: list[str] = []
-        config = load_text(HEAD + clients)
-        self.clients = Clients(config.clients, self.secrets, self.key_sets, count=self._count)
-        if fed:
-            self.feed(tokens.jwks())
-
-    def _count(self, name: str) -> Callable[[], None]:
-        return lambda: self.asked.append(name)
-
-    def feed(self, document: bytes) -> None:
-        for key_set in self.key_sets:
-            key_set.begin()
-            key_set.feed(jose.read_keys(document))
-
-    def wall_s(self) -> float:
-        return self.wall
-
-    def find(self, *fields: tuple[bytes, bytes], ip: str = "", sans: Names = ()) -> Found:
-        credentials = self.clients.credentials(list(fields))
-        return self.clients.find(credentials, Conn(*sans), ip, self.wall_s)
-
-    def request(self, *fields: tuple[bytes, bytes]) -> Request:
-        request = Request("GET", b"/", list(fields), 1)
-        request.passing = list(fields)
-        request.lines = wire_lines(request.passing)
-        return request
-
-
-def bearer(token: bytes) -> tuple[bytes, bytes]:
-    return (b"Authorization", b"Bearer " + token)
+from tests.proxy.clients.world import NOW, TOKEN_CLIENT, Conn, World, bearer
 
 
 def basic(pair: bytes) -> tuple[bytes, bytes]:
@@ -129,42 +67,6 @@ def test_an_algorithm_that_the_config_leaves_out_is_not_taken() -> None:
     world = World(TOKEN_CLIENT.replace("claims:", "algorithms: [ES256], claims:"))
     assert world.find(bearer(tokens.sign(NOW))).doubt == "algorithm"
     assert world.find(bearer(tokens.sign(NOW, key="ec", algorithm="ES256"))).name == "a"
-
-
-def test_a_verdict_is_remembered_until_the_token_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(TOKEN_CLIENT)
-    token = bearer(tokens.sign(NOW, exp=int(NOW) + 100))
-    assert world.find(token).name == "a"
-    monkeypatch.setattr(jose, "read_token", None)  # it is not even read again
-    world.wall = NOW + 159
-    assert world.find(token).name == "a"
-    world.wall = NOW + 160
-    assert world.find(token).doubt == "expired"
-
-
-def test_a_verdict_falls_with_the_key_that_it_was_made_by() -> None:
-    world = World(TOKEN_CLIENT)
-    token = bearer(tokens.sign(NOW))
-    assert world.find(token).name == "a"
-    world.feed(tokens.jwks("ec"))
-    assert world.find(token).doubt == "key"
-
-
-def test_a_refusal_is_not_remembered() -> None:
-    world = World(TOKEN_CLIENT)
-    token = bearer(tokens.sign(NOW, nbf=int(NOW) + 100))
-    assert world.find(token).doubt == "early"
-    world.wall = NOW + 60
-    assert world.find(token).name == "a"
-
-
-def test_verdicts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ambassador.proxy.clients.who._SEEN_TOKENS", 2)
-    world = World(TOKEN_CLIENT)
-    made = [bearer(tokens.sign(NOW, jti=str(number))) for number in range(6)]
-    assert {world.find(token).name for token in made} == {"a"}
-    (known,) = world.clients._tokens.values()
-    assert len(known._seen) + len(known._older) <= 4
 
 
 def test_the_first_client_in_the_file_has_a_token_that_is_of_several() -> None:

@@ -20,18 +20,17 @@ was seen before takes 5 µs, a new one 130 µs (RS256), 280 µs (ES256) or 440 �
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Protocol, TypeAlias
 
 from msgspec import Meta
 
 from ambassador.extras import AUTH, Extra
-from ambassador.proxy import jose
 from ambassador.proxy.clients import api_key, basic, jwt, mtls
 from ambassador.proxy.clients.api_key import Digests
 from ambassador.proxy.clients.mtls import Sans
 from ambassador.proxy.clients.network import Networks
+from ambassador.proxy.clients.verdicts import Doubtful, Tokens
 from ambassador.proxy.fields import wire_lines
 from ambassador.settings import Cidr, Section
 
@@ -40,9 +39,8 @@ if TYPE_CHECKING:
 
     from ambassador.messages import Fields, Request
     from ambassador.proxy.clients.key_sets import KeySet, KeySets
+    from ambassador.proxy.clients.verdicts import WallClock
     from ambassador.secret import Secret, Secrets
-
-    WallClock = Callable[[], float]
 
 DOUBTS: Final = (
     "missing", "unknown", "malformed", "algorithm", "crit", "size", "type", "issuer", "key", "signature", "expired",
@@ -57,8 +55,6 @@ _LOOKED_AT: Final = 8
 _AUTHORIZATION: Final = b"authorization"
 _BEARER: Final = b"bearer"
 _BASIC: Final = b"basic"
-_SEEN_TOKENS: Final = 4096
-"""Verdicts on tokens that are remembered, twice: 0.5 KiB each."""
 
 Credentials: TypeAlias = "Sequence[tuple[bytes, bytes]]"
 """Fields that may prove who asks: lower-case name and value."""
@@ -134,112 +130,6 @@ class Found:
 NOBODY: Final = Found(None)
 
 
-class _Token(Exception):
-    """Control flow within this module: why a token proves nothing, and the set that may help."""
-
-    def __init__(self, doubt: str, wanted: KeySet | None = None) -> None:
-        super().__init__(doubt)
-        self.doubt = doubt
-        self.wanted = wanted
-
-
-class _Issued:
-    """The settings of one client for tokens."""
-
-    __slots__ = ("client", "keys", "rules")
-
-    def __init__(self, client: int, config: jwt.Config, keys: KeySet) -> None:
-        self.client = client
-        self.rules = jwt.Rules(config)
-        self.keys = keys
-
-
-class _Tokens:
-    """Tokens of one header: who they are of. Verdicts are remembered while the keys stay the same."""
-
-    def __init__(self) -> None:
-        self.by_issuer: dict[str, list[_Issued]] = {}
-        self._seen: dict[bytes, tuple[int, float]] = {}
-        self._older: dict[bytes, tuple[int, float]] = {}
-        self._versions: tuple[int, ...] = ()
-        self._key_sets: tuple[KeySet, ...] = ()
-
-    def add(self, issuer: str, issued: _Issued) -> None:
-        """In the order of the file."""
-        self.by_issuer.setdefault(issuer, []).append(issued)
-        if issued.keys not in self._key_sets:
-            self._key_sets = (*self._key_sets, issued.keys)
-
-    def find(self, text: bytes, wall_s: WallClock) -> int:
-        """Whose token it is. Raises `_Token`."""
-        versions = tuple([key_set.version for key_set in self._key_sets])
-        if versions != self._versions:
-            self._versions, self._seen, self._older = versions, {}, {}
-        digest = hashlib.sha256(text).digest()
-        known = self._seen.get(digest) or self._older.get(digest)
-        if known is not None:
-            if wall_s() < known[1]:
-                return known[0]
-            raise _Token("expired")
-        issued, ends_at = self._verified(text, wall_s())
-        if len(self._seen) >= _SEEN_TOKENS:
-            self._older, self._seen = self._seen, {}
-        self._seen[digest] = (issued, ends_at)
-        return issued
-
-    def claimed(self, text: bytes, now: float) -> int | None:
-        """Whose token it would be if its signature held."""
-        try:
-            token = jose.read_token(text)
-        except jose.BadToken:
-            return None
-        for issued in self.by_issuer.get(str(token.claims.get("iss")), ()):
-            if issued.rules.unfit(token) is None and issued.rules.against(token, now) is None:
-                return issued.client
-        return None
-
-    def _verified(self, text: bytes, now: float) -> tuple[int, float]:
-        try:
-            token = jose.read_token(text)
-        except jose.BadToken as error:
-            raise _Token(error.reason) from None
-        issuer = token.claims.get("iss")
-        issued_by = self.by_issuer.get(issuer) if isinstance(issuer, str) else None
-        if issued_by is None:
-            raise _Token("issuer")
-        doubt = "claims"
-        wanted: KeySet | None = None
-        signed: dict[int, str | None] = {}
-        for issued in issued_by:
-            key_set = issued.keys
-            reason = issued.rules.unfit(token)
-            if reason is None:
-                if id(key_set) not in signed:
-                    signed[id(key_set)] = _unsigned(token, key_set)
-                reason = signed[id(key_set)]
-                if reason is not None and (reason != "signature" or _is_anonymous(token, key_set)):
-                    wanted = key_set
-            if reason is None:
-                reason = issued.rules.against(token, now)
-            if reason is None:
-                return issued.client, issued.rules.ends_at(token)
-            doubt = reason
-        raise _Token(doubt, wanted)
-
-
-def _unsigned(token: jose.Token, key_set: KeySet) -> str | None:
-    """Why it is not to be believed that a key of the set has signed a token; None: one has."""
-    keys = jose.candidates(key_set.keys, token)
-    if any(key.has_signed(token) for key in keys):
-        return None
-    return "signature" if keys else "key" if key_set.keys else "keys_away"
-
-
-def _is_anonymous(token: jose.Token, key_set: KeySet) -> bool:
-    """Whether it cannot be told by name that the key which has signed it is at hand: it may have been replaced."""
-    return token.key_id is None or any(key.key_id is None for key in jose.candidates(key_set.keys, token))
-
-
 class Clients:
     """The clients of a config. `refresh` it when secrets may have changed."""
 
@@ -261,13 +151,13 @@ class Clients:
         self._config = config
         self.key_sets: list[KeySet] = []
         """All that tokens are verified with."""
-        self._tokens: dict[bytes, _Tokens] = {}
+        self._tokens: dict[bytes, Tokens] = {}
         for at, client in enumerate(config.values()):
             if client.jwt is not None:
                 key_set = key_sets.get(client.jwt.jwks, client.jwt.ca)
                 self.key_sets.append(key_set)
-                tokens = self._tokens.setdefault(client.jwt.header.encode(), _Tokens())
-                tokens.add(client.jwt.issuer, _Issued(at, client.jwt, key_set))
+                tokens = self._tokens.setdefault(client.jwt.header.encode(), Tokens())
+                tokens.add(at, client.jwt, key_set)
         self._networks = Networks(
             (cidr, at) for at, client in enumerate(config.values()) for cidr in client.network or ()
         )
@@ -329,7 +219,7 @@ class Clients:
         credentials = self.credentials(request.headers)
         try:
             found = self._look(credentials, peer, request.client_ip, wall_s, may_ask=True)
-        except _Token as missing:
+        except Doubtful as missing:
             if missing.wanted is not None and request.waiter is not None and missing.wanted.ask():
                 return self._identify_later(request, peer, wall_s, missing.wanted)
             found = self._look(credentials, peer, request.client_ip, wall_s, may_ask=False)
@@ -363,7 +253,7 @@ class Clients:
     def _look(
         self, credentials: Credentials, peer: Peer, client_ip: str, wall_s: WallClock, *, may_ask: bool
     ) -> Found:
-        """Raises `_Token` only if it `may_ask`, where a set of keys may know more when it is fed."""
+        """Raises `Doubtful` only if it `may_ask`, where a set of keys may know more when it is fed."""
         doubt: str | None = None
         client: int | None = None
         proof: tuple[bytes, ...] = ()
@@ -379,7 +269,7 @@ class Clients:
                 continue
             try:
                 proved = self._proved(name, value, wall_s)
-            except _Token as error:
+            except Doubtful as error:
                 if may_ask and error.wanted is not None:
                     raise
                 doubt = error.doubt
@@ -418,12 +308,12 @@ class Clients:
         """
         try:
             client = self._proved(self._twins.get(name, name), value, wall_s)
-        except _Token:
+        except Doubtful:
             return False
         return not self._forwards[client]
 
     def _proved(self, name: bytes, value: bytes, wall_s: WallClock) -> int:
-        """Whose credential the value of a field is. Raises `_Token`: nobody's."""
+        """Whose credential the value of a field is. Raises `Doubtful`: nobody's."""
         digests = self._keys.get(name)
         if digests is not None:
             client = api_key.find(digests, value, name)
@@ -433,7 +323,7 @@ class Clients:
         if name != _AUTHORIZATION:
             if tokens is not None:
                 return tokens.find(value, wall_s)
-            raise _Token("unknown")
+            raise Doubtful("unknown")
         scheme, _, rest = value.partition(b" ")
         scheme = scheme.lower()
         if scheme == _BEARER and tokens is not None:
@@ -441,11 +331,11 @@ class Clients:
         if scheme == _BASIC and self._pairs is not None:
             pair = basic.presented(rest)
             if pair is None:
-                raise _Token("malformed")
+                raise Doubtful("malformed")
             client = self._pairs.find(pair)
             if client is not None:
                 return client
-        raise _Token("unknown")
+        raise Doubtful("unknown")
 
 
 def _shown(sans: Sans, peer: Peer, wall_s: WallClock) -> tuple[int | None, str | None]:
