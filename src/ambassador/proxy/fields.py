@@ -162,6 +162,11 @@ _TRAILERS_REFUSED: Final = (
 )  # fmt: skip
 
 
+def folded(name: bytes) -> bytes:
+    """A field's name in any case, and with `_` for `-`, which CGI and WSGI cannot tell apart."""
+    return name.lower().replace(b"_", b"-")
+
+
 def wire_lines(fields: Fields) -> bytes:
     """Fields as HTTP/1 writes them, each line ended."""
     return b"".join([b"%b: %b\r\n" % field for field in fields])
@@ -173,7 +178,7 @@ def clean_trailers(trailers: Fields) -> Fields:
 
 
 def _is_clean_trailer(field: Field) -> bool:
-    name = field[0].lower().replace(b"_", b"-")
+    name = folded(field[0])
     return name not in _TRAILERS_REFUSED and not name.startswith(
         (b"x-ambassador-", b"proxy-", b"x-forwarded-")
     )

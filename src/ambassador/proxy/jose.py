@@ -21,7 +21,7 @@ import binascii
 import functools
 import json
 from collections.abc import Mapping
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from msgspec import Struct
 
@@ -36,16 +36,16 @@ _LONGEST_NAME: Final = 256
 _RSA_BITS: Final = range(2048, 8193)
 """Shorter keys are broken or will be (RFC 7518 3.3); longer ones take milliseconds for each token."""
 
-ALGORITHMS: Final = (
-    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
-    "Ed25519",
-)  # fmt: skip
+Algorithm: TypeAlias = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519"
+]
+ALGORITHMS: Final[tuple[Algorithm, ...]] = get_args(Algorithm)
 """Those that a token can be verified by: a public key, and never a secret. `Ed25519` is what RFC 9864 calls `EdDSA`."""
 SIGNING: Final = (*ALGORITHMS, "HS256", "HS384", "HS512")
 """Those that a token can be signed by."""
 _SECRET_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}  # RFC 7518 3.2
 
-_RSA: Final = frozenset(ALGORITHMS[:6])
+_RSA: Final[frozenset[str]] = frozenset(ALGORITHMS[:6])
 _CURVES: Final = {
     ("EC", "P-256"): frozenset(("ES256",)),
     ("EC", "P-384"): frozenset(("ES384",)),
@@ -186,12 +186,20 @@ def _json(value: Any) -> bytes:
 def _members(text: bytes) -> Members:
     """A JSON object in which no name stands twice. Raises `BadToken`."""
     try:
-        value = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = one_meaning(text.decode())
     except (ValueError, RecursionError):  # UnicodeError and JSONDecodeError are ValueErrors
         raise BadToken("malformed") from None
     if not isinstance(value, dict) or not _is_sound(value):
         raise BadToken("malformed")
     return value
+
+
+def one_meaning(text: str | bytes) -> Any:
+    """What a JSON text says that two readers cannot read in two ways: no name stands twice, and NaN is no number.
+
+    Raises ValueError, and RecursionError for one that is too deep.
+    """
+    return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> Members:

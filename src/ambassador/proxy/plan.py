@@ -184,7 +184,7 @@ class RoutePlan:
         """
         credential = b""
         if self.credential is not None:
-            line = self.credential.line(now)
+            line = self.credential.line()
             if line is None:
                 return False
             credential = line

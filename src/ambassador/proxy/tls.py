@@ -35,7 +35,6 @@ from ambassador.proxy.key_files import (
     load_authorities,
     load_chain,
     named_files,
-    read_certificates,
     read_file,
 )
 
@@ -308,15 +307,17 @@ def server_context(config: ServerConfig, contents: list[Content]) -> tuple[ssl.S
     pairs = contents[:-1] if ca is not None else contents
     found: list[tuple[Certificate, ssl.SSLContext]] = []
     pems: list[Pem] = []
+    authorities: list[Certificate] = []
     for cert, key in zip(pairs[::2], pairs[1::2], strict=True):
         context = _context(ssl.PROTOCOL_TLS_SERVER, config.min_version)
-        found.append((load_chain(context, cert, key), context))
-        pems.append(_pem(cert))
+        certificate = load_chain(context, cert, key)
+        found.append((certificate, context))
+        pems.append(_pem(cert, certificate))
         if ca is not None:
-            load_authorities(context, ca)
+            authorities = load_authorities(context, ca)
             context.verify_mode = ssl.CERT_REQUIRED if config.require_client_cert else ssl.CERT_OPTIONAL
     if ca is not None:
-        pems.append(_pem(ca))
+        pems.append(_pem(ca, *authorities))
     (_, first), *others = found
     if others:
         first.sni_callback = _Choice([each.names for each, _ in found], [each for _, each in others])
@@ -340,15 +341,15 @@ def client_context(config: ClientConfig, contents: list[Content]) -> tuple[ssl.S
     """A context for an upstream, from the files in the order of `named_files`. Raises `FileError`."""
     context = _context(ssl.PROTOCOL_TLS_CLIENT, config.min_version)
     pems: list[Pem] = []
+    authorities: list[Certificate] = []
     if config.ca is not None:
-        load_authorities(context, contents[-1])
+        authorities = load_authorities(context, contents[-1])
     elif config.verify:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     if config.cert is not None:
-        load_chain(context, contents[0], contents[1])
-        pems.append(_pem(contents[0]))
+        pems.append(_pem(contents[0], load_chain(context, contents[0], contents[1])))
     if config.ca is not None:
-        pems.append(_pem(contents[-1]))
+        pems.append(_pem(contents[-1], *authorities))
     context.hostname_checks_common_name = False
     if not config.verify:
         context.check_hostname = False
@@ -368,12 +369,9 @@ def _context(protocol: int, min_version: str) -> ssl.SSLContext:
     return context
 
 
-def _pem(content: Content) -> Pem:
-    found = read_certificates(content)
-    if content.label.endswith("cert"):
-        found = found[:1]
+def _pem(content: Content, *certificates: Certificate) -> Pem:
     return Pem(
         label=content.label,
         path=content.path,
-        certificate=min(found, key=lambda each: each.not_after),
+        certificate=min(certificates, key=lambda each: each.not_after),
     )

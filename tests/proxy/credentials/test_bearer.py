@@ -10,5 +10,5 @@ def test_bearer_token_is_in_authorization() -> None:
         (b"a", b"b"),
         (b"authorization", b"Bearer t0k3n"),
     ]
-    assert made.line(0.0) == b"\r\nauthorization: Bearer t0k3n"
+    assert made.line() == b"\r\nauthorization: Bearer t0k3n"
     assert "t0k3n" not in repr(made) + describe(Config(token="env:TOKEN"))

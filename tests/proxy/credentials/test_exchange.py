@@ -95,7 +95,7 @@ def test_each_caller_has_a_token_of_their_own(world: World, tmp_path: Path) -> N
     assert shown(exchanged, of("alice")) == b"Bearer for-alice"
     assert shown(exchanged, of("bob")) == b"Bearer for-bob"
     assert len(world.questions) == 2
-    assert exchanged.line(0.0) is None, "there is none for all requests alike"
+    assert exchanged.line() is None, "there is none for all requests alike"
 
 
 def test_workers_share_the_tokens_of_callers(tmp_path: Path) -> None:

@@ -341,8 +341,8 @@ async def test_refusal_is_told_with_the_time_at_which_the_attempt_began(
     class Timed(Renewed):
         varies = False
 
-        def line(self, now: float) -> bytes:
-            began.append(now)
+        def line(self) -> bytes:
+            began.append(stage.plane.lane.now)
             return b"\r\nauthorization: 1"
 
         def refused(self, request: Request, began_at: float) -> bool:
@@ -440,14 +440,14 @@ def test_fixed_credential_is_made_again_only_when_a_secret_changes(tmp_path: Pat
 
     credential = Fixed("u", "X-Key", [secret], make)
     assert credential.problem() is None
-    assert credential.line(0.0) == credential.line(1.0) == b"\r\nX-Key: one"
+    assert credential.line() == credential.line() == b"\r\nX-Key: one"
     assert made == ["one"]
     file.write_text("two")
     secrets.refresh()
-    assert credential.line(1.0) == b"\r\nX-Key: two"
+    assert credential.line() == b"\r\nX-Key: two"
     file.write_text("bad\r\nx: y")
     secrets.refresh()
-    assert credential.line(1.0) is None
+    assert credential.line() is None
     assert credential.problem() == "the credential for upstream u cannot be the value of a header"
     with pytest.raises(CredentialUnavailable) as raised:
         credential.ready(Request("GET", b"/", [], 1))

@@ -43,7 +43,7 @@ def made(world: World, tmp_path: Path) -> Fetched:
 
 
 def test_token_is_asked_for_with_the_client_credentials_grant(world: World, tmp_path: Path) -> None:
-    assert made(world, tmp_path).line(0.0) is None
+    assert made(world, tmp_path).line() is None
     world.shared.deliver()
     (question,) = world.questions
     assert dict(parse_qsl(question.body.decode())) == {
@@ -62,7 +62,7 @@ def test_token_takes_the_place_of_what_the_client_sent(world: World, tmp_path: P
         (b"a", b"b"),
         (b"authorization", b"Bearer t0k3n"),
     ]
-    assert fetched.line(0.0) == b"\r\nauthorization: Bearer t0k3n"
+    assert fetched.line() == b"\r\nauthorization: Bearer t0k3n"
     assert "t0k3n" not in repr(fetched)
 
 
@@ -81,7 +81,7 @@ def test_token_that_was_refused_is_fetched_again(world: World, tmp_path: Path) -
     assert fetched.refused(a_request(), world.clock.now)
     world.shared.deliver()
     world.answer(Granted("new", 100.0))
-    assert fetched.line(0.0) == b"\r\nauthorization: Bearer new"
+    assert fetched.line() == b"\r\nauthorization: Bearer new"
 
 
 def test_oauth2_cannot_be_made_where_no_tokens_are_kept(tmp_path: Path) -> None:

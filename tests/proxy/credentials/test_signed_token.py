@@ -75,22 +75,22 @@ def test_token_is_used_until_80_percent_of_its_life(tmp_path: Path) -> None:
     made = credential(
         Config(key=f"file:{tmp_path}/k", algorithm="HS256", ttl=100.0), "u", Means(secrets, clock)
     )
-    assert made.line(0.0) is None  # nobody has asked for one yet
+    assert made.line() is None  # nobody has asked for one yet
     (first,) = put(made)
-    assert made.line(0.0) == b"\r\nauthorization: " + first[1]
+    assert made.line() == b"\r\nauthorization: " + first[1]
     clock.now += 79
     assert put(made) == [first]
     clock.now += 2
-    assert made.line(0.0) is None
+    assert made.line() is None
     (second,) = put(made)
     assert second != first
     clock.now -= 500  # somebody has set the clock
-    assert made.line(0.0) is None
+    assert made.line() is None
     (third,) = put(made)
     assert third not in (first, second)
     (tmp_path / "k").write_text("t" * 64)
     secrets.refresh()
-    assert made.line(0.0) is None
+    assert made.line() is None
     assert put(made) != [third]
 
 
@@ -104,7 +104,7 @@ def test_key_that_cannot_sign_is_an_error_without_it(values: dict[str, str], alg
         with pytest.raises(CredentialUnavailable) as raised:
             made.ready(Request("GET", b"/", [], 1))
         assert not any(value in raised.value.detail for value in values.values())
-    assert made.line(0.0) is None
+    assert made.line() is None
     assert made.problem()
 
 

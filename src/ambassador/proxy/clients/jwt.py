@@ -8,17 +8,14 @@ settings to hold against it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
 
-from ambassador.proxy.jose import ALGORITHMS, Token
+from ambassador.proxy.jose import ALGORITHMS, Algorithm, Token
 from ambassador.settings import FilePath, JwksSource, MatchHeader, SecondsOrNone, Section
 
-Algorithm: TypeAlias = Literal[
-    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519"
-]
 _SCOPES: Final = ("scope", "scp")
 """Claims whose text is a list of words (RFC 8693 4.2)."""
 _DATES: Final = ("exp", "nbf", "iat")

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from ambassador.errors import CredentialUnavailable
+from ambassador.errors import BodyTooLarge, CredentialUnavailable
+from ambassador.proxy.fields import folded
 from ambassador.secret import Secret, SecretError, Secrets
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Credential:
 
     def __init__(self, upstream: str, names: Sequence[str]) -> None:
         self.upstream = upstream
-        self._names = frozenset(map(_folded, map(str.encode, names)))
+        self._names = frozenset(map(folded, map(str.encode, names)))
 
     def check(self) -> None:
         """Raises `CredentialUnavailable` where a secret that it is made of cannot be read, or used. Asks nobody."""
@@ -109,9 +110,9 @@ class Credential:
         """How the token stands that is fetched for it; None: none is, or none was."""
         return None
 
-    def line(self, now: float) -> bytes | None:  # noqa: ARG002 - likewise
-        """What it adds to every request that begins at `now` (the lane's clock): its field, with CRLF before it. None:
-        it is not in hand, or there is none for all requests alike.
+    def line(self) -> bytes | None:
+        """What it adds to every request that begins now: its field, with CRLF before it. None: it is not in hand, or
+        there is none for all requests alike.
         """
         return None
 
@@ -127,20 +128,18 @@ class Credential:
         """The error for whoever asks; `why` must not hold anything secret."""
         return CredentialUnavailable(f"the credential for upstream {self.upstream} {why}")
 
+    def too_large(self) -> BodyTooLarge:
+        """The error for a body that is longer than what it can look at to sign it."""
+        return BodyTooLarge(f"the body is longer than what can be signed for upstream {self.upstream}")
+
     def replace(self, head: RequestHead, *fields: Field) -> None:
         """Write `fields` into the head, in place of all of this credential's names."""
         head.fields = [*self.others(head.fields), *fields]
 
     def others(self, fields: Iterable[Field]) -> list[Field]:
-        """Those of `fields` that do not have its names: in any case, and with `_` for `-`, which CGI and WSGI cannot
-        tell apart.
-        """
+        """Those of `fields` that do not have its names, `folded`."""
         names = self._names
-        return [field for field in fields if _folded(field[0]) not in names]
-
-
-def _folded(name: bytes) -> bytes:
-    return name.lower().replace(b"_", b"-")
+        return [field for field in fields if folded(field[0]) not in names]
 
 
 class Fixed(Credential):
@@ -170,7 +169,7 @@ class Fixed(Credential):
         """As `Credential.put`."""
         self.replace(head, self._current())
 
-    def line(self, now: float) -> bytes | None:  # noqa: ARG002
+    def line(self) -> bytes | None:
         """As `Credential.line`."""
         try:
             self._current()

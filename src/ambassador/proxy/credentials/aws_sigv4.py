@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from ambassador.errors import BodyTooLarge
 from ambassador.proxy.credentials import NO_VALUE, Credential, Means
 from ambassador.secret import SecretError
 from ambassador.settings import Bytes, Name, Section
@@ -107,7 +106,7 @@ class Signer(Credential):
         """As `Credential.ready`; raises `BodyTooLarge` where the body is known to be."""
         self._keys()
         if self._config.service not in _S3 and (request.content_length or 0) > self._config.buffer:
-            raise self._too_large()
+            raise self.too_large()
 
     def put(self, request: Request, head: RequestHead, endpoint: Endpoint) -> None:  # noqa: ARG002
         """As `Credential.put`; raises `BodyTooLarge` as well."""
@@ -149,10 +148,7 @@ class Signer(Credential):
             return hashlib.sha256(b"").hexdigest()
         if self._config.service in _S3:
             return UNSIGNED
-        raise self._too_large()
-
-    def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(f"the body is longer than what can be signed for upstream {self.upstream}")
+        raise self.too_large()
 
     def _key(self, date: str) -> bytes:
         """The key for a day."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from hashlib import sha256
+from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, Final
 
@@ -138,7 +139,7 @@ class Exchanged(Credential):
         """Let go of whoever has not called for longest, and does not wait."""
         if len(self._keepers) <= MOST_CALLERS:
             return
-        for digest, keeper in list(zip(self._keepers, self._keepers.values(), strict=False))[:_LOOKED_AT]:
+        for digest, keeper in islice(self._keepers.items(), _LOOKED_AT):
             if keeper.idle:
                 del self._keepers[digest]
                 return

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from msgspec import Meta
 
-from ambassador.errors import BodyTooLarge
 from ambassador.proxy.credentials import Credential, Means
 from ambassador.secret import SecretError
 from ambassador.settings import Bytes, Component, HeaderValue, Name, Seconds, Section
@@ -133,7 +132,7 @@ class Signer(Credential):
         """As `Credential.ready`; raises `BodyTooLarge` where the body is known to be."""
         self._secret()
         if self._digests and (request.content_length or 0) > self._config.buffer:
-            raise self._too_large()
+            raise self.too_large()
 
     def put(self, request: Request, head: RequestHead, endpoint: Endpoint) -> None:
         """As `Credential.put`; raises `BodyTooLarge` as well."""
@@ -141,7 +140,7 @@ class Signer(Credential):
         head.fields = self.others(head.fields)
         if self._digests and (request.content_length or request.chunked):
             if head.body is None or len(head.body) > self._config.buffer:
-                raise self._too_large()
+                raise self.too_large()
             head.fields.append((DIGEST.encode(), content_digest(head.body)))
         lines, covered = self._lines(head, endpoint.scheme)
         parameters = b"(%b)%b" % (b" ".join(b'"%b"' % name for name in covered), self._parameters())
@@ -185,9 +184,6 @@ class Signer(Credential):
         except BadBase64:
             self._key.unusable(f"is not base64, as upstream {self.upstream} wants it")
             raise self.unavailable("is not base64") from None
-
-    def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(f"the body is longer than what can be signed for upstream {self.upstream}")
 
 
 def content_digest(body: bytes) -> bytes:

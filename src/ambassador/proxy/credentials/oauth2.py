@@ -68,7 +68,7 @@ class Fetched(Credential):
         """As `Credential.standing`."""
         return self.keeper.standing()
 
-    def line(self, now: float) -> bytes | None:  # noqa: ARG002
+    def line(self) -> bytes | None:
         """As `Credential.line`."""
         return self.keeper.line()
 

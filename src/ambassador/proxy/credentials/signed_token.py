@@ -32,10 +32,7 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     key: SecretReference
     """The private key in PEM form, or the secret of an `HS…` algorithm: `env:NAME` or `file:/path`."""
 
-    algorithm: Literal[
-        "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519", "HS256",
-        "HS384", "HS512",
-    ] = "RS256"  # fmt: skip
+    algorithm: Literal[jose.Algorithm, "HS256", "HS384", "HS512"] = "RS256"
     """How it is signed: `RS256`, `ES256`, `EdDSA`, `HS256` and their kin."""
 
     key_id: HeaderValue | None = None
@@ -102,7 +99,7 @@ class SignedToken(Credential):
         self._current()
         self.replace(head, self._field)
 
-    def line(self, now: float) -> bytes | None:  # noqa: ARG002 - what the token says is by the time of day
+    def line(self) -> bytes | None:
         """As `Credential.line`. None as well when a new one must be signed, which the request then does."""
         wall_s = self._means.wall_s()
         return self._line if self._is_good(wall_s) else None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from msgspec import field
 
 from ambassador.proxy import template
+from ambassador.proxy.fields import folded
 from ambassador.proxy.framing import refusals
 from ambassador.settings import HeaderName, Section, Template
 
@@ -98,11 +99,7 @@ def _twins(in_place: list[tuple[bytes, bytes | template.Render]]) -> frozenset[b
     """Headers that are set to what is known of a request (who asks, say), as CGI and its heirs read their names: to
     them `X_Client` is `X-Client`, and the client's own must not pass for ours.
     """
-    return frozenset(_folded(name) for name, value in in_place if not isinstance(value, bytes))
-
-
-def _folded(name: bytes) -> bytes:
-    return name.lower().replace(b"_", b"-")
+    return frozenset(folded(name) for name, value in in_place if not isinstance(value, bytes))
 
 
 def _shape(
@@ -115,7 +112,7 @@ def _shape(
             fields[:] = [
                 field
                 for field in fields
-                if field[0].lower() not in replaced and _folded(field[0]) not in twins
+                if field[0].lower() not in replaced and folded(field[0]) not in twins
             ]
         for name, made in additions:
             value = made if isinstance(made, bytes) else made(request)

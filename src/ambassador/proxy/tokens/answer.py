@@ -6,12 +6,13 @@ No I/O, no clock. Nothing of an answer goes on but a token that may stand in a h
 
 from __future__ import annotations
 
-import json
 import re
 from math import isfinite
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import msgspec
+
+from ambassador.proxy.jose import one_meaning
 
 MOST_BYTES: Final = 64 * 1024
 """Of an answer."""
@@ -77,7 +78,7 @@ def read(status: int, body: bytes, *, after: bytes = b"") -> Granted | Failure:
     if len(body) > MOST_BYTES:
         return Failure(MALFORMED, f"an answer of more than {MOST_BYTES // 1024} KiB")
     try:
-        answer = json.loads(body, object_pairs_hook=_once, parse_constant=_no_number)
+        answer = one_meaning(body)
     except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
@@ -129,15 +130,3 @@ def _seconds(after: bytes) -> float:
     nothing here.
     """
     return float(min(int(after), MOST_PAUSE_S)) if after.isdigit() and len(after) < 9 else 0.0
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Two readers must not see two tokens: no name stands twice."""
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("a name stands twice")
-    return members
-
-
-def _no_number(_: str) -> NoReturn:
-    raise ValueError("NaN and Infinity are not JSON")

@@ -130,14 +130,15 @@ class Flight:
         "_used",
         "_version",
         "down",
-        "failures", "latest",
+        "failures",
+        "latest",
         "news",
         "phase",
         "places",
         "proactive",
         "todo",
         "token",
-    )  # fmt: skip
+    )
 
     def __init__(self, places: int, *, proactive: bool) -> None:
         self.places = places
@@ -238,9 +239,8 @@ class Flight:
             self._lock(now)
         elif self.phase is Phase.FETCHING:
             self._ring_at = now + RENEW_S
-            self.todo.append(
-                Ask(0, self._place, "lock")
-            )  # nobody listens to turn 0: what it says changes nothing
+            # Nobody listens to turn 0: what it says changes nothing.
+            self.todo.append(Ask(0, self._place, "lock"))
         elif self.phase is Phase.REST:
             self._used = False
             self._begin(now)

@@ -119,9 +119,10 @@ class Pool(Timer):
         """A new connection, or one that came free while this request queued.
 
         `deadline` (seconds of the lane's clock) bounds queueing and connecting together, `connect_timeout_s` connecting
-        with its TLS handshake. `fresh`: make room for a new
-        one if need be. `check` is called before each wait, and raises if nobody wants the connection any more; what
-        it looks at must wake `strand`. Raises `ConnectFailed`, `Overloaded`, `QueueTimeout`, and what `check` raises.
+        with its TLS handshake. `fresh`: make room for a new one if need be. `check` is called before each wait, and
+        raises if nobody wants the connection any more; what it looks at must wake `strand`.
+
+        Raises `ConnectFailed`, `Overloaded`, `QueueTimeout`, and what `check` raises.
         """
         while fresh and self._idle and self.open >= self._max_open:
             self._idle.pop(0).close()
