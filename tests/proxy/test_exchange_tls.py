@@ -499,9 +499,11 @@ async def test_client_that_leaves_during_the_handshake_ends_the_attempt(ca: str)
     origin.close()
 
 
-async def test_attempt_beside_another_shakes_hands_without_waiting(
+@asynccontextmanager
+async def a_second_attempt(
     origin: SecureOrigin, ca: str, mock_clock: trio.testing.MockClock
-) -> None:
+) -> AsyncIterator[tuple[Plane, SecureTalk, SecureTalk]]:
+    """A plane whose second attempt is about to connect, its client, and the origin's side of the first attempt."""
     text = config(ca, origin.url, hedge="{after: 50ms, max: 100%}", retry="off")
     async with secure_plane(text) as plane:
         client, first = await asked(plane, origin)
@@ -511,6 +513,13 @@ async def test_attempt_beside_another_shakes_hands_without_waiting(
         await first.head()
         await trio.testing.wait_all_tasks_blocked(0.01)
         mock_clock.jump(0.06)
+        yield plane, client, first
+
+
+async def test_attempt_beside_another_shakes_hands_without_waiting(
+    origin: SecureOrigin, ca: str, mock_clock: trio.testing.MockClock
+) -> None:
+    async with a_second_attempt(origin, ca, mock_clock) as (plane, client, first):
         second = await origin.accept()
         await second.head()
         await second.send(OK)
@@ -525,15 +534,7 @@ async def test_attempt_beside_another_shakes_hands_without_waiting(
 async def test_attempt_beside_another_is_dropped_where_its_handshake_fails(
     origin: SecureOrigin, ca: str, mock_clock: trio.testing.MockClock
 ) -> None:
-    text = config(ca, origin.url, hedge="{after: 50ms, max: 100%}", retry="off")
-    async with secure_plane(text) as plane:
-        client, first = await asked(plane, origin)
-        await first.send(OK)
-        await client.answer()
-        await client.send(GET)
-        await first.head()
-        await trio.testing.wait_all_tasks_blocked(0.01)
-        mock_clock.jump(0.06)
+    async with a_second_attempt(origin, ca, mock_clock) as (plane, client, first):
         second = await origin._listener.accept()
         await second.aclose()
         await until(lambda: "connect" in plane.counts.attempts)

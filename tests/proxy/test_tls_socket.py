@@ -4,6 +4,7 @@ arrives.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 from collections.abc import Iterator
@@ -117,19 +118,17 @@ def lane() -> Iterator[Lane]:
 @pytest.fixture
 def pair(lane: Lane) -> Iterator[Pair]:
     """A client's connection behind its handshake."""
-    pair = Pair(lane, server=True, far=CLIENT, near=SERVER)
-    pair.shake_hands()
-    yield pair
-    pair.close()
+    with contextlib.closing(Pair(lane, server=True, far=CLIENT, near=SERVER)) as pair:
+        pair.shake_hands()
+        yield pair
 
 
 @pytest.fixture
 def upstream(lane: Lane) -> Iterator[Pair]:
     """A connection to an upstream behind its handshake: its tickets have arrived."""
-    pair = Pair(lane, server=False, far=SERVER, near=CLIENT)
-    pair.shake_hands()
-    yield pair
-    pair.close()
+    with contextlib.closing(Pair(lane, server=False, far=SERVER, near=CLIENT)) as pair:
+        pair.shake_hands()
+        yield pair
 
 
 def read(wire: Wire, size: int = SCRATCH_SIZE) -> bytes | None:

@@ -342,6 +342,23 @@ def one_worker(*configs: Config, **options: Any) -> tuple[World, Store, Worker]:
     return world, store, Worker(world, configs, fleet=Line(store), **options)
 
 
+def four_workers(
+    store: Store,
+    config: Config,
+    random: Callable[[], float],
+    *,
+    far: Callable[[Store], Line],
+    near: Callable[[Store], Line] = Line,
+) -> list[Worker]:
+    """Of two replicas: `far` makes a worker's line to the store that all share, `near` to its replica's own."""
+    replicas = [Store(store.world) for _ in range(2)]
+    return [
+        Worker(store.world, [config], fleet=far(store), replica=near(replica), random=random)
+        for replica in replicas
+        for _ in range(2)
+    ]
+
+
 def counts(worker: Worker) -> tuple[int, int]:
     return len(worker.admitted), len(worker.refused)
 

@@ -30,6 +30,7 @@ from tests.proxy.policies.limit_world import (
     compiled,
     counts,
     excess,
+    four_workers,
     one_worker,
 )
 
@@ -237,13 +238,13 @@ def test_quota_is_not_handed_out_again_by_a_store_that_forgot(
     def delay() -> float:
         return 0.03 * draw() if draw() < late else 0.0005
 
-    workers = []
-    for _ in range(2):
-        replica = Store(world)
-        for _ in range(2):
-            fleet = Line(store, delay=delay, replicas=2, workers=4)
-            line = Line(replica, delay=delay)
-            workers.append(Worker(world, [Config(quota=(50, 60))], fleet=fleet, replica=line, random=draw))
+    workers = four_workers(
+        store,
+        Config(quota=(50, 60)),
+        draw,
+        far=lambda fleet: Line(fleet, delay=delay, replicas=2, workers=4),
+        near=lambda replica: Line(replica, delay=delay),
+    )
     world.run(60 - (1_700_000_000 + world.now) % 60 + 1)
     for worker in workers:
         worker.load(5, 40.0, draw)
@@ -353,14 +354,15 @@ def test_far_store_makes_few_wait_and_refuses_nobody(rtt_s: float, rate: int, pa
     draw = random.Random(3).random
     world = World()
     store = Store(world)
-    workers = []
-    for _ in range(2):
-        replica = Store(world)
-        for _ in range(2):
-            fleet = BatchLine(store, delay=lambda: rtt_s / 2 * (0.6 + 0.8 * draw()), replicas=2, workers=4)
-            line = Line(replica, delay=lambda: 0.001 * draw(), workers=2)
-            config = Config(rate=(rate, 1), per="client_ip")
-            workers.append(Worker(world, [config], fleet=fleet, replica=line, random=draw))
+    workers = four_workers(
+        store,
+        Config(rate=(rate, 1), per="client_ip"),
+        draw,
+        far=lambda fleet: BatchLine(
+            fleet, delay=lambda: rtt_s / 2 * (0.6 + 0.8 * draw()), replicas=2, workers=4
+        ),
+        near=lambda replica: Line(replica, delay=lambda: 0.001 * draw(), workers=2),
+    )
     for worker in workers:
         worker.load(rate * part / 4, 6.0, draw, "loud")
         worker.load(0.25, 6.0, draw, "quiet")
@@ -377,14 +379,13 @@ def test_pressed_limit_behind_a_far_store_refuses_no_quiet_client(seed: int) -> 
     draw = random.Random(seed).random
     world = World()
     store = Store(world)
-    workers = []
-    for _ in range(2):
-        replica = Store(world)
-        for _ in range(2):
-            fleet = BatchLine(store, delay=lambda: 0.05 * (0.6 + 0.8 * draw()), replicas=2, workers=4)
-            line = Line(replica, delay=lambda: 0.02 * draw(), workers=2)
-            config = Config(rate=(1000, 1), per="client_ip")
-            workers.append(Worker(world, [config], fleet=fleet, replica=line, random=draw))
+    workers = four_workers(
+        store,
+        Config(rate=(1000, 1), per="client_ip"),
+        draw,
+        far=lambda fleet: BatchLine(fleet, delay=lambda: 0.05 * (0.6 + 0.8 * draw()), replicas=2, workers=4),
+        near=lambda replica: Line(replica, delay=lambda: 0.02 * draw(), workers=2),
+    )
     for worker, part in zip(workers, (12, 3, 2, 1), strict=True):
         worker.load(2000 * part / 18, 5.0, draw, "loud")
         worker.load(5 * part / 18, 5.0, draw, "quiet")
@@ -400,14 +401,12 @@ def test_distant_store_refuses_nobody_far_under_the_limit(seed: int) -> None:
     draw = random.Random(seed).random
     world = World()
     store = Store(world)
-    workers = []
-    for _ in range(2):
-        replica = Store(world)
-        for _ in range(2):
-            fleet = Line(store, delay=lambda: 0.015 + 0.002 * draw(), replicas=2, workers=4)
-            workers.append(
-                Worker(world, [Config(rate=(300, 1))], fleet=fleet, replica=Line(replica), random=draw)
-            )
+    workers = four_workers(
+        store,
+        Config(rate=(300, 1)),
+        draw,
+        far=lambda fleet: Line(fleet, delay=lambda: 0.015 + 0.002 * draw(), replicas=2, workers=4),
+    )
     for worker in workers:
         worker.load(150 / 4, 5.0, draw)
     world.run(6.0)
@@ -664,13 +663,13 @@ def test_loss_in_steady_overload_brings_no_second_burst(
     def delay() -> float:
         return 0.03 * draw() if draw() < late else 0.0005
 
-    workers = []
-    for _ in range(2):
-        replica = Store(world)
-        for _ in range(2):
-            fleet = Line(store, delay=delay, replicas=2, workers=4)
-            line = Line(replica, delay=delay)
-            workers.append(Worker(world, [Config(rate=(rate, 1))], fleet=fleet, replica=line, random=draw))
+    workers = four_workers(
+        store,
+        Config(rate=(rate, 1)),
+        draw,
+        far=lambda fleet: Line(fleet, delay=delay, replicas=2, workers=4),
+        near=lambda replica: Line(replica, delay=delay),
+    )
     for worker in workers:
         worker.load(rate * over / 4, 7.0 + away_s, draw)
     world.after(5.0, lambda: setattr(store, "away", away_s > 0))
@@ -693,13 +692,13 @@ def test_rate_is_admitted_at_once_when_the_store_is_back(*, wiped: bool, away_s:
     draw = random.Random(seed).random
     world = World()
     store = Store(world)
-    workers = []
-    for _ in range(2):
-        replica = Store(world)
-        for _ in range(2):
-            fleet = Line(store, replicas=2, workers=4)
-            line = Line(replica, workers=2)
-            workers.append(Worker(world, [Config(rate=(rate, 1))], fleet=fleet, replica=line, random=draw))
+    workers = four_workers(
+        store,
+        Config(rate=(rate, 1)),
+        draw,
+        far=lambda fleet: Line(fleet, replicas=2, workers=4),
+        near=lambda replica: Line(replica, workers=2),
+    )
     for worker in workers:
         worker.load(rate * 1.5 / 4, 6.0 + away_s, draw)
     world.after(3.0, lambda: setattr(store, "away", True))

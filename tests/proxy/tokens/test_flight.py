@@ -99,6 +99,17 @@ class Worker:
         self.collect()
         return found
 
+    def ask(self, now: float) -> None:
+        """Want a token, and have the stores answer."""
+        self.want(now)
+        self.settle(now)
+
+    def obtain(self, text: str, life_s: float, now: float) -> None:
+        """Ask, and have the token service grant one at once."""
+        self.ask(now)
+        self.grant(text, life_s, now)
+        self.settle(now)
+
     def refused(self, began: float, now: float) -> bool:
         again = self.flight.refused(began, now)
         self.collect()
@@ -155,8 +166,7 @@ def test_token_is_fetched_once_for_whoever_wants_it() -> None:
 
 def test_token_is_used_before_it_is_stored() -> None:
     worker, _ = alone()
-    worker.want(0.0)
-    worker.settle(0.0)
+    worker.ask(0.0)
     worker.grant("t", 100.0, 1.0)
     assert worker.flight.phase is Phase.STORING
     assert text(worker.want(1.0)) == "t"
@@ -164,10 +174,7 @@ def test_token_is_used_before_it_is_stored() -> None:
 
 def test_token_is_refreshed_when_due_and_used_meanwhile() -> None:
     worker, _ = alone()
-    worker.want(0.0)
-    worker.settle(0.0)
-    worker.grant("old", 1000.0, 0.0)
-    worker.settle(0.0)
+    worker.obtain("old", 1000.0, 0.0)
     assert text(worker.want(799.0)) == "old"
     assert worker.flight.phase is Phase.REST
     assert text(worker.want(801.0)) == "old"
@@ -180,10 +187,7 @@ def test_token_is_refreshed_when_due_and_used_meanwhile() -> None:
 
 def test_token_that_is_used_is_refreshed_by_the_clock_alone_and_one_that_is_not_is_left() -> None:
     worker, _ = alone()
-    worker.want(0.0)
-    worker.settle(0.0)
-    worker.grant("t", 1000.0, 0.0)
-    worker.settle(0.0)
+    worker.obtain("t", 1000.0, 0.0)
     assert worker.flight.ring_at == inf
     worker.want(1.0)
     assert worker.flight.ring_at == 800.0
@@ -196,10 +200,7 @@ def test_token_that_is_used_is_refreshed_by_the_clock_alone_and_one_that_is_not_
 
 def test_token_is_never_given_out_in_the_margin_before_its_end() -> None:
     worker, stores = alone()
-    worker.want(0.0)
-    worker.settle(0.0)
-    worker.grant("t", 100.0, 0.0)
-    worker.settle(0.0)
+    worker.obtain("t", 100.0, 0.0)
     stores[0].up = False
     assert text(worker.want(89.9)) == "t"
     assert worker.want(90.0) is None
@@ -207,8 +208,7 @@ def test_token_is_never_given_out_in_the_margin_before_its_end() -> None:
 
 def test_life_counts_from_when_the_token_was_asked_for() -> None:
     worker, _ = alone()
-    worker.want(0.0)
-    worker.settle(0.0)
+    worker.ask(0.0)
     worker.grant("t", 100.0, 8.0)
     assert worker.flight.token is not None
     assert worker.flight.token.expires_at == 100.0
@@ -219,10 +219,8 @@ def test_life_counts_from_when_the_token_was_asked_for() -> None:
 
 def test_second_worker_waits_for_the_first_and_takes_its_token() -> None:
     first, second, _ = two()
-    first.want(0.0)
-    first.settle(0.0)
-    second.want(0.0)
-    second.settle(0.0)
+    first.ask(0.0)
+    second.ask(0.0)
     assert second.flight.phase is Phase.WAITING
     first.grant("t", 100.0, 0.05)
     first.settle(0.05)
@@ -235,10 +233,8 @@ def test_second_worker_waits_for_the_first_and_takes_its_token() -> None:
 
 def test_second_worker_looks_as_soon_as_it_hears_of_the_token() -> None:
     first, second, store = two()
-    first.want(0.0)
-    first.settle(0.0)
-    second.want(0.0)
-    second.settle(0.0)
+    first.ask(0.0)
+    second.ask(0.0)
     first.grant("t", 100.0, 0.01)
     first.settle(0.01)
     second.flight.heard(store.version, 0.01)
@@ -251,17 +247,13 @@ def test_second_worker_looks_as_soon_as_it_hears_of_the_token() -> None:
 def test_worker_that_hears_of_a_newer_token_takes_it() -> None:
     first, second, store = two()
     for worker in (first, second):
-        worker.want(0.0)
-        worker.settle(0.0)
+        worker.ask(0.0)
         if worker.fetching:
             worker.grant("old", 1000.0, 0.0)
             worker.settle(0.0)
     second.ring(POLL_S)
     second.settle(POLL_S)
-    first.want(801.0)
-    first.settle(801.0)
-    first.grant("new", 1000.0, 801.0)
-    first.settle(801.0)
+    first.obtain("new", 1000.0, 801.0)
     second.flight.heard(store.version, 801.0)
     second.collect()
     second.settle(801.0)
@@ -271,25 +263,21 @@ def test_worker_that_hears_of_a_newer_token_takes_it() -> None:
 
 def test_lock_is_renewed_while_the_token_service_is_slow() -> None:
     first, second, _ = two()
-    first.want(0.0)
-    first.settle(0.0)
+    first.ask(0.0)
     now = 0.0
     for _ in range(9):
         now = first.flight.ring_at
         first.ring(now)
         first.settle(now)
-    second.want(now)
-    second.settle(now)
+    second.ask(now)
     assert now > 2 * LOCK_S
     assert not second.fetching
 
 
 def test_lock_of_a_worker_that_died_is_free_before_those_who_wait_give_up() -> None:
     first, second, _ = two()
-    first.want(0.0)
-    first.settle(0.0)
-    second.want(0.0)
-    second.settle(0.0)
+    first.ask(0.0)
+    second.ask(0.0)
     while not second.fetching:
         now = second.flight.ring_at
         assert now < 5.0
@@ -300,15 +288,11 @@ def test_lock_of_a_worker_that_died_is_free_before_those_who_wait_give_up() -> N
 def test_second_store_is_asked_when_the_first_is_away_and_nobody_when_both_are() -> None:
     worker, stores = alone(places=2)
     stores[0].up = False
-    worker.want(0.0)
-    worker.settle(0.0)
-    worker.grant("t", 100.0, 0.0)
-    worker.settle(0.0)
+    worker.obtain("t", 100.0, 0.0)
     assert (stores[0].value, stores[1].value) == (None, Record("t", 100.0))
     lonely, stores = alone(places=2)
     stores[0].up = stores[1].up = False
-    lonely.want(0.0)
-    lonely.settle(0.0)
+    lonely.ask(0.0)
     lonely.grant("t", 100.0, 0.0)
     assert lonely.flight.phase is Phase.REST
     assert text(lonely.want(0.0)) == "t"
@@ -316,8 +300,7 @@ def test_second_store_is_asked_when_the_first_is_away_and_nobody_when_both_are()
 
 def test_store_that_is_lost_between_lock_and_token_costs_nothing() -> None:
     worker, stores = alone()
-    worker.want(0.0)
-    worker.settle(0.0)
+    worker.ask(0.0)
     stores[0].up = False
     worker.ring(1.0)
     worker.settle(1.0)
@@ -329,10 +312,8 @@ def test_store_that_is_lost_between_lock_and_token_costs_nothing() -> None:
 
 def test_token_of_another_is_taken_where_the_lock_was_lost_meanwhile() -> None:
     first, second, store = two()
-    first.want(0.0)
-    first.settle(0.0)
-    second.want(LOCK_S + 1)
-    second.settle(LOCK_S + 1)
+    first.ask(0.0)
+    second.ask(LOCK_S + 1)
     second.grant("second", 100.0, LOCK_S + 2)
     second.settle(LOCK_S + 2)
     first.grant("first", 100.0, LOCK_S + 3)
@@ -347,8 +328,7 @@ def test_token_of_another_is_taken_where_the_lock_was_lost_meanwhile() -> None:
 def test_refused_token_is_replaced_once_for_all_who_saw_it() -> None:
     first, second, _ = two()
     for worker in (first, second):
-        worker.want(0.0)
-        worker.settle(0.0)
+        worker.ask(0.0)
         if worker.fetching:
             worker.grant("old", 1000.0, 0.0)
             worker.settle(0.0)
@@ -372,10 +352,7 @@ def test_refused_token_is_replaced_once_for_all_who_saw_it() -> None:
 
 def test_token_that_is_refused_as_soon_as_it_came_is_replaced() -> None:
     first, second, _ = two()
-    first.want(0.0)
-    first.settle(0.0)
-    first.grant("revoked", 1000.0, 0.0)
-    first.settle(0.0)
+    first.obtain("revoked", 1000.0, 0.0)
     assert second.want(5.0) is None
     second.settle(5.0)
     assert text(second.want(5.0)) == "revoked"
@@ -419,8 +396,7 @@ def test_upstream_that_accepted_the_next_token_may_refuse_it_at_once() -> None:
 def test_upstream_that_was_calm_for_long_may_refuse_at_once_again() -> None:
     worker, _ = alone()
     for number, now in enumerate((10.0, 10.0 + 3 * MOST_RENEWAL_PAUSE_S)):
-        worker.want(now)
-        worker.settle(now)
+        worker.ask(now)
         if worker.fetching:
             worker.grant(f"t{number}", 1000.0, now)
             worker.settle(now)
@@ -433,10 +409,7 @@ def test_upstream_that_was_calm_for_long_may_refuse_at_once_again() -> None:
 
 def test_refused_token_that_the_service_gives_again_is_used() -> None:
     worker, _ = alone()
-    worker.want(0.0)
-    worker.settle(0.0)
-    worker.grant("same", 1000.0, 0.0)
-    worker.settle(0.0)
+    worker.obtain("same", 1000.0, 0.0)
     assert worker.refused(5.0, 5.0)
     worker.settle(5.0)
     worker.grant("same", 1000.0, 5.0)
@@ -449,8 +422,7 @@ def test_refused_token_that_the_service_gives_again_is_used() -> None:
 
 def test_failure_is_told_at_once_until_the_pause_is_over() -> None:
     worker, _ = alone()
-    worker.want(0.0)
-    worker.settle(0.0)
+    worker.ask(0.0)
     worker.fail(1.0)
     worker.settle(1.0)
     down = worker.want(1.5)
@@ -463,10 +435,8 @@ def test_failure_is_told_at_once_until_the_pause_is_over() -> None:
 
 def test_failure_is_shared_where_there_is_no_token() -> None:
     first, second, _ = two()
-    first.want(0.0)
-    first.settle(0.0)
-    second.want(0.0)
-    second.settle(0.0)
+    first.ask(0.0)
+    second.ask(0.0)
     first.fail(0.05)
     first.settle(0.05)
     second.ring(POLL_S)
@@ -478,10 +448,8 @@ def test_failure_is_shared_where_there_is_no_token() -> None:
 def test_failure_of_one_replica_is_not_told_to_the_others() -> None:
     fleet = Store()
     first, second = Worker("a", [fleet, Store()]), Worker("b", [fleet, Store()])
-    first.want(0.0)
-    first.settle(0.0)
-    second.want(0.0)
-    second.settle(0.0)
+    first.ask(0.0)
+    second.ask(0.0)
     first.fail(0.05)
     first.settle(0.05)
     assert fleet.value is None
@@ -493,10 +461,7 @@ def test_failure_of_one_replica_is_not_told_to_the_others() -> None:
 
 def test_token_that_is_good_is_used_to_its_end_while_the_service_fails() -> None:
     worker, stores = alone()
-    worker.want(0.0)
-    worker.settle(0.0)
-    worker.grant("t", 1000.0, 0.0)
-    worker.settle(0.0)
+    worker.obtain("t", 1000.0, 0.0)
     now = 800.0
     while now < 989.0:
         assert text(worker.want(now)) == "t"
@@ -530,10 +495,7 @@ def test_after_three_failures_only_one_request_tries_again() -> None:
 
 def test_refused_token_is_not_sent_when_no_other_can_be_had() -> None:
     worker, _ = alone()
-    worker.want(0.0)
-    worker.settle(0.0)
-    worker.grant("t", 1000.0, 0.0)
-    worker.settle(0.0)
+    worker.obtain("t", 1000.0, 0.0)
     assert worker.refused(5.0, 5.0)
     worker.settle(5.0)
     worker.fail(5.0)

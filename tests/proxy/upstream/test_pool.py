@@ -341,18 +341,22 @@ class Keeping(SecureOrigin):
         return taker.got
 
 
+def a_secure_pool(lane: Lane, port: int, holder: Holder, *, max_open: int) -> SecurePool:
+    addresses: list[Address] = [(2, ("127.0.0.1", port))]
+    return SecurePool(
+        lane,
+        lambda: addresses,
+        max_open=max_open,
+        max_pending=1,
+        idle_timeout_s=30.0,
+        tls=ClientSide(holder, "127.0.0.1"),
+    )
+
+
 async def test_connection_made_with_other_certificates_is_not_used_again(lane: Lane) -> None:
     holder = Holder(client_context())
     with contextlib.closing(Keeping()) as origin:
-        addresses: list[Address] = [(2, ("127.0.0.1", origin.address[1]))]
-        pool = SecurePool(
-            lane,
-            lambda: addresses,
-            max_open=3,
-            max_pending=1,
-            idle_timeout_s=30.0,
-            tls=ClientSide(holder, "127.0.0.1"),
-        )
+        pool = a_secure_pool(lane, origin.address[1], holder, max_open=3)
         idle, used = await origin.connects(pool), await origin.connects(pool)
         pool.put(idle)
         assert pool.take() is idle
@@ -375,15 +379,7 @@ async def test_request_that_waits_may_open_a_connection_when_one_comes_back_that
 ) -> None:
     holder = Holder(client_context())
     with contextlib.closing(Keeping()) as origin:
-        addresses: list[Address] = [(2, ("127.0.0.1", origin.address[1]))]
-        pool = SecurePool(
-            lane,
-            lambda: addresses,
-            max_open=1,
-            max_pending=1,
-            idle_timeout_s=30.0,
-            tls=ClientSide(holder, "127.0.0.1"),
-        )
+        pool = a_secure_pool(lane, origin.address[1], holder, max_open=1)
         old = await origin.connects(pool)
         async with trio.open_nursery() as nursery:
             taker = Taker(pool, nursery)
