@@ -13,7 +13,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from socketserver import ThreadingMixIn
+from socketserver import BaseServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 
@@ -64,17 +64,25 @@ class Server(ThreadingMixIn, WSGIServer):
 
 
 @contextlib.contextmanager
-def wsgi(application: WSGIApplication) -> Iterator[str]:
-    """Serve a WSGI application on a free port; gives its URL."""
-    with Server(("127.0.0.1", 0), Handler) as server:
-        server.set_app(application)
+def serving(server: BaseServer) -> Iterator[None]:
+    """Have a server serve in a thread of its own, and close it at the end."""
+    with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}"
+            yield
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextlib.contextmanager
+def wsgi(application: WSGIApplication) -> Iterator[str]:
+    """Serve a WSGI application on a free port; gives its URL."""
+    server = Server(("127.0.0.1", 0), Handler)
+    server.set_app(application)
+    with serving(server):
+        yield f"http://127.0.0.1:{server.server_port}"
 
 
 def blob(size: int) -> bytes:

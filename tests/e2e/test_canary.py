@@ -36,6 +36,8 @@ from tests.state.servers import Server, any_binary
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
+
 USER = "canary-user"
 KINDS = ("bearer", "basic", "header", "aws", "hmac", "jwt", "oauth")
 BAD_CONFIG = "version: 1\nlisten: 127.0.0.1:0\nroutes: [{name: r, to: u}]\nupstreams: {u: {endpoints: [http://127.0.0.1:1], auth: "
@@ -407,6 +409,3 @@ def crash(scene: Scene) -> None:
     wait_until(lambda: b"Fatal Python error: Aborted" in scene.running.stderr.read_bytes(), "the dump")
     wait_until(lambda: workers[0] not in scene.processes(), "the worker's end")
     assert scene.ask("/bearer/x") == 200
-
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import ssl
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.origins import answers, free_port
+from tests.e2e.origins import answers, free_port, serving
 from tests.e2e.programs import ambassador, needs, program, start, wait_until
 from tests.proxy.pem import Authority
 
@@ -70,14 +69,8 @@ def origin(context: ssl.SSLContext | None = None) -> Iterator[int]:
     server.daemon_threads = True
     if context is not None:
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(server):
+        yield server.server_port
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.control.service import ROOT, Service, is_alive, until
+from tests.e2e.origins import serving
 
 
 class _Upstream(BaseHTTPRequestHandler):
@@ -47,12 +48,8 @@ class _Server(ThreadingHTTPServer):
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[str]:
     server = _Server(("127.0.0.1", 0), _Upstream)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(server):
+        yield f"http://127.0.0.1:{server.server_port}"
 
 
 class Running(Service):

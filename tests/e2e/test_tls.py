@@ -7,7 +7,6 @@ import os
 import selectors
 import ssl
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +16,7 @@ from typing import Self
 import httpx
 import pytest
 
+from tests.e2e.origins import serving
 from tests.e2e.programs import DEADLINE_S, Ambassador, ambassador, needs
 from tests.proxy.pem import Authority
 
@@ -64,12 +64,8 @@ def origin(authority: Authority) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"https://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(server):
+        yield f"https://127.0.0.1:{server.server_port}"
 
 
 @pytest.fixture(scope="module")

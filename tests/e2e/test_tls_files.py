@@ -16,6 +16,7 @@ from typing import Any, Self
 import pytest
 
 from ambassador.proxy.key_files import KeyPair
+from tests.e2e.origins import serving
 from tests.e2e.programs import AMBASSADOR, Ambassador, ambassador, start, wait_until
 from tests.proxy.pem import Authority
 
@@ -202,14 +203,9 @@ def mutual_origin(pair: KeyPair, authority: Authority) -> Iterator[int]:
     context.load_cert_chain(pair.cert, pair.key)
     context.load_verify_locations(authority.ca)
     context.verify_mode = ssl.CERT_REQUIRED
-    with _Server(context) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server.server_port
-        finally:
-            server.shutdown()
-            thread.join()
+    server = _Server(context)
+    with serving(server):
+        yield server.server_port
 
 
 def asked(proxy: Ambassador) -> tuple[int, str]:

@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import ssl
-import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.origins import Application, wsgi
+from tests.e2e.origins import Application, serving, wsgi
 from tests.e2e.programs import Ambassador, ambassador, wait_until
 from tests.proxy.clients import tokens
 from tests.proxy.clients.tokens import ATTACKS
@@ -48,14 +47,8 @@ class IdentityServer:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[IdentityServer]:
-        thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
+        with serving(self._server):
             yield self
-        finally:
-            self._server.shutdown()
-            thread.join()
-            self._server.server_close()
 
 
 @pytest.fixture
