@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 from typing import Any
 
@@ -39,8 +40,15 @@ def their_key(algorithm: str) -> Any:
     return kind.import_key(pem(PRIVATE[algorithm]))
 
 
+@functools.cache
+def public_members(algorithm: str) -> dict[str, Any]:
+    """Made once: for an RSA key it takes 70 ms, most of it to look whether its numbers are primes."""
+    found: dict[str, Any] = their_key(algorithm).as_dict(private=False)
+    return found
+
+
 def jwk(algorithm: str, **members: Any) -> dict[str, Any]:
-    return {**their_key(algorithm).as_dict(private=False), **members}
+    return {**public_members(algorithm), **members}
 
 
 def key_set(*keys: Any) -> tuple[jose.PublicKey, ...]:
