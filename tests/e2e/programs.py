@@ -124,6 +124,11 @@ class Ambassador:
             body: bytes = answer.read()
         return body
 
+    def samples(self, beginning: str) -> list[str]:
+        """The lines of its metrics that begin so."""
+        lines = self.admin_get("/metrics").decode().splitlines()
+        return [line for line in lines if line.startswith(beginning)]
+
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `ambassador ARGUMENTS` against this service's control socket."""
         return subprocess.run(

@@ -114,8 +114,7 @@ def test_caches_tell_what_they_did(proxy: Ambassador, origin: Origin) -> None:
 
 def cache_requests(proxy: Ambassador, result: str) -> int:
     name = f'ambassador_cache_requests_total{{route="cached",upstream="origin",result="{result}"}} '
-    lines = proxy.admin_get("/metrics").decode().splitlines()
-    return sum(int(float(line.rpartition(" ")[2])) for line in lines if line.startswith(name))
+    return sum(int(float(line.rpartition(" ")[2])) for line in proxy.samples(name))
 
 
 def test_what_is_in_progress_is_listed(proxy: Ambassador, origin: Origin) -> None:
