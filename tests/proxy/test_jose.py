@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from joserfc import jwt as joserfc_jwt
@@ -91,6 +91,8 @@ def test_sign_by_a_secret_makes_what_another_library_verifies() -> None:
         (pem(CURVES["ES256"]), "RS256"),
         (pem(RSA), "ES256"),
         (pem(RSA), "none"),
+        (pem(RSA), "Ed25519"),
+        (pem(ed448.Ed448PrivateKey.generate()), "Ed25519"),
         ("s" * 31, "HS256"),
         (pem(RSA), "HS256"),
         (

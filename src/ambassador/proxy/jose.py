@@ -52,6 +52,7 @@ _CURVES: Final = {
     ("EC", "P-521"): frozenset(("ES512",)),
     ("OKP", "Ed25519"): frozenset(("EdDSA", "Ed25519")),
 }
+_ED25519_BYTES: Final = 32  # of a public key; one of Ed448, which the library takes for the same kind, has 57
 _PUBLIC_MEMBERS: Final = {"RSA": ("n", "e"), "EC": ("crv", "x", "y"), "OKP": ("crv", "x")}
 """What is taken of a key: of one that somebody published with its private part, only the public one."""
 
@@ -111,6 +112,8 @@ def _signing_key(algorithm: str, key: str) -> Any:
             raise BadKey("is a public key, and a private one is needed")
         if algorithm in _RSA and prepared.key_size not in _RSA_BITS:
             raise BadKey(f"an RSA key needs {_RSA_BITS[0]} to {_RSA_BITS[-1]} bits")
+        if algorithm == "Ed25519" and len(prepared.public_key().public_bytes_raw()) != _ED25519_BYTES:
+            raise BadKey(f"is no key for {algorithm}")
     return prepared
 
 

@@ -132,3 +132,19 @@ def test_question_in_plaintext_is_for_this_host_unless_more_is_wanted(
 ) -> None:
     asker = TokenService(**settings).asker(Secrets())
     assert asker.question([], wall_s=0.0, nonce="n").only_loopback is only
+
+
+@pytest.mark.parametrize("algorithm", ["ES256", "EdDSA", "Ed25519"])
+def test_config_names_how_questions_are_signed(algorithm: str) -> None:
+    auth = (
+        load_text(
+            config(
+                f"{{token_url: 'https://x/', client_id: a, private_key: 'env:K', algorithm: {algorithm}, key_id: k1}}"
+            )
+        )
+        .upstreams["u"]
+        .auth
+    )
+    assert auth is not None
+    assert auth.oauth2 is not None
+    assert auth.oauth2.asker(Secrets()).algorithm == algorithm

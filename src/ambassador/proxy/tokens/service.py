@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from msgspec import Meta, field
 
 from ambassador.extras import AUTH, Extra
+from ambassador.proxy.jose import Algorithm
 from ambassador.proxy.key_files import PemFile
 from ambassador.proxy.tokens.request import Asker
 from ambassador.proxy.upstream.endpoint import is_loopback
@@ -41,10 +42,9 @@ class TokenService(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     private_key: Secret | None = None
     """In place of a secret: a private key as PEM, with which each question is signed (`private_key_jwt`, RFC 7523)."""
 
-    algorithm: Literal[
-        "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
-    ] = "RS256"
-    """How `private_key` signs; it must fit the key."""
+    algorithm: Algorithm = "RS256"
+    """How `private_key` signs; it must fit the key. A key of Ed25519 signs as `EdDSA`, or as `Ed25519`, which is the
+    same by its newer name (RFC 9864): the one that the token service knows."""
 
     key_id: Text | None = None
     """The `kid` by which the token service knows `private_key`."""
