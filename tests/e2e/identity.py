@@ -8,14 +8,22 @@ import time
 from base64 import b64decode
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote_plus
+
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import KeySet
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
 CLIENT, SECRET = "shop", "s3cret/of+the:shop"
 EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
+ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+_ALGORITHMS = ("RS256", "PS256", "ES256", "Ed25519")
+_LONGEST_S = 300
+"""How far ahead the end of a signed question may be; Keycloak takes no more either."""
 
 
 @dataclass
@@ -24,6 +32,19 @@ class Asked:
 
     form: dict[str, str]
     headers: dict[str, str]
+
+
+class NotClient(Exception):
+    """Whoever asks did not prove to be the client."""
+
+
+class Assertion(NamedTuple):
+    """A signed question (`private_key_jwt`) that was taken."""
+
+    text: str
+    kid: str
+    algorithm: str
+    jti: str
 
 
 @dataclass
@@ -40,6 +61,12 @@ class Identity:
     """Tokens that hold, and whose they are."""
     callers: dict[str, str] = field(default_factory=dict)
     """Tokens of callers that can be exchanged, and whose they are."""
+    client_keys: list[dict[str, Any]] = field(default_factory=list)
+    """The client's public keys (JWK), if it signs its questions: no secret is taken then."""
+    audience: str = ""
+    """What signed questions must be for."""
+    assertions: list[Assertion] = field(default_factory=list)
+    """Those that were taken."""
     go_on: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -68,7 +95,9 @@ class Identity:
     def _answer(self, form: dict[str, str], headers: dict[str, str]) -> tuple[int, bytes]:
         if self.body is not None or self.status != 200:
             return self.status, b"{}" if self.body is None else self.body
-        if not _is_client(form, headers):
+        try:
+            self._authenticate(form, headers)
+        except NotClient:
             refusal = {
                 "error": "invalid_client",
                 "error_description": f"Invalid client or Invalid client credentials: {form}",
@@ -97,13 +126,42 @@ class Identity:
             said["issued_token_type"] = "urn:ietf:params:oauth:token-type:access_token"
         return 200, json.dumps(said).encode()
 
+    def _authenticate(self, form: dict[str, str], headers: dict[str, str]) -> None:
+        """Raises `NotClient`."""
+        basic = headers.get("authorization", "").removeprefix("Basic ")
+        if self.client_keys:
+            if basic or "client_secret" in form or form.get("client_assertion_type") != ASSERTION:
+                raise NotClient
+            self._take(form)
+        elif basic:
+            name, _, secret = b64decode(basic).decode().partition(":")
+            _expect((unquote_plus(name), unquote_plus(secret)) == (CLIENT, SECRET))
+        else:
+            _expect((form.get("client_id"), form.get("client_secret")) == (CLIENT, SECRET))
 
-def _is_client(form: dict[str, str], headers: dict[str, str]) -> bool:
-    basic = headers.get("authorization", "").removeprefix("Basic ")
-    if basic:
-        name, _, secret = b64decode(basic).decode().partition(":")
-        return (unquote_plus(name), unquote_plus(secret)) == (CLIENT, SECRET)
-    return (form.get("client_id"), form.get("client_secret")) == (CLIENT, SECRET)
+    def _take(self, form: dict[str, str]) -> None:
+        """Verify a signed question by RFC 7523 3 and OpenID Connect Core 9; each is taken once."""
+        keys = KeySet.import_key_set({"keys": self.client_keys})
+        try:
+            token = jwt.decode(form["client_assertion"], keys, algorithms=list(_ALGORITHMS))
+        except (JoseError, KeyError, ValueError):
+            raise NotClient from None
+        claims, now = token.claims, time.time()
+        _expect("kid" in token.header)
+        _expect(form.get("client_id", CLIENT) == claims.get("iss") == claims.get("sub") == CLIENT)
+        _expect(claims.get("aud") == self.audience)
+        _expect(isinstance(claims.get("exp"), int) and now < claims["exp"] <= now + _LONGEST_S)
+        _expect(claims.get("iat", now) <= now)
+        with self._lock:
+            _expect(bool(claims.get("jti")) and claims["jti"] not in [each.jti for each in self.assertions])
+            self.assertions.append(
+                Assertion(form["client_assertion"], token.header["kid"], token.header["alg"], claims["jti"])
+            )
+
+
+def _expect(holds: bool) -> None:
+    if not holds:
+        raise NotClient
 
 
 class Api:

@@ -70,6 +70,7 @@ class Replica(Service):
             "scopes": ["read"],
             **(auth or {}),
         }
+        service = {name: value for name, value in service.items() if value is not None}
         if key:
             (folder / "key").write_text(key)
             assert isinstance(state, dict)
@@ -308,6 +309,78 @@ def test_callers_of_one_client_never_see_what_another_was_answered(tmp_path: Pat
                 assert (answer.status, answer.body) == (200, user)
         assert len(world.api.bodies) == 4, "the second time all was at hand"
     assert not [shown for shown in world.api.seen for token in issued if token in shown]
+
+
+# ----- questions that are signed --------------------------------------------------------------------------------------
+
+
+def signed_by(folder: Path, world: World, name: str, algorithm: str, **auth: str) -> dict[str, Any]:
+    """Have the token service know a key alone, and the settings with which questions are signed by it."""
+    (folder / "private.pem").write_text(tokens.private_key(name))
+    world.identity.client_keys = [tokens.jwk(name)]
+    world.identity.audience = auth.get("assertion_audience", world.token_url)
+    signed = {"private_key": f"file:{folder}/private.pem", "algorithm": algorithm, "key_id": f"{name}-1"}
+    return {"client_secret": None, **signed, **auth}
+
+
+@pytest.mark.parametrize(
+    ("name", "algorithm", "more"),
+    [
+        ("rsa", "RS256", {}),
+        ("ec", "ES256", {"assertion_audience": "https://id.test/realms/shop"}),
+    ],
+)
+def test_question_is_signed_each_time_anew_and_holds_before_another_library(
+    tmp_path: Path, world: World, name: str, algorithm: str, more: dict[str, str]
+) -> None:
+    auth = signed_by(tmp_path, world, name, algorithm, **more)
+    with running(Replica(tmp_path, world, auth=auth)) as (replica,):
+        assert storm([replica], 50, lambda: None) == {200: 50}
+        world.identity.revoke()
+        assert replica.fetch().status == 200
+        told = [json.dumps(replica.admin("GET", page)[1]) for page in ("/metrics", "/api/config")]
+        replica.signal(signal.SIGTERM)
+        told.append(replica.end()[1])
+    taken = world.identity.assertions
+    assert [(each.kid, each.algorithm) for each in taken] == [(f"{name}-1", algorithm)] * 2
+    assert len({each.jti for each in taken}) == len(world.identity.asked) == 2
+    assert all(not asked.headers.get("authorization") for asked in world.identity.asked)
+    key = tokens.private_key(name).splitlines()[1]
+    for secret in (key, *(each.text for each in taken)):
+        assert not [text for text in told if secret in text]
+        assert not [shown for shown in world.api.seen if secret in shown]
+
+
+def test_key_of_signed_questions_is_read_again(tmp_path: Path, world: World) -> None:
+    auth = signed_by(tmp_path, world, "rsa", "PS256", key_id="shop")
+    world.identity.client_keys = [tokens.jwk("rsa", kid="shop")]
+    with running(Replica(tmp_path, world, auth=auth, workers=1)) as (replica,):
+        assert replica.fetch().status == 200
+        world.identity.client_keys = [tokens.jwk("thief", kid="shop")]
+        (tmp_path / "private.pem").write_text(tokens.private_key("thief"))
+        world.identity.revoke()
+        until(lambda: replica.fetch().status == 200)
+    assert len(world.identity.assertions) == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"private_key": "thief"}, {"key_id": "nobody's"}, {"assertion_audience": "https://another.test/"}],
+)
+def test_signed_question_that_does_not_fit_is_refused_and_told(
+    tmp_path: Path, world: World, wrong: dict[str, str]
+) -> None:
+    auth = signed_by(tmp_path, world, "rsa", "RS256")
+    if "private_key" in wrong:
+        (tmp_path / "private.pem").write_text(tokens.private_key(wrong["private_key"]))
+    else:
+        auth |= wrong
+    with running(Replica(tmp_path, world, auth=auth, workers=1)) as (replica,):
+        answer = replica.fetch()
+        assert (answer.status, answer.code) == (503, "credential_unavailable")
+        assert "invalid_client" in answer.body
+    assert not world.identity.assertions
+    assert not world.api.seen
 
 
 # ----- a token service that is slow, fails, or takes back ------------------------------------------------------------
