@@ -17,11 +17,11 @@ The life of a request
     way; for tokens `verdicts.py`, by `proxy/jose.py` with the keys that `control/key_sets.py` fetches). Then the route:
     `proxy/routing.py` finds the first that matches, in a table made when the config was loaded. What it gives is a
     `RoutePlan` (`proxy/plan.py`): bound functions and numbers, nothing left to look up.
- 6. ADMIT: whether the client may call at all (`proxy/policies/access.py`), then hooks that may answer at once: rate
-    limits (`limit.py`, their keys in `limit_keys.py`, who waits in `limit_queue.py`), faults on purpose (`fault.py`),
-    permits to be in progress (`concurrency.py`, held until the answer has ended), the answers of requests that are
-    repeated with their key (`idempotency.py`), then `redirect.py`, `respond.py`. One that must wait gives a coroutine,
-    which rests by the request's `waiter` (`messages.py`).
+ 6. ADMIT (`proxy/admit.py`): whether the client may call at all (`proxy/policies/access.py`), then hooks that may
+    answer at once: rate limits (`limit.py`, their keys in `limit_keys.py`, who waits in `limit_queue.py`), faults on
+    purpose (`fault.py`), permits to be in progress (`concurrency.py`, held until the answer has ended), the answers of
+    requests that are repeated with their key (`idempotency.py`), then `redirect.py`, `respond.py`. One that must wait
+    gives a coroutine, which rests by the request's `waiter` (`messages.py`).
  7. REPEAT: an attempt (`proxy/attempt.py`), and more (`proxy/attempts.py`) while `proxy/policies/retry.py` allows.
     Everything in 8 to 10 is done for each. None begins that is sure not to end in time (`proxy/soonest.py`). Where
     `proxy/policies/hedge.py` says that one takes long, a second runs beside it (`proxy/race.py`). Outside of it all,

@@ -28,7 +28,7 @@ from ambassador.proxy.race import race, rival_of
 from ambassador.proxy.transfer import Impatient, Transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
     from ambassador.messages import Request, ResponseHead
     from ambassador.observe.trace import Trace
@@ -42,6 +42,14 @@ if TYPE_CHECKING:
 
 Charge: TypeAlias = "ProxyError | Awaitable[None] | None"
 """What an upstream's own limits say to an attempt: None to go on."""
+
+
+def charge(hook: Callable[[Request], Awaitable[None] | None], request: Request) -> Charge:
+    """Charge an attempt to its upstream's own limits; a refusal is returned, not raised."""
+    try:
+        return hook(request)
+    except ProxyError as error:
+        return error
 
 
 class Attempts:

@@ -24,6 +24,7 @@ from ambassador.errors import (
 )
 from ambassador.messages import Reply, Request
 from ambassador.observe.access_log import AccessRecord
+from ambassador.proxy.admit import admit
 from ambassador.proxy.attempt import STATUS_TEXT, Attempt, reason_of
 from ambassador.proxy.attempts import Attempts, Charge
 from ambassador.proxy.fields import CREDENTIALS
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
     from ambassador.messages import Field, Fields, ResponseHead
     from ambassador.observe.trace import Trace
+    from ambassador.proxy.admit import Verdict
     from ambassador.proxy.http1 import ClientConnection
     from ambassador.proxy.plan import RoutePlan
     from ambassador.proxy.policies.breaker import Ticket
@@ -64,13 +66,12 @@ _OF_A_BODY: Final = frozenset({
 })  # fmt: skip
 """Fields that a 304 leaves out (RFC 9110 15.4.5)."""
 _ALLOW: Final = (b"allow", b"GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH, TRACE")
+_ENVOY_TIMEOUT: Final = b"x-envoy-upstream-rq-timeout-ms"
 _CLIENT_GONE_STATUS: Final = 499  # nginx's number for a client that left before its answer; only in the log
 
 
 Fallen: TypeAlias = "tuple[ProxyError | None, int, str]"
 """What a fallback is in place of: a failure, or an answer (None), with its status; and which fallback it is."""
-Verdict: TypeAlias = "Reply | ProxyError | Awaitable[Reply | None] | None"
-"""What policies say before the first attempt: None to go on."""
 
 
 class Exchange(Attempts):
@@ -720,45 +721,6 @@ class Exchange(Attempts):
         if self._fallen is not None:
             flags = (*flags, "fallback")
         return (*flags, "client_gone") if self._client_left else flags
-
-
-def admit(plan: RoutePlan, request: Request) -> Verdict:
-    """What the ADMIT policies of the route say, in their order: None to go on."""
-    for position, hook in enumerate(plan.admit):
-        try:
-            verdict = hook(request)
-        except ProxyError as error:
-            return error
-        except BaseException:
-            request.end(0, 0.0)  # nobody else would: there is no exchange yet
-            raise
-        if verdict is not None:
-            return verdict if isinstance(verdict, Reply) else _admit_rest(plan, request, position, verdict)
-    return None
-
-
-async def _admit_rest(
-    plan: RoutePlan, request: Request, position: int, waiting: Awaitable[Reply | None]
-) -> Reply | None:
-    """The ADMIT policies from one that must wait on."""
-    reply = await waiting
-    for hook in plan.admit[position + 1 :]:
-        if reply is not None:
-            break
-        answer = hook(request)
-        reply = answer if answer is None or isinstance(answer, Reply) else await answer
-    return reply
-
-
-def charge(hook: Callable[[Request], Awaitable[None] | None], request: Request) -> Charge:
-    """Charge an attempt to its upstream's own limits."""
-    try:
-        return hook(request)
-    except ProxyError as error:
-        return error
-
-
-_ENVOY_TIMEOUT: Final = b"x-envoy-upstream-rq-timeout-ms"
 
 
 def _final_hop(request: Request) -> Reply:

@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import Overloaded, ProxyError, UpstreamError, UpstreamReset
 from ambassador.observe.access_log import AccessRecord, LineTemplate
+from ambassador.proxy.admit import admit
+from ambassador.proxy.attempts import charge
 from ambassador.proxy.clients.who import let_know
-from ambassador.proxy.exchange import Exchange, admit, charge
+from ambassador.proxy.exchange import Exchange
 from ambassador.proxy.fields import wire_lines
 from ambassador.proxy.http1_parser import HEALTH_TARGETS, OWN_IDS, SEEN_HEADS, status_line
 from ambassador.proxy.lane import HANGUP, NOT_READ, READ, TimedOut
@@ -39,8 +41,8 @@ if TYPE_CHECKING:
     from ambassador.messages import Request, ResponseHead
     from ambassador.observe.access_log import AccessLog
     from ambassador.observe.trace import Trace
+    from ambassador.proxy.admit import Verdict
     from ambassador.proxy.clients.who import Clients, Credentials, Found
-    from ambassador.proxy.exchange import Verdict
     from ambassador.proxy.http1 import ClientConnection
     from ambassador.proxy.plan import RoutePlan
     from ambassador.proxy.service import Service, Table
