@@ -37,7 +37,8 @@ The life of a request
     first byte the upstream's own quota is charged (`proxy/policies/limit.py` again).
  9. SHAPE: the outgoing head is made: what passes, what the proxy adds, what the route changes
     (`proxy/policies/headers.py`, `rewrite.py`, with values from `proxy/template.py`; `proxy/framing.py` says what
-    they may not touch). Last of all the upstream's credential is put on (`proxy/credentials/`, a file for each kind).
+    they may not touch). Last of all the upstream's credential is put on (`proxy/credentials/`, a file for each kind),
+    in plaintext only for this host (`proxy/loopback.py`).
 10. It is sent and the answer's head awaited (`proxy/transfer.py`, which moves the bodies both ways meanwhile and keeps
     the time; the syntax is the connection's, `proxy/upstream/h1.py`). Large bodies are not even copied
     (`proxy/splice.py`). Both sides write through `proxy/wire.py`, which is where back pressure is. A client that is

@@ -87,6 +87,9 @@ def test_source_that_cannot_be_is_refused(settings: str, problem: str) -> None:
 
 def test_token_may_go_to_a_server_on_this_host() -> None:
     read = discover("kubernetes: {service: w, namespace: n, server: 'http://127.0.0.1:8001', token: 'env:T'}")
+    discover(
+        "kubernetes: {service: w, namespace: n, server: 'http://[::ffff:127.0.0.1]:8001', token: 'env:T'}"
+    )
     assert read.kubernetes is not None
     assert read.kubernetes.server == "http://127.0.0.1:8001"
 

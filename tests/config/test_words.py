@@ -134,18 +134,20 @@ def test_password_in_the_url_of_a_store_is_refused_and_not_repeated(text: str, k
 
 
 @pytest.mark.parametrize(
-    ("address", "loopback"),
+    ("address", "here"),
     [
         ("127.9.9.9:1", True),
         ("[::1]:1", True),
         ("unix:/x", True),
         ("localhost:1", True),
+        ("a.localhost:1", True),
+        ("[::ffff:127.0.0.1]:1", True),
         ("0.0.0.0:1", False),
         ("a:1", False),
     ],
 )
-def test_is_loopback(address: str, *, loopback: bool) -> None:
-    assert words.is_loopback(address) is loopback
+def test_address_is_for_this_host(address: str, *, here: bool) -> None:
+    assert words.is_for_this_host(address) is here
 
 
 @pytest.mark.parametrize("text", ["route", "client_ip", "upstream", "header:x-tenant"])
@@ -247,6 +249,7 @@ def test_san_pattern_refuses_the_rest(text: str) -> None:
         ("https://id.example.com/jwks?x=1", "https://id.example.com:443/jwks?x=1"),
         ("https://id.example.com", "https://id.example.com:443/"),
         ("http://127.0.0.1:8080/jwks", "http://127.0.0.1:8080/jwks"),
+        ("http://a.localhost/jwks", "http://a.localhost:80/jwks"),
         ("http://[::1]/jwks", "http://[::1]:80/jwks"),
         ("http://localhost:1/", "http://localhost:1/"),
         ("/etc/jwks.json", "file:/etc/jwks.json"), ("file:/etc/jwks.json", "file:/etc/jwks.json"),

@@ -23,6 +23,7 @@ from ambassador.files import UnfitFile, read_regular
 from ambassador.proxy import jose
 from ambassador.proxy.content import CONTENT
 from ambassador.proxy.egress import Egress
+from ambassador.proxy.loopback import is_this_host
 from ambassador.proxy.methods import IDEMPOTENT
 from ambassador.proxy.policies import breaker, limit
 
@@ -126,11 +127,12 @@ def _warn_of_egress(config: Config, upstream: Upstream, part: Part) -> None:
 
 def _is_near(host: str) -> bool:
     """Whether it is this host, or one of a private network, as far as is written. A name may lead anywhere."""
+    if is_this_host(host):
+        return True
     try:
-        address = ipaddress.ip_address(host)
+        return ipaddress.ip_address(host).is_private
     except ValueError:
-        return host == "localhost"
-    return address.is_private
+        return False
 
 
 def _warn_of_retry(route: Route, part: Part) -> None:

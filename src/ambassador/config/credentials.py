@@ -16,7 +16,7 @@ from ambassador.proxy.credentials import (
     oauth2,
     signed_token,
 )
-from ambassador.proxy.upstream.endpoint import is_loopback
+from ambassador.proxy.loopback import is_this_host
 from ambassador.settings import Section
 
 if TYPE_CHECKING:
@@ -110,10 +110,7 @@ def needs_guard(auth: Auth | None, url: str) -> bool:
 
 
 def goes_bare(auth: Auth | None, url: str) -> bool:
-    """Whether the credential would travel to this endpoint for everybody on the way to see. Names are believed to be
-    loopback where RFC 6761 says so; where they lead is seen when they are dialled.
+    """Whether the credential would travel to this endpoint for everybody on the way to see. Where a name
+    leads is seen when it is dialled.
     """
-    if not needs_guard(auth, url):
-        return False
-    host = url.removeprefix("http://").rpartition(":")[0].strip("[]")
-    return not (host == "localhost" or host.endswith(".localhost") or is_loopback(host))
+    return needs_guard(auth, url) and not is_this_host(url.removeprefix("http://").rpartition(":")[0])

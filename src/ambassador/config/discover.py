@@ -6,13 +6,13 @@ keeps what is known: a `Discover` is its own key.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Final
 from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct
 
+from ambassador.proxy.loopback import is_this_host
 from ambassador.settings import Secret, Section
 
 __all__ = ["SOURCES", "Discover", "Found", "Kubernetes", "Server", "own_host", "source_name"]
@@ -60,15 +60,8 @@ class Kubernetes(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
         if url.scheme == "http":
             if self.ca is not None:
                 yield "ca", "has no effect with a server on http"
-            if self.token is not None and not _is_loopback(url.hostname or ""):
+            if self.token is not None and not is_this_host(url.hostname or ""):
                 yield "token", "is not sent over plaintext HTTP to another host"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class Discover(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -463,7 +463,7 @@ class _Assembly:
             address = admin.values.get("address")
             if (
                 isinstance(address, str)
-                and not words.is_loopback(address)
+                and not words.is_for_this_host(address)
                 and admin.values.get("token") is None
             ):
                 admin.nodes["address"].report(

@@ -17,6 +17,7 @@ from ambassador.extras import RE2, REDIS, Extra
 from ambassador.proxy import content, path_regex
 from ambassador.proxy.clients import mtls
 from ambassador.proxy.credentials.message_signature import DERIVED
+from ambassador.proxy.loopback import is_this_host
 from ambassador.proxy.path import normalise
 from ambassador.proxy.policies import breaker, retry
 from ambassador.proxy.statuses import status_range
@@ -197,15 +198,11 @@ def _join(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def is_loopback(address: str) -> bool:
-    """Whether only this host reaches a listen address. `localhost` counts; any other name does not."""
-    if address.startswith("unix:"):
-        return True
-    host, _ = split_address(address)
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def is_for_this_host(address: str) -> bool:
+    """Whether only this host reaches a listen address, as far as is written: where a name leads is seen when it is
+    bound.
+    """
+    return address.startswith("unix:") or is_this_host(split_address(address)[0])
 
 
 def control(text: str) -> str:
@@ -411,7 +408,7 @@ def jwks_source(text: str) -> str:
         authority += ":443" if scheme == "https" else ":80"
     host, port = split_address(authority)
     _refuse_zone(host)
-    if scheme == "http" and not is_loopback(_join(host, port)):
+    if scheme == "http" and not is_this_host(host):
         raise Wrong(
             f"{_place(text)!r}: who stands between could put keys of their own there", "use https, or a file"
         )

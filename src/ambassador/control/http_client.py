@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from ambassador.errors import ConnectFailed
 from ambassador.proxy.egress import Egress
-from ambassador.proxy.upstream.endpoint import is_loopback
+from ambassador.proxy.loopback import is_loopback
 from ambassador.proxy.upstream.greeting import Greeting
 
 Header: TypeAlias = tuple[bytes, bytes]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -42,6 +43,20 @@ def test_an_admin_api_on_a_unix_socket(tmp_path: Path) -> None:
     assert (tmp_path / "a.sock").stat().st_mode & 0o777 == 0o600
     door.close()
     assert not (tmp_path / "a.sock").exists()
+
+
+@pytest.mark.parametrize(("leads_to", "local"), [("127.0.0.1", True), ("0.0.0.0", False)])
+def test_an_admin_name_is_local_if_it_leads_to_this_host_alone(
+    leads_to: str, monkeypatch: pytest.MonkeyPatch, *, local: bool
+) -> None:
+    def getaddrinfo(host: str, port: int, **_: object) -> list[object]:
+        assert host == "localhost"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (leads_to, port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    door = AdminDoor(Admin(address="localhost:0"))
+    assert door.door().local is local
+    door.close()
 
 
 def test_a_control_socket_in_use_is_told(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ambassador.config.discover import Kubernetes
+from ambassador.control import http_client
 from ambassador.control.discovery import kubernetes
 from ambassador.control.discovery.kubernetes import SliceWatch, access
 from ambassador.control.discovery.slices import Merged
@@ -376,6 +377,30 @@ def test_access_says_what_is_missing(tmp_path: Path) -> None:
 def test_access_of_a_named_server_needs_no_pod() -> None:
     found = access(Kubernetes(service="web", namespace="n", server="https://api:6443"), "/none", {})
     assert (found.server, found.namespace, found.token, found.tls) == ("https://api:6443", "n", None, None)
+
+
+@pytest.mark.parametrize(
+    ("server", "token", "only"),
+    [("http://localhost:1", "t", True), ("http://api:1", None, False), ("https://api:1", "t", False)],
+)
+def test_access_with_a_token_in_plaintext_is_for_this_host(
+    tmp_path: Path, server: str, token: str | None, *, only: bool
+) -> None:
+    (tmp_path / "t").write_text("t")
+    secret = None if token is None else f"file:{tmp_path}/{token}"
+    found = access(Kubernetes(service="web", namespace="n", server=server, token=secret), "/none", {})
+    assert found.only_loopback is only
+
+
+async def test_watch_shows_no_token_in_plaintext_where_a_name_leads_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t").write_text("t")
+    monkeypatch.setattr(http_client, "is_loopback", lambda _address: False)
+    async with serving(FakeApi()) as api:
+        async with watching(api, token=f"file:{tmp_path}/t") as heard:
+            await heard.trouble_of("is not on this host")
+        assert api.requests == []
 
 
 NAMES = st.sampled_from(["web-a", "web-b", "web-c"])

@@ -27,6 +27,8 @@ def conflicts(**settings: Any) -> list[tuple[str | None, str]]:
         "http://127.0.0.1:8080/t",
         "http://[::1]/t",
         "http://localhost/t",
+        "http://a.localhost:80/t?q",
+        "http://[::ffff:127.0.0.1]:80/t",
     ],
 )
 def test_token_url_is_over_tls_or_on_this_host(url: str) -> None:
@@ -34,7 +36,7 @@ def test_token_url_is_over_tls_or_on_this_host(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://id.test/t", "http://10.0.0.1/t", "http://localhost.test/t", "http://a.localhost/t"]
+    "url", ["http://id.test/t", "http://10.0.0.1/t", "http://localhost.test/t", "http://[::2]/t"]
 )
 def test_token_url_beyond_this_host_in_plaintext_must_be_wanted(url: str) -> None:
     assert [key for key, _ in conflicts(token_url=url)] == ["token_url"]

@@ -40,6 +40,15 @@ def test_name_has_no_address_until_it_is_told() -> None:
     assert not endpoint.addresses
 
 
+def test_guarded_name_has_its_loopback_addresses_alone() -> None:
+    endpoint = Endpoint("http://localhost:80", host="localhost", port=80, guarded=True)
+    endpoint.resolve(["10.0.0.1", "127.0.0.1", "::1"])
+    assert endpoint.addresses == ((socket.AF_INET, ("127.0.0.1", 80)), (socket.AF_INET6, ("::1", 80, 0, 0)))
+    assert endpoint.withheld
+    endpoint.resolve(["127.0.0.1"])
+    assert not endpoint.withheld
+
+
 @pytest.mark.parametrize(("port", "expected"), [(80, b"a"), (81, b"a:81")])
 def test_authority_leaves_the_usual_port_out(port: int, expected: bytes) -> None:
     assert Endpoint(f"http://a:{port}", host="a", port=port).authority == expected

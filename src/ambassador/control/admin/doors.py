@@ -7,11 +7,12 @@ import os
 import socket
 
 from ambassador.config.schema import Admin
-from ambassador.config.words import is_loopback, split_address
+from ambassador.config.words import split_address
 from ambassador.control.admin import http
 from ambassador.control.admin.rules import Door, refusal
 from ambassador.control.slots import BindError, bind_error, url_of
 from ambassador.control.unix_socket import InUse, NamedSocket
+from ambassador.proxy.loopback import is_loopback
 from ambassador.secret import SecretError, read_secret
 
 _BACKLOG = 128
@@ -23,7 +24,6 @@ class AdminDoor:
     def __init__(self, admin: Admin) -> None:
         """Raises `BindError`, and `SecretError` when the token cannot be read."""
         self.admin = admin
-        self._local = is_loopback(admin.address)
         if admin.token is not None:
             read_secret(admin.token)
         self._named: NamedSocket | None = None
@@ -36,7 +36,12 @@ class AdminDoor:
             self.sock.listen(_BACKLOG)
         except OSError as error:
             raise bind_error(admin.address, error) from error
-        port = None if self._named is not None else int(self.sock.getsockname()[1])
+        port = None
+        self._local = True
+        """Only this host reaches it: told by where it is bound, since a name may lead anywhere."""
+        if self._named is None:
+            bound = self.sock.getsockname()
+            port, self._local = int(bound[1]), is_loopback(bound[0])
         self.url = url_of(admin.address, port)
 
     def door(self) -> Door:

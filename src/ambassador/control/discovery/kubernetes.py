@@ -77,6 +77,11 @@ class Access(msgspec.Struct, frozen=True):
     token: str | None
     tls: ssl.SSLContext | None
 
+    @property
+    def only_loopback(self) -> bool:
+        """Whether no other addresses may be dialled: a token goes there in plaintext."""
+        return self.token is not None and self.server.startswith("http://")
+
 
 def token_of(config: Kubernetes, account: str = ACCOUNT) -> str | None:
     """The token to show now; None: there is none to show. Raises `SecretError`."""
@@ -225,6 +230,7 @@ class SliceWatch:
                     self._target(found, query),
                     _headers(found),
                     tls=found.tls,
+                    only_loopback=found.only_loopback,
                     timeout_s=_ANSWER_S,
                     idle_s=_ANSWER_S,
                 ) as answer:
@@ -250,6 +256,7 @@ class SliceWatch:
             target,
             _headers(found),
             tls=found.tls,
+            only_loopback=found.only_loopback,
             timeout_s=_ANSWER_S,
             idle_s=lasts_s + _OVERDUE_S,
         ) as answer:

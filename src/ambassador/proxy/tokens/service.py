@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from msgspec import Meta, field
 
 from ambassador.extras import AUTH, Extra
 from ambassador.proxy.jose import Algorithm
 from ambassador.proxy.key_files import PemFile
+from ambassador.proxy.loopback import is_this_host
 from ambassador.proxy.tokens.request import Asker
-from ambassador.proxy.upstream.endpoint import is_loopback
 from ambassador.settings import HeaderValue, Seconds, Secret, Section
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class TokenService(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
         """Secrets for everybody to see, two of them, and names that do not go together."""
-        if self._is_plaintext and not self.allow_plaintext and not _is_here(self.token_url):
+        if self._is_guarded and not is_this_host(urlsplit(self.token_url).hostname or ""):
             yield (
                 "token_url",
                 "is plaintext HTTP to another host; 'allow_plaintext: true' beside it lets secrets go there",
@@ -104,7 +104,7 @@ class TokenService(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             audience=self.assertion_audience,
             ca=self.ca,
             timeout_s=self.timeout,
-            only_loopback=self._is_plaintext and not self.allow_plaintext,
+            only_loopback=self._is_guarded,
         )
 
     def common(self) -> list[tuple[str, str]]:
@@ -117,8 +117,9 @@ class TokenService(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return [*form, *self.params.items()]
 
     @property
-    def _is_plaintext(self) -> bool:
-        return self.token_url.startswith("http://")
+    def _is_guarded(self) -> bool:
+        """Whether it may only be asked at loopback addresses. Where a name leads is seen when it is dialled."""
+        return self.token_url.startswith("http://") and not self.allow_plaintext
 
     @property
     def place(self) -> str:
@@ -132,10 +133,3 @@ RESERVED = frozenset(
         "subject_token", "subject_token_type", "requested_token_type", "actor_token", "actor_token_type",
     }
 )  # fmt: skip
-
-
-def _is_here(url: str) -> bool:
-    """Whether it looks like this host. Where `localhost` leads is seen when it is dialled."""
-    match = re.match(r"http://(?:\[([^\]]*)\]|([^:/?]*))", url)
-    host = "" if match is None else match[1] or match[2]
-    return host == "localhost" or is_loopback(host)

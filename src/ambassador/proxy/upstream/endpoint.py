@@ -18,6 +18,8 @@ import socket
 from math import exp, inf, log, nan, sqrt
 from typing import TYPE_CHECKING, Final, Protocol
 
+from ambassador.proxy.loopback import is_loopback
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -250,13 +252,3 @@ class Endpoint:
                 found.append((socket.AF_INET6, (str(address), self.dialled[1], 0, 0)))
         self.addresses = tuple(found)
         self.refusals = tuple(refusals)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether this is an address of loopback; a name is none, nor is an IPv6 address with a zone."""
-    try:
-        address = ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return address.is_loopback if mapped is None else bool(mapped.is_loopback)
