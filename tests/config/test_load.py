@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ambassador.config.load import Loaded, load, load_endpoints, load_file, load_string, load_text
 from ambassador.config.problem import ConfigError
 from ambassador.config.schema import Config, Endpoint, PathRegex, Redirect, Respond, State, ValueMatch
-from ambassador.proxy.policies import headers, retry
+from ambassador.proxy.policies import retry
 
 HEAD = "version: 1\nlisten: 127.0.0.1:8080\n"
 
@@ -130,34 +130,6 @@ def test_written_retry_has_the_wider_conditions() -> None:
 def test_on_is_when(key: str) -> None:
     route = load_text(HEAD + f"routes: [{{name: a, to: 'http://a', retry: {{{key}: reset}}}}]").routes[0]
     assert route.retry == retry.Config(when=("reset",))
-
-
-def test_defaults_are_merged_key_by_key() -> None:
-    config = load_text(
-        HEAD
-        + textwrap.dedent("""\
-        defaults:
-          timeout: {connect: 2s, total: 9s}
-          retry: {attempts: 3, when: reset}
-          headers: {request: {set: {X-A: a, x-b: b, x-c: c}, remove: [x-r]}}
-        routes:
-          - {name: a, match: {path: /a}, to: http://a}
-          - name: b
-            to: http://b
-            timeout: {total: 4s}
-            retry: {attempts: 1}
-            headers: {request: {set: {x-a: mine}, remove: [x-b]}}
-        """)
-    )
-    a, b = config.routes
-    assert (a.timeout.connect, a.timeout.total, b.timeout.connect, b.timeout.total) == (2.0, 9.0, 2.0, 4.0)
-    assert b.retry == retry.Config(attempts=1, when=("reset",))
-    assert b.headers == headers.Config(
-        request=headers.Changes(set={"x-c": "c", "x-a": "mine"}, remove=("x-b", "x-r"))
-    )
-    assert a.headers == headers.Config(
-        request=headers.Changes(set={"X-A": "a", "x-b": "b", "x-c": "c"}, remove=("x-r",))
-    )
 
 
 def test_balancing_is_taken_as_it_is_written() -> None:
@@ -277,8 +249,6 @@ def test_five_mistakes_are_five_errors() -> None:
          "4:45: error: routes[0].match.methods[0]: 'get' is not a method; methods are upper case; did you mean 'GET'?"),
         ("- {name: a, to: http://a, headers: {request: {set: {x: {client}}}}}",
          '4:56: error: routes[0].headers.request.set.x: must be a text, not a mapping; quote this: "{client}"'),
-        ("- {name: a, to: http://a, headers: {request: {set: {x: '{param.id}'}}}}",
-         "4:56: error: routes[0].headers.request.set.x: the path of route 'a' has no parameter 'id'"),
         ("- {name: a, to: http://a, headers: {response: {set: {X-A: 1, x-a: 2}}}}",
          "4:62: error: routes[0].headers.response.set.x-a: duplicate key 'x-a' (first on line 4)"),
         ("- {name: a, to: http://a, rewrite: {prefix: /x, regex: [a, b]}}",
@@ -532,32 +502,6 @@ def test_limit_is_one_or_a_list_or_a_bare_rate() -> None:
         ("b", ("limit", (5000.0, 60), 50, "header:x-tenant")),
         ("c", ("limit", (2.0, 1), 2, None), ("day", (1e6, 86400), 1_000_000, "client_ip")),
         ("d",),
-    ]
-
-
-def test_default_limit_fills_in_what_a_route_does_not_say() -> None:
-    config = load_string(
-        "version: 1\nlisten: 127.0.0.1:8080\n"
-        "defaults: {limit: {rate: 10/s, burst: 30, per: client_ip, wait: 1s}}\n"
-        "routes:\n"
-        "- {name: a, to: http://a}\n"
-        "- {name: b, to: http://b, limit: {rate: 5/s}}\n"
-        "- {name: c, to: http://c, limit: {status: 503}}\n"
-        "- {name: d, to: http://d, limit: {quota: 9/d}}\n"
-        "- {name: e, to: http://e, limit: [{rate: 5/s}]}\n"
-        "- {name: f, respond: 200, limit: off}\n"
-    ).require()
-    found = [
-        [(each.written, each.whole, each.per, each.wait, each.status) for each in route.limit or ()]
-        for route in config.routes
-    ]
-    assert found == [
-        [((10.0, 1), 30, "client_ip", 1.0, 429)],
-        [((5.0, 1), 5, "client_ip", 1.0, 429)],
-        [((10.0, 1), 30, "client_ip", 1.0, 503)],
-        [((9.0, 86400), 9, "client_ip", 1.0, 429)],
-        [((5.0, 1), 5, None, 0.0, 429)],
-        [],
     ]
 
 

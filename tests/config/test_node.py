@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ambassador.config.node import Node, Source
+from ambassador.config.compose import compose
+from ambassador.config.node import Node, Source, shortened
 from ambassador.config.problem import Problem
 
 
@@ -38,3 +39,22 @@ def test_mask_takes_a_secret_out_of_every_problem_of_the_line() -> None:
 def test_line_beyond_the_end_is_empty() -> None:
     source = Source("a", "one\r\ntwo", [])
     assert [source.line(number) for number in range(4)] == ["", "one", "two", ""]
+
+
+def test_what_a_node_is_called_in_a_message() -> None:
+    assert [scalar("a'b").what, scalar("~").what] == ['"a\'b"', "nothing"]
+    assert [Node(kind, Source("a", "", []), 1, 1).what for kind in ("sequence", "mapping")] == [
+        "a list",
+        "a mapping",
+    ]
+    assert scalar("http://me:hunter2@a").quoted == "'http://***@a'"
+    assert len(shortened("a" * 61)) == len(shortened("a" * 60)) == 60
+
+
+def test_an_unquoted_placeholder_is_known() -> None:
+    found = []
+    for text in ("{client}", "{client: x}", "{a, b}", "client"):
+        node = compose(Source("a", text, []), text)
+        assert node is not None
+        found.append(node.is_placeholder)
+    assert found == [True, False, False, False]

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from ambassador.config.compose import compose
 from ambassador.config.node import Source
+from ambassador.config.part import BAD, Part, build
 from ambassador.config.problem import Problem
-from ambassador.config.read import BAD, Part, build, merge, read
+from ambassador.config.read import read
 from ambassador.config.schema import Document, Timeout
 from ambassador.extras import Extra
 from ambassador.settings import Count, Section
@@ -21,29 +22,6 @@ def part(text: str, section: type[Timeout] = Timeout) -> Part:
     found = read(section, node)
     assert isinstance(found, Part)
     return found
-
-
-def test_build_makes_the_struct() -> None:
-    assert build(part("{connect: 2s, total: 4s}")) == Timeout(connect=2.0, total=4.0)
-    assert build(part("4s")) == Timeout(total=4.0)
-
-
-def test_build_of_a_mistake_is_bad() -> None:
-    assert build(part("{connect: soon}")) is BAD
-    assert build(part("{total: 1s, per_try: 2s}")) is BAD
-
-
-def test_merge_keeps_what_is_not_overridden() -> None:
-    merged = merge(part("{connect: 2s, total: 4s}"), part("{total: 8s}"))
-    assert build(merged) == Timeout(connect=2.0, total=8.0)
-    assert merge(part("4s"), None) is None
-
-
-def test_place_of_a_key() -> None:
-    found = part("{connect: 2s}")
-    node, path = found.place("connect")
-    assert (node.line, node.column, path) == (1, 11, "connect")
-    assert found.place("total") == (found.node, "")
 
 
 def test_every_type_of_the_schema_has_a_reader() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
-from ambassador.config.read import Part
+from ambassador.config.part import Part
 from ambassador.config.schema import Config, Route, Upstream
 from ambassador.proxy.policies import breaker
 

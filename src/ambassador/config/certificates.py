@@ -13,8 +13,7 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
-from ambassador.config.node import Node
-from ambassador.config.read import Items, Part
+from ambassador.config.part import Part
 from ambassador.config.schema import Config, Upstream
 from ambassador.proxy.certificate import Certificate
 from ambassador.proxy.key_files import (
@@ -154,21 +153,9 @@ def _days(seconds: float) -> str:
 
 
 def _report(part: Part, findings: Iterator[_Finding]) -> None:
-    within = part.values.get("tls")
-    for finding in findings:
-        node, path = _place(within, finding.label) if isinstance(within, Part) else part.place("tls")
+    for finding in findings:  # of `cert`, or of `certificates[1].key`
+        node, path = part.place_within("tls." + finding.label.replace("[", ".").replace("]", ""))
         node.report(path, finding.text, finding.hint, level=finding.level)
-
-
-def _place(part: Part, label: str) -> tuple[Node, str]:
-    """Where a setting stands: `cert`, or `certificates[1].key`."""
-    outer, _, inner = label.partition(".")
-    if not inner:
-        return part.place(label)
-    name, _, number = outer.rstrip("]").partition("[")
-    items = part.values.get(name)
-    item = items.values[int(number)] if isinstance(items, Items) else None
-    return item.place(inner) if isinstance(item, Part) else part.place(name)
 
 
 def _findings(config: ServerConfig | ClientConfig, now: float) -> Iterator[_Finding]:

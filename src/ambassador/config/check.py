@@ -14,7 +14,7 @@ from ambassador.config.breakers import contents_by_upstream
 from ambassador.config.credentials import fetches
 from ambassador.config.discover import Discover
 from ambassador.config.identity import secret_values
-from ambassador.config.read import Items, Part
+from ambassador.config.part import Items, Part
 from ambassador.config.schema import Client, Config, Match, Route, Upstream
 from ambassador.config.secrecy import secret_keys
 from ambassador.config.units import format_duration, format_rate
@@ -81,9 +81,7 @@ def warn(
 
 def _tell(part: Part, key: str, message: str, hint: str | None = None) -> None:
     """Warn of what stands at `key`, or at `KEY.INNER` where a section is written there."""
-    outer, _, inner = key.partition(".")
-    within = part.values.get(outer)
-    node, path = within.place(inner) if inner and isinstance(within, Part) else part.place(outer)
+    node, path = part.place_within(key)
     node.report(path, message, hint, level="warning")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ambassador.config import words
 from ambassador.config.node import Node
-from ambassador.config.read import BAD, Items, Part
+from ambassador.config.part import BAD, Items, Part
 from ambassador.proxy.policies.access import EVERYBODY
 
 

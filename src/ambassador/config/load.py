@@ -25,9 +25,12 @@ from ambassador.config.breakers import check_breakers
 from ambassador.config.certificates import check_files
 from ambassador.config.clients import check_clients
 from ambassador.config.compose import compose
+from ambassador.config.defaults import inherit
 from ambassador.config.node import Node, Source
+from ambassador.config.part import BAD, Items, Part, build
+from ambassador.config.placeholders import check_placeholders
 from ambassador.config.problem import ConfigError, Problem, in_order
-from ambassador.config.read import BAD, Items, Part, build, merge, read
+from ambassador.config.read import read
 from ambassador.config.schema import (
     ON_THE_WAY,
     TARGETS,
@@ -39,7 +42,6 @@ from ambassador.config.schema import (
     Route,
     Upstream,
 )
-from ambassador.proxy.policies import headers
 
 __all__ = ["Loaded", "load", "load_endpoints", "load_file", "load_string", "load_text"]
 
@@ -299,11 +301,11 @@ class _Assembly:
         if self.document is None:
             return None
         defaults = self.document.values.pop("defaults", None)
-        self.routes = [self._with_defaults(route, defaults) for route in self.routes]
         for route in self.routes:
+            inherit(route, defaults)
             self._check_name(route)
             self._resolve_target(route)
-            self._check_placeholders(route)
+            check_placeholders(route)
         check_clients(self.routes, list(self.upstreams.values()), self.document)
         self._fold_listeners(self.document)
         self._check_addresses(self.document)
@@ -343,23 +345,6 @@ class _Assembly:
             for key in keys:
                 yield from _places(f"{section}.{key}", document.values.get(section), key)
         yield from _places("control", document, "control")
-
-    def _with_defaults(self, route: Part, defaults: Any) -> Part:
-        if not isinstance(defaults, Part):
-            return route
-        for key, default in defaults.values.items():
-            if key in ON_THE_WAY and "to" not in route.keys:
-                continue
-            own = route.values.get(key)
-            if key not in route.values:
-                # `keys` stays as it is: it says what the route itself wrote.
-                route.values[key] = default
-                route.nodes[key] = defaults.nodes[key]
-            elif isinstance(own, Part):
-                route.values[key] = merge(_without_removed(default, own), own)
-            elif isinstance(own, Items) and isinstance(default, Items):
-                route.values[key] = _merged_limits(default, own)
-        return route
 
     def _check_name(self, route: Part) -> None:
         name = route.values.get("name")
@@ -416,21 +401,6 @@ class _Assembly:
         upstream.put("endpoints", endpoints, node, node)
         self.upstreams.setdefault(name, upstream)
         part.values["to"] = name
-
-    def _check_placeholders(self, route: Part) -> None:
-        match = route.values.get("match")
-        path = match.values.get("path") if isinstance(match, Part) else None
-        if path is BAD or match is BAD:
-            return
-        known = _parameters(path)
-        for key in ("headers", "redirect", "respond", "fallback"):
-            for template, node, place in _templates(route.values.get(key)):
-                for name in words.placeholders(template):
-                    parameter = name.removeprefix("param.")
-                    if parameter != name and parameter not in known:
-                        who = route.values.get("name")
-                        hint = words.did_you_mean(parameter, sorted(known))
-                        node.report(place, f"the path of route '{who}' has no parameter '{parameter}'", hint)
 
     def _fold_listeners(self, document: Part) -> None:
         short = document.values.pop("listen", None)
@@ -508,78 +478,6 @@ def _match_of(route: Part) -> Match | None:
         return None if any(key.startswith("?") for key in route.values) else Match()
     match = build(route.values["match"])
     return match if isinstance(match, Match) else None
-
-
-def _without_removed(default: Any, own: Part) -> Any:
-    """Default headers without those that the route removes, and with its own `remove` added to the default's."""
-    if not (isinstance(default, Part) and default.section is headers.Config):
-        return default
-    kept = Part(default.section, default.node, default.path)
-    for side, changes in default.values.items():
-        kept.put(side, _less(changes, own.values.get(side)), default.keys[side], default.nodes[side])
-    return kept
-
-
-def _merged_limits(default: Items, own: Items) -> Items:
-    """A route's limit with what it does not say taken from the default's, where each is one and not a list."""
-    if own.is_list or default.is_list:
-        return own
-    (above,), (part,) = default.values, own.values
-    if not (isinstance(above, Part) and isinstance(part, Part)):
-        return own
-    kept = Part(above.section, above.node, above.path)
-    # A rate is in place of a quota, and the other way round; a burst belongs to its rate.
-    replaced = {"rate", "quota", "burst"} if {"rate", "quota"} & part.values.keys() else set()
-    for key, value in above.values.items():
-        if key not in replaced:
-            kept.put(key, value, above.keys[key], above.nodes[key])
-    return Items([merge(kept, part)], own.nodes, is_list=False)
-
-
-def _less(changes: Any, own: Any) -> Any:
-    if not (isinstance(changes, Part) and isinstance(own, Part)):
-        return changes
-    removed = own.values.get("remove")
-    if not isinstance(removed, Items):
-        return changes
-    names = {name.lower() for name in removed.values if isinstance(name, str)}
-    kept = Part(changes.section, changes.node, changes.path)
-    for key, value in changes.values.items():
-        if isinstance(value, Items):
-            removed.values += [name for name in value.values if name not in removed.values]
-        left = _without_keys(value, names) if isinstance(value, Part) else value
-        kept.put(key, left, changes.keys[key], changes.nodes[key])
-    return kept
-
-
-def _without_keys(part: Part, names: set[str]) -> Part:
-    kept = Part(part.section, part.node, part.path)
-    for key, value in part.values.items():
-        if key.lower() not in names:
-            kept.put(key, value, part.keys[key], part.nodes[key])
-    return kept
-
-
-def _parameters(path: Any) -> frozenset[str]:
-    if isinstance(path, str):
-        return words.path_parameters(path)
-    if isinstance(path, Part) and isinstance(path.values.get("regex"), str):
-        return frozenset(re.findall(r"\(\?P<(\w+)>", path.values["regex"]))
-    return frozenset()
-
-
-_TEMPLATED = frozenset(("set", "add", "headers", "location", "path"))
-
-
-def _templates(value: Any, key: str = "") -> Iterator[tuple[str, Node, str]]:
-    """Every value with placeholders below a part, with its place."""
-    if not isinstance(value, Part):
-        return
-    for name, inner in value.values.items():
-        if isinstance(inner, str) and (key in _TEMPLATED or (key == "" and name in _TEMPLATED)):
-            yield inner, *value.place(name)
-        else:
-            yield from _templates(inner, name)
 
 
 def _where(node: Node) -> str:

@@ -122,6 +122,23 @@ class Node:
             or (self.plain and self.value in ("false", "False", "FALSE", "Off", "OFF", "no"))
         )
 
+    @property
+    def is_placeholder(self) -> bool:
+        """Whether it is what YAML makes of an unquoted `{client}`: a mapping with one key and no value."""
+        return len(self.pairs) == 1 and self.pairs[0][1].empty and self.pairs[0][0].kind == "scalar"
+
+    @property
+    def quoted(self) -> str:
+        """The text of a scalar, as a message quotes it."""
+        return repr(shortened(without_users(self.text)))
+
+    @property
+    def what(self) -> str:
+        """What it is, for a message that something else is due there."""
+        if self.kind == "scalar":
+            return "nothing" if self.empty else self.quoted
+        return "a list" if self.kind == "sequence" else "a mapping"
+
     def report(
         self,
         path: str,
@@ -132,6 +149,11 @@ class Node:
     ) -> None:
         """Adds a problem at this node's place."""
         self.source.report(self.line, self.column, path, message, hint, level=level)
+
+
+def shortened(text: str) -> str:
+    """As much of a text of the file as a message repeats."""
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def secrets_in(root: Node) -> Iterator[str]:

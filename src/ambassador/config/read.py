@@ -1,8 +1,8 @@
 """Nodes to values, driven by the schema's types: each annotation becomes a function that reads one node.
 
 A reader never raises for what a file holds. It reports each mistake at its place and returns BAD, and its caller goes
-on, so that one run finds every mistake. What is read is a tree of `Part` and `Items`, which still know their nodes
-(for the checks over several places that follow); `build` makes the Structs of it.
+on, so that one run finds every mistake. What is read is a tree of `part.py`'s: sections, lists and free mappings are
+read here, the texts in them by `scalars.py`.
 """
 
 from __future__ import annotations
@@ -11,168 +11,26 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from difflib import SequenceMatcher
 from functools import cache
-from typing import Any, Final, TypeAlias
+from typing import Any
 
 from msgspec import inspect
 
-from ambassador.config import schema, units, words
-from ambassador.config.node import Node
+from ambassador.config import schema, words
+from ambassador.config.node import Node, shortened
+from ambassador.config.part import BAD, Bad, Items, Part, fields_of, is_internal, join, reject
+from ambassador.config.scalars import FORMS, SCALARS, Reader, formed, integer
 from ambassador.config.units import Wrong
-from ambassador.config.veil import without_users
 from ambassador.proxy import content
 from ambassador.proxy.policies import limit
 from ambassador.settings import Section
 
-__all__ = ["BAD", "Items", "Part", "build", "merge", "read", "section_of"]
+__all__ = ["read", "section_of"]
 
 
-class _Bad:
-    """The type of BAD."""
-
-    def __repr__(self) -> str:
-        return "BAD"
-
-
-BAD: Final = _Bad()
-"""In place of a value whose mistake is reported already."""
-
-Reader: TypeAlias = Callable[[Node, str], Any]
-"""Reads the node that stands at a path."""
-
-
-class Part:
-    """A mapping as read: of a Section (`section`), or of free keys (None)."""
-
-    __slots__ = ("keys", "node", "nodes", "path", "section", "values")
-
-    def __init__(self, section: type[Section] | None, node: Node, path: str) -> None:
-        self.section = section
-        self.node = node
-        self.path = path
-        self.values: dict[str, Any] = {}
-        """What was read for each key: a plain value, a Part, Items or BAD."""
-        self.keys: dict[str, Node] = {}
-        self.nodes: dict[str, Node] = {}
-
-    def put(self, key: str, value: object, key_node: Node, node: Node) -> None:
-        """Adds a value with its places."""
-        self.values[key] = value
-        self.keys[key] = key_node
-        self.nodes[key] = node
-
-    def place(self, key: str | None) -> tuple[Node, str]:
-        """The node and the path at which to report about a key (None, or one that is not there: the whole)."""
-        if key is None or key not in self.nodes:
-            return self.node, self.path
-        return self.nodes[key], _join(self.path, key)
-
-
-class Items:
-    """A list as read, with the node of each item. `is_list` False: one item was written where a list may be."""
-
-    __slots__ = ("is_list", "nodes", "values")
-
-    def __init__(self, values: list[Any], nodes: list[Node], *, is_list: bool = True) -> None:
-        self.values = values
-        self.nodes = nodes
-        self.is_list = is_list
-
-
-def read(section: type[Section], node: Node, path: str = "") -> Part | _Bad:
+def read(section: type[Section], node: Node, path: str = "") -> Part | Bad:
     """Reads a mapping of this section; reports what is wrong with it."""
-    result: Part | _Bad = _section_reader(section)(node, path)
+    result: Part | Bad = _section_reader(section)(node, path)
     return result
-
-
-def build(value: Any) -> Any:
-    """The Structs, tuples and dicts of what was read, or BAD; reports combinations that cannot be."""
-    if isinstance(value, Part):
-        built = {key: build(inner) for key, inner in value.values.items()}
-        if value.section is not None:
-            _refuse(value.section, built, value)
-        if any(inner is BAD for inner in built.values()):
-            return BAD
-        return built if value.section is None else _build_section(value.section, built, value)
-    if isinstance(value, Items):
-        values = tuple(build(inner) for inner in value.values)
-        return BAD if any(inner is BAD for inner in values) else values
-    return value
-
-
-def _refuse(section: type[Section], values: dict[str, Any], part: Part) -> None:
-    """Report the values that are wrong by themselves, and put BAD in their place."""
-    names = _names(section)
-    for key, value in values.items():
-        problem = None if value is BAD else section.refusal(names[key], value)
-        if problem is not None:
-            node, path = part.place(key)
-            node.report(path, problem)
-            values[key] = BAD
-
-
-def _build_section(section: type[Section], values: dict[str, Any], part: Part) -> Any:
-    if not _required(section) <= values.keys():
-        return BAD
-    names = _names(section)
-    built = section(**{names[key]: value for key, value in values.items()})
-    good = True
-    for key, problem in built.conflicts():
-        good = False
-        node, path = _place_within(part, key)
-        node.report(path, problem)
-    return built if good else BAD
-
-
-def _place_within(part: Part, key: str | None) -> tuple[Node, str]:
-    """`Part.place`, and of `KEY.INNER` that of the inner key, or of the inner item with this number."""
-    outer, _, inner = (key or "").partition(".")
-    within = part.values.get(outer)
-    path = _join(part.path, outer)
-    if inner and isinstance(within, Part) and inner in within.keys:
-        return within.keys[inner], _join(path, inner)
-    if inner and isinstance(within, Items) and int(inner) < len(within.nodes):
-        return within.nodes[int(inner)], f"{path}[{inner}]"
-    return part.place(outer or None)
-
-
-def merge(default: Any, own: Any) -> Any:
-    """What a route has that says `own` where the default is `default`: mappings key by key, else its own."""
-    if not (isinstance(default, Part) and isinstance(own, Part) and default.section is own.section):
-        return own
-    merged = Part(own.section, own.node, own.path)
-    overridden = {key.lower() for key in own.values} if own.section is None else set()
-    for key, value in default.values.items():
-        if key.lower() not in overridden:
-            merged.put(key, value, default.keys[key], default.nodes[key])
-    for key, value in own.values.items():
-        merged.put(key, merge(default.values.get(key), value), own.keys[key], own.nodes[key])
-    return merged
-
-
-@cache
-def _required(section: type[Section]) -> frozenset[str]:
-    return frozenset(field.encode_name for field in _fields(section) if field.required)
-
-
-@cache
-def _names(section: type[Section]) -> dict[str, str]:
-    """The fields of a section by the keys that are written."""
-    return {field.encode_name: field.name for field in _fields(section)}
-
-
-@cache
-def _fields(section: type[Section]) -> tuple[inspect.Field, ...]:
-    info = inspect.type_info(section)
-    assert isinstance(info, inspect.StructType)
-    return info.fields
-
-
-def _is_internal(field: inspect.Field) -> bool:
-    return isinstance(field.type, inspect.Metadata) and bool((field.type.extra or {}).get("internal"))
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key
 
 
 # Sections
@@ -188,11 +46,11 @@ class _SectionReader:
 
     def __init__(self, section: type[Section]) -> None:
         self._section = section
-        self._fields = {field.encode_name: field for field in _fields(section) if not _is_internal(field)}
+        self._fields = {field.encode_name: field for field in fields_of(section) if not is_internal(field)}
         self._required = [name for name, field in self._fields.items() if field.required]
         self._readers: dict[str, Reader] = {}
 
-    def read(self, node: Node, path: str) -> Part | _Bad:
+    def read(self, node: Node, path: str) -> Part | Bad:
         if node.kind != "mapping":
             return self._read_short(node, path)
         part = Part(self._section, node, path)
@@ -208,12 +66,12 @@ class _SectionReader:
                 part.put(name, BAD, node, node)
         return part
 
-    def _read_short(self, node: Node, path: str) -> Part | _Bad:
+    def _read_short(self, node: Node, path: str) -> Part | Bad:
         short = self._section.shorthand
         if node.empty:
-            return _report(node, path, "has no value", "leave the key out, or say what it is")
+            return reject(node, path, "has no value", "leave the key out, or say what it is")
         if short is None or (node.kind == "sequence" and not self._takes_list(short)):
-            return _report(node, path, f"must be a mapping, not {_what(node)}", _mapping_hint(node))
+            return reject(node, path, f"must be a mapping, not {node.what}", _mapping_hint(node))
         part = Part(self._section, node, path)
         value = self._reader(short)(node, path)
         part.put(short, value, node, node)
@@ -240,11 +98,11 @@ class _SectionReader:
         name = self._section.aliases.get(written, written)
         if name in part.keys:
             first = part.keys[name].line
-            key_node.report(_join(part.path, written), f"duplicate key '{written}' (first on line {first})")
+            key_node.report(join(part.path, written), f"duplicate key '{written}' (first on line {first})")
             if name in self._fields:
-                self._reader(name)(value_node, _join(part.path, name))  # for the mistakes in it
+                self._reader(name)(value_node, join(part.path, name))  # for the mistakes in it
         elif name in self._fields:
-            value = self._reader(name)(value_node, _join(part.path, name))
+            value = self._reader(name)(value_node, join(part.path, name))
             part.put(name, value, key_node, value_node)
             self._check_extra(part, name, key_node)
         elif name in self._section.later:
@@ -259,7 +117,7 @@ class _SectionReader:
         try:
             words.need(extra, f"'{name}'")
         except Wrong as wrong:
-            key_node.report(_join(part.path, name), wrong.problem, wrong.hint)
+            key_node.report(join(part.path, name), wrong.problem, wrong.hint)
             part.values[name] = BAD
 
     def _check_later(self, part: Part, name: str, key_node: Node, value_node: Node) -> None:
@@ -268,16 +126,16 @@ class _SectionReader:
         part.keys[name] = key_node
         if any(node.kind != "scalar" or node.text not in allowed for node in nodes):
             hint = f"only '{allowed[0]}' is" if allowed and allowed[0] not in ("off", "false") else None
-            key_node.report(_join(part.path, name), f"'{name}' is {words.NOT_SUPPORTED}", hint)
+            key_node.report(join(part.path, name), f"'{name}' is {words.NOT_SUPPORTED}", hint)
 
     def _unknown(self, part: Part, name: str, key_node: Node, value_node: Node, mistaken: set[str]) -> None:
         """Reports an unknown key. What is meant by it is read too, for the mistakes in it."""
         meant = self._meant(name, part)
         hint = f"did you mean '{meant}'?" if meant else f"known are {', '.join(self._fields)}"
-        key_node.report(part.path, f"unknown key '{_short(name)}'", hint)
+        key_node.report(part.path, f"unknown key '{shortened(name)}'", hint)
         if meant in self._fields:
             mistaken.add(meant)
-            self._reader(meant)(value_node, _join(part.path, name))
+            self._reader(meant)(value_node, join(part.path, name))
             part.put(meant, BAD, key_node, value_node)
         else:
             part.put(f"?{name}", BAD, key_node, value_node)
@@ -296,7 +154,7 @@ class _SectionReader:
         """Where the key would be known one level down: `match.host` for `host`."""
         for field in self._fields.values():
             for inner in _sections_in(field.type):
-                if any(name == known.encode_name and not _is_internal(known) for known in _fields(inner)):
+                if any(name == known.encode_name and not is_internal(known) for known in fields_of(inner)):
                     return f"{field.encode_name}.{name}"
         return None
 
@@ -361,8 +219,8 @@ def _reader_of(info: inspect.Type, form: str | None = None) -> Reader:
         return _union(info, form)
     if isinstance(info, inspect.StructType):
         return _section_reader(info.cls)
-    if form in _FORMS:
-        return _formed(_FORMS[form], info)
+    if form in FORMS:
+        return formed(FORMS[form], info)
     maker = _MAKERS.get(type(info))
     assert maker is not None, f"no reader for {info}"
     return maker(info)
@@ -397,151 +255,17 @@ def _either(infos: list[inspect.Type]) -> Reader:
     )
 
     def read_either(node: Node, path: str) -> Any:
-        if mapping is not None and node.kind == "mapping" and not _is_bare_placeholder(node):
+        if mapping is not None and node.kind == "mapping" and not node.is_placeholder:
             return mapping(node, path)
         if literal is not None and node.kind == "scalar":
             if node.text in literal.values:
                 return node.text
             near = _nearest(node.text, [str(value) for value in literal.values], 0.7)
             if near:
-                return _report(node, path, f"{_quoted(node)} is not known", f"did you mean '{near}'?")
+                return reject(node, path, f"{node.quoted} is not known", f"did you mean '{near}'?")
         return rest(node, path)
 
     return read_either
-
-
-def _text_of(node: Node, path: str) -> str | None:
-    """The text of a scalar, or None with the mistake reported."""
-    if node.kind != "scalar":
-        _report(node, path, f"must be a text, not {_what(node)}", _quote_hint(node))
-        return None
-    if node.empty:
-        _report(node, path, "has no value", 'leave the key out, or say what it is; "" is an empty text')
-        return None
-    return node.text
-
-
-def _formed(parse: Callable[[str], Any], info: inspect.Type) -> Reader:
-    """The reader of one of the forms: its parser, and the bounds of its type."""
-    bounds = _bounds(info)
-    may_be_secret = parse in (words.secret, words.state_url, words.proxy_url)
-
-    def read_formed(node: Node, path: str) -> Any:
-        text = _text_of(node, path)
-        if text is None:
-            return BAD
-        try:
-            value = parse(text)
-        except Wrong as wrong:
-            if may_be_secret:
-                node.source.mask(node.line, text)
-                node.report(path, wrong.problem, wrong.hint)
-                return BAD
-            return _report(node, path, wrong.problem, _not_off(node) or wrong.hint)
-        problem = bounds(value, text)
-        return value if problem is None else _report(node, path, problem)
-
-    return read_formed
-
-
-def _not_off(node: Node) -> str | None:
-    return "this cannot be switched off" if node.off else None
-
-
-def _bounds(info: inspect.Type) -> Callable[[Any, str], str | None]:
-    """What says whether a number is out of its type's bounds; None if it is within."""
-    if not isinstance(info, (inspect.IntType, inspect.FloatType)):
-        return _no_bounds
-    above, least, most = info.gt, info.ge, info.le
-
-    def check(value: float, text: str) -> str | None:
-        if above is not None and value <= above:
-            return f"must be more than 0, got {text}"
-        if (least is not None and value < least) or (most is not None and value > most):
-            return f"must be {_range(least, most, text)}, got {text}"
-        return None
-
-    return check
-
-
-def _no_bounds(_value: Any, _text: str) -> str | None:
-    return None
-
-
-def _range(least: float | None, most: float | None, text: str) -> str:
-    if text.endswith("%"):
-        return "0% to 100%"
-    return f"at least {least}" if most is None else f"{least} to {most}"
-
-
-def _string(_info: inspect.Type) -> Reader:
-    def read_string(node: Node, path: str) -> Any:
-        text = _text_of(node, path)
-        return BAD if text is None else text
-
-    return read_string
-
-
-_INTEGER = re.compile(r"-?(?:0|[1-9][0-9_]{0,18})", re.ASCII)
-_DECIMAL = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]{1,18})?", re.ASCII)
-
-
-def _integer(info: inspect.Type) -> Reader:
-    bounds = _bounds(info)
-
-    def read_integer(node: Node, path: str) -> Any:
-        if not (node.plain and _INTEGER.fullmatch(node.text)):
-            return _report(node, path, f"must be a whole number, not {_what(node)}", _not_off(node))
-        value = int(node.text)
-        problem = bounds(value, node.text)
-        return value if problem is None else _report(node, path, problem)
-
-    return read_integer
-
-
-def _number(info: inspect.Type) -> Reader:
-    bounds = _bounds(info)
-
-    def read_number(node: Node, path: str) -> Any:
-        if not (node.plain and _DECIMAL.fullmatch(node.text)):
-            return _report(node, path, f"must be a number, not {_what(node)}")
-        value = float(node.text)
-        problem = bounds(value, node.text)
-        return value if problem is None else _report(node, path, problem)
-
-    return read_number
-
-
-_TRUE = frozenset(("true", "True", "TRUE", "on", "yes"))
-_FALSE = frozenset(("false", "False", "FALSE", "off", "no"))
-
-
-def _boolean(_info: inspect.Type) -> Reader:
-    def read_boolean(node: Node, path: str) -> Any:
-        if node.plain and node.text in _TRUE:
-            return True
-        if node.plain and node.text in _FALSE:
-            return False
-        return _report(node, path, f"must be true or false, not {_what(node)}")
-
-    return read_boolean
-
-
-def _literal(info: inspect.Type) -> Reader:
-    assert isinstance(info, inspect.LiteralType)
-    values = {str(value): value for value in info.values}
-
-    def read_literal(node: Node, path: str) -> Any:
-        text = _text_of(node, path)
-        if text is None:
-            return BAD
-        if text in values:
-            return values[text]
-        known = ", ".join(values)
-        problem = f"must be {known}" if len(values) == 1 else f"must be one of {known}"
-        return _report(node, path, f"{problem}; got {_quoted(node)}", words.did_you_mean(text, list(values)))
-
-    return read_literal
 
 
 def _list(info: inspect.Type) -> Reader:
@@ -555,13 +279,13 @@ def _list(info: inspect.Type) -> Reader:
     def read_list(node: Node, path: str) -> Any:
         if node.kind == "sequence":
             if not node.items and info.min_length:
-                return _report(node, path, "must not be empty")
+                return reject(node, path, "must not be empty")
             return Items([item(inner, f"{path}[{at}]") for at, inner in enumerate(node.items)], node.items)
         if node.empty:
-            return _report(node, path, "has no value", "leave the key out, or write a list")
+            return reject(node, path, "has no value", "leave the key out, or write a list")
         # One is a list of one where that cannot be mistaken.
         if is_section and (node.kind == "mapping" or not short) and not (short and _takes_one(info)):
-            return _report(node, path, f"must be a list, not {_what(node)}", "begin each item with '- '")
+            return reject(node, path, f"must be a list, not {node.what}", "begin each item with '- '")
         return Items([item(node, path)], [node], is_list=False)
 
     return read_list
@@ -581,7 +305,7 @@ def _pair(info: inspect.Type) -> Reader:
 
     def read_pair(node: Node, path: str) -> Any:
         if len(node.items) != len(readers):
-            return _report(node, path, f"must be a list of {len(readers)}")
+            return reject(node, path, f"must be a list of {len(readers)}")
         values = [
             reader(inner, f"{path}[{at}]")
             for at, (reader, inner) in enumerate(zip(readers, node.items, strict=True))
@@ -597,11 +321,11 @@ def _free_mapping(info: inspect.Type) -> Reader:
 
     def read_mapping(node: Node, path: str) -> Any:
         if node.kind != "mapping":
-            return _report(node, path, f"must be a mapping, not {_what(node)}", _mapping_hint(node))
+            return reject(node, path, f"must be a mapping, not {node.what}", _mapping_hint(node))
         part = Part(None, node, path)
         seen: dict[str, Node] = {}
         for key_node, value_node in [*node.pairs, *node.merged]:
-            inner = _join(path, _short(key_node.text))
+            inner = join(path, shortened(key_node.text))
             key = read_key(key_node, inner)
             value = read_value(value_node, inner)
             if key is BAD:
@@ -610,7 +334,7 @@ def _free_mapping(info: inspect.Type) -> Reader:
             # Header names are the same in any case; nothing else here differs in case only on purpose.
             if key.lower() in seen:
                 first = seen[key.lower()].line
-                key_node.report(inner, f"duplicate key '{_short(key)}' (first on line {first})")
+                key_node.report(inner, f"duplicate key '{shortened(key)}' (first on line {first})")
                 continue
             seen[key.lower()] = key_node
             part.put(key, value, key_node, value_node)
@@ -620,18 +344,16 @@ def _free_mapping(info: inspect.Type) -> Reader:
 
 
 _MAKERS: dict[type[inspect.Type], Callable[[inspect.Type], Reader]] = {
-    inspect.StrType: _string,
-    inspect.IntType: _integer,
-    inspect.FloatType: _number,
-    inspect.BoolType: _boolean,
-    inspect.LiteralType: _literal,
+    **SCALARS,
     inspect.VarTupleType: _list,
     inspect.TupleType: _pair,
     inspect.DictType: _free_mapping,
 }
 
 
-# Forms
+# Forms that are more than a text
+
+_read_name = formed(words.name, inspect.StrType())
 
 
 def _target(node: Node, path: str) -> Any:
@@ -642,14 +364,14 @@ def _target(node: Node, path: str) -> Any:
         and not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|unix:", node.text)
     ):
         if re.fullmatch(r"[^:/]+:[0-9]+/?|.*/.*", node.text):
-            return _report(
+            return reject(
                 node,
                 path,
-                f"{_quoted(node)} is neither a URL nor a name",
+                f"{node.quoted} is neither a URL nor a name",
                 f"did you mean 'http://{node.text}'?",
             )
-        return _FORM_READERS["name"](node, path)
-    return _reader_of(next(field.type for field in _fields(schema.Upstream) if field.name == "endpoints"))(
+        return _read_name(node, path)
+    return _reader_of(next(field.type for field in fields_of(schema.Upstream) if field.name == "endpoints"))(
         node, path
     )
 
@@ -662,28 +384,28 @@ def _endpoints(node: Node, path: str) -> Any:
 def _workers(node: Node, path: str) -> Any:
     if node.text == "auto":
         return None
-    return _integer(inspect.IntType(ge=1, le=1024))(node, path)
+    return integer(inspect.IntType(ge=1, le=1024))(node, path)
 
 
 def _outcome(words_of: Callable[[str], str]) -> Reader:
     """How an attempt ended: a word or a status, or a mapping with one key for what the answer says."""
-    read_word = _formed(words_of, inspect.StrType())
+    read_word = formed(words_of, inspect.StrType())
 
     def read(node: Node, path: str) -> Any:
         if node.kind != "mapping":
             return read_word(node, path)
         kinds = ", ".join(content.KINDS)
         if len(node.pairs) != 1:
-            return _report(node, path, f"needs exactly one of {kinds}")
+            return reject(node, path, f"needs exactly one of {kinds}")
         ((key, value),) = node.pairs
         if key.text not in content.KINDS:
-            return _report(key, path, f"{_quoted(key)} is not one of {kinds}")
+            return reject(key, path, f"{key.quoted} is not one of {kinds}")
         if value.kind != "scalar" or value.empty:
-            return _report(value, f"{path}.{key.text}", f"{_what(value)} is not a text")
+            return reject(value, f"{path}.{key.text}", f"{value.what} is not a text")
         try:
             return words.content_condition(key.text, value.text)
         except Wrong as wrong:
-            return _report(value, f"{path}.{key.text}", wrong.problem)
+            return reject(value, f"{path}.{key.text}", wrong.problem)
 
     return read
 
@@ -695,90 +417,6 @@ _SPECIAL: dict[str | None, Reader] = {
     "failure_condition": _outcome(words.failure_condition),
     "retry_condition": _outcome(words.retry_condition),
 }
-
-_FORMS: dict[str | None, Callable[[str], Any]] = {
-    "duration": units.parse_duration,
-    "duration_range": units.parse_duration_range,
-    "hedge_after": units.parse_hedge_after,
-    "size": units.parse_size,
-    "byte_rate": units.parse_byte_rate,
-    "percent": units.parse_percent,
-    "name": words.name,
-    "secret": words.secret,
-    "state_url": words.state_url,
-    "listen_address": words.listen_address,
-    "control": words.control,
-    "endpoint_url": words.endpoint_url,
-    "host_port": words.host_port,
-    "proxy_url": words.proxy_url,
-    "srv_name": words.srv_name,
-    "file_path": words.file_path,
-    "pem_file": words.pem_file,
-    "tls_version": words.tls_version,
-    "server_name": words.server_name,
-    "kubernetes_name": words.kubernetes_name,
-    "kubernetes_port": words.kubernetes_port,
-    "api_server": words.api_server,
-    "token_url": words.token_url,
-    "san_pattern": words.san_pattern,
-    "jwks_source": words.jwks_source,
-    "client_name": words.client_name,
-    "cidr": words.cidr,
-    "host_pattern": words.host_pattern,
-    "egress_place": words.egress_place,
-    "host": words.host,
-    "path_pattern": words.path_pattern,
-    "path": words.path,
-    "regex": words.regex,
-    "method": words.method,
-    "header_name": words.header_name,
-    "component": words.component,
-    "match_header": lambda text: words.header_name(text).lower(),
-    "header_value": words.header_value,
-    "template": words.template,
-    "rate": units.parse_rate,
-    "limit_per": words.limit_per,
-    "balance_key": words.balance_key,
-    "zone": words.zone,
-    "limit_cost": words.limit_cost,
-    "status_range": words.status_span,
-    "log_target": words.log_target,
-}
-
-_FORM_READERS = {"name": _formed(words.name, inspect.StrType())}
-
-
-# Words for problems
-
-
-def _report(node: Node, path: str, message: str, hint: str | None = None) -> _Bad:
-    node.report(path, message, hint)
-    return BAD
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _quoted(node: Node) -> str:
-    return repr(_short(without_users(node.text)))
-
-
-def _what(node: Node) -> str:
-    if node.kind == "scalar":
-        return "nothing" if node.empty else _quoted(node)
-    return "a list" if node.kind == "sequence" else "a mapping"
-
-
-def _is_bare_placeholder(node: Node) -> bool:
-    """Whether it is what YAML makes of an unquoted `{client}`: a mapping with one key and no value."""
-    return len(node.pairs) == 1 and node.pairs[0][1].empty and node.pairs[0][0].kind == "scalar"
-
-
-def _quote_hint(node: Node) -> str | None:
-    if _is_bare_placeholder(node):
-        return f'quote this: "{{{_short(node.pairs[0][0].text)}}}"'
-    return None
 
 
 def _mapping_hint(node: Node) -> str | None:
