@@ -13,7 +13,7 @@ import trio.testing
 
 from ambassador.errors import CredentialUnavailable
 from ambassador.proxy.tokens.answer import FAILED, REFUSED, Failure, Granted
-from ambassador.proxy.tokens.keeper import Place, Wanted
+from ambassador.proxy.tokens.keeper import Keeper, Place, Wanted
 from ambassador.proxy.tokens.request import Asker
 from ambassador.proxy.tokens.seal import Sealer
 from ambassador.secret import Secrets
@@ -171,6 +171,56 @@ def test_workers_have_the_next_token_as_soon_as_one_has_fetched_it() -> None:
     world.answer(Granted("new", 1000.0))
     assert second.line() == b"\r\nauthorization: Bearer new"
     assert len(world.questions) == 2
+
+
+def a_made_one(world: World, upstream: str) -> Keeper:
+    wanted = Wanted(upstream, ASKER, FORM, (Place(world.shared.scopes[0]),))
+    return world.tokens[0].make(wanted, "x.y", world.counts)
+
+
+@pytest.mark.parametrize("is_made", [True, False])
+def test_upstreams_with_the_same_settings_share_a_token_and_hear_of_it(*, is_made: bool) -> None:
+    world = World()
+    if is_made:
+        keepers = [a_made_one(world, upstream) for upstream in ("a", "b", "c")]
+    else:
+        places = (Place(world.shared.scopes[0]),)
+        keepers = [
+            world.tokens[0].get(Wanted(upstream, ASKER, FORM, places), world.counts)
+            for upstream in ("a", "b", "c")
+        ]
+    for keeper in keepers:
+        keeper.line()
+    world.shared.deliver()
+    assert len(world.questions) == 1, "one of them has the lock"
+    world.answer(Granted("t", 1000.0))
+    assert [keeper.line() for keeper in keepers] == [b"\r\nauthorization: Bearer t"] * 3
+
+
+def test_keeper_hears_of_its_token_when_a_namesake_has_gone() -> None:
+    world = World(2)
+    stays, goes = a_made_one(world, "a"), a_made_one(world, "b")
+    other = world.tokens[1].make(
+        Wanted("a", ASKER, FORM, (Place(world.shared.scopes[1]),)), "x.y", world.counts
+    )
+    other.line()
+    world.shared.deliver()
+    stays.line()
+    world.shared.deliver()
+    gone = weakref.ref(goes)
+    del goes
+    gc.collect()
+    assert gone() is None
+    world.answer(Granted("t", 1000.0))
+    assert stays.line() == b"\r\nauthorization: Bearer t"
+
+
+def test_nothing_is_left_of_keepers_that_have_gone() -> None:
+    world = World()
+    a_made_one(world, "a")
+    world.keeper()
+    gc.collect()
+    assert not world.tokens[0]._by_credential
 
 
 def test_token_that_is_used_is_refreshed_by_the_clock() -> None:

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import msgspec
 
@@ -130,12 +130,12 @@ class Tokens:
         self.wall_s = wall_s
         self.chance = chance
         self.log = log
-        self.nonce = secrets.token_hex(8)
-        """Who holds a lock: this worker."""
         self._by_wanted: WeakValueDictionary[Wanted, Keeper] = WeakValueDictionary()
         self._scopes = scopes
         self._sealers: WeakValueDictionary[str, Sealer] = WeakValueDictionary()
-        self._made: WeakValueDictionary[str, Keeper] = WeakValueDictionary()
+        self._by_credential: WeakValueDictionary[str, WeakSet[Keeper]] = WeakValueDictionary()
+        """Several upstreams may have the same, and a table its own beside that of the one before. A keeper has its set,
+        so that an entry goes with the last of them."""
         scopes.fleet.listen("token", self._heard)
         if scopes.replica is not scopes.fleet:
             scopes.replica.listen("token", self._heard)
@@ -163,6 +163,7 @@ class Tokens:
             credential = wanted.asker.identity(wanted.form)
             keeper = Keeper(self, wanted, credential, counts, proactive=True)
             self._by_wanted[wanted] = keeper
+            self._join(keeper)
         return keeper
 
     def make(
@@ -181,8 +182,16 @@ class Tokens:
         same token service.
         """
         keeper = Keeper(self, wanted, credential, counts, until=until, blame=blame, outage=outage)
-        self._made[credential] = keeper
+        self._join(keeper)
         return keeper
+
+    def _join(self, keeper: Keeper) -> None:
+        """Have the keeper hear of what is stored under its credential."""
+        namesakes = self._by_credential.get(keeper.credential)
+        if namesakes is None:
+            namesakes = self._by_credential[keeper.credential] = WeakSet()
+        namesakes.add(keeper)
+        keeper.namesakes = namesakes
 
     def _heard(self, event: Event) -> None:
         """Somebody stored a token."""
@@ -191,21 +200,16 @@ class Tokens:
         except msgspec.MsgspecError:
             return
         _, _, rest = event.name.partition(":")
-        credential = rest.partition(":")[0]
-        made = self._made.get(credential)
-        if made is not None:
-            made.heard(event.name, version)
-        for keeper in list(self._by_wanted.values()):  # few, and several upstreams may have the same
-            if keeper.credential == credential:
-                keeper.heard(event.name, version)
+        for keeper in list(self._by_credential.get(rest.partition(":")[0], ())):
+            keeper.heard(event.name, version)
 
 
 class Keeper(Timer):
     """Keeps one token. `counts` is told how its fetching goes, and when a `proactive` one expires."""
 
     __slots__ = (
-        "__weakref__", "_blame", "_counts", "_flight", "_news", "_outage", "_places", "_problem", "_tokens", "_waiters",
-        "_wanted", "credential", "until", "upstream",
+        "__weakref__", "_blame", "_counts", "_flight", "_news", "_nonce", "_outage", "_places", "_problem", "_tokens", "_waiters",
+        "_wanted", "credential", "namesakes", "until", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -224,6 +228,10 @@ class Keeper(Timer):
         self.upstream = wanted.upstream
         self.credential = credential
         """Its name among all; no secret."""
+        self.namesakes: WeakSet[Keeper] | None = None
+        """All of this credential, for who looks for them by it."""
+        self._nonce = secrets.token_hex(8)
+        """Who holds a lock: this keeper alone, and not its namesakes, which would fetch beside it."""
         self._tokens = tokens
         self._wanted = wanted
         self._places = wanted.places
@@ -398,7 +406,7 @@ class Keeper(Timer):
         operation = Token(
             name,
             ask.action,
-            nonce="" if ask.action == "read" else self._tokens.nonce,
+            nonce="" if ask.action == "read" else self._nonce,
             version=ask.version,
             value=value,
             ttl_ms=max(1, round(ask.ttl_s * 1000)) if ask.action == "store" else 0,
