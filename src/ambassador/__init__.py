@@ -66,7 +66,7 @@ Around it
   Permits to be in progress are divided by the replica's store (`state/permits.py`, their number found by
   `state/gradient.py`) and held in `state/allotment.py`.
 - Tokens that are fetched for an upstream: `proxy/tokens/flight.py` says when, and who of all that share a store;
-  `keeper.py` drives it and wakes who waits; `control/tokens.py` asks the token service.
+  `keeper.py` drives it and wakes who waits, `register.py` knows them all; `control/tokens.py` asks the token service.
 - A worker that is short of time, memory or descriptors refuses a part of what comes, before step 6
   (`proxy/overload.py`).
 - Which endpoints there are, where the config does not say: the supervisor finds them (`control/discovery/directory.py`,

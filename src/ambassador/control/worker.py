@@ -71,7 +71,8 @@ from ambassador.proxy.overload import Monitor, memory_in_use
 from ambassador.proxy.policies.concurrency import Bulkheads
 from ambassador.proxy.service import Service, Table
 from ambassador.proxy.tls import Keyring, ServerTls
-from ambassador.proxy.tokens.keeper import Tokens
+from ambassador.proxy.tokens.keeper import Surroundings
+from ambassador.proxy.tokens.register import Tokens
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.health import Marks
 from ambassador.proxy.upstream.outlier import Outliers
@@ -639,15 +640,10 @@ async def open_plane(
         )
         secrets_kept = Secrets(None if start.slot == 0 else _quiet())
         services = TokenServices(f"ambassador/{__version__}", outer, egress=lambda: plane.egress)
-        tokens = Tokens(
-            lane,
-            scopes.scopes,
-            services.ask,
-            wall_s=time.time,
-            chance=random.random,
-            log=logging.getLogger("ambassador"),
+        around = Surroundings(
+            lane, services.ask, time.time, chance=random.random, log=logging.getLogger("ambassador")
         )
-        means = Means(secrets_kept, time.time, tokens)
+        means = Means(secrets_kept, time.time, Tokens(around, scopes.scopes))
         plane = WorkerPlane(start, config, page, log_fd, lane, scopes=scopes, means=means)
         outer.start_soon(plane.certificates.run)
         outer.start_soon(_keep_current, secrets_kept, plane.take_secrets)

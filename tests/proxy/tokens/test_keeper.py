@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-import weakref
 from pathlib import Path
 
 import pytest
@@ -13,12 +11,11 @@ import trio.testing
 
 from ambassador.errors import CredentialUnavailable
 from ambassador.proxy.tokens.answer import FAILED, REFUSED, Failure, Granted
-from ambassador.proxy.tokens.keeper import Keeper, Place, Wanted
+from ambassador.proxy.tokens.keeper import Place
 from ambassador.proxy.tokens.request import Asker
 from ambassador.proxy.tokens.seal import Sealer
 from ambassador.secret import Secrets
 from ambassador.state.protocol import Token
-from ambassador.state.scope import Scopes
 from tests.proxy.tokens.world import ASKER, FORM, WALL_S, Rest, World, a_request
 
 KEY = "a key that is long enough"
@@ -173,56 +170,6 @@ def test_workers_have_the_next_token_as_soon_as_one_has_fetched_it() -> None:
     assert len(world.questions) == 2
 
 
-def a_made_one(world: World, upstream: str) -> Keeper:
-    wanted = Wanted(upstream, ASKER, FORM, (Place(world.shared.scopes[0]),))
-    return world.tokens[0].make(wanted, "x.y", world.counts)
-
-
-@pytest.mark.parametrize("is_made", [True, False])
-def test_upstreams_with_the_same_settings_share_a_token_and_hear_of_it(*, is_made: bool) -> None:
-    world = World()
-    if is_made:
-        keepers = [a_made_one(world, upstream) for upstream in ("a", "b", "c")]
-    else:
-        places = (Place(world.shared.scopes[0]),)
-        keepers = [
-            world.tokens[0].get(Wanted(upstream, ASKER, FORM, places), world.counts)
-            for upstream in ("a", "b", "c")
-        ]
-    for keeper in keepers:
-        keeper.line()
-    world.shared.deliver()
-    assert len(world.questions) == 1, "one of them has the lock"
-    world.answer(Granted("t", 1000.0))
-    assert [keeper.line() for keeper in keepers] == [b"\r\nauthorization: Bearer t"] * 3
-
-
-def test_keeper_hears_of_its_token_when_a_namesake_has_gone() -> None:
-    world = World(2)
-    stays, goes = a_made_one(world, "a"), a_made_one(world, "b")
-    other = world.tokens[1].make(
-        Wanted("a", ASKER, FORM, (Place(world.shared.scopes[1]),)), "x.y", world.counts
-    )
-    other.line()
-    world.shared.deliver()
-    stays.line()
-    world.shared.deliver()
-    gone = weakref.ref(goes)
-    del goes
-    gc.collect()
-    assert gone() is None
-    world.answer(Granted("t", 1000.0))
-    assert stays.line() == b"\r\nauthorization: Bearer t"
-
-
-def test_nothing_is_left_of_keepers_that_have_gone() -> None:
-    world = World()
-    a_made_one(world, "a")
-    world.keeper()
-    gc.collect()
-    assert not world.tokens[0]._by_credential
-
-
 def test_token_that_is_used_is_refreshed_by_the_clock() -> None:
     world = World()
     keeper = world.keeper()
@@ -326,35 +273,7 @@ def test_value_of_the_store_that_is_none_of_ours_counts_as_none() -> None:
     assert keeper.line() == b"\r\nauthorization: Bearer t"
 
 
-def test_places_are_where_tokens_may_be_put(tmp_path: Path) -> None:
-    world = World(2)
-    fleet, replica = world.shared.scopes
-    tokens = world.make_tokens(0)
-    tokens._scopes = Scopes(fleet, replica)
-    (tmp_path / "k").write_text(KEY)
-    secrets = Secrets()
-    assert tokens.places(secrets, None, remote=False) == (Place(fleet),)
-    assert tokens.places(secrets, None, remote=True) == (Place(replica),)
-    sealed = tokens.places(secrets, f"file:{tmp_path}/k", remote=True)
-    assert [place.scope for place in sealed] == [fleet, replica]
-    assert [place.sealer is None for place in sealed] == [False, True]
-    assert tokens.places(secrets, f"file:{tmp_path}/k", remote=True) == sealed
-
-
 # ----- what others see ----------------------------------------------------------------------------------------------
-
-
-def test_keeper_is_the_same_for_the_next_config_as_long_as_somebody_has_it() -> None:
-    world = World()
-    keeper = world.keeper()
-    assert world.keeper() is keeper
-    assert world.keeper(asker=Asker(url=ASKER.url, client_id="you")) is not keeper
-    world.fill(keeper)
-    gone = weakref.ref(keeper)
-    world.clock.timers.clear()
-    del keeper
-    gc.collect()
-    assert gone() is None
 
 
 def test_standing_tells_how_long_the_token_holds_and_what_failed_last() -> None:
@@ -391,11 +310,3 @@ def test_log_tells_a_failure_once_and_when_it_is_over(caplog: pytest.LogCaptureF
     ]
     assert world.counts.results == {"failed": 3, "ok": 1}
     assert "s3cret-token" not in repr(keeper) + repr(keeper.held()) + repr(keeper.standing())
-
-
-def test_token_is_not_kept_beyond_what_it_is_made_for() -> None:
-    world = World()
-    wanted = Wanted("api", ASKER, FORM, (Place(world.shared.scopes[0]),))
-    keeper = world.tokens[0].make(wanted, "x.y", world.counts, until=world.clock.now + 50.0)
-    world.fill(keeper, life_s=1000.0)
-    assert keeper.standing().valid_for_s == pytest.approx(50.0)

@@ -10,7 +10,8 @@ import trio
 
 from ambassador.messages import Request, Waiter
 from ambassador.proxy.tokens.answer import Failure, Granted
-from ambassador.proxy.tokens.keeper import Keeper, Place, Tokens, Wanted
+from ambassador.proxy.tokens.keeper import Keeper, Place, Surroundings, Wanted
+from ambassador.proxy.tokens.register import Tokens
 from ambassador.proxy.tokens.request import Asker, Question
 from tests.proxy.stores import SharedStore, Time
 
@@ -70,14 +71,14 @@ class World:
         self.tokens = [self.make_tokens(worker) for worker in range(workers)]
 
     def make_tokens(self, worker: int) -> Tokens:
-        return Tokens(
+        around = Surroundings(
             self.clock,
-            self.shared.scopes_of(worker),
             self._post,
             wall_s=lambda: WALL_S + self.clock.now,
             chance=lambda: 0.5,
             log=logging.getLogger("test.tokens"),
         )
+        return Tokens(around, self.shared.scopes_of(worker))
 
     def _post(self, question: Question, done: Callable[[Granted | Failure], None]) -> None:
         self.questions.append(question)

@@ -26,7 +26,8 @@ from ambassador.secret import Secret, SecretError, Secrets
 
 if TYPE_CHECKING:
     from ambassador.messages import Field, Request, RequestHead
-    from ambassador.proxy.tokens.keeper import Place, Standing, TokenCounts, Tokens
+    from ambassador.proxy.tokens.keeper import Place, Standing, TokenCounts
+    from ambassador.proxy.tokens.register import Tokens
     from ambassador.proxy.upstream.endpoint import Endpoint
 
 AUTHORIZATION: Final = "authorization"

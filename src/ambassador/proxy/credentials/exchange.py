@@ -109,7 +109,7 @@ class Exchanged(Credential):
         if token is None:
             raise unauthenticated("the upstream is called with the token of the caller, and there is none")
         digest = _digest(token)
-        now = self._means.kept_tokens.clock.now
+        now = self._means.kept_tokens.around.clock.now
         keeper = self._keepers.get(digest)
         if keeper is None or now >= keeper.until:
             until = expires_at(token)

@@ -1,18 +1,15 @@
-"""Keepers of tokens: each drives the flight of one token, and wakes the requests that wait for it.
+"""A keeper of a token: drives the flight of one token, and wakes the requests that wait for it.
 
-`Tokens` is the worker's, which outlives its tables: a keeper that a reload makes again is the same one as before, as
-long as somebody has it. Nothing here does I/O: stores are asked by their scopes, the token service by what
-`control/tokens.py` gives. Neither answers inside of the call.
+Nothing here does I/O: stores are asked by their scopes, the token service by what `control/tokens.py` gives. Neither
+answers inside of the call. Who keeps what, and who hears of what is stored, is in `register.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
-from weakref import WeakSet, WeakValueDictionary
 
 import msgspec
 
@@ -25,18 +22,17 @@ from ambassador.proxy.tokens.outage import Outage
 from ambassador.proxy.tokens.request import Unaskable
 from ambassador.proxy.tokens.seal import NONCE_BYTES, Sealer
 from ambassador.secret import SecretError
-from ambassador.state.protocol import Token, Tokened, decode_tokened
+from ambassador.state.protocol import Token, Tokened
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Iterable
     from logging import Logger
 
     from ambassador.errors import ProxyError
     from ambassador.messages import Request, Waiter
     from ambassador.proxy.tokens.request import Asker, Question
-    from ambassador.secret import Secrets
-    from ambassador.state.protocol import Answer, Event
-    from ambassador.state.scope import Scope, Scopes
+    from ambassador.state.protocol import Answer
+    from ambassador.state.scope import Scope
 
 MOST_WAIT_S: Final = 5.0
 """So long a request waits for a token that is not there yet, and no longer than its route allows."""
@@ -112,109 +108,29 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     next_try_s: float | None = None
 
 
-class Tokens:
-    """What keepers have in common. `post` asks token services."""
+class Surroundings(NamedTuple):
+    """What all keepers of a worker have in common. `post` asks token services, `wall_s` gives the time of day in unix
+    seconds, `chance` a number in [0, 1).
+    """
 
-    def __init__(
-        self,
-        clock: Clock,
-        scopes: Scopes,
-        post: Post,
-        *,
-        wall_s: Callable[[], float],
-        chance: Callable[[], float],
-        log: Logger,
-    ) -> None:
-        self.clock = clock
-        self.post = post
-        self.wall_s = wall_s
-        self.chance = chance
-        self.log = log
-        self._by_wanted: WeakValueDictionary[Wanted, Keeper] = WeakValueDictionary()
-        self._scopes = scopes
-        self._sealers: WeakValueDictionary[str, Sealer] = WeakValueDictionary()
-        self._by_credential: WeakValueDictionary[str, WeakSet[Keeper]] = WeakValueDictionary()
-        """Several upstreams may have the same, and a table its own beside that of the one before. A keeper has its set,
-        so that an entry goes with the last of them."""
-        scopes.fleet.listen("token", self._heard)
-        if scopes.replica is not scopes.fleet:
-            scopes.replica.listen("token", self._heard)
-
-    def places(self, kept: Secrets, secret_key: str | None, *, remote: bool) -> tuple[Place, ...]:
-        """Where tokens are shared. `remote`: the fleet's store is not the replica's; without a `secret_key`, which is
-        the reference of a secret, none is put there.
-        """
-        scopes = self._scopes
-        if not remote:
-            return (Place(scopes.fleet),)
-        if secret_key is None:
-            return (Place(scopes.replica),)
-        sealer = self._sealers.get(secret_key)
-        if sealer is None:
-            sealer = self._sealers[secret_key] = Sealer(kept.get(secret_key))
-            with contextlib.suppress(SecretError):
-                _ = sealer.key_id  # the library is imported now, not when the first request waits
-        return (Place(scopes.fleet, sealer), Place(scopes.replica))
-
-    def get(self, wanted: Wanted, counts: TokenCounts) -> Keeper:
-        """The keeper of a token that is refreshed as long as it is used; the same one as long as somebody has it."""
-        keeper = self._by_wanted.get(wanted)
-        if keeper is None:
-            credential = wanted.asker.identity(wanted.form)
-            keeper = Keeper(self, wanted, credential, counts, proactive=True)
-            self._by_wanted[wanted] = keeper
-            self._join(keeper)
-        return keeper
-
-    def make(
-        self,
-        wanted: Wanted,
-        credential: str,
-        counts: TokenCounts,
-        *,
-        until: float = inf,
-        blame: Blame | None = None,
-        outage: Outage | None = None,
-    ) -> Keeper:
-        """Another keeper, of a token that is not used beyond `until` (the lane's clock), under this name.
-
-        `blame` says which failures are not the ambassador's to tell as its own; `outage` is what all have who ask the
-        same token service.
-        """
-        keeper = Keeper(self, wanted, credential, counts, until=until, blame=blame, outage=outage)
-        self._join(keeper)
-        return keeper
-
-    def _join(self, keeper: Keeper) -> None:
-        """Have the keeper hear of what is stored under its credential."""
-        namesakes = self._by_credential.get(keeper.credential)
-        if namesakes is None:
-            namesakes = self._by_credential[keeper.credential] = WeakSet()
-        namesakes.add(keeper)
-        keeper.namesakes = namesakes
-
-    def _heard(self, event: Event) -> None:
-        """Somebody stored a token."""
-        try:
-            version = decode_tokened(event.body).version
-        except msgspec.MsgspecError:
-            return
-        _, _, rest = event.name.partition(":")
-        for keeper in list(self._by_credential.get(rest.partition(":")[0], ())):
-            keeper.heard(event.name, version)
+    clock: Clock
+    post: Post
+    wall_s: Callable[[], float]
+    chance: Callable[[], float]
+    log: Logger
 
 
 class Keeper(Timer):
     """Keeps one token. `counts` is told how its fetching goes, and when a `proactive` one expires."""
 
     __slots__ = (
-        "__weakref__", "_blame", "_counts", "_flight", "_news", "_nonce", "_outage", "_places", "_problem", "_tokens", "_waiters",
-        "_wanted", "credential", "namesakes", "until", "upstream",
+        "__weakref__", "_around", "_blame", "_counts", "_flight", "_news", "_nonce", "_outage", "_places", "_problem",
+        "_waiters", "_wanted", "credential", "namesakes", "until", "upstream",
     )  # fmt: skip
 
     def __init__(
         self,
-        tokens: Tokens,
+        around: Surroundings,
         wanted: Wanted,
         credential: str,
         counts: TokenCounts,
@@ -228,11 +144,11 @@ class Keeper(Timer):
         self.upstream = wanted.upstream
         self.credential = credential
         """Its name among all; no secret."""
-        self.namesakes: WeakSet[Keeper] | None = None
+        self.namesakes: Iterable[Keeper] = ()
         """All of this credential, for who looks for them by it."""
         self._nonce = secrets.token_hex(8)
         """Who holds a lock: this keeper alone, and not its namesakes, which would fetch beside it."""
-        self._tokens = tokens
+        self._around = around
         self._wanted = wanted
         self._places = wanted.places
         self._counts = counts
@@ -262,7 +178,7 @@ class Keeper(Timer):
         return self._wait(request.waiter)
 
     async def _wait(self, waiter: Waiter) -> None:
-        flight, clock = self._flight, self._tokens.clock
+        flight, clock = self._flight, self._around.clock
         give_up_at = clock.now + MOST_WAIT_S
         news = flight.news
         self._waiters.add(waiter)
@@ -288,7 +204,7 @@ class Keeper(Timer):
         which gets a 401 that is worth another attempt.
         """
         token = self._flight.latest
-        return token if token is not None and self._tokens.clock.now < token.expires_at else None
+        return token if token is not None and self._around.clock.now < token.expires_at else None
 
     def line(self) -> bytes | None:
         """The field for requests that begin now, with CRLF before it; None: there is no token in hand."""
@@ -297,7 +213,7 @@ class Keeper(Timer):
 
     def refused(self, began: float) -> bool:
         """The upstream answered 401 to an attempt that began then: whether another may do better."""
-        again = self._flight.refused(began, self._tokens.clock.now)
+        again = self._flight.refused(began, self._around.clock.now)
         self._act()
         return again
 
@@ -307,7 +223,7 @@ class Keeper(Timer):
 
     def standing(self) -> Standing:
         """How it stands now."""
-        now, flight = self._tokens.clock.now, self._flight
+        now, flight = self._around.clock.now, self._flight
         token, down = flight.token, flight.down
         return Standing(
             valid_for_s=None if token is None or now >= token.expires_at else token.expires_at - now,
@@ -321,7 +237,7 @@ class Keeper(Timer):
         return not self._waiters
 
     def _want(self) -> Held | Down | None:
-        now = self._tokens.clock.now
+        now = self._around.clock.now
         flight = self._flight
         found = flight.want(now)
         while flight.todo:
@@ -339,7 +255,7 @@ class Keeper(Timer):
         what = "is refused by the token service" if failure.result == REFUSED else "cannot be had"
         if failure.code:
             what += f" ({failure.code})"
-        return self._unavailable(what, max(down.until - self._tokens.clock.now, 1.0))
+        return self._unavailable(what, max(down.until - self._around.clock.now, 1.0))
 
     def _unavailable(self, what: str, retry_after_s: float = 1.0) -> CredentialUnavailable:
         return CredentialUnavailable(
@@ -355,12 +271,12 @@ class Keeper(Timer):
         except SecretError:
             return
         if mine:
-            self._flight.heard(version, self._tokens.clock.now)
+            self._flight.heard(version, self._around.clock.now)
             self._act()
 
     def expire(self) -> None:
         """The lane calls: it is the time that the flight asked for."""
-        self._flight.rang(self._tokens.clock.now)
+        self._flight.rang(self._around.clock.now)
         self._act()
 
     def _act(self) -> None:
@@ -381,14 +297,14 @@ class Keeper(Timer):
                 waiter.wake()
         if self.deadline != flight.ring_at:
             self.deadline = flight.ring_at
-            self._tokens.clock.arm(self)
+            self._around.clock.arm(self)
 
     def _tell_expiry(self) -> None:
-        token, tokens = self._flight.token, self._tokens
-        if token is None or token.expires_at <= tokens.clock.now:
+        token, around = self._flight.token, self._around
+        if token is None or token.expires_at <= around.clock.now:
             self._counts.expires(0.0)
         else:
-            self._counts.expires(tokens.wall_s() + token.expires_at - tokens.clock.now)
+            self._counts.expires(around.wall_s() + token.expires_at - around.clock.now)
 
     # The stores
 
@@ -423,7 +339,7 @@ class Keeper(Timer):
         self._told(ask.turn, seen)
 
     def _told(self, turn: int, seen: Seen | None) -> None:
-        self._flight.told(turn, seen, self._tokens.clock.now, self._tokens.chance())
+        self._flight.told(turn, seen, self._around.clock.now, self._around.chance())
         self._act()
 
     def _read(self, sealer: Sealer | None, name: str, answer: Tokened) -> Record | Refusal | None:
@@ -436,25 +352,25 @@ class Keeper(Timer):
     # The token service
 
     def _fetch(self) -> None:
-        tokens = self._tokens
-        refusal = None if self._outage is None else self._outage.refusal(tokens.clock.now)
+        around = self._around
+        refusal = None if self._outage is None else self._outage.refusal(around.clock.now)
         if refusal is not None:
-            self._flight.fetched(refusal, tokens.clock.now, tokens.chance())
+            self._flight.fetched(refusal, around.clock.now, around.chance())
             self._act()
             return
         try:
             question = self._wanted.asker.question(
-                self._wanted.form, wall_s=tokens.wall_s(), nonce=secrets.token_hex(16)
+                self._wanted.form, wall_s=around.wall_s(), nonce=secrets.token_hex(16)
             )
         except Unaskable as error:
             self._fetched(Failure(SECRET, str(error)))
             return
-        tokens.post(question, self._fetched)
+        around.post(question, self._fetched)
 
     def _fetched(self, result: Granted | Failure) -> None:
-        tokens = self._tokens
-        tokens.clock.tick()
-        now = tokens.clock.now
+        around = self._around
+        around.clock.tick()
+        now = around.clock.now
         self._counts.asked(OK if isinstance(result, Granted) else result.result)
         if isinstance(result, Granted):
             left_s = self.until - now
@@ -462,17 +378,17 @@ class Keeper(Timer):
                 result = Granted(result.text, max(left_s, 0.001))
             if self._problem:
                 self._problem = ""
-                tokens.log.info("upstream %s: the token service gives tokens again", self.upstream)
+                around.log.info("upstream %s: the token service gives tokens again", self.upstream)
         elif self._blame is None or self._blame(result) is None:  # else anybody could fill the log
             place = self._wanted.asker.url.partition("?")[0]  # in the rest there may be a secret
             self._complain(f"no token from {place}: {result.why}")
         if self._outage is not None:
-            self._outage.heard(result, now, tokens.chance())
-        self._flight.fetched(result, now, tokens.chance())
+            self._outage.heard(result, now, around.chance())
+        self._flight.fetched(result, now, around.chance())
         self._act()
 
     def _complain(self, problem: str) -> None:
         """Say it once, until it is another one."""
         if problem != self._problem:
             self._problem = problem
-            self._tokens.log.warning("upstream %s: %s", self.upstream, problem)
+            self._around.log.warning("upstream %s: %s", self.upstream, problem)
