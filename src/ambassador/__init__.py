@@ -6,7 +6,7 @@ The life of a request
     upstream, `proxy/tls_socket.py` takes the socket's place, with its contract: nothing else knows the difference. The
     contexts, and whether their files have changed, are the business of `proxy/tls.py`.
  2. That coroutine is driven by the lane (`proxy/lane.py`): the worker's reactor, and the only thing that it awaits.
- 3. Bytes become a request: `proxy/http1.py` reads, `proxy/http1_parser.py` parses, `proxy/fields.py` sorts out the
+ 3. Bytes become a request: `proxy/http1.py` reads, `proxy/http1_requests.py` parses, `proxy/fields.py` sorts out the
     header fields that the proxy itself must understand. The request is a record of `messages.py`. A plain one, as
     most are, takes the way of `proxy/express.py`: steps 4 to 12 in one function, which hands over to step 4 wherever
     anything is not plain.
@@ -40,9 +40,9 @@ The life of a request
     they may not touch). Last of all the upstream's credential is put on (`proxy/credentials/`, a file for each kind),
     in plaintext only for this host (`proxy/loopback.py`).
 10. It is sent and the answer's head awaited (`proxy/transfer.py`, which moves the bodies both ways meanwhile and keeps
-    the time; the syntax is the connection's, `proxy/upstream/h1.py`). Large bodies are not even copied
-    (`proxy/splice.py`). Both sides write through `proxy/wire.py`, which is where back pressure is. A client that is
-    slower than `min_rate` is cut (`proxy/pace.py`).
+    the time; the syntax is the connection's, `proxy/upstream/h1.py`, by `http1_answers.py`). Large bodies are not even
+    copied (`proxy/splice.py`). Both sides write through `proxy/wire.py`, which is where back pressure is. A client that
+    is slower than `min_rate` is cut (`proxy/pace.py`).
 11. Where the route looks into answers (`proxy/content.py`), or keeps them for repeats, the beginning of the body is
     awaited too. Then the answer's head is shaped likewise and passed on, and its body. An error before the head
     becomes a problem document (`errors.py`, `proxy/problem.py`); after it, the client's connection is cut.
@@ -87,9 +87,9 @@ Import rules, which `tox -e lint` checks
 - cli > control > config > proxy > state > observe > settings, messages, errors, printable, secret, extras > files:
   never upwards.
 - Within the data plane only `proxy/lane.py` imports trio. A policy imports no other policy.
-- Each third-party library has one door: httptools in `proxy/http1_parser.py`, h11 in `control/admin/http.py`,
-  httpcore in `control/http_client.py`, PyYAML in `config/compose.py`, dnspython in `control/discovery/`, re2 in
-  `proxy/path_regex.py`, PyJWT in `proxy/jose.py`, redis-py in `state/redis_nodes.py`.
+- Each third-party library has one door: httptools in `proxy/http1_requests.py` and `http1_answers.py`, h11 in
+  `control/admin/http.py`, httpcore in `control/http_client.py`, PyYAML in `config/compose.py`, dnspython in
+  `control/discovery/`, re2 in `proxy/path_regex.py`, PyJWT in `proxy/jose.py`, redis-py in `state/redis_nodes.py`.
 """
 
 __version__ = "0.1.0"

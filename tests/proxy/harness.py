@@ -16,7 +16,7 @@ import trio
 
 from ambassador.config.compile import compile_table
 from ambassador.config.load import load_text
-from ambassador.proxy.http1_parser import Limits
+from ambassador.proxy.http1_requests import Limits
 from ambassador.proxy.lane import Lane
 from ambassador.proxy.lasting import Lasting
 from ambassador.proxy.limit_keys import NoCounts

@@ -1,18 +1,34 @@
-"""Requests that are hostile or odd, by name and by generator, as the bytes of a client's stream.
+"""Requests that are hostile or odd, by name and by generator, as the bytes of a client's stream, and ways to cut these.
 
 For the tests of the parser and for those that send them through a whole service.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from ambassador.errors import BadRequest, NotImplementedByProxy, VersionNotSupported
 
+FEED = 65536
+"""Bytes of the longest feed."""
 HOST = b"Host: a\r\n"
 NEXT = b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n"
 CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def cuts(data: bytes) -> Iterator[list[bytes]]:
+    """`data` in two pieces in every way, and byte by byte."""
+    for at in range(1, len(data)):
+        yield [data[:at], data[at:]]
+    yield [data[at : at + 1] for at in range(len(data))]
+
+
+def pieces(data: bytes, size: int = FEED) -> list[bytes]:
+    """`data` in pieces of at most `size` bytes."""
+    return [data[at : at + size] for at in range(0, len(data), size)]
 
 
 def get(fields: bytes = b"", line: bytes = b"GET / HTTP/1.1") -> bytes:

@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from ambassador.proxy.http1 import ClientConnection
-from ambassador.proxy.http1_parser import Limits
+from ambassador.proxy.http1_requests import Limits
 from ambassador.proxy.listener import ListenerLimits
 from tests.proxy.harness import (
     GET,

@@ -21,7 +21,7 @@ from ambassador.messages import Reply, Request
 from ambassador.proxy import jose
 from ambassador.proxy.exchange import Exchange
 from ambassador.proxy.http1 import ClientConnection
-from ambassador.proxy.http1_parser import Limits
+from ambassador.proxy.http1_requests import Limits
 from ambassador.proxy.listener import ListenerLimits
 from tests.proxy.clients import tokens
 from tests.proxy.harness import GET, Origin, a_plane, config

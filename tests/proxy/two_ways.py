@@ -27,7 +27,7 @@ from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.exchange import Exchange
 from ambassador.proxy.express import ride
 from ambassador.proxy.http1 import ClientConnection
-from ambassador.proxy.http1_parser import SEEN_HEADS
+from ambassador.proxy.http1_answers import SEEN_HEADS
 from ambassador.proxy.lane import Lane
 from ambassador.proxy.lasting import Lasting
 from ambassador.proxy.listener import ListenerLimits

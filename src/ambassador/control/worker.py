@@ -62,7 +62,7 @@ from ambassador.proxy.changes import Changes
 from ambassador.proxy.clients.key_sets import KeySets
 from ambassador.proxy.credentials import Means
 from ambassador.proxy.egress import Egress
-from ambassador.proxy.http1_parser import Limits
+from ambassador.proxy.http1_requests import Limits
 from ambassador.proxy.lane import Lane
 from ambassador.proxy.lasting import Lasting
 from ambassador.proxy.limit_keys import Limit

@@ -30,7 +30,7 @@ from ambassador.proxy.attempts import Attempts, Charge
 from ambassador.proxy.fields import CREDENTIALS
 from ambassador.proxy.forwarding import caller_deadline_s, max_forwards
 from ambassador.proxy.freshness import Said, by_name, initial_age_s, is_unchanged
-from ambassador.proxy.http1_parser import HEALTH_TARGETS
+from ambassador.proxy.http1_requests import HEALTH_TARGETS
 from ambassador.proxy.lane import TimedOut
 from ambassador.proxy.methods import SAFE
 from ambassador.proxy.policies.cache import Flight

@@ -29,7 +29,8 @@ from ambassador.proxy.attempts import charge
 from ambassador.proxy.clients.who import let_know
 from ambassador.proxy.exchange import Exchange
 from ambassador.proxy.fields import wire_lines
-from ambassador.proxy.http1_parser import HEALTH_TARGETS, OWN_IDS, SEEN_HEADS, status_line
+from ambassador.proxy.http1_answers import SEEN_HEADS, status_line
+from ambassador.proxy.http1_requests import HEALTH_TARGETS, OWN_IDS
 from ambassador.proxy.lane import HANGUP, NOT_READ, READ, TimedOut
 from ambassador.proxy.policies.breaker import Ticket, closed, guards_of
 from ambassador.proxy.policies.breaker import answered as settle

@@ -16,7 +16,8 @@ from ambassador.errors import BadRequest, ProxyError, RequestTimeout
 from ambassador.proxy.exchange import Exchange
 from ambassador.proxy.express import ride
 from ambassador.proxy.fields import wire_lines
-from ambassador.proxy.http1_parser import RequestReader, status_line
+from ambassador.proxy.http1_answers import status_line
+from ambassador.proxy.http1_requests import RequestReader
 from ambassador.proxy.lane import BROKEN, HANGUP, NOT_READ, READ, READ_CLOSED, TimedOut
 from ambassador.proxy.pace import Pace
 from ambassador.proxy.tls_socket import begin_server, reason, shake_hands

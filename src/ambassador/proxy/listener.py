@@ -19,7 +19,7 @@ from ambassador.errors import Overloaded
 from ambassador.proxy.fields import wire_lines
 from ambassador.proxy.forwarding import Peer
 from ambassador.proxy.http1 import ClientConnection
-from ambassador.proxy.http1_parser import Limits
+from ambassador.proxy.http1_requests import Limits
 from ambassador.proxy.lane import BROKEN, READ_CLOSED, Timer
 from ambassador.proxy.problem import error_reply
 

@@ -17,7 +17,7 @@ import ipaddress
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ambassador.errors import ConnectFailed, ProxyError
-from ambassador.proxy.http1_parser import ResponseReader
+from ambassador.proxy.http1_answers import ResponseReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import UpstreamReset
 from ambassador.proxy.fields import wire_lines
-from ambassador.proxy.http1_parser import ResponseReader
+from ambassador.proxy.http1_answers import ResponseReader
 from ambassador.proxy.tls_socket import lost
 from ambassador.proxy.wire import READ_SIZE, SCRATCH, Wire
 
