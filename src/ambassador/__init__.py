@@ -29,12 +29,13 @@ The life of a request
     answers, `proxy/freshness.py` has the rules, `proxy/changes.py` tells all workers what holds no more), and
     `fallback.py` says what is answered when all attempts failed.
  8. An endpoint of the upstream (`proxy/upstream/upstream.py`) is picked: one of those in use (`tiers.py`), as
-    `balance` says (`balance.py`, `ring.py`). A connection is taken from its pool (`pool.py`, `endpoint.py`), or opened
-    (`connect.py`), where `proxy/egress.py` lets it be, through an egress proxy if there is one (`via.py`,
-    `greeting.py`). Breakers and cool-downs may refuse the attempt (`proxy/policies/breaker.py`, `cooldown.py`). All
-    replicas share a circuit (`state/circuit.py`); a worker's view of it is `state/known_circuit.py`, and what it lets
-    through, tells and decides by itself `state/gate.py`; `proxy/breakers.py` connects the two. Directly before the
-    first byte the upstream's own quota is charged (`proxy/policies/limit.py` again).
+    `balance` says (`balance.py`, `ring.py`). A connection is taken from its pool (`pool.py`, `endpoint.py`), or
+    opened (`connect.py`), where `proxy/egress.py` lets it be, through an egress proxy if there is one (`via.py`,
+    `greeting.py`; the service's own calls go by `passage.py`). Breakers and cool-downs may refuse the attempt
+    (`proxy/policies/breaker.py`, `cooldown.py`). All replicas share a circuit (`state/circuit.py`); a worker's view
+    of it is `state/known_circuit.py`, and what it lets through, tells and decides by itself `state/gate.py`;
+    `proxy/breakers.py` connects the two. Directly before the first byte the upstream's own quota is charged
+    (`proxy/policies/limit.py` again).
  9. SHAPE: the outgoing head is made: what passes, what the proxy adds, what the route changes
     (`proxy/policies/headers.py`, `rewrite.py`, with values from `proxy/template.py`; `proxy/framing.py` says what
     they may not touch). Last of all the upstream's credential is put on (`proxy/credentials/`, a file for each kind),

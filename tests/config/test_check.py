@@ -332,6 +332,34 @@ def test_proxy_that_egress_closes_is_warned_of() -> None:
     )
 
 
+def test_proxy_of_own_calls_is_warned_of_at_its_place() -> None:
+    text = """
+        egress: {deny: [proxy.test]}
+        clients: {c: {jwt: {issuer: i, audience: a, jwks: 'https://id.test/k', via: 'http://proxy.test:3128'}}}
+        upstreams:
+          u:
+            endpoints: 'https://a'
+            auth:
+              oauth2:
+                token_url: https://id.test/t
+                client_id: c
+                client_secret: env:HOME
+                via: {url: 'http://8.8.8.8:3128', user: u, password: 'env:HOME'}
+          v:
+            endpoints: 'https://a'
+            auth: {exchange: {token_url: 'https://id.test/t', via: 'http://proxy.test:3128'}}
+        routes: [{name: r, to: u, access: [c]}, {name: s, to: v, access: [c]}]
+        """
+    told = sorted(each.split(": ", 2)[2] for each in warnings(text) if "'via'" in each)
+    closed = "'via' is never connected to: egress.deny closes proxy.test"
+    seen = "the password of 'via' goes to the proxy in plaintext: whoever is on the way sees it"
+    assert told == [
+        f"clients.c.jwt.via: {closed}",
+        f"upstreams.u.auth.oauth2.via: {seen}",
+        f"upstreams.v.auth.exchange.via: {closed}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("proxy", "warned"),
     [

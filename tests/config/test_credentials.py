@@ -94,6 +94,32 @@ def test_credential_in_plaintext_to_another_host_is_refused(endpoint: str, bare:
     assert problems("{bearer: env:T, allow_plaintext: true}", endpoint) == []
 
 
+@pytest.mark.parametrize(
+    ("via", "told"),
+    [
+        ("{url: 'http://p:1', user: u}", "via.user: needs its 'password'"),
+        ("{url: 'http://p:1', user: u, password: CANARY}", "via.password: "),
+        ("'http://u:CANARY@p:1'", "via: credentials do not belong into a URL"),
+        ("'https://p:1'", "via: TLS to the egress proxy is not supported"),
+        ("{urls: 'http://p:1'}", "via: unknown key 'urls'"),
+        ("{}", "via: "),
+    ],
+)
+@pytest.mark.parametrize("kind", ["oauth2", "exchange"])
+def test_proxy_of_a_token_service_is_read_at_its_place(kind: str, via: str, told: str) -> None:
+    auth = f"{{{kind}: {{token_url: 'https://id/t', client_id: a, client_secret: env:S, via: {via}}}}}"
+    (problem,) = problems(auth)
+    assert problem.startswith(f"upstreams.u.auth.{kind}.{told}")
+    assert "CANARY" not in problem
+
+
+def test_plaintext_through_an_egress_proxy_is_refused() -> None:
+    auth = "{oauth2: {token_url: 'http://127.0.0.1:2/t', client_id: a, client_secret: env:S, via: 'http://127.0.0.1:3'}}"
+    (problem,) = problems(auth)
+    assert problem.startswith("upstreams.u.auth.oauth2.token_url: is plaintext HTTP to the egress proxy; ")
+    assert problems(auth.replace("via:", "allow_plaintext: true, via:")) == []
+
+
 def test_only_plaintext_needs_a_guard() -> None:
     assert needs_guard(BEARER, "http://localhost:80")
     assert not needs_guard(BEARER, "https://example.org:443")

@@ -23,6 +23,18 @@ def test_credential_is_told_of_and_never_shown() -> None:
     assert "HOME" not in lines["credential"].text
 
 
+@pytest.mark.parametrize("kind", ["oauth2", "exchange"])
+def test_proxy_of_a_token_service_is_told_of(kind: str) -> None:
+    config = load_text(
+        "version: 1\nlisten: 127.0.0.1:80\nroutes: [{name: r, to: u}]\n"
+        f"upstreams: {{u: {{endpoints: [http://127.0.0.1:1], auth: {{{kind}: {{token_url: 'https://id.test/t?a=1',"
+        " client_id: c, client_secret: env:HOME, via: {url: 'http://proxy.test:3128', user: me, password: env:HOME}}}}}"
+    )
+    (told,) = (line for line in explain(config, "GET", "/").lines if line.what == "credential")
+    assert " from https://id.test/t via http://proxy.test:3128" in told.text
+    assert "HOME" not in told.text
+
+
 def test_credential_is_not_told_of_where_it_is_not_sent() -> None:
     config = load_text(
         "version: 1\nlisten: 127.0.0.1:80\n"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,6 +16,9 @@ from ambassador.control import http_client
 from ambassador.control.http_client import CallFailed, Place, TooSlow, can_connect, get, get_status, post
 from ambassador.proxy.egress import Config as EgressConfig
 from ambassador.proxy.egress import Egress
+from ambassador.proxy.upstream.passage import Passage
+from ambassador.proxy.upstream.via import Config as Via
+from tests.proxy.egress_proxy import LOGIN, EgressProxy, SocksProxy, running
 
 Serve = Callable[[trio.SocketStream], Awaitable[None]]
 
@@ -308,6 +312,113 @@ async def test_own_calls_go_where_egress_lets_them() -> None:
         ]:
             with pytest.raises(CallFailed, match="egress"):
                 await post(f"http://{host}:{place.port}", "/", [], b"", timeout_s=9.0, limit=9, egress=rules)
+
+
+@pytest.mark.parametrize("make", [EgressProxy, SocksProxy])
+@pytest.mark.parametrize("login", [False, True])
+async def test_own_calls_go_through_an_egress_proxy(make: type[EgressProxy], *, login: bool) -> None:
+    seen: list[bytes] = []
+    served = answering(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", seen)
+    shown = {"user": LOGIN[0], "password": "file:/p"} if login else {}
+    async with server(served) as place, running(make((place.address, place.port), login=login)) as proxy:
+        via = Via(url=proxy.url, **shown)
+        through = Passage(via, LOGIN[1], "http://id.test:8080")
+        origin = "http://id.test:8080"
+        answer = await post(origin, "/t?a=1", [], b"form", timeout_s=20, limit=99, through=through)
+        assert answer.body == b"ok"
+        async with get(origin, "/t?a=1", timeout_s=20, idle_s=20, through=through) as incoming:
+            assert await incoming.body(9) == b"ok"
+        if login:
+            without = Passage(Via(url=proxy.url), None, origin)
+            with pytest.raises(CallFailed, match="credentials"):
+                await post(origin, "/", [], b"", timeout_s=20, limit=99, through=without)
+    whole = [b"POST http://id.test:8080/t?a=1 HTTP/1.1", b"GET http://id.test:8080/t?a=1 HTTP/1.1"]
+    asked = [b"id.test:8080"] * 2 if make is SocksProxy else whole
+    assert [head.split(b"\r\n")[0] for head in proxy.heads[:2]] == asked
+    assert [each.split(b" ")[1] for each in seen] == [b"/t?a=1"] * 2
+    assert all(b"host: id.test:8080\r\n" in each.lower() for each in seen)
+    assert not any(b"proxy-authorization" in each.lower() for each in seen)
+
+
+async def test_own_calls_verify_whoever_is_behind_an_egress_proxy() -> None:
+    authority, context, trusted = (
+        trustme.CA(),
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
+        ssl.create_default_context(),
+    )
+    authority.issue_cert("id.test").configure_cert(context)
+    authority.configure_trust(trusted)
+
+    async def serve(stream: trio.SocketStream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):  # who does not trust us leaves
+            secure = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+            await secure.receive_some()
+            await secure.send_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+            await secure.aclose()
+
+    async with server(serve) as place, running(EgressProxy((place.address, place.port))) as proxy:
+        for name, why in (("id.test", None), ("other.test", "(?i)hostname mismatch")):
+            origin = f"https://{name}"
+            through = Passage(Via(url=proxy.url), None, origin)
+            with pytest.raises(CallFailed, match=why) if why else contextlib.nullcontext():
+                await post(origin, "/", [], b"a", tls=trusted, timeout_s=20, limit=99, through=through)
+    assert [head.split(b" ")[:2] for head in proxy.heads] == [
+        [b"CONNECT", b"id.test:443"], [b"CONNECT", b"other.test:443"]
+    ]  # fmt: skip
+
+
+async def test_own_calls_reach_an_egress_proxy_where_egress_lets_them() -> None:
+    served = answering(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+    trio.socket.set_custom_hostname_resolver(Names("127.0.0.1"))
+    async with server(served) as place, running(EgressProxy((place.address, place.port))) as proxy:
+        port = proxy.sock.getsockname()[1]
+
+        async def call(config: EgressConfig | None, url: str = "http://proxy.test") -> bytes:
+            origin = "http://id.test"
+            through = Passage(Via(url=f"{url}:{port}"), None, origin)
+            options = {"timeout_s": 20, "limit": 9, "egress": Egress(config), "through": through}
+            return (await post(origin, "/", [], b"", **options)).body  # type: ignore[arg-type]
+
+        assert await call(None) == await call(EgressConfig(allow=("proxy.test",))) == b"ok"
+        assert await call(EgressConfig(), "http://127.0.0.1") == b"ok", "written as an address"
+        for closing in (
+            EgressConfig(),
+            EgressConfig(allow=("id.test",)),
+            EgressConfig(deny=("proxy.test",)),
+            EgressConfig(allow=("proxy.test",), deny=("id.test",)),
+            EgressConfig(allow=("proxy.test",), deny=("127.0.0.1",)),
+        ):
+            with pytest.raises(CallFailed, match="egress"):
+                await call(closing)
+    assert proxy.connections == 3
+
+
+async def test_own_calls_say_when_the_egress_proxy_is_what_fails() -> None:
+    async with server(answering(b"")) as place:
+        pass
+    origin = "https://id.test"
+    for url, why in (
+        (f"http://{place}", "the egress proxy cannot be reached"),
+        ("http://nobody.invalid:1", "nobody.invalid: "),
+    ):
+        with pytest.raises(CallFailed, match=why):
+            await post(
+                origin, "/", [], b"", timeout_s=20, limit=9, through=Passage(Via(url=url), None, origin)
+            )
+    refusing = answering(b"HTTP/1.1 403 No\r\ncontent-length: 0\r\n\r\n")
+    async with server(refusing) as place:
+        through = Passage(Via(url=f"http://{place}"), None, origin)
+        with pytest.raises(CallFailed, match="refuses the connection with status 403"):
+            await post(origin, "/", [], b"", timeout_s=20, limit=9, through=through)
+
+
+async def test_what_is_for_this_host_only_goes_through_no_egress_proxy() -> None:
+    async with running(EgressProxy(("127.0.0.1", 1))) as proxy:
+        origin = "http://127.0.0.1:1"
+        through = Passage(Via(url=proxy.url), None, origin)
+        with pytest.raises(CallFailed, match="this host only"):
+            await post(origin, "/", [], b"", timeout_s=20, limit=9, only_loopback=True, through=through)
+    assert not proxy.connections
 
 
 class Names(trio.abc.HostnameResolver):

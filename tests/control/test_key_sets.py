@@ -14,8 +14,12 @@ import trio.testing
 from ambassador.control.http_client import CallFailed
 from ambassador.control.key_sets import feed, fetch_url
 from ambassador.proxy.clients.key_sets import COOL_DOWN_S, EARLY, FRESH_S, KeySets
+from ambassador.proxy.egress import Config as EgressConfig
+from ambassador.proxy.egress import Egress
+from ambassador.proxy.upstream.via import Config as Via
 from tests.control.test_http_client import answering, server
 from tests.proxy.clients.tokens import jwks
+from tests.proxy.egress_proxy import LOGIN, EgressProxy, running
 
 URL = "https://id.test:443/jwks"
 LOG = logging.getLogger("test.key_sets")
@@ -35,7 +39,7 @@ class Server:
         self.document = jwks("ec")
         self.error: str | None = None
 
-    async def fetch(self, url: str, ca: str | None) -> bytes:
+    async def fetch(self, url: str, ca: str | None, via: Via | None) -> bytes:
         assert url.partition("?")[0] == URL
         self.asked.append(trio.current_time())
         await trio.lowlevel.checkpoint()
@@ -193,6 +197,22 @@ async def test_fetch_url_takes_nothing_else(answer: bytes) -> None:
     async with server(answering(answer)) as place:
         with pytest.raises(CallFailed):
             await fetch_url(f"http://127.0.0.1:{place.port}/", None)
+
+
+async def test_fetch_url_goes_through_an_egress_proxy(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text(LOGIN[1])
+    async with running(EgressProxy(("127.0.0.1", 1), login=True)) as proxy:
+        via = Via(url=proxy.url, user=LOGIN[0], password=f"file:{tmp_path}/password")
+        with pytest.raises(CallFailed, match="egress proxy"):
+            await fetch_url("https://id.test:8443/jwks", None, None, via)
+        missing = Via(url=proxy.url, user=LOGIN[0], password=f"file:{tmp_path}/nothing")
+        with pytest.raises(CallFailed, match="the egress proxy's password"):
+            await fetch_url("https://id.test:8443/jwks", None, None, missing)
+        with pytest.raises(CallFailed, match=r"egress: egress\.deny closes id\.test"):
+            await fetch_url("https://id.test/jwks", None, Egress(EgressConfig(deny=("id.test",))), via)
+    (head,) = proxy.heads
+    assert head.startswith(b"CONNECT id.test:8443 HTTP/1.1\r\n")
+    assert b"proxy-authorization: " in head
 
 
 async def test_fetch_url_tells_of_authorities_that_cannot_be_read(tmp_path: Path) -> None:

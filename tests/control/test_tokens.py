@@ -24,7 +24,10 @@ from ambassador.proxy.tokens.answer import (
     Granted,
 )
 from ambassador.proxy.tokens.request import Question
+from ambassador.proxy.upstream.passage import Passage
+from ambassador.proxy.upstream.via import Config as Via
 from tests.control.test_http_client import Names
+from tests.proxy.egress_proxy import EgressProxy, running
 
 Serve = Callable[[trio.abc.Stream], Awaitable[None]]
 GRANT = b'{"access_token":"t","token_type":"Bearer","expires_in":60}'
@@ -66,9 +69,14 @@ async def service(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncItera
 
 
 async def ask(
-    url: str, *, ca: str | None = None, timeout_s: float = 20.0, only_loopback: bool = False
+    url: str,
+    *,
+    ca: str | None = None,
+    timeout_s: float = 20.0,
+    only_loopback: bool = False,
+    through: Passage | None = None,
 ) -> Granted | Failure:
-    question = Question(url, ((b"x-a", b"b"),), b"grant_type=x", ca, timeout_s, only_loopback)
+    question = Question(url, ((b"x-a", b"b"),), b"grant_type=x", ca, timeout_s, only_loopback, through)
     answers: list[Granted | Failure] = []
     async with trio.open_nursery() as nursery:
         TokenServices("test/1", nursery).ask(question, answers.append)
@@ -106,6 +114,17 @@ async def test_every_answer_is_told_for_what_it_is(answer: bytes, result: str) -
         found = await ask(url)
     assert isinstance(found, Failure)
     assert found.result == result
+
+
+async def test_question_goes_through_an_egress_proxy() -> None:
+    seen: list[bytes] = []
+    async with service(saying(http(), seen)) as url:
+        port = int(url.split(":")[2].partition("/")[0])
+        async with running(EgressProxy(("127.0.0.1", port))) as proxy:
+            through = Passage(Via(url=proxy.url), None, "http://id.test/token")
+            assert await ask("http://id.test/token", through=through) == Granted("t", 60.0)
+    assert proxy.heads[0].startswith(b"POST http://id.test/token HTTP/1.1\r\n")
+    assert len(seen) == 1
 
 
 async def test_retry_after_is_heard() -> None:

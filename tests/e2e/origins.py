@@ -9,6 +9,7 @@ import io
 import json
 import os
 import socket
+import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -77,12 +78,14 @@ def serving(server: BaseServer) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def wsgi(application: WSGIApplication) -> Iterator[str]:
-    """Serve a WSGI application on a free port; gives its URL."""
+def wsgi(application: WSGIApplication, tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    """Serve a WSGI application on a free port, by TLS with this context; gives its URL."""
     server = Server(("127.0.0.1", 0), Handler)
     server.set_app(application)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     with serving(server):
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http{'' if tls is None else 's'}://127.0.0.1:{server.server_port}"
 
 
 def blob(size: int) -> bytes:

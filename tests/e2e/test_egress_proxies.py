@@ -5,17 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import ssl
+import tempfile
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.origins import answers, free_port, serving
+from tests.e2e.identity import CLIENT, SECRET, Api, Identity
+from tests.e2e.origins import answers, free_port, serving, wsgi
 from tests.e2e.programs import ambassador, needs, program, start, wait_until
+from tests.proxy.clients import tokens
 from tests.proxy.pem import Authority
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
 LOGIN = ("ambassador", "s3cret")
 _TINYPROXY = """
@@ -35,6 +43,7 @@ cache deny all
 cache_log /dev/null
 access_log none
 coredump_dir none
+hosts_file {hosts}
 acl reached port {plain} {secure}
 acl tunnelled port {secure}
 http_access deny !reached
@@ -131,8 +140,8 @@ def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
 
 
-def server_side(authority: Authority) -> ssl.SSLContext:
-    pair = authority.issue("localhost")
+def server_side(authority: Authority, name: str = "localhost") -> ssl.SSLContext:
+    pair = authority.issue(name)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pair.cert, pair.key)
     return context
@@ -171,9 +180,113 @@ def test_tinyproxy_with_credentials(tmp_path: Path, authority: Authority) -> Non
 def test_squid_leads_on(tmp_path: Path, authority: Authority) -> None:
     port = free_port()
     with origin() as plain, origin(server_side(authority)) as secure:
-        config = _SQUID.format(port=port, plain=plain, secure=secure)
+        config = _SQUID.format(port=port, plain=plain, secure=secure, hosts="/etc/hosts")
         with running("squid", config, port, tmp_path):
             check_both_ways(authority.ca, plain, secure, f"'http://127.0.0.1:{port}'")
+
+
+class Issuer:
+    """A token service that has a set of keys too; says what it was asked through which name."""
+
+    def __init__(self) -> None:
+        self.identity = Identity()
+        self.hosts: set[str] = set()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        self.hosts.add(environ["HTTP_HOST"])
+        if environ["PATH_INFO"] != "/jwks":
+            return self.identity(environ, start_response)
+        start_response("200 OK", [("content-type", "application/jwk-set+json")])
+        return [tokens.jwks("rsa")]
+
+
+def own_calls(directory: Path, issuer: str, ca: str, api: str, via: str) -> str:
+    """Both kinds of the ambassador's own calls go through the proxy, and requests to the upstream do not."""
+    (directory / "secret").write_text(SECRET)
+    return f"""
+        egress: {{}}
+        clients:
+          app: {{jwt: {{issuer: '{tokens.ISSUER}', audience: {tokens.AUDIENCE}, jwks: '{issuer}/jwks', ca: {ca}, via: {via}}}}}
+        upstreams:
+          api:
+            endpoints: ["{api}"]
+            auth:
+              oauth2:
+                token_url: {issuer}/token
+                client_id: {CLIENT}
+                client_secret: file:{directory}/secret
+                ca: {ca}
+                via: {via}
+        routes: [{{name: api, access: [app], to: api}}]
+        """
+
+
+def call(url: str) -> int:
+    """What somebody is answered who shows a token that holds."""
+    shown = {"authorization": f"Bearer {tokens.sign(time.time()).decode()}"}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=shown), timeout=20) as response:
+            status: int = response.status
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+    return status
+
+
+@needs("squid")
+def test_tokens_and_keys_come_through_squid_which_alone_knows_where_they_are(
+    tmp_path: Path, authority: Authority
+) -> None:
+    port = free_port()
+    issuer = Issuer()
+    api = Api(issuer.identity)
+    with (
+        wsgi(issuer, server_side(authority, "id.test")) as url,
+        wsgi(api) as api_url,
+        tempfile.NamedTemporaryFile("w") as file,
+    ):
+        secure = url.rpartition(":")[2]
+        hosts = Path(file.name)  # not below tmp_path: squid reads it as another user
+        hosts.write_text("127.0.0.1 id.test\n")
+        hosts.chmod(0o644)
+        config = _SQUID.format(port=port, plain=1, secure=secure, hosts=hosts)
+        body = own_calls(
+            tmp_path, f"https://id.test:{secure}", authority.ca, api_url, f"'http://127.0.0.1:{port}'"
+        )
+        with ambassador(body) as service:
+            assert call(service.url) == 401, "the proxy is not there, and so are no keys"
+            with running("squid", config, port, tmp_path):
+                wait_until(lambda: call(service.url) == 200, "keys and a token")
+    assert issuer.hosts == {f"id.test:{secure}"}
+    assert len(issuer.identity.asked) == 1
+    assert api.seen == [f"Bearer {token}" for token in issuer.identity.valid]
+
+
+@needs("tinyproxy")
+def test_tokens_and_keys_come_through_tinyproxy_with_credentials(
+    tmp_path: Path, authority: Authority
+) -> None:
+    port = free_port()
+    password = tmp_path / "password"
+    password.write_text("another")
+    issuer = Issuer()
+    api = Api(issuer.identity)
+    with wsgi(issuer, server_side(authority)) as url, wsgi(api) as api_url:
+        secure = url.rpartition(":")[2]
+        config = _TINYPROXY.format(
+            port=port, directory=tmp_path, user=LOGIN[0], password=LOGIN[1], secure=secure
+        )
+        via = f"{{url: 'http://127.0.0.1:{port}', user: {LOGIN[0]}, password: 'file:{password}'}}"
+        body = own_calls(tmp_path, f"https://localhost:{secure}", authority.ca, api_url, via)
+        with running("tinyproxy", config, port, tmp_path), ambassador(body) as service:
+            assert call(service.url) == 401
+            assert not issuer.hosts
+            password.write_text(LOGIN[1])
+            wait_until(lambda: call(service.url) == 200, "keys and a token")
+            log = service.running.output()
+            assert not any(secret in log for secret in (*LOGIN[1:], "another", SECRET))
+    assert "egress proxy" in log
+    assert f"localhost:{secure}" in (tmp_path / "tinyproxy.log").read_text()
 
 
 def test_request_to_oneself_is_a_loop() -> None:

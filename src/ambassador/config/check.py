@@ -26,6 +26,7 @@ from ambassador.proxy.egress import Egress
 from ambassador.proxy.loopback import is_this_host
 from ambassador.proxy.methods import IDEMPOTENT
 from ambassador.proxy.policies import breaker, limit
+from ambassador.proxy.upstream.via import Config as Via
 
 _FULL_USE_S = 0.05
 """A smaller burst is gone before a worker is asked again (`state.holding`: the pace when tokens are scarce)."""
@@ -111,16 +112,20 @@ def _warn_of_egress(config: Config, upstream: Upstream, part: Part) -> None:
             if isinstance(written, Items) and at < len(written.nodes):
                 node, path = written.nodes[at], f"{path}[{at}]" if written.is_list else path
             node.report(path, f"is never connected to: {why}", level="warning")
-    via = upstream.connections.via
-    if via is not None and via.password is not None and not _is_near(via.place[0]):
+    _warn_of_proxy(config, upstream.connections.via, part, "connections")
+
+
+def _warn_of_proxy(config: Config, via: Via | None, part: Part, key: str) -> None:
+    """An egress proxy whose password is seen on the way, or that is never connected to."""
+    if via is None:
+        return
+    if via.password is not None and not _is_near(via.place[0]):
         _tell(
-            part,
-            "connections",
-            "the password of 'via' goes to the proxy in plaintext: whoever is on the way sees it",
+            part, key, "the password of 'via' goes to the proxy in plaintext: whoever is on the way sees it"
         )
-    closed = None if via is None else rules.of_proxy(via.place[0])
+    closed = Egress(config.egress).of_proxy(via.place[0])
     if closed is not None:
-        _tell(part, "connections", f"'via' is never connected to: {closed}")
+        _tell(part, key, f"'via' is never connected to: {closed}")
 
 
 def _is_near(host: str) -> bool:
@@ -267,7 +272,9 @@ def _warn_of_tokens(config: Config, upstream: Upstream, part: Part) -> None:
     auth = part.values.get("auth")
     service = auth.values.get(upstream.auth.kind) if isinstance(auth, Part) else None
     if isinstance(service, Part):
-        _warn_of_query(getattr(upstream.auth, upstream.auth.kind).token_url, service, "token_url")
+        asked = getattr(upstream.auth, upstream.auth.kind)
+        _warn_of_query(asked.token_url, service, "token_url")
+        _warn_of_proxy(config, asked.via, service, "via")
     if config.state.url != "local" and config.state.secret_key is None:
         _tell(
             part,
@@ -371,6 +378,7 @@ def _warn_of_client(config: Config, client: Client, part: Part) -> None:
                 level="warning",
             )
         _warn_of_query(client.jwt.jwks, tokens, "jwks")
+        _warn_of_proxy(config, client.jwt.via, tokens, "via")
         file = client.jwt.jwks.removeprefix("file:")
         problem = None if file == client.jwt.jwks else _problem_of_keys(file)
         if problem is not None:

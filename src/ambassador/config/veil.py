@@ -29,6 +29,7 @@ _INNER: Final = frozenset((
 _KNOWN: Final = frozenset((
     "user", "name", "header", "value", "forward", "allow_plaintext", "token_url", "client_id", "scopes", "audience",
     "ca", "issuer", "jwks", "algorithms", "algorithm", "claims", "skew", "ttl", "headers", "region", "service",
+    "via", "url",
 ))  # fmt: skip
 """What stands in sections of _OUTER and is no secret, or a section itself."""
 

@@ -35,10 +35,10 @@ from ambassador.observe.families import HealthFigures
 from ambassador.proxy.egress import Egress
 from ambassador.proxy.key_files import ClientConfig
 from ambassador.proxy.tls import Keyring, host_of
-from ambassador.proxy.upstream.greeting import Connect, Greeting, Socks5
 from ambassador.proxy.upstream.health import HURRY_S, Config, Standing, pause_s
+from ambassador.proxy.upstream.passage import Passage
+from ambassador.proxy.upstream.via import WANTS_OTHERS
 from ambassador.proxy.upstream.via import Config as Via
-from ambassador.proxy.upstream.via import authority, basic
 from ambassador.secret import SecretError, read_secret
 
 AT_ONCE: Final = 128
@@ -332,8 +332,8 @@ class Calls:
         port = where.port or usual
         host = (target.host or where.netloc).removesuffix(f":{usual}")
         tls = None if target.tls is None else self._tls(target.tls, host)
-        through = None if target.via is None else _Through(target.via, name, port, target)
-        dialled = port if target.via is None else target.via.place[1]
+        through = None if target.via is None else _passage(target.via, target)
+        dialled = port if through is None else through.proxy[1]
         places = [Place(address, dialled) for address in permitted]
         await self._any(target.check, host.encode("ascii"), places, tls, through)
 
@@ -350,7 +350,7 @@ class Calls:
         authority: bytes,
         places: Iterable[Place],
         tls: Tls | None,
-        through: _Through | None,
+        through: Passage | None,
     ) -> None:
         failures: list[str] = []
         passed = False
@@ -373,62 +373,37 @@ class Calls:
             raise CheckFailed(failures[-1])
 
 
-class _Through:
-    """How an egress proxy leads to one endpoint. Raises `CheckFailed` where its password cannot be read."""
-
-    def __init__(self, via: Via, host: str, port: int, target: Target) -> None:
-        self._via = via
-        self._host, self._port = host, port
-        try:
-            self._password = None if via.password is None else read_secret(via.password)
-        except SecretError as error:
-            raise CheckFailed(f"the egress proxy's password: {error}") from None
-        self.tunnels = via.is_socks or target.tls is not None or target.check.tcp
-        """Connections are led on; else requests have the whole URL. A check of connecting alone is of a tunnel too."""
-
-    def greeting(self) -> Greeting:
-        """For a new connection. Raises `CheckFailed`."""
-        try:
-            if self._via.is_socks:
-                return Socks5(self._host, self._port, self._via.user, self._password)
-            return Connect(authority(self._host, self._port), self._shown())
-        except ConnectFailed as error:
-            raise CheckFailed(error.detail) from None
-
-    def url(self, path: str) -> str:
-        """What is asked for in place of a path."""
-        return f"http://{authority(self._host, self._port).removesuffix(b':80').decode()}{path}"
-
-    def fields(self) -> list[tuple[bytes, bytes]]:
-        """What the proxy is shown with it."""
-        shown = self._shown()
-        return [] if shown is None else [(b"proxy-authorization", shown)]
-
-    def _shown(self) -> bytes | None:
-        return basic(self._via.user, self._password)
+def _passage(via: Via, target: Target) -> Passage:
+    """How the egress proxy leads to one endpoint. Raises `CheckFailed` where its password cannot be read."""
+    try:
+        password = None if via.password is None else read_secret(via.password)
+    except SecretError as error:
+        raise CheckFailed(f"the egress proxy's password: {error}") from None
+    return Passage(via, password, target.url, tunnel=target.check.tcp)
 
 
 async def _call(
-    place: Place, check: Config, authority: bytes, tls: Tls | None, through: _Through | None
+    place: Place, check: Config, authority: bytes, tls: Tls | None, through: Passage | None
 ) -> None:
-    greeting = through.greeting() if through is not None and through.tunnels else None
-    asked = None if greeting is not None else through
     try:
+        greeting = None if through is None else through.greeting()
         if check.tcp:
             return await can_connect(place, timeout_s=check.timeout, tls=tls, greeting=greeting)
         status = await get_status(
             place,
-            check.path if asked is None else asked.url(check.path),
+            check.path if through is None else through.target(check.path),
             authority=authority,
             agent=_AGENT,
             timeout_s=check.timeout,
             tls=tls,
             greeting=greeting,
-            shown=() if asked is None else asked.fields(),
+            shown=() if through is None else through.fields(),
         )
+    except ConnectFailed as error:
+        raise CheckFailed(error.detail) from None
     except CallFailed as error:
         raise CheckFailed(str(error)) from None
-    if asked is not None and status == 407:
-        raise CheckFailed("the egress proxy does not take the credentials, or wants some")
+    if through is not None and through.is_refusal(status):
+        raise CheckFailed(WANTS_OTHERS)
     if status not in check.statuses:
         raise CheckFailed(f"status {status}")

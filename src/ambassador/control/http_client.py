@@ -23,6 +23,8 @@ from ambassador.errors import ConnectFailed
 from ambassador.proxy.egress import Egress
 from ambassador.proxy.loopback import is_loopback
 from ambassador.proxy.upstream.greeting import Greeting
+from ambassador.proxy.upstream.passage import Passage
+from ambassador.proxy.upstream.via import WANTS_OTHERS
 
 Header: TypeAlias = tuple[bytes, bytes]
 
@@ -76,32 +78,58 @@ class _Network(httpcore.TrioBackend):
     """
 
     def __init__(
-        self, greeting: Greeting | None = None, egress: Egress | None = None, *, only_loopback: bool = False
+        self,
+        greeting: Greeting | None = None,
+        egress: Egress | None = None,
+        *,
+        only_loopback: bool = False,
+        through: Passage | None = None,
     ) -> None:
         self._opened: list[httpcore.AsyncNetworkStream] = []
         self._greeting = greeting
         self._egress = egress
         self._only_loopback = only_loopback
+        self._through = through
 
     async def connect_tcp(
         self, host: str, port: int, *args: Any, **options: Any
     ) -> httpcore.AsyncNetworkStream:
         """As the library's, where egress lets it be, and led on if there is a greeting. Raises `ConnectFailed` too."""
-        addresses = [host]
-        if self._egress is not None or self._only_loopback:
+        addresses, greeting = [host], self._greeting
+        if self._through is not None:
+            greeting = self._through.greeting()
+            addresses = await self._to_proxy(self._through, host)
+            port = self._through.proxy[1]
+        elif self._egress is not None or self._only_loopback:
             addresses = await _permitted(
                 self._egress or Egress(), host, port, only_loopback=self._only_loopback
             )
+        try:
+            stream = await self._first(addresses, port, *args, **options)
+        except httpcore.ConnectError:
+            if self._through is None:
+                raise
+            raise ConnectFailed("the egress proxy cannot be reached") from None
+        self._opened.append(stream)
+        if greeting is not None:
+            await _greet(greeting, stream.write, stream.read)
+        return stream
+
+    async def _to_proxy(self, through: Passage, host: str) -> list[str]:
+        """The addresses of the egress proxy that may be dialled for this host."""
+        if self._only_loopback:
+            raise ConnectFailed("what is for this host only goes through no egress proxy")
+        proxy, port = through.proxy
+        return await _permitted(self._egress or Egress(), host, port, only_loopback=False, via=proxy)
+
+    async def _first(
+        self, addresses: Sequence[str], port: int, *args: Any, **options: Any
+    ) -> httpcore.AsyncNetworkStream:
+        """A connection to the first address that takes one."""
         for address in addresses[:-1]:
             with contextlib.suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
-                stream = await super().connect_tcp(address, port, **options | {"timeout": _NEXT_AFTER_S})
-                break
-        else:
-            stream = await super().connect_tcp(addresses[-1], port, *args, **options)
-        self._opened.append(stream)
-        if self._greeting is not None:
-            await _greet(self._greeting, stream.write, stream.read)
-        return stream
+                return await super().connect_tcp(address, port, **options | {"timeout": _NEXT_AFTER_S})
+        return await super().connect_tcp(addresses[-1], port, *args, **options)
 
     async def connect_unix_socket(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
         """As the library's."""
@@ -114,16 +142,19 @@ class _Network(httpcore.TrioBackend):
             stream.get_extra_info("socket").close()
 
 
-async def _permitted(egress: Egress, host: str, port: int, *, only_loopback: bool) -> list[str]:
-    """The addresses of a host that egress lets be dialled: these are dialled, so nothing is resolved again.
+async def _permitted(
+    egress: Egress, host: str, port: int, *, only_loopback: bool, via: str | None = None
+) -> list[str]:
+    """The addresses of a host, or of the egress proxy `via` that leads there, that egress lets be dialled: these are
+    dialled, so nothing is resolved again.
 
     `only_loopback`: those beyond this host are not for what is sent in plain text, whatever the host is called.
     """
-    refusal = egress.of_endpoint(host, written=True)
+    refusal = egress.of_endpoint(host, written=True, via=via)
     try:
-        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = await trio.socket.getaddrinfo(via or host, port, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise httpcore.ConnectError(str(error)) from None
+        raise httpcore.ConnectError(f"{via}: {error}" if via else str(error)) from None
     addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
     permitted = [address for address in addresses if refusal(address) is None]
     if not permitted:
@@ -316,14 +347,15 @@ async def get(
     idle_s: float,
     egress: Egress | None = None,
     only_loopback: bool = False,
+    through: Passage | None = None,
 ) -> AsyncIterator[Incoming]:
     """GET `target` (path and query) from `http://host:port` or `https://host:port`; its body is read in the context.
 
     `headers` need no Host. `tls`: whom to trust, and as whom; None: the system's authorities. `egress`: what judges the
-    addresses of the host; None: nothing does. `only_loopback`: no others
-    are dialled. The answer's head comes within `timeout_s` seconds; its body may take for ever, but ends when nothing
-    comes for `idle_s`. Leaving the context closes the connection. Redirects are answers like others. Raises
-    `CallFailed`, inside of the context too.
+    addresses of the host; None: nothing does. `only_loopback`: no others are dialled. `through`: the egress proxy that
+    leads there, whose addresses are dialled and judged then. The answer's head comes within `timeout_s` seconds; its
+    body may take for ever, but ends when nothing comes for `idle_s`. Leaving the context closes the connection.
+    Redirects are answers like others. Raises `CallFailed`, inside of the context too.
     """
     async with _call(
         "GET",
@@ -336,6 +368,7 @@ async def get(
         idle_s=idle_s,
         egress=egress,
         only_loopback=only_loopback,
+        through=through,
     ) as incoming:
         yield incoming
 
@@ -363,10 +396,11 @@ async def post(
     limit: int,
     egress: Egress | None = None,
     only_loopback: bool = False,
+    through: Passage | None = None,
 ) -> Answer:
     """POST `content` to `target` (path and query) of `http://host:port` or `https://host:port`.
 
-    `headers` need neither Host nor a length; `tls`, `egress` and `only_loopback` as for `get`. `timeout_s`
+    `headers` need neither Host nor a length; `tls`, `egress`, `only_loopback` and `through` as for `get`. `timeout_s`
     seconds bound all of it, connecting and the body too; of the body no more than `limit` bytes are taken. Redirects
     are answers like others. Raises `CallFailed`, and of its kind `TooSlow`.
     """
@@ -383,6 +417,7 @@ async def post(
                 idle_s=timeout_s,
                 egress=egress,
                 only_loopback=only_loopback,
+                through=through,
             ) as incoming:
                 return Answer(incoming.status, incoming.headers, await incoming.body(limit))
     except trio.TooSlowError:
@@ -402,11 +437,12 @@ async def _call(
     idle_s: float,
     egress: Egress | None,
     only_loopback: bool,
+    through: Passage | None,
 ) -> AsyncIterator[Incoming]:
     url = httpcore.URL(origin)
     if url.scheme == b"https" and tls is None:
         tls = ssl.create_default_context()
-    network = _Network(egress=egress, only_loopback=only_loopback)
+    network = _Network(egress=egress, only_loopback=only_loopback, through=through)
     connection = httpcore.AsyncHTTPConnection(
         url.origin,
         ssl_context=tls,
@@ -415,13 +451,14 @@ async def _call(
         socket_options=_KEEPALIVE,
         network_backend=network,
     )
+    asked, shown = (target, []) if through is None else (through.target(target), through.fields())
     length = [(b"content-length", b"%d" % len(content))] if content else []
     incoming = None
     try:
         request = httpcore.Request(
             method,
-            httpcore.URL(scheme=url.scheme, host=url.host, port=url.port, target=target.encode("ascii")),
-            headers=[(b"host", _authority(url)), *headers, *length, (b"connection", b"close")],
+            httpcore.URL(scheme=url.scheme, host=url.host, port=url.port, target=asked.encode("ascii")),
+            headers=[(b"host", _authority(url)), *headers, *length, (b"connection", b"close"), *shown],
             content=content or None,
             extensions={"timeout": {"read": idle_s}},
         )
@@ -430,8 +467,12 @@ async def _call(
                 incoming = Incoming(await connection.handle_async_request(request))
         except trio.TooSlowError:
             raise TooSlow(f"no answer within {timeout_s:g} s") from None
+        except ConnectFailed as error:
+            raise CallFailed(error.detail) from None
         except _FAILURES as error:
             raise CallFailed(_reason(error)) from error
+        if through is not None and through.is_refusal(incoming.status):
+            raise CallFailed(WANTS_OTHERS)
         yield incoming
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _FAREWELL_S):

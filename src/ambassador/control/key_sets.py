@@ -22,20 +22,23 @@ from ambassador.files import UnfitFile, read_regular
 from ambassador.proxy.clients.key_sets import EARLY, FRESH_S, KeySet, KeySets
 from ambassador.proxy.egress import Egress
 from ambassador.proxy.jose import MOST_SET_BYTES, BadKey, PublicKey, read_keys
+from ambassador.proxy.upstream.passage import Passage
+from ambassador.proxy.upstream.via import Config as Via
+from ambassador.secret import SecretError, read_secret
 
-Fetch: TypeAlias = Callable[[str, str | None], Awaitable[bytes]]
-"""(URL, file with authorities) -> the document. Raises `CallFailed`."""
+Fetch: TypeAlias = Callable[[str, str | None, Via | None], Awaitable[bytes]]
+"""(URL, file with authorities, egress proxy) -> the document. Raises `CallFailed`."""
 
 _FILE_EVERY_S: Final = 1.0
 _TIMEOUT_S: Final = 5.0
 
 
-async def feed(key_sets: KeySets, *, log: logging.Logger, fetch: Fetch | None = None) -> None:
+async def feed(key_sets: KeySets, *, log: logging.Logger, fetch: Fetch) -> None:
     """Feed all sets there are, and those that come, for ever. `log` is told once of a source that fails."""
     async with trio.open_nursery() as nursery:
 
         def begin(key_set: KeySet) -> None:
-            nursery.start_soon(_Feeder(key_set, fetch or fetch_url, log).run)
+            nursery.start_soon(_Feeder(key_set, fetch, log).run)
 
         key_sets.feed_by(begin)
         await trio.sleep_forever()
@@ -90,7 +93,7 @@ class _Feeder:
         source = self._key_set.source
         if source.startswith("file:"):
             return await trio.to_thread.run_sync(read_regular, source.removeprefix("file:"), MOST_SET_BYTES)
-        return await self._fetch(source, self._key_set.ca)
+        return await self._fetch(source, self._key_set.ca, self._key_set.via)
 
     def _failed(self, error: Exception) -> None:
         self._failures += 1
@@ -109,9 +112,10 @@ def _keys_of(document: bytes) -> tuple[PublicKey, ...]:
     return keys
 
 
-async def fetch_url(url: str, ca: str | None, egress: Egress | None = None) -> bytes:
+async def fetch_url(url: str, ca: str | None, egress: Egress | None = None, via: Via | None = None) -> bytes:
     """The document at a URL. `ca`: a file with the authorities to trust; None: the system's. `egress`: what
-    judges the addresses of its host; None: nothing does. Raises `CallFailed`.
+    judges the addresses that are dialled; None: nothing does. `via`: the egress proxy that leads to its host. Raises
+    `CallFailed`.
     """
     scheme, _, rest = url.partition("://")
     authority, slash, target = rest.partition("/")
@@ -121,6 +125,10 @@ async def fetch_url(url: str, ca: str | None, egress: Egress | None = None) -> b
             tls = await trio.to_thread.run_sync(_context, ca)  # 20 ms: the system has many authorities
         except (OSError, ssl.SSLError) as error:
             raise CallFailed(f"{ca or 'the authorities'}: {error}") from None
+    try:
+        through = None if via is None else await trio.to_thread.run_sync(_passage, via, url)
+    except SecretError as error:
+        raise CallFailed(f"the egress proxy's password: {error}") from None
     headers = [(b"accept", b"application/jwk-set+json, application/json"), (b"user-agent", b"ambassador")]
     with trio.move_on_after(_TIMEOUT_S) as scope:
         async with get(
@@ -132,12 +140,18 @@ async def fetch_url(url: str, ca: str | None, egress: Egress | None = None) -> b
             idle_s=_TIMEOUT_S,
             egress=egress,
             only_loopback=scheme == "http",  # who stands between could put keys of their own there
+            through=through,
         ) as incoming:
             if incoming.status != 200:
                 raise CallFailed(f"was answered with status {incoming.status}")
             return await incoming.body(MOST_SET_BYTES)
     assert scope.cancelled_caught
     raise CallFailed(f"did not answer within {_TIMEOUT_S:g} s")
+
+
+def _passage(via: Via, url: str) -> Passage:
+    """Raises `SecretError`."""
+    return Passage(via, None if via.password is None else read_secret(via.password), url)
 
 
 def _context(ca: str | None) -> ssl.SSLContext:

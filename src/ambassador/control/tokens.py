@@ -73,6 +73,7 @@ class TokenServices:
                 limit=MOST_BYTES,
                 egress=self._egress(),
                 only_loopback=question.only_loopback,
+                through=question.through,
             )
         except TooSlow as error:
             return Failure(TIMEOUT, str(error))

@@ -652,7 +652,7 @@ async def open_plane(
                 feed,
                 plane.key_sets,
                 log=_quiet() if start.slot else logging.getLogger("ambassador"),
-                fetch=lambda url, ca: fetch_url(url, ca, plane.egress),
+                fetch=lambda url, ca, via: fetch_url(url, ca, plane.egress, via),
             )
         )
         await scopes.wait_up(_STATE_WITHIN_S)

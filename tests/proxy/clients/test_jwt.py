@@ -10,6 +10,7 @@ from joserfc.jwt import JWTClaimsRegistry
 
 from ambassador.proxy import jose
 from ambassador.proxy.clients.jwt import Config, Rules
+from ambassador.proxy.upstream.via import Config as Via
 from tests.proxy.clients import tokens
 
 NOW = 1_800_000_000.0
@@ -117,10 +118,13 @@ def test_unfit_tokens_need_not_be_verified(
     assert rules(**settings).unfit(token(headers)) == reason
 
 
-def test_authorities_are_for_https_only() -> None:
-    wrong = Config(issuer="i", jwks="file:/jwks", ca="/ca.pem")
-    assert [key for key, _ in wrong.conflicts()] == ["ca"]
-    assert not list(Config(issuer="i", jwks="https://id.test:443/jwks", ca="/ca.pem").conflicts())
+@pytest.mark.parametrize("jwks", ["file:/jwks", "http://127.0.0.1:80/jwks"])
+def test_authorities_and_egress_proxies_are_for_https_only(jwks: str) -> None:
+    proxy = Via(url="http://proxy.test:3128")
+    wrong = Config(issuer="i", jwks=jwks, ca="/ca.pem", via=proxy)
+    assert [key for key, _ in wrong.conflicts()] == ["ca", "via"]
+    right = Config(issuer="i", jwks="https://id.test:443/jwks", ca="/ca.pem", via=proxy)
+    assert not list(right.conflicts())
 
 
 DATES = st.one_of(st.none(), st.integers(-500, 500).filter(lambda seconds: abs(seconds) not in (0, 60)))

@@ -4,6 +4,7 @@ import pytest
 
 from ambassador.proxy.clients.key_sets import COOL_DOWN_S, KEPT_S, WAIT_S, KeySet, KeySets
 from ambassador.proxy.jose import PublicKey
+from ambassador.proxy.upstream.via import Config as Via
 
 KEYS = (PublicKey("1", frozenset({"RS256"}), None),)
 
@@ -135,8 +136,9 @@ def test_key_sets_give_the_same_set_for_the_same_source() -> None:
     assert told == [first]
     assert key_sets.get("https://id.test/jwks") is first
     other = key_sets.get("https://id.test/jwks", "/ca.pem")
-    assert other is not first
-    assert told == [first, other]
+    led = key_sets.get("https://id.test/jwks", "/ca.pem", Via(url="http://proxy.test:3128"))
+    assert len({id(each) for each in (first, other, led)}) == 3
+    assert told == [first, other, led]
 
 
 def test_key_sets_retire_what_no_table_uses() -> None:

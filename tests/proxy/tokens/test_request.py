@@ -15,6 +15,7 @@ from joserfc import jwt as joserfc_jwt
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from ambassador.proxy.tokens.request import Asker, Question, Unaskable
+from ambassador.proxy.upstream.via import Config as Via
 from ambassador.secret import Secret, Secrets
 
 URL = "https://id.test/token?tenant=1"
@@ -114,6 +115,26 @@ def test_question_cannot_be_made_with_what_is_no_key(tmp_path: Path) -> None:
     with pytest.raises(Unaskable, match="private_key") as caught:
         ask(Asker(url=URL, client_id="me", key=secret(tmp_path / "k", "my own words")))
     assert "my own words" not in str(caught.value)
+
+
+def test_question_goes_through_an_egress_proxy_with_its_password_as_it_is_now(tmp_path: Path) -> None:
+    via = Via(url="http://proxy.test:3128", user="me", password=f"file:{tmp_path}/p")
+    secrets = Secrets()
+    (tmp_path / "p").write_text("old")
+    asker = Asker(url="http://id.test/t", via=via, via_password=secrets.get(f"file:{tmp_path}/p"))
+    shown = []
+    for password in ("old", "new"):
+        (tmp_path / "p").write_text(password)
+        secrets.refresh()
+        through = ask(asker)[0].through
+        assert through is not None
+        assert through.proxy == ("proxy.test", 3128)
+        shown += [b64decode(value.removeprefix(b"Basic ")) for _, value in through.fields()]
+    assert shown == [b"me:old", b"me:new"]
+    assert ask(Asker(url=URL))[0].through is None
+    missing = Asker(url=URL, via=via, via_password=Secrets().get(f"file:{tmp_path}/nothing"))
+    with pytest.raises(Unaskable, match="cannot be read"):
+        ask(missing)
 
 
 def test_question_has_the_secret_as_it_is_now(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from ambassador.proxy.jose import ALGORITHMS, Algorithm, Token
+from ambassador.proxy.upstream import via
 from ambassador.settings import FilePath, JwksSource, MatchHeader, SecondsOrNone, Section
 
 _SCOPES: Final = ("scope", "scp")
@@ -43,6 +44,10 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ca: FilePath | None = None
     """A file with the authorities that the URL's server is verified with. Unset: the system's."""
 
+    via: via.Config | None = None
+    """An egress proxy through which the URL is asked, as `connections.via` of upstreams has it. Unset: it is asked
+    directly."""
+
     algorithms: Annotated[tuple[Algorithm, ...], Meta(min_length=1)] = ALGORITHMS
     """Those that a token may be signed by, if they fit the key."""
 
@@ -64,9 +69,13 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The header with the token: in `authorization` after the word `Bearer`, in others alone."""
 
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
-        """Authorities for what is no URL."""
-        if self.ca is not None and not self.jwks.startswith("https:"):
+        """Authorities for what is no URL, and a proxy in front of what is on this host."""
+        if self.jwks.startswith("https:"):
+            return
+        if self.ca is not None:
             yield "ca", "verifies the server of an https URL, and 'jwks' is none"
+        if self.via is not None:
+            yield "via", "leads to the server of an https URL, and 'jwks' is none"
 
 
 class Rules:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ambassador.messages import Waiter
     from ambassador.proxy.jose import PublicKey
+    from ambassador.proxy.upstream.via import Config as Via
 
 FRESH_S: Final = 600.0
 """How long a set that was fetched is taken for the present one. Envoy's `cache_duration`: 10 min."""
@@ -42,12 +43,17 @@ class Clock(Protocol):
 class KeySet:
     """The keys of one source: a URL, or the path of a file. `ring` tells its feeder that something is wanted."""
 
-    __slots__ = ("_asked_at", "_clock", "_waiting", "ca", "fed_at", "keys", "problem", "retired", "ring", "source", "version", "wanted")  # fmt: skip
+    __slots__ = (
+        "_asked_at", "_clock", "_waiting", "ca", "fed_at", "keys", "problem", "retired", "ring", "source", "version",
+        "via", "wanted",
+    )  # fmt: skip
 
-    def __init__(self, source: str, ca: str | None, clock: Clock) -> None:
+    def __init__(self, source: str, ca: str | None, clock: Clock, via: Via | None = None) -> None:
         self.source = source
         self.ca = ca
         """A file with the authorities that a URL's server is verified with; None: the system's."""
+        self.via = via
+        """The egress proxy that leads to a URL's server; None: none does."""
         self.keys: tuple[PublicKey, ...] = ()
         self.version = 0
         """Grows with each change of the keys."""
@@ -131,14 +137,14 @@ class KeySets:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._known: dict[tuple[str, str | None], KeySet] = {}
+        self._known: dict[tuple[str, str | None, Via | None], KeySet] = {}
         self._on_new: Callable[[KeySet], None] | None = None
 
-    def get(self, source: str, ca: str | None = None) -> KeySet:
+    def get(self, source: str, ca: str | None = None, via: Via | None = None) -> KeySet:
         """The set of a source; the same object as long as it is used."""
-        key_set = self._known.get((source, ca))
+        key_set = self._known.get((source, ca, via))
         if key_set is None:
-            key_set = self._known[source, ca] = KeySet(source, ca, self._clock)
+            key_set = self._known[source, ca, via] = KeySet(source, ca, self._clock, via)
             if self._on_new is not None:
                 self._on_new(key_set)
         return key_set

@@ -154,7 +154,7 @@ class Clients:
         self._tokens: dict[bytes, Tokens] = {}
         for at, client in enumerate(config.values()):
             if client.jwt is not None:
-                key_set = key_sets.get(client.jwt.jwks, client.jwt.ca)
+                key_set = key_sets.get(client.jwt.jwks, client.jwt.ca, client.jwt.via)
                 self.key_sets.append(key_set)
                 tokens = self._tokens.setdefault(client.jwt.header.encode(), Tokens())
                 tokens.add(at, client.jwt, key_set)

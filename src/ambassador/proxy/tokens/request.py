@@ -19,11 +19,13 @@ from urllib.parse import quote_plus, urlencode
 import msgspec
 
 from ambassador.proxy import jose
+from ambassador.proxy.upstream.passage import Passage
 from ambassador.secret import SecretError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ambassador.proxy.upstream.via import Config as Via
     from ambassador.secret import Secret
 
 AuthStyle: TypeAlias = Literal["basic", "body"]
@@ -46,6 +48,8 @@ class Question(msgspec.Struct, frozen=True):
     ca: str | None
     timeout_s: float
     only_loopback: bool = False
+    through: Passage | None = None
+    """The way through an egress proxy; None: it is asked directly."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} for {self.url.partition('?')[0]}>"
@@ -72,6 +76,9 @@ class Asker(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float = 10.0
     only_loopback: bool = False
     """No address beyond loopback is asked: that would be in plain text."""
+    via: Via | None = None
+    """An egress proxy that leads there, with its password."""
+    via_password: Secret | None = None
 
     def question(self, form: Sequence[tuple[str, str]], *, wall_s: float, nonce: str) -> Question:
         """The question that `form` is. `nonce` is random and not used again, `wall_s` the time of day.
@@ -85,6 +92,7 @@ class Asker(msgspec.Struct, frozen=True, kw_only=True):
             (b"cache-control", b"no-store"),
         ]
         try:
+            through = self._through()
             if self.key is not None:
                 fields += [
                     ("client_id", self.client_id or ""),
@@ -102,8 +110,22 @@ class Asker(msgspec.Struct, frozen=True, kw_only=True):
             raise Unaskable(str(error)) from None
         except jose.BadKey as error:
             raise Unaskable(f"private_key {error}") from None
-        body = urlencode(fields).encode()
-        return Question(self.url, tuple(headers), body, self.ca, self.timeout_s, self.only_loopback)
+        return Question(
+            self.url,
+            tuple(headers),
+            urlencode(fields).encode(),
+            self.ca,
+            self.timeout_s,
+            self.only_loopback,
+            through,
+        )
+
+    def _through(self) -> Passage | None:
+        """Raises `SecretError`."""
+        if self.via is None:
+            return None
+        password = None if self.via_password is None else self.via_password.value
+        return Passage(self.via, password, self.url)
 
     def _assertion(self, key: str, wall_s: float, nonce: str) -> str:
         claims = {

@@ -13,6 +13,7 @@ from ambassador.proxy.jose import Algorithm
 from ambassador.proxy.key_files import PemFile
 from ambassador.proxy.loopback import is_this_host
 from ambassador.proxy.tokens.request import Asker
+from ambassador.proxy.upstream import via
 from ambassador.settings import HeaderValue, Seconds, Secret, Section
 
 if TYPE_CHECKING:
@@ -68,6 +69,10 @@ class TokenService(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ca: PemFile | None = None
     """The authorities that sign the token service's certificate, a PEM file. Unset: the system's."""
 
+    via: via.Config | None = None
+    """An egress proxy through which the token service is asked, as `connections.via` of upstreams has it. Unset: it is
+    asked directly, also where the upstream has one."""
+
     timeout: Seconds = 10.0
     """How long a question may take. Requests wait 5 s at most, whatever is set here."""
 
@@ -82,6 +87,11 @@ class TokenService(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 "token_url",
                 "is plaintext HTTP to another host; 'allow_plaintext: true' beside it lets secrets go there",
             )
+        elif self._is_guarded and self.via is not None:
+            yield (
+                "token_url",
+                "is plaintext HTTP to the egress proxy; 'allow_plaintext: true' beside it lets secrets go there",
+            )
         if self.client_secret is not None and self.private_key is not None:
             yield "private_key", "is in place of 'client_secret', and both are there"
         if self.client_id is None:
@@ -93,6 +103,8 @@ class TokenService(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def asker(self, secrets: Secrets) -> Asker:
         """Who asks, where."""
+        reference = None if self.via is None else self.via.password
+        password = None if reference is None else secrets.get(reference)
         return Asker(
             url=self.token_url,
             client_id=self.client_id,
@@ -105,6 +117,8 @@ class TokenService(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             ca=self.ca,
             timeout_s=self.timeout,
             only_loopback=self._is_guarded,
+            via=self.via,
+            via_password=password,
         )
 
     def common(self) -> list[tuple[str, str]]:
@@ -123,8 +137,9 @@ class TokenService(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def place(self) -> str:
-        """The token service, for people: its URL without the query."""
-        return self.token_url.partition("?")[0]
+        """The token service, for people: its URL without the query, and the way there."""
+        url = self.token_url.partition("?")[0]
+        return url if self.via is None else f"{url} via {self.via.url}"
 
 
 RESERVED = frozenset(

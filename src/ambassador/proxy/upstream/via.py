@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 _BEHIND_S: Final = 1.0
 """A close so soon after an answer belongs to it. Idle connections are kept for longer, by squid for 2 minutes."""
 
+WANTS_OTHERS: Final = "the egress proxy does not take the credentials, or wants some"
+"""What a 407 to a whole URL means."""
+
 ProxyUrl = Annotated[str, Meta(extra={"form": "proxy_url"})]
 """`http://host:port` or `socks5://host:port`."""
 
@@ -99,9 +102,7 @@ class Proxy:
 
     def greeting(self, host: str, port: int) -> Greeting:
         """What leads a new connection to an endpoint. Raises `ConnectFailed`."""
-        if self._config.is_socks:
-            return Socks5(host, port, self._config.user, self._secret())
-        return Connect(authority(host, port), self.authorization())
+        return greeting(self._config, self._secret(), host, port)
 
     def authorization(self) -> bytes | None:
         """The value of Proxy-Authorization. Raises `ConnectFailed`."""
@@ -298,11 +299,18 @@ class ForwardConnection(Http1Connection):
             way = self.pool.way
             assert way is not None
             if head.status == 407 and any(name.lower() == b"proxy-authenticate" for name, _ in head.headers):
-                error = EgressProxyRefused("the egress proxy does not take the credentials, or wants some")
+                error = EgressProxyRefused(WANTS_OTHERS)
                 way.proxy.told(error.detail)
                 raise error
             way.proxy.told("")
         return received
+
+
+def greeting(config: Config, password: str | None, host: str, port: int) -> Greeting:
+    """What has an egress proxy lead a new connection on. Raises `ConnectFailed`."""
+    if config.is_socks:
+        return Socks5(host, port, config.user, password)
+    return Connect(authority(host, port), basic(config.user, password))
 
 
 def authority(host: str, port: int) -> bytes:
