@@ -129,9 +129,8 @@ class Attempt:
         try:
             if self.endpoint.withheld and not self.endpoint.addresses:
                 raise credential.unavailable("is not sent over plaintext HTTP")
-            fetched = credential.ready(exchange.request)
-            if fetched is not None:
-                await self._fetch(fetched)
+            if not credential.in_hand(exchange.request):
+                await self._fetch(credential)
         except (CredentialUnavailable, ClientError, Unauthenticated):
             exchange.attempts -= 1
             raise
@@ -139,12 +138,12 @@ class Attempt:
         if not request.complete and 0 < (request.content_length or 1) <= credential.reads:
             await transfer.gather(credential.reads)
 
-    async def _fetch(self, fetched: Awaitable[None]) -> None:
+    async def _fetch(self, credential: Credential) -> None:
         transfer, client, lane = self._exchange.transfer, self._exchange.client, self._exchange.lane
         began = lane.now
         client.rest_until = transfer.attempt_deadline
         try:
-            await fetched
+            await credential.fetched(self._exchange.request)
         except TimedOut:
             raise transfer.missed() from None
         finally:
@@ -289,7 +288,7 @@ class Attempt:
         now = exchange.lane.now
         if plan.cannot_finish(exchange.transfer.deadline - now, now):
             return False
-        if plan.credential is not None and not is_in_hand(plan.credential, exchange.request):
+        if plan.credential is not None and not plan.credential.in_hand(exchange.request):
             return False
         if upstream.cooldown is not None and upstream.cooldown.left(self._shown(), endpoint) > 0:
             return False
@@ -506,15 +505,6 @@ class Attempt:
                 connection.release()
             else:
                 connection.close()
-
-
-def is_in_hand(credential: Credential, request: Request) -> bool:
-    """Whether an attempt can be made with it at once. Raises `CredentialUnavailable`."""
-    fetched = credential.ready(request)
-    if fetched is None:
-        return True
-    fetched.close()  # type: ignore[attr-defined]  # a coroutine that was never begun
-    return False
 
 
 def reason_of(error: UpstreamError) -> str:

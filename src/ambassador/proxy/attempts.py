@@ -18,7 +18,7 @@ from ambassador.errors import (
     Unauthenticated,
     UpstreamError,
 )
-from ambassador.proxy.attempt import STATUS_TEXT, Attempt, is_in_hand, is_refusal, is_stream, reason_of
+from ambassador.proxy.attempt import STATUS_TEXT, Attempt, is_refusal, is_stream, reason_of
 from ambassador.proxy.content import CONTENT, LOOKED_AT
 from ambassador.proxy.lane import TimedOut
 from ambassador.proxy.methods import IDEMPOTENT
@@ -111,7 +111,7 @@ class Attempts:
         Raises `CredentialUnavailable`, `Unauthenticated` and `ClientError`.
         """
         if plan.credential is not None:
-            is_in_hand(plan.credential, self.request)
+            plan.credential.in_hand(self.request)
         self.client.send_continue(self.request)
 
     async def _until_answer(self, plan: RoutePlan) -> tuple[Http1Connection, bool]:
@@ -188,9 +188,8 @@ class Attempts:
             return False
         client.rest_until = transfer.deadline
         try:
-            fetched = credential.ready(self.request)
-            if fetched is not None:
-                await fetched
+            if not credential.in_hand(self.request):
+                await credential.fetched(self.request)
         except (CredentialUnavailable, Unauthenticated, TimedOut):
             return False
         finally:

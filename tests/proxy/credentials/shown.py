@@ -35,6 +35,6 @@ def put(credential: Credential, *fields: tuple[bytes, bytes]) -> Fields:
     """The fields of a head that had `fields` before."""
     request = Request("GET", b"/", [], 1)
     head = RequestHead("GET", b"/", b"a", list(fields))
-    assert credential.ready(request) is None
+    assert credential.in_hand(request)
     credential.put(request, head, ENDPOINT)
     return head.fields

@@ -69,7 +69,7 @@ def signed(
     request.complete = head.body is not None
     before = len(head.fields)
     made = credential(settings, "u", means(at, ACCESS=ACCESS, SECRET=SECRET, SESSION=SESSION))
-    made.ready(request)
+    made.in_hand(request)
     made.put(request, head, ENDPOINT)
     return {name.decode(): value.decode() for name, value in head.fields[before:]}
 
@@ -194,13 +194,13 @@ def test_key_that_is_missing_is_an_error_without_it(missing: str) -> None:
     del values[missing]
     made = credential(config(session_token="env:SESSION"), "u", means(WALL_S, **values))
     with pytest.raises(CredentialUnavailable) as raised:
-        made.ready(Request("GET", b"/", [], 1))
+        made.in_hand(Request("GET", b"/", [], 1))
     assert made.problem() == raised.value.detail
     assert not any(value in raised.value.detail for value in values.values())
     values[missing] = "two\nlines"
     if missing != "SECRET":
         with pytest.raises(CredentialUnavailable):
-            credential(config(session_token="env:SESSION"), "u", means(WALL_S, **values)).ready(
+            credential(config(session_token="env:SESSION"), "u", means(WALL_S, **values)).in_hand(
                 Request("GET", b"/", [], 1)
             )
 

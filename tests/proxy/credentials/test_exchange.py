@@ -54,7 +54,7 @@ def of(token: str) -> Request:
 
 
 def shown(exchanged: Exchanged, request: Request) -> bytes:
-    assert exchanged.ready(request) is None
+    assert exchanged.in_hand(request)
     head = RequestHead("GET", b"/", b"a", list(request.headers))
     exchanged.put(request, head, ENDPOINT)
     ((name, value),) = head.fields
@@ -63,9 +63,7 @@ def shown(exchanged: Exchanged, request: Request) -> bytes:
 
 
 def begin(world: World, exchanged: Exchanged, request: Request) -> None:
-    fetched = exchanged.ready(request)
-    assert fetched is not None
-    fetched.close()  # type: ignore[attr-defined]  # nobody waits here
+    assert not exchanged.in_hand(request)
     world.shared.deliver()
 
 
@@ -122,7 +120,7 @@ def test_caller_without_a_token_is_unauthenticated(
     world: World, tmp_path: Path, headers: list[tuple[bytes, bytes]]
 ) -> None:
     with pytest.raises(Unauthenticated) as caught:
-        made(world, tmp_path).ready(a_request(Rest(), *headers))
+        made(world, tmp_path).in_hand(a_request(Rest(), *headers))
     assert caught.value.fields == ((b"www-authenticate", b"Bearer"),)
     assert not world.questions
 
@@ -131,7 +129,7 @@ def test_callers_token_that_has_expired_is_not_even_asked_about(world: World, tm
     exchanged = made(world, tmp_path)
     now = WALL_S + world.clock.now
     with pytest.raises(Unauthenticated, match="has expired"):
-        exchanged.ready(of(jwt(now - 1)))
+        exchanged.in_hand(of(jwt(now - 1)))
     assert not world.questions
 
 
@@ -145,7 +143,7 @@ def test_token_is_not_used_beyond_the_callers(world: World, tmp_path: Path) -> N
     assert standing.valid_for_s == pytest.approx(50.0)
     world.shared.advance(51.0)
     with pytest.raises(Unauthenticated):
-        exchanged.ready(caller)
+        exchanged.in_hand(caller)
     with pytest.raises(Unauthenticated):
         exchanged.put(caller, RequestHead("GET", b"/", b"a", []), ENDPOINT)
     exchanged.accepted(caller)
@@ -160,7 +158,7 @@ def test_callers_token_that_is_not_accepted_is_the_callers_fault(
         begin(world, exchanged, of("mallory"))
         world.answer(Failure(REFUSED, "answered 400: invalid_request", "invalid_request"))
     with pytest.raises(Unauthenticated, match="does not accept the caller's token") as caught:
-        exchanged.ready(of("mallory"))
+        exchanged.in_hand(of("mallory"))
     assert caught.value.fields == ((b"www-authenticate", b'Bearer error="invalid_token"'),)
     assert not caplog.records, "nobody fills the log with tokens of their own making"
 
@@ -170,7 +168,7 @@ def test_client_that_is_not_accepted_is_not_the_callers_fault(world: World, tmp_
     begin(world, exchanged, of("alice"))
     world.answer(Failure(REFUSED, "answered 401: invalid_client", "invalid_client"))
     with pytest.raises(CredentialUnavailable):
-        exchanged.ready(of("alice"))
+        exchanged.in_hand(of("alice"))
 
 
 def test_token_service_that_is_down_is_not_asked_for_every_caller(world: World, tmp_path: Path) -> None:
@@ -181,7 +179,7 @@ def test_token_service_that_is_down_is_not_asked_for_every_caller(world: World, 
     for number in range(3, 20):
         begin(world, exchanged, of(f"caller{number}"))
         with pytest.raises(CredentialUnavailable):
-            exchanged.ready(of(f"caller{number}"))
+            exchanged.in_hand(of(f"caller{number}"))
     assert len(world.questions) == 3
     assert world.counts.results == {"connect": 3}
 

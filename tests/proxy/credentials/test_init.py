@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
@@ -229,10 +228,10 @@ class Renewed(Credential):
         self.waits = waits
         self.refusals = 0
 
-    def ready(self, request: Request) -> Awaitable[None] | None:
-        return self._fetch(request) if self.waits else None
+    def in_hand(self, request: Request) -> bool:
+        return not self.waits
 
-    async def _fetch(self, request: Request) -> None:
+    async def fetched(self, request: Request) -> None:
         assert request.waiter is not None
         request.waiter.wake()
         await request.waiter.rest(float("inf"))
@@ -310,15 +309,13 @@ async def test_refusal_is_passed_on_where_there_is_no_other_credential(
     origin: Origin, monkeypatch: pytest.MonkeyPatch, waits: bool
 ) -> None:
     class Gone(Renewed):
-        def ready(self, request: Request) -> Awaitable[None] | None:
-            if self.refusals == 0:
-                return None
-            if self.waits:
-                return self._fetch(request)
-            raise self.unavailable()
+        def in_hand(self, request: Request) -> bool:
+            if self.refusals and not self.waits:
+                raise self.unavailable()
+            return not self.refusals
 
-        async def _fetch(self, request: Request) -> None:
-            await super()._fetch(request)
+        async def fetched(self, request: Request) -> None:
+            await super().fetched(request)
             raise self.unavailable()
 
     monkeypatch.setattr("ambassador.config.compile.compile_credential", lambda *_: Gone(waits=waits))
@@ -368,7 +365,7 @@ async def test_attempt_begins_when_the_credential_is_there(
     began: list[float] = []
 
     class Slow(Renewed):
-        async def _fetch(self, request: Request) -> None:
+        async def fetched(self, request: Request) -> None:
             waiter = request.waiter
             assert waiter is not None
             until_s = lane.now + 0.02
@@ -397,7 +394,7 @@ async def test_wait_for_a_credential_ends_with_the_request(
     origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Never(Renewed):
-        async def _fetch(self, request: Request) -> None:
+        async def fetched(self, request: Request) -> None:
             assert request.waiter is not None
             while True:
                 await request.waiter.rest(float("inf"))
@@ -450,7 +447,7 @@ def test_fixed_credential_is_made_again_only_when_a_secret_changes(tmp_path: Pat
     assert credential.line() is None
     assert credential.problem() == "the credential for upstream u cannot be the value of a header"
     with pytest.raises(CredentialUnavailable) as raised:
-        credential.ready(Request("GET", b"/", [], 1))
+        credential.in_hand(Request("GET", b"/", [], 1))
     assert "bad" not in raised.value.detail
     assert "two" not in repr(credential)
 
@@ -557,7 +554,7 @@ async def test_worker_that_ends_meanwhile_leaves_nothing_behind(
     origin: Origin, monkeypatch: pytest.MonkeyPatch, waits_for: str
 ) -> None:
     class Never(Renewed):
-        async def _fetch(self, request: Request) -> None:
+        async def fetched(self, request: Request) -> None:
             assert request.waiter is not None
             while True:
                 await request.waiter.rest(float("inf"))

@@ -45,7 +45,7 @@ def signed(
     request = Request(head.method, b"/", [], 1, chunked=chunked)
     request.content_length = len(head.body or b"") if length is None else length
     made = credential(Config(key="env:KEY", **settings), "u", means(at, KEY=key))
-    made.ready(request)
+    made.in_hand(request)
     made.put(request, head, endpoint)
     return {name.decode(): value.decode() for name, value in head.fields}
 
@@ -188,7 +188,7 @@ def test_long_body_is_refused_if_a_digest_is_covered() -> None:
 def test_key_that_is_missing_is_an_error_without_it(values: dict[str, str], encoding: Any) -> None:
     made = credential(Config(key="env:KEY", encoding=encoding), "u", means(0.0, **values))
     with pytest.raises(CredentialUnavailable) as raised:
-        made.ready(Request("GET", b"/", [], 1))
+        made.in_hand(Request("GET", b"/", [], 1))
     assert made.problem() == raised.value.detail
     assert "no base64!" not in raised.value.detail
 

@@ -102,7 +102,7 @@ def test_key_that_cannot_sign_is_an_error_without_it(values: dict[str, str], alg
     made = credential(Config(key="env:KEY", algorithm=algorithm), "u", means(WALL_S, **values))
     for _ in range(2):
         with pytest.raises(CredentialUnavailable) as raised:
-            made.ready(Request("GET", b"/", [], 1))
+            made.in_hand(Request("GET", b"/", [], 1))
         assert not any(value in raised.value.detail for value in values.values())
     assert made.line() is None
     assert made.problem()

@@ -33,9 +33,8 @@ async def test_requests_wait_for_one_token_and_are_woken_by_it() -> None:
     done: list[int] = []
 
     async def one(number: int) -> None:
-        fetched = keeper.ready(a_request(Rest()))
-        assert fetched is not None
-        await fetched
+        assert not keeper.in_hand()
+        await keeper.fetched(a_request(Rest()))
         done.append(number)
 
     async with trio.open_nursery() as nursery:
@@ -46,7 +45,7 @@ async def test_requests_wait_for_one_token_and_are_woken_by_it() -> None:
         assert len(world.questions) == 1
         world.answer(Granted("t", 100.0))
     assert sorted(done) == list(range(20))
-    assert keeper.ready(a_request()) is None
+    assert keeper.in_hand()
     assert keeper.line() == b"\r\nauthorization: Bearer t"
     held = keeper.held()
     assert held is not None
@@ -61,12 +60,11 @@ async def test_requests_are_told_of_a_failure_as_soon_as_it_is_known() -> None:
         async with trio.open_nursery() as nursery:
 
             async def one() -> None:
-                fetched = keeper.ready(a_request(Rest()))
-                assert fetched is not None
+                assert not keeper.in_hand()
                 with pytest.raises(
                     CredentialUnavailable, match=r"refused by the token service \(invalid_client\)"
                 ) as e:
-                    await fetched
+                    await keeper.fetched(a_request(Rest()))
                 assert e.value.retry_after_s is not None
 
             nursery.start_soon(one)
@@ -74,7 +72,7 @@ async def test_requests_are_told_of_a_failure_as_soon_as_it_is_known() -> None:
             world.shared.deliver()
             world.answer(Failure(REFUSED, "answered 401: invalid_client", "invalid_client"))
     with pytest.raises(CredentialUnavailable):
-        keeper.ready(a_request(Rest()))
+        keeper.in_hand()
     assert keeper.standing().problem == "answered 401: invalid_client"
 
 
@@ -85,10 +83,9 @@ async def test_request_gives_up_after_five_seconds() -> None:
     async with trio.open_nursery() as nursery:
 
         async def one() -> None:
-            fetched = keeper.ready(a_request(rest))
-            assert fetched is not None
+            assert not keeper.in_hand()
             with pytest.raises(CredentialUnavailable, match="has not come in time"):
-                await fetched
+                await keeper.fetched(a_request(rest))
 
         nursery.start_soon(one)
         await trio.testing.wait_all_tasks_blocked()
@@ -103,9 +100,8 @@ async def test_request_that_leaves_is_forgotten() -> None:
     async with trio.open_nursery() as nursery:
 
         async def one() -> None:
-            fetched = keeper.ready(a_request(Rest()))
-            assert fetched is not None
-            await fetched
+            assert not keeper.in_hand()
+            await keeper.fetched(a_request(Rest()))
 
         nursery.start_soon(one)
         await trio.testing.wait_all_tasks_blocked()
@@ -117,9 +113,9 @@ async def test_request_that_leaves_is_forgotten() -> None:
     assert keeper.line() is not None, "what was fetched for it serves the next"
 
 
-def test_request_that_cannot_wait_is_told_so() -> None:
+async def test_request_that_cannot_wait_is_told_so() -> None:
     with pytest.raises(CredentialUnavailable, match="is being fetched"):
-        World().keeper().ready(a_request())
+        await World().keeper().fetched(a_request())
 
 
 def test_what_cannot_be_asked_fails_at_once(tmp_path: Path) -> None:
@@ -129,7 +125,7 @@ def test_what_cannot_be_asked_fails_at_once(tmp_path: Path) -> None:
     keeper.line()
     world.shared.deliver()
     with pytest.raises(CredentialUnavailable):
-        keeper.ready(a_request(Rest()))
+        keeper.in_hand()
     assert world.counts.results == {"secret": 1}
     assert not world.questions
 
@@ -138,7 +134,7 @@ def test_what_cannot_be_asked_fails_at_once_where_there_is_no_store_to_ask(tmp_p
     world = World()
     asker = Asker(url=ASKER.url, client_id="me", secret=Secrets().get(f"file:{tmp_path}/nothing"))
     with pytest.raises(CredentialUnavailable):
-        world.keeper(asker=asker, places=()).ready(a_request(Rest()))
+        world.keeper(asker=asker, places=()).in_hand()
 
 
 def test_workers_share_a_token_by_their_store() -> None:

@@ -15,7 +15,7 @@ The rules that hold here
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -84,23 +84,26 @@ class Credential:
     def check(self) -> None:
         """Raises `CredentialUnavailable` where a secret that it is made of cannot be read, or used. Asks nobody."""
 
-    def ready(self, request: Request) -> Awaitable[None] | None:  # noqa: ARG002 - of those that must fetch something
-        """Have it in hand before an attempt. None: it is. Else to be awaited; it rests by the request's waiter.
+    def in_hand(self, request: Request) -> bool:  # noqa: ARG002 - of those that must fetch something
+        """Whether an attempt can be made with it at once. Else it is being fetched from now on: see `fetched`.
 
-        Raises `CredentialUnavailable`, at once or when awaited.
+        Raises `CredentialUnavailable`, and what says that this request can have none.
         """
         self.check()
-        return None
+        return True
+
+    async def fetched(self, request: Request) -> None:
+        """Rest, by the request's waiter, until it is in hand. Raises as `in_hand`."""
 
     def put(self, request: Request, head: RequestHead, endpoint: Endpoint) -> None:
         """Write it into the head of an attempt, in place of all fields of its names; the last thing that shapes the
-        head. Raises `CredentialUnavailable` where `ready` would, and what says that this request can have none.
+        head. Raises `CredentialUnavailable` where `in_hand` would, and what says that this request can have none.
         """
         raise NotImplementedError
 
     def refused(self, request: Request, began: float) -> bool:  # noqa: ARG002 - likewise
         """The upstream answered 401 to an attempt that began then (the lane's clock). Whether one more attempt, with
-        another credential, is worth it: asked once for a request. `ready` has that one.
+        another credential, is worth it: asked once for a request. `in_hand` tells of that one.
         """
         return False
 

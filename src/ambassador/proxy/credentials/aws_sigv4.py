@@ -102,11 +102,12 @@ class Signer(Credential):
         """As `Credential.check`."""
         self._keys()
 
-    def ready(self, request: Request) -> None:
-        """As `Credential.ready`; raises `BodyTooLarge` where the body is known to be."""
+    def in_hand(self, request: Request) -> bool:
+        """As `Credential.in_hand`; raises `BodyTooLarge` where the body is known to be."""
         self._keys()
         if self._config.service not in _S3 and (request.content_length or 0) > self._config.buffer:
             raise self.too_large()
+        return True
 
     def put(self, request: Request, head: RequestHead, endpoint: Endpoint) -> None:  # noqa: ARG002
         """As `Credential.put`; raises `BodyTooLarge` as well."""

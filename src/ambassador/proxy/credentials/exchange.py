@@ -22,8 +22,6 @@ from ambassador.proxy.tokens.service import Text, TokenService
 from ambassador.proxy.tokens.subject import expires_at, subject_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
     from ambassador.messages import Request, RequestHead
     from ambassador.proxy.tokens.answer import Failure
     from ambassador.proxy.tokens.keeper import Keeper, Standing
@@ -72,9 +70,13 @@ class Exchanged(Credential):
         self._keepers: OrderedDict[str, Keeper] = OrderedDict()
         """By the digest of the caller's token, the last one used last."""
 
-    def ready(self, request: Request) -> Awaitable[None] | None:
-        """As `Credential.ready`: waits for a token, 5 s at most. Raises `Unauthenticated` too."""
-        return self._keeper(request).ready(request)
+    def in_hand(self, request: Request) -> bool:
+        """As `Credential.in_hand`; raises `Unauthenticated` too."""
+        return self._keeper(request).in_hand()
+
+    async def fetched(self, request: Request) -> None:
+        """As `Credential.fetched`: 5 s at most. Raises `Unauthenticated` too."""
+        await self._keeper(request).fetched(request)
 
     def put(self, request: Request, head: RequestHead, endpoint: Endpoint) -> None:  # noqa: ARG002
         """As `Credential.put`."""

@@ -128,11 +128,12 @@ class Signer(Credential):
         """As `Credential.check`."""
         self._secret()
 
-    def ready(self, request: Request) -> None:
-        """As `Credential.ready`; raises `BodyTooLarge` where the body is known to be."""
+    def in_hand(self, request: Request) -> bool:
+        """As `Credential.in_hand`; raises `BodyTooLarge` where the body is known to be."""
         self._secret()
         if self._digests and (request.content_length or 0) > self._config.buffer:
             raise self.too_large()
+        return True
 
     def put(self, request: Request, head: RequestHead, endpoint: Endpoint) -> None:
         """As `Credential.put`; raises `BodyTooLarge` as well."""

@@ -10,8 +10,6 @@ from ambassador.proxy.tokens.keeper import Wanted
 from ambassador.proxy.tokens.service import TokenService
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
     from ambassador.messages import Request, RequestHead
     from ambassador.proxy.tokens.keeper import Keeper, Standing
     from ambassador.proxy.upstream.endpoint import Endpoint
@@ -45,9 +43,13 @@ class Fetched(Credential):
         super().__init__(upstream, [AUTHORIZATION])
         self.keeper = keeper
 
-    def ready(self, request: Request) -> Awaitable[None] | None:
-        """As `Credential.ready`: waits for a token, 5 s at most."""
-        return self.keeper.ready(request)
+    def in_hand(self, request: Request) -> bool:  # noqa: ARG002
+        """As `Credential.in_hand`."""
+        return self.keeper.in_hand()
+
+    async def fetched(self, request: Request) -> None:
+        """As `Credential.fetched`: 5 s at most."""
+        await self.keeper.fetched(request)
 
     def put(self, request: Request, head: RequestHead, endpoint: Endpoint) -> None:  # noqa: ARG002
         """As `Credential.put`."""

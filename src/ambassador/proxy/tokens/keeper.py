@@ -25,7 +25,7 @@ from ambassador.secret import SecretError
 from ambassador.state.protocol import Token, Tokened
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable
+    from collections.abc import Iterable
     from logging import Logger
 
     from ambassador.errors import ProxyError
@@ -163,22 +163,21 @@ class Keeper(Timer):
 
     # Requests
 
-    def ready(self, request: Request) -> Awaitable[None] | None:
-        """Have a token for this request. None: there is one. Else to be awaited.
+    def in_hand(self) -> bool:
+        """Whether there is a token. Else it is being fetched from now on.
 
-        Raises `CredentialUnavailable`, or what `blame` says, at once or when awaited.
+        Raises `CredentialUnavailable`, or what `blame` says.
         """
         found = self._want()
-        if isinstance(found, Held):
-            return None
         if isinstance(found, Down):
             raise self._error(found)
-        if request.waiter is None:
-            raise self._unavailable("is being fetched")
-        return self._wait(request.waiter)
+        return found is not None
 
-    async def _wait(self, waiter: Waiter) -> None:
-        flight, clock = self._flight, self._around.clock
+    async def fetched(self, request: Request) -> None:
+        """Rest until there is one. Raises as `in_hand`, and when it has not come within MOST_WAIT_S."""
+        flight, clock, waiter = self._flight, self._around.clock, request.waiter
+        if waiter is None:
+            raise self._unavailable("is being fetched")
         give_up_at = clock.now + MOST_WAIT_S
         news = flight.news
         self._waiters.add(waiter)
@@ -188,11 +187,8 @@ class Keeper(Timer):
                 if flight.news == news:
                     continue
                 news = flight.news
-                found = self._want()
-                if isinstance(found, Held):
+                if self.in_hand():
                     return
-                if isinstance(found, Down):
-                    raise self._error(found)
         finally:
             self._waiters.discard(waiter)
         raise self._unavailable("has not come in time")
