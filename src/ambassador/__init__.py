@@ -72,7 +72,7 @@ Around it
   (`proxy/overload.py`).
 - Which endpoints there are, where the config does not say: the supervisor finds them (`control/discovery/directory.py`,
   with a module for each kind of source) and tells the workers (`Table.take_found`). Names' addresses go the same way.
-- Certificates and keys: `proxy/key_files.py` reads the files, `proxy/certificate.py` what stands in a certificate;
+- Certificates and keys: `pem_files.py` reads the files, all of them, `certificate.py` what stands in a certificate;
   `control/certificates.py` looks each second, in every process, whether they have changed. What is wrong with them is
   told at their places by `config/certificates.py`.
 - Which endpoints are well: the supervisor checks them (`control/health.py`, rules in `proxy/upstream/health.py`), the
@@ -85,7 +85,8 @@ Around it
   own settings are a Struct in the policy's file; `settings.py` has the vocabulary.
 
 Import rules, which `tox -e lint` checks
-- cli > control > config > proxy > state > observe > settings, messages, errors, printable, secret, extras > files:
+- cli > control > config > proxy > state > observe > settings, messages, errors, printable, secret, extras,
+  pem_files, certificate > files:
   never upwards.
 - Within the data plane only `proxy/lane.py` imports trio. A policy imports no other policy.
 - Each third-party library has one door: httptools in `proxy/http1_requests.py` and `http1_answers.py`, h11 in

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ambassador.certificate import Certificate
 from ambassador.config.certificates import ends
 from ambassador.config.load import load_string
-from ambassador.proxy.certificate import Certificate
 from tests.proxy.pem import Authority
 
 DAY_S = 86400.0

@@ -216,8 +216,11 @@ async def test_fetch_url_goes_through_an_egress_proxy(tmp_path: Path) -> None:
 
 
 async def test_fetch_url_tells_of_authorities_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(CallFailed, match=r"ca\.pem"):
+    with pytest.raises(CallFailed, match=r"^ca '.*/ca\.pem' cannot be read: No such file"):
         await fetch_url("https://127.0.0.1:1/", str(tmp_path / "ca.pem"))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CallFailed, match=r"' is not a file$"):
+        await fetch_url("https://127.0.0.1:1/", str(tmp_path / "pipe"))
 
 
 @pytest.mark.parametrize("kind", ["[]", "{}", '["RSA"]', "1"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -158,7 +159,8 @@ async def test_service_is_known_by_its_certificate(tmp_path: Path) -> None:
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     async with service(saying(http()), server) as url:
         assert await ask(url, ca=str(tmp_path / "ca.pem")) == Granted("t", 60.0)
-        for ca in (None, str(tmp_path / "nothing.pem")):
+        os.mkfifo(tmp_path / "pipe")
+        for ca in (None, str(tmp_path / "nothing.pem"), str(tmp_path / "pipe")):
             found = await ask(url, ca=ca)
             assert isinstance(found, Failure)
             assert found.result == CONNECT

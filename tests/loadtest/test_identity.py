@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ambassador.proxy.certificate import certificates, is_key
+from ambassador.certificate import certificates, is_key
 from loadtest import identity
 
 

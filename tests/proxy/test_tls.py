@@ -12,7 +12,8 @@ from weakref import ref
 
 import pytest
 
-from ambassador.proxy.key_files import ClientConfig, FileError, KeyPair, ServerConfig
+from ambassador.pem_files import FileError
+from ambassador.proxy.key_files import ClientConfig, KeyPair, ServerConfig
 from ambassador.proxy.tls import ClientTls, Keyring, Material, ServerTls, chosen, host_of
 from ambassador.proxy.upstream.endpoint import Endpoint
 from tests.proxy.pem import Authority

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import ssl
 import threading
 import time
@@ -223,21 +224,29 @@ def test_tls_verifies_the_server(certificates: Path) -> None:
                 connect(url, SHORT_S)
 
 
+def test_tls_trusts_the_authorities_of_the_file_and_not_the_systems_beside_them(
+    certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.pem"))
+    with Server(binary("redis"), tls=certificates) as server:
+        connect(f"rediss://127.0.0.1:{server.port}").close()
+        with pytest.raises(StoreLost):
+            connect(f"rediss://127.0.0.1:{server.port}?ca={certificates / 'other-ca.pem'}", SHORT_S)
+
+
 def test_tls_of_a_missing_file_is_a_loss() -> None:
     server = shared_server("redis")
     with pytest.raises(StoreLost):
         connect(f"rediss://127.0.0.1:{server.port}?ca=/nonexistent", SHORT_S)
 
 
-def test_options_never_turn_verification_off() -> None:
-    options = redis_nodes._options(Address("server", tls=True), 1.0)
-    assert options["ssl_cert_reqs"] == "required"
-    assert options["ssl_check_hostname"] is True
-    assert ssl.create_default_context().check_hostname
+def test_context_never_turns_verification_off() -> None:
+    context = redis_nodes._context(Address("server", tls=True))
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.check_hostname
 
 
-def test_options_never_retry() -> None:
-    assert redis_nodes._options(Address("server"), 1.0)["retry"].get_retries() == 0
+def test_node_never_retries() -> None:
     node = Node(Address("server"), "127.0.0.1", 1, 1.0)
     assert node._connection.retry.get_retries() == 0
 
@@ -386,10 +395,16 @@ def test_proxy_leaves_no_thread_behind(server: Server) -> None:
 def test_loss_for_a_file_of_tls_names_it(server: Server, tmp_path: Path) -> None:
     with pytest.raises(StoreLost, match=r"^`ca` '/nowhere' cannot be read: No such file or directory$"):
         connect(f"rediss://127.0.0.1:{server.port}?ca=/nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    for url in (f"?ca={tmp_path}/pipe", f"?cert={tmp_path}/pipe&key={tmp_path}/pipe"):
+        with pytest.raises(StoreLost, match=r"' is not a file$"):
+            connect(f"rediss://127.0.0.1:{server.port}{url}")
     (tmp_path / "junk").write_text("junk")
     with pytest.raises(StoreLost, match=rf"^`ca` '{tmp_path}/junk' holds no certificate in PEM form$"):
         connect(f"rediss://127.0.0.1:{server.port}?ca={tmp_path}/junk")
     authority = Authority(tmp_path)
     one, two = authority.issue("a.b"), authority.issue("c.d")
-    with pytest.raises(StoreLost, match=rf"^`cert` '{one.cert}' and `key` '{two.key}' are no certificate"):
+    with pytest.raises(
+        StoreLost, match=rf"^`key` '{two.key}' does not belong to the certificate in '{one.cert}'$"
+    ):
         connect(f"rediss://127.0.0.1:{server.port}?cert={one.cert}&key={two.key}")

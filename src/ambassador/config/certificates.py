@@ -13,21 +13,19 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from ambassador.certificate import Certificate
 from ambassador.config.part import Part
 from ambassador.config.schema import Config, Upstream
-from ambassador.proxy.certificate import Certificate
-from ambassador.proxy.key_files import (
-    ClientConfig,
+from ambassador.pem_files import (
     Content,
     FileError,
-    ServerConfig,
     load_authorities,
     load_chain,
-    named_files,
     read_certificates,
     read_file,
     readable_by_all,
 )
+from ambassador.proxy.key_files import ClientConfig, ServerConfig, named_files
 from ambassador.state.redis_url import parse_address
 
 __all__ = [

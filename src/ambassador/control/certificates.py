@@ -15,7 +15,8 @@ import trio
 from ambassador.config.certificates import tls_sections
 from ambassador.config.schema import Config
 from ambassador.observe.families import CertificateFigures
-from ambassador.proxy.key_files import ClientConfig, FileError, ServerConfig
+from ambassador.pem_files import FileError
+from ambassador.proxy.key_files import ClientConfig, ServerConfig
 from ambassador.proxy.tls import Keyring, Material
 
 EVERY_S: Final = 1.0

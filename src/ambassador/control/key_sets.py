@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import random
-import ssl
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
@@ -19,6 +18,7 @@ import trio
 from ambassador.control.backoff import retry_s
 from ambassador.control.http_client import CallFailed, get
 from ambassador.files import UnfitFile, read_regular
+from ambassador.pem_files import FileError, trusting
 from ambassador.proxy.clients.key_sets import EARLY, FRESH_S, KeySet, KeySets
 from ambassador.proxy.egress import Egress
 from ambassador.proxy.jose import MOST_SET_BYTES, BadKey, PublicKey, read_keys
@@ -122,9 +122,9 @@ async def fetch_url(url: str, ca: str | None, egress: Egress | None = None, via:
     tls = None
     if scheme == "https":
         try:
-            tls = await trio.to_thread.run_sync(_context, ca)  # 20 ms: the system has many authorities
-        except (OSError, ssl.SSLError) as error:
-            raise CallFailed(f"{ca or 'the authorities'}: {error}") from None
+            tls = await trio.to_thread.run_sync(trusting, ca)
+        except FileError as error:
+            raise CallFailed(str(error)) from None
     try:
         through = None if via is None else await trio.to_thread.run_sync(_passage, via, url)
     except SecretError as error:
@@ -152,7 +152,3 @@ async def fetch_url(url: str, ca: str | None, egress: Egress | None = None, via:
 def _passage(via: Via, url: str) -> Passage:
     """Raises `SecretError`."""
     return Passage(via, None if via.password is None else read_secret(via.password), url)
-
-
-def _context(ca: str | None) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=ca)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from ambassador.pem_files import FileError, trusting
 from ambassador.proxy.egress import Egress
 from ambassador.proxy.tokens.answer import CONNECT, FAILED, MOST_BYTES, TIMEOUT, Failure, Granted, read
 
@@ -27,10 +28,6 @@ MOST_WAITING: Final = 1000
 """More are refused: who waits longer than 5 s has gone."""
 _TLS_S: Final = 60.0
 """Authorities are read again after this time: 20 ms of a thread."""
-
-
-class CannotTrust(Exception):
-    """The file of authorities cannot be read; the text says which."""
 
 
 class TokenServices:
@@ -77,18 +74,15 @@ class TokenServices:
             )
         except TooSlow as error:
             return Failure(TIMEOUT, str(error))
-        except (CallFailed, CannotTrust) as error:
+        except (CallFailed, FileError) as error:
             return Failure(CONNECT, str(error))
         return read(answer.status, answer.body, after=answer.header(b"retry-after"))
 
     async def _tls(self, ca: str | None) -> ssl.SSLContext:
-        """Whom to trust. Raises `CannotTrust`."""
+        """Whom to trust. Raises `FileError`."""
         now = trio.current_time()
         made_at, context = self._contexts.get(ca, (now - _TLS_S, None))
         if context is None or now >= made_at + _TLS_S:
-            try:
-                context = await trio.to_thread.run_sync(lambda: ssl.create_default_context(cafile=ca))
-            except OSError:
-                raise CannotTrust(f"the authorities in {ca or 'the system'} cannot be read") from None
+            context = await trio.to_thread.run_sync(trusting, ca)
             self._contexts[ca] = (now, context)
         return context

@@ -1,39 +1,16 @@
-"""The files of TLS: which ones a listener or an upstream names, what they hold, and what is wrong with them.
-
-The same reading serves `check`, which tells of every file at its place in the config, and the service, which reads them
-again when they change (`proxy.tls`). What was examined is what is used: OpenSSL is given the bytes that were read, by a
-file in memory, never the path, whose content may be another by then.
-"""
+"""The files of TLS that a listener or an upstream names: the settings. What reads them is `pem_files.py`."""
 
 from __future__ import annotations
 
-import os
-import ssl
 from collections.abc import Iterator
-from typing import Annotated, Final
+from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from ambassador.files import UnfitFile, read_regular
-from ambassador.proxy.certificate import Certificate, certificates, is_encrypted, is_key
+from ambassador.certificate import Certificate
 from ambassador.settings import Section
 
-__all__ = [
-    "ClientConfig",
-    "Content",
-    "FileError",
-    "KeyPair",
-    "Pem",
-    "ServerConfig",
-    "load_authorities",
-    "load_chain",
-    "named_files",
-    "read_file",
-    "readable_by_all",
-]
-
-LARGEST_FILE: Final = 4 * 2**20
-"""Bytes. A bundle of all public authorities is 220 KiB."""
+__all__ = ["ClientConfig", "KeyPair", "Pem", "PemFile", "ServerConfig", "named_files"]
 
 PemFile = Annotated[str, Meta(extra={"form": "pem_file"})]
 """The absolute path of a PEM file; `file:/path` is the same."""
@@ -127,27 +104,6 @@ class ClientConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             yield "ca", "has no effect with 'verify: false'"
 
 
-class FileError(Exception):
-    """A file that cannot be used: `label` is its setting, `path` where it is, `problem` what is wrong with it."""
-
-    def __init__(self, label: str, path: str, problem: str) -> None:
-        super().__init__(f"{label} '{path}' {problem}")
-        self.label = label
-        self.path = path
-        self.problem = problem
-
-
-class Content(Struct, frozen=True, kw_only=True):
-    """A file as it was read. `label`: the setting that names it, as `cert`, `certificates[1].key`."""
-
-    label: str
-    path: str
-    data: bytes
-
-    def __repr__(self) -> str:
-        return f"Content({self.label}, {self.path})"
-
-
 class Pem(Struct, frozen=True, kw_only=True):
     """A file of certificates in use: its setting, where it is, and of what it holds the one that ends first."""
 
@@ -169,89 +125,3 @@ def named_files(config: ServerConfig | ClientConfig) -> Iterator[tuple[str, str]
     ca = config.client_ca if isinstance(config, ServerConfig) else config.ca
     if ca is not None:
         yield ("client_ca" if isinstance(config, ServerConfig) else "ca"), ca
-
-
-def read_file(label: str, path: str) -> Content:
-    """A file of the config. It may block. Raises `FileError`."""
-    try:
-        return Content(label=label, path=path, data=read_regular(path, LARGEST_FILE))
-    except UnfitFile as error:
-        raise FileError(label, path, str(error)) from None
-
-
-def read_certificates(content: Content) -> list[Certificate]:
-    """What a file of certificates holds. Raises `FileError`."""
-    try:
-        return certificates(content.data)
-    except ValueError as error:
-        raise FileError(content.label, content.path, str(error)) from None
-
-
-# A key of another kind meets no certificate in the place that OpenSSL has for its kind.
-_MISMATCHES: Final = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
-_SAID_OF_CERT: Final = {
-    "EE_KEY_TOO_SMALL": "has a key that is too short to be safe",
-    "CA_KEY_TOO_SMALL": "has a key that is too short to be safe",
-    "CA_MD_TOO_WEAK": "is signed with a hash that is not safe any more",
-    "EE_KEY_MD_TOO_WEAK": "is signed with a hash that is not safe any more",
-}
-
-
-def load_chain(context: ssl.SSLContext, cert: Content, key: Content) -> Certificate:
-    """Have the context show this certificate; returns what it is. Raises `FileError`."""
-    certificate = read_certificates(cert)[0]
-    if is_encrypted(key.data):
-        raise FileError(key.label, key.path, "is encrypted; write it without a passphrase")
-    if not is_key(key.data):
-        raise FileError(key.label, key.path, "holds no private key in PEM form")
-    cert_fd, key_fd = os.memfd_create("cert"), os.memfd_create("key")
-    try:
-        _write(cert_fd, cert.data)
-        _write(key_fd, key.data)
-        context.load_cert_chain(f"/proc/self/fd/{cert_fd}", f"/proc/self/fd/{key_fd}", password=lambda: b"")
-    except ssl.SSLError as error:
-        reason = error.reason or "unknown"
-        if reason in _SAID_OF_CERT:
-            raise FileError(cert.label, cert.path, _SAID_OF_CERT[reason]) from None
-        if reason in _MISMATCHES:
-            raise FileError(
-                key.label, key.path, f"does not belong to the certificate in '{cert.path}'"
-            ) from None
-        raise FileError(key.label, key.path, f"cannot be used: {_words(reason)}") from None
-    finally:
-        os.close(cert_fd)
-        os.close(key_fd)
-    return certificate
-
-
-def load_authorities(context: ssl.SSLContext, ca: Content) -> list[Certificate]:
-    """Have the context trust these authorities; returns what they are. Raises `FileError`."""
-    found = read_certificates(ca)
-    try:
-        context.load_verify_locations(cadata=_only_certificates(ca.data))
-    except (ssl.SSLError, ValueError) as error:
-        reason = getattr(error, "reason", None) or "unknown"
-        raise FileError(ca.label, ca.path, f"cannot be used: {_words(reason)}") from None
-    return found
-
-
-def readable_by_all(path: str) -> bool:
-    """Whether everybody on this machine may read a file; False if that cannot be told."""
-    try:
-        return bool(os.stat(path).st_mode & 0o004)
-    except OSError:
-        return False
-
-
-def _write(fd: int, data: bytes) -> None:
-    with open(fd, "wb", closefd=False) as file:
-        file.write(data)
-
-
-def _only_certificates(pem: bytes) -> str:
-    """As text for OpenSSL, which wants ASCII; what stands between the certificates may be anything."""
-    return pem.decode("ascii", "replace").replace("\ufffd", "?")
-
-
-def _words(reason: str) -> str:
-    return reason.lower().replace("_", " ")

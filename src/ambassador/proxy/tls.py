@@ -25,18 +25,9 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from msgspec import Struct, structs
 
-from ambassador.proxy.certificate import Certificate, covers
-from ambassador.proxy.key_files import (
-    ClientConfig,
-    Content,
-    FileError,
-    Pem,
-    ServerConfig,
-    load_authorities,
-    load_chain,
-    named_files,
-    read_file,
-)
+from ambassador.certificate import Certificate, covers
+from ambassador.pem_files import Content, FileError, load_authorities, load_chain, read_file
+from ambassador.proxy.key_files import ClientConfig, Pem, ServerConfig, named_files
 
 if TYPE_CHECKING:
     from ambassador.proxy.upstream.endpoint import Endpoint

@@ -45,6 +45,7 @@ from redis.exceptions import (
 from redis.exceptions import TimeoutError as NoAnswerError
 from redis.retry import Retry
 
+from ambassador.pem_files import FileError, load_chain, read_file, trusting
 from ambassador.state.protocol import CannotServe, NotAllowed, StoreLost
 from ambassador.state.redis_url import Address
 
@@ -142,12 +143,9 @@ class Node:
             StoreLost: it did not work.
         """
         try:
-            self._connection.connect()
+            self._connect()
         except RedisError as error:
-            lost = self._lost(error)
-            if self._address.tls and (problem := bad_file(self._address)) is not None:
-                raise StoreLost(problem) from None
-            raise lost from None
+            raise self._lost(error) from None
         self._open = True
         self._used_s = time.monotonic()
 
@@ -162,7 +160,7 @@ class Node:
         try:
             now_s = time.monotonic()
             if now_s - self._used_s > _IDLE_S and self._has_ended():
-                self._connection.connect()
+                self._connect()
             self._used_s = now_s
             self._connection.send_packed_command(self._connection.pack_commands(commands))
         except RedisError as error:
@@ -206,6 +204,11 @@ class Node:
         """Close it; again is allowed."""
         self._open = False
         self._connection.disconnect()
+
+    def _connect(self) -> None:
+        if self._address.tls:
+            self._connection.context = _context(self._address)
+        self._connection.connect()
 
     def _has_ended(self) -> bool:
         """Whether the server closed the connection while nothing was under way; it is closed then."""
@@ -510,53 +513,39 @@ def _master_of(reply: Reply) -> tuple[str, int] | None:
     return (reply[0].decode(), int(reply[1])) if isinstance(reply, list) else None
 
 
-def _options(address: Address, timeout_s: float) -> dict[str, Any]:
+class _Secured(redis.SSLConnection):
+    """TLS as the ambassador speaks it. By itself redis-py has OpenSSL read the files by their paths at each connect,
+    and trusts the system's authorities beside those that are named.
+    """
+
+    context: ssl.SSLContext
+
+    def _wrap_socket_with_ssl(self, sock: Any) -> ssl.SSLSocket:
+        return self.context.wrap_socket(sock, server_hostname=self.host)
+
+
+def _context(address: Address) -> ssl.SSLContext:
+    """Made of the files as they are now. Raises StoreLost."""
+    try:
+        context = trusting(address.ca)
+        if address.cert is not None and address.key is not None:
+            load_chain(context, read_file("cert", address.cert), read_file("key", address.key))
+    except FileError as error:
+        raise StoreLost(f"`{error.label}` '{error.path}' {error.problem}") from None
+    return context
+
+
+def _make_connection(address: Address, host: str, port: int, timeout_s: float) -> Any:
     options: dict[str, Any] = {
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,  # our replies are flat, and any proxy speaks it
+        "username": address.user,
+        "password": address.password,
+        "db": address.db,
     }
-    if address.tls:
-        options |= {
-            "ssl_cert_reqs": "required",
-            "ssl_check_hostname": True,
-            "ssl_ca_certs": address.ca,
-            "ssl_certfile": address.cert,
-            "ssl_keyfile": address.key,
-        }
-    return options
-
-
-def bad_file(address: Address) -> str | None:
-    """What is wrong with one of the files of TLS, which OpenSSL's own errors do not name; None: nothing."""
-    for label, path in (("ca", address.ca), ("cert", address.cert), ("key", address.key)):
-        if path is None:
-            continue
-        try:
-            with open(path, "rb"):
-                pass
-        except OSError as error:
-            return f"`{label}` '{path}' cannot be read: {error.strerror}"
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        if address.ca is not None:
-            context.load_verify_locations(address.ca)
-    except (ssl.SSLError, ValueError):
-        return f"`ca` '{address.ca}' holds no certificate in PEM form"
-    try:
-        if address.cert is not None:
-            # An empty passphrase: else OpenSSL asks for one on the terminal.
-            context.load_cert_chain(address.cert, address.key, password="")
-    except (ssl.SSLError, ValueError):
-        return f"`cert` '{address.cert}' and `key` '{address.key}' are no certificate and its key in PEM form"
-    return None
-
-
-def _make_connection(address: Address, host: str, port: int, timeout_s: float) -> Any:
-    options = _options(address, timeout_s)
-    options |= {"username": address.user, "password": address.password, "db": address.db}
-    make: Any = redis.SSLConnection if address.tls else redis.Connection
+    make: Any = _Secured if address.tls else redis.Connection
     if address.path is None:
         options |= {"host": host, "port": port, "socket_keepalive": True}
     else:

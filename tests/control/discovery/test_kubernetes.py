@@ -367,7 +367,7 @@ def test_access_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(CallFailed, match="namespace: cannot be read"):
         access(Kubernetes(service="web"), account, environ)
     (tmp_path / "token").write_text("t")
-    with pytest.raises(CallFailed, match=r"ca\.crt: No such file"):
+    with pytest.raises(CallFailed, match=r"ca\.crt' cannot be read: No such file"):
         access(Kubernetes(service="web", namespace="n"), account, environ)
     (tmp_path / "ca.crt").write_text("none")
     with pytest.raises(CallFailed, match="holds no certificate"):

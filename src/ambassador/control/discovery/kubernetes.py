@@ -36,6 +36,7 @@ from ambassador.control.discovery.slices import (
     merge,
 )
 from ambassador.control.http_client import CallFailed, Header, Incoming, get
+from ambassador.pem_files import FileError, trusting
 from ambassador.secret import SecretError, read_secret
 
 T = TypeVar("T")
@@ -107,14 +108,10 @@ def access(config: Kubernetes, account: str = ACCOUNT, environ: Mapping[str, str
 
 
 def _trust(ca: str | None) -> ssl.SSLContext | None:
-    if ca is None:
-        return None
     try:
-        return ssl.create_default_context(cafile=ca)
-    except ssl.SSLError:
-        raise CallFailed(f"{ca}: holds no certificate") from None
-    except OSError as error:
-        raise CallFailed(f"{ca}: {error.strerror}") from None
+        return None if ca is None else trusting(ca)
+    except FileError as error:
+        raise CallFailed(str(error)) from None
 
 
 class SliceWatch:

@@ -12,7 +12,7 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ambassador.proxy.certificate import certificates, covers, is_encrypted, is_key
+from ambassador.certificate import certificates, covers, is_encrypted, is_key
 
 
 def test_certificate_tells_names_and_times_as_another_reader_does() -> None:
