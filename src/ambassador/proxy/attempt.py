@@ -141,13 +141,11 @@ class Attempt:
     async def _fetch(self, credential: Credential) -> None:
         transfer, client, lane = self._exchange.transfer, self._exchange.client, self._exchange.lane
         began = lane.now
-        client.rest_until = transfer.attempt_deadline
         try:
-            await credential.fetched(self._exchange.request)
+            with client.resting_until(transfer.attempt_deadline):
+                await credential.fetched(self._exchange.request)
         except TimedOut:
             raise transfer.missed() from None
-        finally:
-            client.rest_until = inf
         transfer.put_off(lane.now - began, inf)  # the upstream's own time begins now
         transfer.sent_at = lane.now  # exactly: if it is refused, this tells which credential was
 

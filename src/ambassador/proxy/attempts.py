@@ -178,22 +178,19 @@ class Attempts:
         if credential is None or self._renewed:
             return False
         self._renewed = True
-        transfer, client = self.transfer, self.client
-        now = self.lane.now
+        transfer, now = self.transfer, self.lane.now
         if (
             not credential.refused(self.request, transfer.sent_at)
             or not transfer.replayable
             or plan.cannot_finish(transfer.deadline - now, now)
         ):
             return False
-        client.rest_until = transfer.deadline
         try:
             if not credential.in_hand(self.request):
-                await credential.fetched(self.request)
+                with self.client.resting_until(transfer.deadline):
+                    await credential.fetched(self.request)
         except (CredentialUnavailable, Unauthenticated, TimedOut):
             return False
-        finally:
-            client.rest_until = inf
         return await self._is_affordable(plan)
 
     def _count_on_budget(self, retry: RetryPolicy | None) -> None:
@@ -388,19 +385,16 @@ class Attempts:
         """Wait for a quota: not beyond what the request, or the breaker's probe, has time for. The upstream's own time
         begins afterwards.
         """
-        transfer, client = self.transfer, self.client
-        began = self.lane.now
-        client.rest_until = min(transfer.deadline, until)
+        transfer, began = self.transfer, self.lane.now
         try:
-            await charged
+            with self.client.resting_until(min(transfer.deadline, until)):
+                await charged
         except TimedOut:
             if self.lane.now >= self._caller_at:
                 raise DeadlineExceeded("the caller's deadline passed") from None
             raise Limited(
                 f"the quota of upstream {upstream} is spent for longer than the request may take"
             ) from None
-        finally:
-            client.rest_until = inf
         transfer.put_off(self.lane.now - began, until)
 
     async def _sleep(self, delay: float) -> None:

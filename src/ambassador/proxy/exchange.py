@@ -209,7 +209,7 @@ class Exchange(Attempts):
         verdict = self._locate()
         if isinstance(verdict, ProxyError):
             raise verdict
-        self._begin_total()
+        self.client.rest_until = self._begin_total()
         return verdict if verdict is None or isinstance(verdict, Reply) else await verdict
 
     def _locate(self) -> Verdict:
@@ -238,28 +238,28 @@ class Exchange(Attempts):
                 return denied
         return admit(plan, request)
 
-    def _begin_total(self) -> None:
-        """Have the route's `total` run while policies wait, if all of the request is here: it began when it came."""
+    def _begin_total(self) -> float:
+        """Have the route's `total` run while policies wait, if all of the request is here: it began when it came. Gives
+        how long they may wait.
+        """
         if self._plan is not None and self._arrived:
             self._total_at = self._started + self._plan.timeouts.total
-        self.client.rest_until = min(self._caller_at, self._total_at)
+        return min(self._caller_at, self._total_at)
 
     async def _admit_slowly(self, waiting: Awaitable[Reply | None]) -> None:
         """Wait for what the policies say, not beyond the caller's deadline, nor the route's own."""
-        self._begin_total()
         try:
-            reply = await waiting
-            if isinstance(reply, Repeat):
-                await self.client.read_body(self.request, reply.see)
-                reply.check()
-                assert self._plan is not None
-                self._plan.metrics.replayed()
+            with self.client.resting_until(self._begin_total()):
+                reply = await waiting
+                if isinstance(reply, Repeat):
+                    await self.client.read_body(self.request, reply.see)
+                    reply.check()
+                    assert self._plan is not None
+                    self._plan.metrics.replayed()
         except TimedOut:
             if self.lane.now >= self._caller_at:
                 raise DeadlineExceeded("the caller's deadline passed") from None
             raise DeadlineExceeded("the request waited for its turn as long as it may take") from None
-        finally:
-            self.client.rest_until = inf
         if reply is not None:
             return await self._answer(reply)
         assert self._plan is not None
@@ -359,13 +359,11 @@ class Exchange(Attempts):
                 return found
             if until is None:
                 until = inf if plan.cannot_finish(half_s, now) else now + half_s
-            client.rest_until = transfer.deadline
             try:
-                answer = await visit.wait(found, client, until)
+                with client.resting_until(transfer.deadline):
+                    answer = await visit.wait(found, client, until)
             except TimedOut:
                 raise transfer.missed() from None
-            finally:
-                client.rest_until = inf
             if answer is not None:
                 return answer
 

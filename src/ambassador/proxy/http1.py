@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from contextlib import contextmanager
 from math import inf
 from typing import TYPE_CHECKING, Final
 
@@ -25,7 +26,7 @@ from ambassador.proxy.transfer import ClientGone
 from ambassador.proxy.wire import READ_SIZE, SCRATCH, Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ambassador.messages import Fields, Request
     from ambassador.proxy.forwarding import Peer
@@ -92,7 +93,7 @@ class ClientConnection(Wire):
         self.idle = False
         """Between two requests."""
         self.rest_until = inf
-        """The present request has no time for more."""
+        """The present request has no time for more (`resting_until`)."""
         self.stays = False
         """The present request goes on even if the client leaves, since the answer is kept for its repeat."""
 
@@ -284,6 +285,15 @@ class ClientConnection(Wire):
                 link.interest = 0
         if link.ready & gone:
             raise ClientGone
+
+    @contextmanager
+    def resting_until(self, at: float) -> Iterator[None]:
+        """Inside, whatever waits for the present request by `rest` or `read_body` raises `TimedOut` at `at`."""
+        self.rest_until = at
+        try:
+            yield
+        finally:
+            self.rest_until = inf
 
     def wake(self) -> None:
         """End a `rest`."""

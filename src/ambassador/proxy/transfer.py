@@ -154,13 +154,13 @@ class Transfer:
             size += len(piece)
             return size <= most
 
-        client.rest_until = min(self.caller_at, self._started + self._plan.timeouts.total_body)
+        until = min(self.caller_at, self._started + self._plan.timeouts.total_body)
         try:
-            await client.read_body(request, take)
+            with client.resting_until(until):
+                await client.read_body(request, take)
         except TimedOut:
             raise self.missed() from None
         finally:
-            client.rest_until = inf
             request.body[:0] = taken
         self.begin_attempt()
         if request.complete and self.total_at == inf:
