@@ -62,6 +62,7 @@ from ambassador.settings import (
     ZoneName,
 )
 from ambassador.state.bridge import ANSWER_WITHIN_S as STATE_ANSWERS_WITHIN_S
+from ambassador.state.scope import MAX_WAIT_S
 
 __all__ = [
     "Admin",
@@ -201,7 +202,7 @@ class State(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What limits do while Redis is away: each replica admits its part of them (`share`), nothing beyond the tokens in
     hand (`closed`), or everything (`open`)."""
 
-    max_wait: SecondsOrNone = 0.02
+    max_wait: SecondsOrNone = MAX_WAIT_S
     """How long a request may wait for the store, over all its limits and attempts. Then it is decided as `on_loss`
     says."""
 

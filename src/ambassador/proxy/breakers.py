@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -23,16 +23,13 @@ from ambassador.proxy.lane import Timer
 from ambassador.proxy.policies.breaker import Breaker, Config
 from ambassador.state.gate import Gate
 from ambassador.state.protocol import Force, Probe, Refused, Row, State, Verb, decode_row
-from ambassador.state.scope import MISSED
+from ambassador.state.scope import MAX_WAIT_S, MISSED
 from ambassador.state.store_time import StoreTime
 
 if TYPE_CHECKING:
     from ambassador.proxy.lane import Lane
     from ambassador.state.protocol import Answer, Event, Operation
     from ambassador.state.scope import Scope, Scopes
-
-MAX_WAIT_S: Final = 0.02
-"""`state.max_wait` unless the config says otherwise."""
 
 
 class BreakerStatus(msgspec.Struct, frozen=True, kw_only=True):

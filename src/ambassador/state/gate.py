@@ -38,7 +38,7 @@ from ambassador.state.own_breaker import OwnBreaker
 from ambassador.state.passes import OWN_PROBE, WAITING, Entry, Pass, ProbePass, Refused, Result
 from ambassador.state.probe_leases import ProbeLeases
 from ambassador.state.protocol import (
-    LATE_US,
+    LATE_S,
     SETTLING_US,
     Answer,
     Operation,
@@ -236,7 +236,7 @@ class Gate:
             return Refused(left)
         if self._leases.is_probing(now):
             return Refused(1.0)
-        self._own.begin_probe(now + timeout_s + LATE_US / 1e6)
+        self._own.begin_probe(now + timeout_s + LATE_S)
         return ProbePass(self.stamp, OWN_PROBE, now + timeout_s)
 
     def _enter_probing(self, now: float, timeout_s: float) -> Entry:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ambassador.state.protocol import LATE_US, Probe, Rules, Verb
+from ambassador.state.protocol import LATE_S, Probe, Rules, Verb
 
 ASK_S: Final = 0.05
 """One request for a probe's lease in this time from each worker."""
@@ -71,7 +71,7 @@ class ProbeLeases:
 
     def is_probing(self, now: float) -> bool:
         """Whether a probe by a lease is under way."""
-        return any(until + LATE_US / 1e6 > now for until in self._used.values())
+        return any(until + LATE_S > now for until in self._used.values())
 
     def drop_stale(self, now: float) -> list[Probe]:
         """Give back those that wait for nothing: what is to be asked for that."""

@@ -42,6 +42,7 @@ LATE_US: Final = 2_000_000
 """A worker that stands still cuts its probe when it goes on, and tells so then: for so long beyond its deadline a probe
 is still thought to be at the upstream. (With 0, workers that stood still for up to 2 s had six of three there at once,
 where a circuit opened for 0.5 s.)"""
+LATE_S: Final = LATE_US / 1e6
 SETTLING_US: Final = 20_000
 """Where several workers live, a circuit does not trip by percentage before its window is so old: others' first outcomes
 are on their way. They are told at once (`gate.URGENT_S`), so a way to the store and a worker's delay are enough."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ambassador.state.protocol import Answer, Event, Operation
 
 
+MAX_WAIT_S: Final = 0.02
+"""How long requests wait for a store, all in all, unless the config says otherwise (`state.max_wait`)."""
 MISSED: Final = "missed"
 """The kind of an event that no store publishes: it says that events are not heard for now, and that whoever goes by
 them should look. It comes again and again as long as that is so."""

@@ -40,6 +40,7 @@ from ambassador.proxy.fields import CREDENTIALS
 from ambassador.proxy.lane import Timer, ended_by
 from ambassador.settings import BytesOrNone, MatchHeader, Seconds, Section
 from ambassador.state.protocol import MAX_VALUE_BYTES, Get, Named, Put, Refused
+from ambassador.state.scope import MAX_WAIT_S
 
 if TYPE_CHECKING:
     from ambassador.messages import Fields, Request, Waiter
@@ -420,7 +421,7 @@ class Idempotency:
         clock: Clock,
         fleet: Scope,
         replica: Scope,
-        max_wait_s: float = 0.02,
+        max_wait_s: float = MAX_WAIT_S,
         of_caller: bool = False,
     ) -> None:
         """`max_wait_s`: how long an answer may be held back for a store. `of_caller`: see `name_of`."""
