@@ -494,9 +494,7 @@ class _EndpointMaker:
         self._lane = lane
         self.found_url = config.found_url
         self._is_found = config.discover is not None
-        host = config.own_host
-        self._found_by = None if host is None else host.partition(":")[0]
-        self._host = None if host is None else host.encode("ascii")
+        self._own_host = config.own_host
         section = client_section(config)
         self._tls = None if section is None else keyring.client(section, f"upstream {name}")
 
@@ -530,8 +528,8 @@ class _EndpointMaker:
             known = addresses.get(endpoint.dialled[0]) or (() if proxy is None else proxy.addresses)
             if known:
                 endpoint.resolve(known)
-        if self._host is not None:
-            endpoint.authority = self._host
+        if self._own_host is not None:
+            endpoint.authority = self._own_host.encode("ascii")
         tls = self._tls if secure else None
         assert not secure or tls is not None
         endpoint.pool = (Pool if tls is None else SecurePool)(
@@ -548,7 +546,7 @@ class _EndpointMaker:
     def _refusal_of(self, host: str) -> Refusal:
         """What judges the addresses that are dialled for an endpoint, which may be an egress proxy's."""
         via = None if self.proxy is None else self.proxy.host
-        return self._egress.of_endpoint(host, found_by=self._found_by, written=not self._is_found, via=via)
+        return self._egress.of_endpoint(host, found_by=self._own_host, written=not self._is_found, via=via)
 
 
 def _plan(

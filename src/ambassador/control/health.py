@@ -320,11 +320,10 @@ class Calls:
         if not addresses:
             raise CheckFailed("the name has no address")
         where = urlsplit(target.url)
-        found_by = None if target.host is None else target.host.partition(":")[0]
         name = where.hostname or ""
         egress = self._egress()
         via = None if target.via is None else target.via.place[0]
-        refusal = egress.of_endpoint(name, found_by=found_by, written=target.written, via=via)
+        refusal = egress.of_endpoint(name, found_by=target.host, written=target.written, via=via)
         permitted = [address for address in addresses if refusal(address) is None]
         if not permitted:
             raise CheckFailed(f"egress: {refusal(addresses[0])}")

@@ -45,11 +45,10 @@ def _refused(
         urls = found.get(source, ()) if source else [endpoint.url for endpoint in upstream.endpoints]
         via = upstream.connections.via
         proxy = None if via is None else via.place[0]
-        found_by = None if upstream.own_host is None else upstream.own_host.partition(":")[0]
         for host in {urlsplit(url).hostname for url in urls if not url.startswith("unix:")}:
             if host is None:
                 continue
-            refusal = egress.of_endpoint(host, found_by=found_by, written=source is None, via=proxy)
+            refusal = egress.of_endpoint(host, found_by=upstream.own_host, written=source is None, via=proxy)
             dialled = proxy or host
             for address in [dialled] if is_address(dialled) else addresses.get(dialled, ()):
                 why = refusal(address)

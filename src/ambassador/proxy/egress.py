@@ -120,14 +120,14 @@ class Egress:
         self, host: str, *, found_by: str | None = None, written: bool, via: str | None = None
     ) -> Refusal:
         """Why an endpoint must not be dialled at an address. `written`: its URL is in the config. Else it was found by
-        asking for the name `found_by`, or for what has no name.
+        asking for the name `found_by`, which may have a port, or for what has no name.
 
         `via`: the host of an egress proxy, whose addresses then are those that are dialled. It is judged as an endpoint
         that is written. Of the endpoint itself what the config or the source says is judged, and where its name leads
         is up to the proxy.
         """
         literal = is_address(host)
-        name = found_by if literal and found_by is not None else host
+        name = found_by.partition(":")[0] if literal and found_by is not None else host
         own = partial(self.refusal, name, configured=literal and written)
         if via is None:
             return own
