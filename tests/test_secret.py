@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ambassador.secret import MOST_BYTES, SecretError, Secrets, read_secret
+from ambassador.secret import MOST_BYTES, SecretError, Secrets, quiet, read_secret
 
 
 def test_secret_is_read_where_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,3 +123,8 @@ def test_value_that_cannot_be_used_is_told_of_once_for_each(kept: Kept) -> None:
     kept.secrets.refresh()
     secret.unusable("is no key")
     assert len(kept.messages()) == 1
+
+
+def test_quiet_log_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Secrets(quiet()).get(f"file:{tmp_path / 'none'}").unusable("is no key")
+    assert caplog.messages == []

@@ -89,6 +89,13 @@ class Secret:
         return None
 
 
+def quiet() -> logging.Logger:
+    """A log for who reads secrets and says by itself what there is to say, or would repeat what another says."""
+    log = logging.getLogger("ambassador.quiet")
+    log.disabled = True
+    return log
+
+
 class Secrets:
     """The secrets of one process, by reference. Those that nobody holds any more are forgotten.
 

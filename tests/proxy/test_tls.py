@@ -14,7 +14,7 @@ import pytest
 
 from ambassador.pem_files import FileError
 from ambassador.proxy.key_files import ClientConfig, KeyPair, ServerConfig
-from ambassador.proxy.tls import ClientTls, Keyring, Material, ServerTls, chosen, host_of
+from ambassador.proxy.tls import ClientTls, Keyring, Material, chosen, host_of
 from ambassador.proxy.upstream.endpoint import Endpoint
 from tests.proxy.pem import Authority
 
@@ -24,7 +24,7 @@ def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
 
 
-def server(pair: KeyPair, **more: object) -> ServerTls:
+def server(pair: KeyPair, **more: object) -> Material:
     return Keyring().server(ServerConfig(cert=pair.cert, key=pair.key, **more), "listener test")  # type: ignore[arg-type]
 
 
@@ -72,7 +72,7 @@ class Pair:
         return [str(pair[1]) for pair in names]
 
 
-def connect(server: ServerTls, client: ClientTls, name: str) -> Pair:
+def connect(server: Material, client: ClientTls, name: str) -> Pair:
     pair = Pair(server.context, client.context, name)
     pair.handshake()
     pair.exchange()
@@ -302,7 +302,7 @@ def test_certificate_whose_key_comes_later_is_taken_with_its_key(
     shutil.copy(other.cert, pair.cert)
     renew(keyring)
     assert tls.context is before
-    assert tls.material.problem is not None
+    assert tls.problem is not None
     assert caplog.messages == []  # the key may be on its way
     for _ in range(3):
         renew(keyring)
@@ -310,11 +310,11 @@ def test_certificate_whose_key_comes_later_is_taken_with_its_key(
     [message] = caplog.messages
     assert message.startswith(f"tls of listener test: key '{pair.key}' does not belong to the certificate")
     assert message.endswith("; what was in use stays in use")
-    assert tls.material.problem is not None
+    assert tls.problem is not None
     shutil.copy(other.key, pair.key)
     renew(keyring)
     assert tls.context is not before
-    assert tls.material.problem is None
+    assert tls.problem is None
     assert caplog.messages[1:] == [
         "tls of listener test: the files are well again, and in use for new connections"
     ]

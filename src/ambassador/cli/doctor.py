@@ -193,11 +193,11 @@ def service_findings(
 
 def certificate_findings(certificates: Iterable[dict[str, Any]], now: float) -> Iterator[Finding]:
     """Of certificates that end, and of files that have changed and cannot be used; `now` in unix seconds."""
-    from ambassador.config.certificates import SOON_S
+    from ambassador.config.certificates import SOON_S, user_of
 
     told: set[tuple[str, str]] = set()
     for each in certificates:
-        who = f"{'listener' if each['side'] == 'client' else 'upstream'} {each['name']}"
+        who = user_of(each["side"], each["name"])
         left_s = each["expires"] - now
         if left_s <= 0:
             yield Finding("error", f"{who}: the certificate in {each['file']} has expired", "renew it")

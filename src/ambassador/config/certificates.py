@@ -36,6 +36,7 @@ __all__ = [
     "client_section",
     "ends",
     "tls_sections",
+    "user_of",
 ]
 
 SOON_S: Final = 14 * 86400.0
@@ -54,7 +55,12 @@ class TlsSection(Struct, frozen=True):
     @property
     def user(self) -> str:
         """Who has it, for people."""
-        return f"{'listener' if self.side == 'client' else 'upstream'} {self.name}"
+        return user_of(self.side, self.name)
+
+
+def user_of(side: str, name: str) -> str:
+    """Who has a section, for people: `listener 0.0.0.0:8443`, `upstream billing`."""
+    return f"{'listener' if side == 'client' else 'upstream'} {name}"
 
 
 def tls_sections(config: Config) -> Iterator[TlsSection]:

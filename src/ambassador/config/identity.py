@@ -6,7 +6,6 @@ asked. What could not be known is said, and no secret is ever part of what is sa
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 
@@ -17,7 +16,7 @@ from ambassador.proxy import jose
 from ambassador.proxy.clients.key_sets import KeySets
 from ambassador.proxy.clients.mtls import Names
 from ambassador.proxy.clients.who import Clients, Found, let_know
-from ambassador.secret import SecretError, Secrets
+from ambassador.secret import SecretError, Secrets, quiet
 
 __all__ = ["credential_headers", "identifier", "secret_values"]
 
@@ -35,13 +34,6 @@ class _Stranger:
     validity: tuple[float, float] | None = None
 
 
-def _quiet() -> logging.Logger:
-    """For what a command says itself."""
-    log = logging.getLogger("ambassador.quiet")
-    log.disabled = True
-    return log
-
-
 def credential_headers(config: Config) -> set[str]:
     """Headers that may hold what proves a client, lower case."""
     headers: set[str] = set()
@@ -57,7 +49,7 @@ def identifier(config: Config, wall_s: Callable[[], float] = time.time) -> Calla
     """What finds out who asks, with the secrets and files of this machine; None: the config has no clients."""
     if not config.clients:
         return None
-    secrets, key_sets = Secrets(_quiet()), KeySets(_Still())
+    secrets, key_sets = Secrets(quiet()), KeySets(_Still())
     clients = Clients(config.clients, secrets, key_sets)
     for key_set in key_sets:
         if key_set.source.startswith("file:"):
@@ -115,7 +107,7 @@ def _unreadable(config: Config, secrets: Secrets) -> Iterator[str]:
 
 def secret_values(config: Config) -> Iterator[tuple[str, str, str, str]]:
     """Client, header, reference and value of each API key that can be read here."""
-    secrets = Secrets(_quiet())
+    secrets = Secrets(quiet())
     for name, reference in _references(config):
         keys = config.clients[name].api_key
         assert keys is not None

@@ -70,14 +70,14 @@ from ambassador.proxy.listener import Listener, ListenerLimits
 from ambassador.proxy.overload import Monitor, memory_in_use
 from ambassador.proxy.policies.concurrency import Bulkheads
 from ambassador.proxy.service import Service, Table
-from ambassador.proxy.tls import Keyring, ServerTls
+from ambassador.proxy.tls import Keyring, Material
 from ambassador.proxy.tokens.keeper import Surroundings
 from ambassador.proxy.tokens.register import Tokens
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.health import Marks
 from ambassador.proxy.upstream.outlier import Outliers
 from ambassador.proxy.upstream.upstream import Upstream
-from ambassador.secret import Secrets
+from ambassador.secret import Secrets, quiet
 from ambassador.state.protocol import Roll
 from ambassador.state.store_thread import Store
 
@@ -528,7 +528,7 @@ class _Settings(TypedDict):
     head_limits: Limits
     trusted: tuple[str, ...]
     cancel_on_half_close: bool
-    tls: ServerTls | None
+    tls: Material | None
 
 
 def _listener_settings(config: schema.Listener, keyring: Keyring) -> _Settings:
@@ -596,13 +596,6 @@ def _settle_garbage() -> None:
     gc.set_threshold(*_COLLECT_AFTER)
 
 
-def _quiet() -> logging.Logger:
-    """For workers that would repeat what the first one says."""
-    log = logging.getLogger("ambassador.quiet")
-    log.disabled = True
-    return log
-
-
 async def _keep_current(kept: Secrets, changed: Callable[[], None]) -> None:
     """Read secrets again, for ever: in a thread, since a mount may hang. `changed` is called when it is done."""
     while True:
@@ -638,7 +631,7 @@ async def open_plane(
             started=start.started,
             open_remote=_open_fleet,
         )
-        secrets_kept = Secrets(None if start.slot == 0 else _quiet())
+        secrets_kept = Secrets(None if start.slot == 0 else quiet())
         services = TokenServices(f"ambassador/{__version__}", outer, egress=lambda: plane.egress)
         around = Surroundings(
             lane, services.ask, time.time, chance=random.random, log=logging.getLogger("ambassador")
@@ -651,7 +644,7 @@ async def open_plane(
             partial(
                 feed,
                 plane.key_sets,
-                log=_quiet() if start.slot else logging.getLogger("ambassador"),
+                log=quiet() if start.slot else logging.getLogger("ambassador"),
                 fetch=lambda url, ca, via: fetch_url(url, ca, plane.egress, via),
             )
         )

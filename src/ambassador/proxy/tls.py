@@ -32,7 +32,7 @@ from ambassador.proxy.key_files import ClientConfig, Pem, ServerConfig, named_fi
 if TYPE_CHECKING:
     from ambassador.proxy.upstream.endpoint import Endpoint
 
-__all__ = ["ClientTls", "Keyring", "Material", "Reread", "ServerTls"]
+__all__ = ["ClientTls", "Keyring", "Material", "Reread"]
 
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES:DHE+AES:!aNULL:!eNULL:!aDSS:!SHA1:!AESCCM"
 """Of TLS 1.2. The same as Python's default, which a build of Python may have changed."""
@@ -131,20 +131,6 @@ class Reread(Struct, frozen=True):
     problem: str | None
 
 
-class ServerTls:
-    """What a listener shows its clients."""
-
-    __slots__ = ("material",)
-
-    def __init__(self, material: Material) -> None:
-        self.material = material
-
-    @property
-    def context(self) -> ssl.SSLContext:
-        """What the next connection is made with."""
-        return self.material.context
-
-
 class ClientTls:
     """How an upstream's `https` endpoints are spoken to. `sni`: the name of all of them; None: each has its own."""
 
@@ -176,9 +162,9 @@ class Keyring:
         """Whether nothing speaks TLS."""
         return not self._materials
 
-    def server(self, config: ServerConfig, user: str) -> ServerTls:
-        """For a listener. Raises `FileError`; blocks where these files are not in use yet."""
-        return ServerTls(self._get(config, user))
+    def server(self, config: ServerConfig, user: str) -> Material:
+        """What a listener shows its clients. Raises `FileError`; blocks where these files are not in use yet."""
+        return self._get(config, user)
 
     def client(self, config: ClientConfig, user: str) -> ClientTls:
         """For an upstream. Raises `FileError`; blocks where these files are not in use yet."""

@@ -54,7 +54,7 @@ _CUT: Final = ("UNEXPECTED_EOF_WHILE_READING",)
 
 
 class HasContext(Protocol):
-    """Where contexts come from (`tls.ServerTls`, `tls.ClientTls`)."""
+    """Where contexts come from (`tls.Material` for clients, `tls.ClientTls` for an upstream)."""
 
     @property
     def context(self) -> ssl.SSLContext:
