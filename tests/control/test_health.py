@@ -78,7 +78,7 @@ def watched(*urls: str, check: Config = CHECK) -> Watched:
 
 
 async def test_checks_tell_nothing_while_all_is_well(autojump_clock: trio.testing.MockClock) -> None:
-    watching = Watching({"10.0.0.1": ("10.0.0.1",)})
+    watching = Watching()
     watching.checks.watch({"a": watched(A)})
     async with watching.running():
         await trio.sleep(11)
@@ -86,6 +86,21 @@ async def test_checks_tell_nothing_while_all_is_well(autojump_clock: trio.testin
     assert watching.servers.addresses[0] == ("10.0.0.1",)
     assert not watching.pushed
     assert not watching.checks.unhealthy
+
+
+async def test_checks_have_the_addresses_of_names_and_addresses_as_they_are(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    watching = Watching({"api.test": ("10.0.0.1", "10.0.0.2")})
+    urls = "http://api.test:80", "http://[2001:db8::1]:80", "http://unknown.test:80"
+    watching.checks.watch({"a": watched(*urls)})
+    async with watching.running():
+        await trio.sleep(1)
+    seen = {
+        url: list(addresses)
+        for (_, url), addresses in zip(watching.servers.asked, watching.servers.addresses, strict=True)
+    }
+    assert seen == dict(zip(urls, (["10.0.0.1", "10.0.0.2"], ["2001:db8::1"], []), strict=True))
 
 
 async def test_checks_hurry_until_it_is_clear_whether_an_endpoint_is_well(

@@ -118,6 +118,20 @@ def test_file_with_mistakes_is_told_and_an_empty_list_leaves_no_endpoint(tmp_pat
             wait_until(lambda: fetch(proxy.url, "/").status == 200, "the endpoint's return")
 
 
+def test_endpoints_that_a_name_leads_to_are_checked() -> None:
+    with origin(b"one") as one:
+        found = f"discover: {{dns: 'localhost:{one.url.rpartition(':')[2]}'}}"
+        body = f"""\
+            upstreams: {{u: {{{found}, health: {{path: /up, every: 1s}}}}}}
+            routes: [{{name: r, to: u}}]
+        """
+        with ambassador(body) as proxy:
+            wait_until(lambda: len(one.seen["/up"]) >= 3, "the checks")
+            (upstream,) = json.loads(proxy.admin_get("/api/upstreams"))
+            reached = [each for each in upstream["endpoints"] if each["address"].startswith("127.0.0.1")]
+            assert [each["healthy"] for each in reached] == [True]
+
+
 def test_worker_that_starts_and_config_that_is_reloaded_have_the_present_list(tmp_path: Path) -> None:
     path = tmp_path / "endpoints.json"
     with origin(b"one") as one, origin(b"two") as two:

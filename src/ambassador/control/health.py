@@ -32,7 +32,7 @@ from ambassador.config.schema import Upstream
 from ambassador.control.http_client import CallFailed, Place, Tls, can_connect, get_status
 from ambassador.errors import ConnectFailed
 from ambassador.observe.families import HealthFigures
-from ambassador.proxy.egress import Egress
+from ambassador.proxy.egress import Egress, is_address
 from ambassador.proxy.key_files import ClientConfig
 from ambassador.proxy.tls import Keyring, host_of
 from ambassador.proxy.upstream.health import HURRY_S, Config, Standing, pause_s
@@ -246,8 +246,10 @@ class HealthChecks:
         )
 
     async def _ask(self, kept: _Kept) -> None:
+        host = kept.target.dialled
+        addresses = (host,) if is_address(host) else self._addresses.get(host, ())
         try:
-            await self._check(kept.target, self._addresses.get(kept.target.dialled, ()))
+            await self._check(kept.target, addresses)
         except CheckFailed as error:
             self._took(kept, str(error))
         else:
