@@ -74,7 +74,7 @@ Around it
   with a module for each kind of source) and tells the workers (`Table.take_found`). Names' addresses go the same way.
 - Certificates and keys: `pem_files.py` reads the files, all of them, `certificate.py` what stands in a certificate;
   `control/certificates.py` looks each second, in every process, whether they have changed. What is wrong with them is
-  told at their places by `config/certificates.py`.
+  told at their places by `config/certificates.py`. Which sets of keys cannot be read: `control/key_set_status.py`.
 - Which endpoints are well: the supervisor checks them (`control/health.py`, rules in `proxy/upstream/health.py`), the
   workers leave out those that are worse than the others (`proxy/upstream/outlier.py`).
 - Secrets are read by reference (`secret.py`), again when they change; processes that hold some keep to themselves

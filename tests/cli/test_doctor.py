@@ -134,6 +134,37 @@ def test_certificates_are_warned_of_before_their_end_and_named_after_it() -> Non
     assert found[-1].advice == "key does not fit"
 
 
+def test_sets_of_keys_that_cannot_be_read_are_told_of_with_since_when_and_why() -> None:
+    def key_set(client: str, *, up: bool = False, has_keys: bool = True) -> dict[str, Any]:
+        return {
+            "client": client,
+            "source": "https://id.test/jwks",
+            "up": up,
+            "since": None if up else 1_800_000_000.0,
+            "problem": None if up else "was answered with status 500",
+            "has_keys": has_keys,
+        }
+
+    status = STATUS | {
+        "key_sets": [
+            key_set("shop"),
+            key_set("fine", up=True),
+            key_set("till"),
+            key_set("empty", has_keys=False),
+        ]
+    }
+    found = [each for each in service_findings(status, [UP], now=NOW) if each.level != "ok"]
+    told = "the keys of https://id.test/jwks cannot be read since 2027-01-15 08:00 UTC"
+    assert [(each.level, each.what, each.advice) for each in found] == [
+        (
+            "warning",
+            f"clients shop, till: {told}",
+            "was answered with status 500; older keys are used, for 24 h at most",
+        ),
+        ("error", f"client empty: {told}", "was answered with status 500; tokens are refused"),
+    ]
+
+
 @pytest.fixture
 def good_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_look_at_host", lambda: HOST)

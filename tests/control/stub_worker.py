@@ -21,7 +21,7 @@ import trio
 from ambassador.config.discover import Found
 from ambassador.config.schema import Config
 from ambassador.control.duties import obey
-from ambassador.control.orders import Brief, Start
+from ambassador.control.orders import Brief, KeySetTrouble, Start
 from ambassador.control.roll import encode_roll
 
 
@@ -93,6 +93,10 @@ class StubPlane:
 
     @property
     def ejections(self) -> dict[str, tuple[int, int]]:
+        return {}
+
+    @property
+    def key_set_troubles(self) -> dict[str, KeySetTrouble]:
         return {}
 
     @property

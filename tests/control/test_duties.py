@@ -34,6 +34,7 @@ from ambassador.control.orders import (
     Drain,
     Failed,
     Health,
+    KeySetTrouble,
     Leaving,
     Order,
     Prepare,
@@ -69,6 +70,7 @@ class FakePlane:
     acts: list[tuple[bytes, Callable[[bytes], None]]] = field(default_factory=list)
     open_breakers: dict[str, tuple[int, int]] = field(default_factory=dict)
     ejections: dict[str, tuple[int, int]] = field(default_factory=dict)
+    key_set_troubles: dict[str, KeySetTrouble] = field(default_factory=dict)
     error: Exception | None = None
     generation: int = 1
 

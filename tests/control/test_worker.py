@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -217,6 +218,28 @@ async def test_worker_knows_from_its_start_what_is_unhealthy_and_keeps_it_throug
         prepare(worker, 3, checked(health="off"))
         worker.plane.commit()
         assert health_of(worker) == [(True, None), (True, None)]
+
+
+async def test_beat_tells_of_sets_of_keys_that_cannot_be_read_and_no_more_once_they_can(
+    tmp_path: Path,
+) -> None:
+    keys = tmp_path / "jwks"
+    jwt = f"{{issuer: i, jwks: {keys}}}"
+    shown = load_text(
+        f"version: 1\nlisten: {ADDRESS}\ntelemetry: {{access_log: off}}\nroutes: [{{name: r, respond: 204}}]\n"
+        f"clients: {{a: {{jwt: {jwt}}}, b: {{jwt: {jwt}}}}}\n"
+    )
+    async with running(shown) as worker:
+        with trio.fail_after(20):
+            while not worker.plane.key_set_troubles:  # noqa: ASYNC110 - a thread reads the file
+                await trio.sleep(0.01)
+        assert list(worker.plane.key_set_troubles) == ["a"], "what both have is told once"
+        trouble = worker.plane.key_set_troubles["a"]
+        assert (trouble.problem, trouble.has_keys) == ("cannot be read: No such file or directory", False)
+        assert abs(trouble.since - time.time()) < 60
+        for key_set in worker.plane.key_sets:
+            key_set.feed(())
+        assert not worker.plane.key_set_troubles
 
 
 async def test_beat_tells_of_ejections_once_there_were_any() -> None:

@@ -166,8 +166,14 @@ def test_keys_that_are_away_at_the_start_are_had_when_they_come(
         status, said = ask(proxy.url, "/echo", good)
         assert (status, json.loads(said)["detail"]) == (401, "the token cannot be verified now")
         assert ask(proxy.url, "/echo", {"x-api-key": "k"})[0] == 200
+        up = f'ambassador_jwks_up{{client="a",source="{identity.jwks}"}}'
+        wait_until(lambda: proxy.samples(up + " ") == [f"{up} 0"], "the beat that tells of it")
+        told = proxy.command("doctor")
+        assert f"client a: the keys of {identity.jwks} cannot be read since 20" in told.stdout
+        assert "was answered with status 503; tokens are refused" in told.stdout
         identity.status = 200
         wait_until(lambda: ask(proxy.url, "/echo", good)[0] == 200, "the keys")
+        wait_until(lambda: proxy.samples(up + " ") == [f"{up} 1"], "the beat without it")
         identity.status = 503
         assert ask(proxy.url, "/echo", good)[0] == 200
 

@@ -4,7 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from ambassador.observe.families import CertificateFigures, Figures, HealthFigures, Reader, Traffic
+from ambassador.observe.families import (
+    CertificateFigures,
+    Figures,
+    HealthFigures,
+    KeySetFigures,
+    Reader,
+    Traffic,
+)
 from ambassador.observe.metrics import (
     ACCESS,
     CACHED,
@@ -200,6 +207,25 @@ def test_handshakes_are_told_by_side_and_result(registry: Registry, page: Page) 
     assert [(labels, [*counts]) for labels, counts in family.samples] == [  # type: ignore[misc]
         ((("side", "client"),), [1, 2, 0]),
         ((("side", "upstream"),), [0, 0, 1]),
+    ]
+
+
+def test_sets_of_keys_are_told_by_client(registry: Registry) -> None:
+    figures = Figures(
+        version="1",
+        instance="a",
+        generation=3,
+        restarts=2,
+        workers=4,
+        started=10.0,
+        key_sets=(KeySetFigures("shop", "https://a/jwks", True), KeySetFigures("till", "file:/b", False)),
+    )
+    [family] = [
+        each for each in Reader(registry, [], Totals()).families(figures) if each.name == "ambassador_jwks_up"
+    ]
+    assert list(family.samples) == [
+        ((("client", "shop"), ("source", "https://a/jwks")), 1),
+        ((("client", "till"), ("source", "file:/b")), 0),
     ]
 
 

@@ -173,6 +173,7 @@ def service_findings(
         )
     yield from _state_findings(status["state"])
     yield from certificate_findings(status.get("certificates", ()), now)
+    yield from key_set_findings(status.get("key_sets", ()))
     for worker in ready:
         if worker["loop_lag_ms"] > _SLOW_LOOP_MS:
             yield Finding(
@@ -208,6 +209,23 @@ def certificate_findings(certificates: Iterable[dict[str, Any]], now: float) -> 
         if problem is not None and (who, problem) not in told:
             told.add((who, problem))
             yield Finding("error", f"{who}: changed files of TLS are not in use", problem)
+
+
+def key_set_findings(key_sets: Iterable[dict[str, Any]]) -> Iterator[Finding]:
+    """Of sets of keys that cannot be read, each told once for all clients that have it."""
+    clients: dict[tuple[str, str, float, bool], list[str]] = {}
+    for each in key_sets:
+        if not each["up"]:
+            same = (each["source"], each["problem"], each["since"], each["has_keys"])
+            clients.setdefault(same, []).append(each["client"])
+    for (source, problem, since, has_keys), names in clients.items():
+        day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(since))
+        whose = f"client {names[0]}" if len(names) == 1 else f"clients {', '.join(names)}"
+        what = f"{whose}: the keys of {source} cannot be read since {day}"
+        if has_keys:
+            yield Finding("warning", what, f"{problem}; older keys are used, for 24 h at most")
+        else:
+            yield Finding("error", what, f"{problem}; tokens are refused")
 
 
 def _state_findings(state: dict[str, Any]) -> Iterator[Finding]:

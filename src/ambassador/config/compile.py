@@ -220,7 +220,7 @@ def compile_steps(
         clients=clients,
         proxies=[maker.proxy for maker in makers.values() if maker.proxy is not None],
         begins=(
-            partial(lasting.key_sets.install, [] if clients is None else clients.key_sets),
+            partial(lasting.key_sets.install, [] if clients is None else clients.key_sets.values()),
             partial(lasting.breakers.install, tuple(gates.values()), max_wait_s=config.state.max_wait),
             partial(_guard_endpoints, tuple(upstreams.values()), gates),
             *(partial(guard.begin, guarded) for guarded, guard in guards),

@@ -26,6 +26,9 @@ class _Still:
 
     now = 0.0
 
+    def tick(self) -> None:
+        """It stands still."""
+
 
 class _Stranger:
     """The other end of a connection that is not made."""

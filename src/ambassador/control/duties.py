@@ -43,6 +43,7 @@ from ambassador.control.orders import (
     Drained,
     Failed,
     Health,
+    KeySetTrouble,
     Leaving,
     Order,
     Prepare,
@@ -127,6 +128,10 @@ class Plane(Protocol):
     @property
     def ejections(self) -> Mapping[str, tuple[int, int]]:
         """Of each upstream that has had ejections: endpoints that are ejected, and ejections so far."""
+
+    @property
+    def key_set_troubles(self) -> Mapping[str, KeySetTrouble]:
+        """As `orders.Beat` has them."""
 
     @property
     def generation(self) -> int:
@@ -293,6 +298,7 @@ class Duties:
                 loop_lag_ms=lag,
                 open_breakers=self._plane.open_breakers,
                 ejections=self._plane.ejections,
+                key_sets=self._plane.key_set_troubles,
             )
             self._channel.post(beat)
             await trio.sleep(_BEAT_EVERY_S)

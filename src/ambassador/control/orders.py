@@ -188,6 +188,16 @@ class Committed(Message, frozen=True):
     generation: int
 
 
+class KeySetTrouble(msgspec.Struct, frozen=True, array_like=True):
+    """A set of public keys that a worker could not read: `since`, in unix seconds, because of `problem`. `has_keys`: it
+    goes on with those that it had before.
+    """
+
+    since: float
+    problem: str
+    has_keys: bool
+
+
 class Beat(Message, frozen=True):
     """Sent twice a second by the worker's loop: that it comes proves that the loop runs.
 
@@ -201,6 +211,8 @@ class Beat(Message, frozen=True):
     """Breakers that are not closed: epoch and `state.protocol.State`."""
     ejections: Mapping[str, tuple[int, int]] = {}
     """Of each upstream that has had ejections: endpoints that are ejected, and ejections so far."""
+    key_sets: Mapping[str, KeySetTrouble] = {}
+    """The sets of keys that cannot be read, each by the first client in the config that has it."""
 
 
 class Counted(Message, frozen=True):

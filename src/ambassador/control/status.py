@@ -13,6 +13,7 @@ from ambassador.control.certificates import CertificateStatus
 from ambassador.control.discovery.directory import SourceStatus
 from ambassador.control.host import resident_bytes
 from ambassador.control.incarnation import Incarnation
+from ambassador.control.key_set_status import KeySetStatus
 from ambassador.control.reload import LastReload
 from ambassador.proxy.fields import CREDENTIALS
 
@@ -73,6 +74,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Where upstreams' endpoints are found."""
     certificates: list[CertificateStatus] = []
     """The files of TLS, each with its certificates' end."""
+    key_sets: list[KeySetStatus] = []
+    """The sets of keys that clients' tokens are verified with."""
 
 
 def worker_status(worker: Incarnation) -> WorkerStatus:

@@ -40,6 +40,7 @@ from ambassador.control.discovery.dns import Resolver
 from ambassador.control.health import Calls, HealthChecks, watched_upstreams
 from ambassador.control.host import keep_private, raise_descriptor_limit, usable_cpus
 from ambassador.control.incarnation import WORKER_MODULE
+from ambassador.control.key_set_status import KeySetStatus, key_set_statuses
 from ambassador.control.limits import LimitView, LimitViews, PastCounts, PermitView, permits
 from ambassador.control.logs import ACCESS_LOG, why_not_writable
 from ambassador.control.names import host_names, sources
@@ -65,7 +66,7 @@ from ambassador.control.status import (
 from ambassador.control.store import StoreServer
 from ambassador.control.sums import UpstreamStatus, UpstreamSums
 from ambassador.control.turns import Turns
-from ambassador.observe.families import Figures, Traffic
+from ambassador.observe.families import Figures, KeySetFigures, Traffic
 from ambassador.proxy.egress import Egress
 from ambassador.proxy.limit_keys import LimitStatus
 from ambassador.proxy.tls import Keyring
@@ -468,6 +469,7 @@ class Supervisor:
             last_reload=self._last_reload,
             discovery=[status for _, status in self._deployment.directory.status()],
             certificates=self._certificates.status(),
+            key_sets=self._key_sets(),
         )
 
     def _state_status(self) -> StateStatus:
@@ -521,6 +523,7 @@ class Supervisor:
             health=tuple(self._health.figures()),
             ejections=self._ejections(),
             certificates=self._certificates.figures(),
+            key_sets=[KeySetFigures(each.client, each.source, each.up) for each in self._key_sets()],
         )
         return self._pages.render(figures, accept)
 
@@ -578,6 +581,11 @@ class Supervisor:
                 if name in known:
                     known[name] = max(known[name], (total, ejected))
         return [(name, ejected, total) for name, (total, ejected) in sorted(known.items())]
+
+    def _key_sets(self) -> list[KeySetStatus]:
+        """As of the workers' last beats."""
+        beats = (worker.beat.key_sets for worker in self._crew.current)
+        return list(key_set_statuses(self._deployment.config, beats))
 
     async def tasks(self) -> Iterator[msgspec.Raw]:
         """What each worker's tasks are, counted by name."""

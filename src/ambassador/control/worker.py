@@ -37,7 +37,7 @@ from ambassador.control.host import keep_private
 from ambassador.control.key_sets import feed, fetch_url
 from ambassador.control.listeners import keyed
 from ambassador.control.logs import ACCESS_LOG, cannot_open, log_to_stderr
-from ambassador.control.orders import Brief, Start
+from ambassador.control.orders import Brief, KeySetTrouble, Start
 from ambassador.control.roll import encode_roll
 from ambassador.control.scopes import WorkerScopes
 from ambassador.control.sums import ConnectionCounts, EndpointStatus, TokenStatus, UpstreamStatus, answer
@@ -59,7 +59,7 @@ from ambassador.observe.metrics import (
 )
 from ambassador.proxy.breakers import Breakers
 from ambassador.proxy.changes import Changes
-from ambassador.proxy.clients.key_sets import KeySets
+from ambassador.proxy.clients.key_sets import KeySet, KeySets
 from ambassador.proxy.credentials import Means
 from ambassador.proxy.egress import Egress
 from ambassador.proxy.http1_requests import Limits
@@ -465,6 +465,21 @@ class WorkerPlane:
     def ejections(self) -> Mapping[str, tuple[int, int]]:
         """Of each upstream that has had ejections: endpoints that are ejected, and ejections so far."""
         return self._lasting.outliers.figures()
+
+    @property
+    def key_set_troubles(self) -> Mapping[str, KeySetTrouble]:
+        """As `orders.Beat` has them."""
+        clients = self._service.table.clients
+        troubles: dict[str, KeySetTrouble] = {}
+        told: set[KeySet] = set()
+        for name, key_set in () if clients is None else clients.key_sets.items():
+            if key_set.failing_since is None or key_set in told:
+                continue
+            told.add(key_set)
+            self._lane.tick()
+            since = self._service.wall_s() - (self._lane.now - key_set.failing_since)
+            troubles[name] = KeySetTrouble(since, key_set.problem, bool(key_set.keys))
+        return troubles
 
     def _tasks(self) -> list[dict[str, object]]:
         root = trio.lowlevel.current_root_task()

@@ -118,6 +118,14 @@ class CertificateFigures(msgspec.Struct, frozen=True):
     expires: float
 
 
+class KeySetFigures(msgspec.Struct, frozen=True):
+    """The set of public keys of a client (`source`: a URL without its query, or a file), and whether it can be read."""
+
+    client: str
+    source: str
+    up: bool
+
+
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """What the supervisor itself knows. `started` is in unix seconds."""
 
@@ -136,6 +144,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """Of each upstream with outlier detection: its name, endpoints that are ejected, ejections so far."""
     certificates: Sequence[CertificateFigures] = ()
     """Of each TLS section."""
+    key_sets: Sequence[KeySetFigures] = ()
+    """Of each client whose tokens are verified."""
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
@@ -433,6 +443,7 @@ def _supervisor_families(figures: Figures) -> list[Family]:
         *_health_families(figures.health),
         *_ejection_families(figures.ejections),
         *_certificate_families(figures.certificates),
+        *_key_set_families(figures.key_sets),
         Family("ambassador_build", "info", "What this is.", [(build, 1)]),
     ]
 
@@ -489,6 +500,19 @@ def _certificate_families(certificates: Sequence[CertificateFigures]) -> list[Fa
             "gauge",
             "When the first of a file's certificates ends, in unix seconds.",
             list(labelled.items()),
+        )
+    ]
+
+
+def _key_set_families(key_sets: Sequence[KeySetFigures]) -> list[Family]:
+    if not key_sets:
+        return []
+    return [
+        Family(
+            "ambassador_jwks_up",
+            "gauge",
+            "0 while a worker cannot read the set of keys that a client's tokens are verified with, else 1.",
+            [((("client", each.client), ("source", each.source)), int(each.up)) for each in key_sets],
         )
     ]
 

@@ -13,6 +13,9 @@ class Clock:
     def __init__(self) -> None:
         self.now = 100.0
 
+    def tick(self) -> None:
+        """A test moves it."""
+
 
 class Resting:
     """A waiter whose time passes when it rests, and which is told what to do then."""
@@ -55,6 +58,29 @@ def test_ask_rings_once_and_then_not_before_the_cool_down_is_over() -> None:
     assert key_set.ask()
     assert key_set.ask()
     assert len(rings) == 1
+
+
+def test_set_knows_since_when_it_cannot_be_read() -> None:
+    clock = Clock()
+    key_set = fed(clock)
+    assert key_set.failing_since is None
+    clock.now = 200.0
+    key_set.fail("one")
+    clock.now = 300.0
+    key_set.fail("another")
+    assert [key_set.failing_since, key_set.problem] == [200.0, "another"]
+    key_set.confirm()
+    assert [key_set.failing_since, key_set.problem] == [None, ""]
+
+
+def test_set_reads_the_clock_itself_since_nothing_else_may_be_awake() -> None:
+    class Late(Clock):
+        def tick(self) -> None:
+            self.now = 500.0
+
+    key_set = KeySet("https://id.test/jwks", None, Late())
+    key_set.fail("gone")
+    assert key_set.failing_since == 500.0
 
 
 def test_the_cool_down_holds_after_a_failure_too() -> None:

@@ -26,6 +26,9 @@ class Clock:
     def __init__(self) -> None:
         self.now = 100.0
 
+    def tick(self) -> None:
+        """A test moves it."""
+
 
 class Conn:
     def __init__(self, *sans: tuple[str, str]) -> None:

@@ -39,12 +39,15 @@ class Clock(Protocol):
     def now(self) -> float:
         """The time, in seconds."""
 
+    def tick(self) -> None:
+        """Read the clock again."""
+
 
 class KeySet:
     """The keys of one source: a URL, or the path of a file. `ring` tells its feeder that something is wanted."""
 
     __slots__ = (
-        "_asked_at", "_clock", "_waiting", "ca", "fed_at", "keys", "problem", "retired", "ring", "source", "version",
+        "_asked_at", "_clock", "_waiting", "ca", "failing_since", "fed_at", "keys", "problem", "retired", "ring", "source", "version",
         "via", "wanted",
     )  # fmt: skip
 
@@ -61,6 +64,8 @@ class KeySet:
         """When the keys were as the source has them; None: never."""
         self.problem = ""
         """Why the last feeding failed; empty: it did not."""
+        self.failing_since: float | None = None
+        """When the first failed of those that have since the last that did not; None: the last one did not."""
         self.wanted = True
         """Somebody wants the source to be asked, or it is being asked. At first, everybody does."""
         self.retired = False
@@ -91,6 +96,7 @@ class KeySet:
 
     def begin(self) -> None:
         """The source is being asked."""
+        self._clock.tick()
         self.wanted = True
         self._asked_at = self._clock.now
 
@@ -98,18 +104,20 @@ class KeySet:
         """These are the keys now."""
         self.keys = keys
         self.version += 1
-        self.fed_at = self._clock.now
-        self.problem = ""
-        self._done()
+        self.confirm()
 
     def confirm(self) -> None:
         """The keys are still those in hand."""
+        self._clock.tick()
         self.fed_at = self._clock.now
-        self.problem = ""
+        self.problem, self.failing_since = "", None
         self._done()
 
     def fail(self, problem: str) -> None:
         """The source could not be asked, or its answer is no set."""
+        self._clock.tick()
+        if self.failing_since is None:
+            self.failing_since = self._clock.now
         self.problem = problem
         if self.keys and self.fed_at is not None and self._clock.now >= self.fed_at + KEPT_S:
             self.keys = ()

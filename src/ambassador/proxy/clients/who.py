@@ -149,13 +149,13 @@ class Clients:
             name: _held(client, secrets) for name, client in config.items() if client.api_key or client.basic
         }
         self._config = config
-        self.key_sets: list[KeySet] = []
-        """All that tokens are verified with."""
+        self.key_sets: dict[str, KeySet] = {}
+        """What the tokens of each client that may have one are verified with."""
         self._tokens: dict[bytes, Tokens] = {}
-        for at, client in enumerate(config.values()):
+        for at, (name, client) in enumerate(config.items()):
             if client.jwt is not None:
                 key_set = key_sets.get(client.jwt.jwks, client.jwt.ca, client.jwt.via)
-                self.key_sets.append(key_set)
+                self.key_sets[name] = key_set
                 tokens = self._tokens.setdefault(client.jwt.header.encode(), Tokens())
                 tokens.add(at, client.jwt, key_set)
         self._networks = Networks(
