@@ -79,13 +79,27 @@ def parsed(one: AccessRecord) -> dict[str, Any]:
     endpoint=st.none() | st.text(max_size=8),
     size=st.integers(0, 1 << 40),
     duration=st.floats(0, 1e6),
+    bytes_in=st.sampled_from([0, 5]),
 )
 def test_template_makes_the_line_that_the_record_would(  # noqa: PLR0917 - hypothesis
-    path: bytes, query: bytes | None, host: str, endpoint: str | None, size: int, duration: float
+    path: bytes,
+    query: bytes | None,
+    host: str,
+    endpoint: str | None,
+    size: int,
+    duration: float,
+    bytes_in: int,
 ) -> None:
-    one = record(path=path, query=query, host=host, endpoint=endpoint, request_id=b"a" * 32)
+    one = record(
+        path=path, query=query, host=host, endpoint=endpoint, bytes_in=bytes_in, request_id=b"a" * 32
+    )
     other = msgspec.structs.replace(one, ts=3.5, bytes_out=size, duration_ms=duration * 1e3, upstream_ms=0.5)
-    made = LineTemplate(LineMaker(), one).line(3.5, b"a" * 32, other.trace_id, size, duration * 1e3, 0.5)
+    lines = LineMaker()
+    line = lines.line(one)
+    elsewhere = lines.line(msgspec.structs.replace(one, endpoint="http://elsewhere:1", bytes_in=5))
+    made = LineTemplate(lines, elsewhere if bytes_in == 5 else line).line(
+        3.5, b"a" * 32, other.trace_id, size, duration * 1e3, 0.5, LineTemplate.tail_of(line)
+    )
     tree = json.loads(made)
     wanted = parsed(other)
     assert list(tree) == FIELDS

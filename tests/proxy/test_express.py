@@ -8,7 +8,7 @@ left behind.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
@@ -295,6 +295,8 @@ def test_answers_of_every_size(size: int) -> None:
 class LimitStub:
     """What answers say of a route's limits."""
 
+    take: Callable[[], bool] | None = None
+
     def answer_fields(self, request: Request) -> list[tuple[bytes, bytes]]:
         return [(b"ratelimit", request.path)]
 
@@ -352,6 +354,37 @@ def test_policies_say_the_same_either_way(prepare: object, retry: dict[str, str]
         assert_same(setting, *WARM, sends(request), passes(0.5), resets())
         assert_same(setting, *WARM, sends(request), passes(0.5), upstream_ends(0), passes(0.6), answers(OK))
         assert_same(setting, *WARM, sends(request), passes(0.5), cancelled)
+
+
+@pytest.mark.parametrize("tokens", range(6))
+def test_limit_that_needs_no_look_at_a_request_is_charged_once_for_each(tokens: int) -> None:
+    left: list[int] = []
+
+    def prepare(world: World) -> None:
+        at = len(left)
+        left.append(tokens)
+
+        def take() -> bool:
+            left[at] -= 1
+            return left[at] >= 0
+
+        def hook(_: Request) -> None:
+            if not take():
+                raise Limited(retry_after_s=2.0)
+
+        plan = world.plane.service.table.locate(Request("GET", b"/", [], 1, authority=b"a"))
+        limit = LimitStub()
+        limit.take = take
+        plan.limit = limit  # type: ignore[assignment]
+        plan.admit = (hook,)
+
+    setting = Setting(config(URL), prepare=prepare)
+    seen = assert_same(
+        setting, *([sends(GET), answers(OK)] * 2), upstream_ends(0), sends(POST), answers(OK), *WARM
+    )
+    assert seen.settlements == [2] * min(tokens, 5) + [4] * max(0, 5 - tokens)
+    # A refusal looks twice where the first look was without the request.
+    assert max(left) == tokens - 5
 
 
 @pytest.mark.parametrize("short", [True, False])

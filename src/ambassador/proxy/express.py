@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 _REMEMBERED: Final = 1024
 """Heads of a listener's requests: with all that belongs to them about 4 MiB."""
+_MOST_TAILS: Final = 64
+"""Of each head: 100 bytes for each endpoint."""
 _END: Final = b"\r\n\r\n"
 _CLIENT_GONE: Final = ("client_gone",)
 _PARENT: Final = b"\r\ntraceparent: "
@@ -86,7 +88,7 @@ class Known:
 
     __slots__ = (
         "credentials", "found", "has_ids", "host", "lines", "made_in", "plan", "refusal", "request", "size", "start", "table",
-        "upstream",
+        "tails", "take", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -108,6 +110,8 @@ class Known:
         self.found = found
         """Who that was."""
         self.plan = plan
+        self.take = plan.limit.take if plan.limit is not None and len(plan.admit) == 1 else None
+        """Stands for all of the ADMIT policies where it says yes. None: there is nothing of the kind."""
         self.upstream = plan.upstream
         self.size = request.content_length or 0
         path = request.path if plan.rewrite is None else plan.rewrite(request)
@@ -123,6 +127,8 @@ class Known:
         """What is sent as Host; None or empty: the endpoint's own."""
         self.refusal: _Refusal | None = None
         """How it was answered last that there is too much to do."""
+        self.tails: dict[str, bytes] = {}
+        """How the lines of the access log end, by the endpoint."""
         self.has_ids = not OWN_IDS.isdisjoint(request.special)
 
 
@@ -202,7 +208,7 @@ async def ride(client: ClientConnection) -> Exchange | None:
                 return _board(
                     client, known, _request(client, known, body, request_id), trace, verdict=refused
                 )
-        if plan.admit:
+        if plan.admit and (known.take is None or not known.take()):
             request = _request(client, known, body, request_id)
             verdict = admit(plan, request)
             if request.ends is not None:
@@ -319,8 +325,7 @@ async def ride(client: ClientConnection) -> Exchange | None:
                 settle(ticket, answer.status, took_s, answered)
             ending = _END
             if plan.limit is not None:
-                assert request is not None
-                ending = b"\r\n%b\r\n" % plan.limit.answer_lines(request)
+                ending = b"\r\n%b\r\n" % plan.limit.answer_lines(request or known.request)
             if len(content) < WORTH_A_VECTOR:
                 client.write(b"".join((answer.start, request_id, ending, content)))
             else:
@@ -517,11 +522,12 @@ def _forwarding_lines(client: ClientConnection, known: Known) -> bytes:
 class _Log:
     """The access log of one connection's plain requests. Those that repeat the last one share its template."""
 
-    __slots__ = ("_client", "_of", "_template")
+    __slots__ = ("_client", "_known", "_log", "_template")
 
     def __init__(self, client: ClientConnection) -> None:
         self._client = client
-        self._of: tuple[Known, Endpoint, AccessLog] | None = None
+        self._known: Known | None = None
+        self._log: AccessLog | None = None
         self._template: LineTemplate
 
     def tell(  # noqa: PLR0917 - keywords cost 0.1 µs
@@ -548,12 +554,16 @@ class _Log:
             record.duration_ms, record.upstream_ms = seconds * 1000, (answered - started) * 1000
             log.put(log.lines.line(record))
             return
-        if self._of != (known, endpoint, log):
-            self._of = (known, endpoint, log)
-            self._template = LineTemplate(log.lines, self._record(known, endpoint, trace, request_id, answer))
+        tail = known.tails.get(endpoint.url)
+        if tail is None or self._known is not known or self._log is not log:
+            line = log.lines.line(self._record(known, endpoint, trace, request_id, answer))
+            self._known, self._log, self._template = known, log, LineTemplate(log.lines, line)
+            if len(known.tails) >= _MOST_TAILS:
+                known.tails.clear()
+            tail = known.tails[endpoint.url] = LineTemplate.tail_of(line)
         log.put(
             self._template.line(
-                ts, request_id, trace.trace_id, size, seconds * 1000, (answered - started) * 1000
+                ts, request_id, trace.trace_id, size, seconds * 1000, (answered - started) * 1000, tail
             )
         )
 

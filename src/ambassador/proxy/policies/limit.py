@@ -166,29 +166,35 @@ class LimitPolicy:
         self._policies = policies
         self._tail = b"\r\nratelimit-policy: %b\r\n" % policies
         self.answer_lines: Callable[[Request], bytes] = self._make_lines()
+        self.take = self._make_take()
+        """Charges a request without a look at it. False: it is not charged, the hook decides. None: its head is to be
+        looked at."""
 
     def hook(self) -> Callable[[Request], Awaitable[None] | None]:
         """What charges a request, for a route; and an attempt, directly before its first byte, for an upstream.
 
-        The quickest that these limits allow. What is written here twice is one comparison and a subtraction. Not kept:
-        it refers to this object.
+        The quickest that these limits allow. Not kept: it refers to this object.
         """
         clock, slowly = self._clock, self._slowly
         first = self.limits[0]
         if len(self.limits) > 1 or first.cost is None:
             return self._several
-        cost, only, account_of, refuse = first.cost, first.only, first.account, self._refuse_again
-        if only is not None:
+        cost, only, take, account_of, refuse = (
+            first.cost,
+            first.only,
+            self.take,
+            first.account,
+            self._refuse_again,
+        )
+        if only is not None and take is not None:
 
-            def admit_all(_: Request) -> Awaitable[None] | None:
-                left = only.balance - cost
-                now = clock.now
-                if left >= only.reserve and now < only.until:
-                    only.balance = left
+            def admit_all(request: Request) -> Awaitable[None] | None:
+                if take():
                     return None
+                now = clock.now
                 if now < only.dry_until:
                     raise refuse(only, cost, now)
-                return slowly(_)
+                return slowly(request)
 
             return admit_all
 
@@ -204,6 +210,21 @@ class LimitPolicy:
             return slowly(request)
 
         return admit_keyed
+
+    def _make_take(self) -> Callable[[], bool] | None:
+        clock, first = self._clock, self.limits[0]
+        cost, only = first.cost, first.only
+        if len(self.limits) > 1 or cost is None or only is None:
+            return None
+
+        def take() -> bool:
+            left = only.balance - cost
+            if left >= only.reserve and clock.now < only.until:
+                only.balance = left
+                return True
+            return False
+
+        return take
 
     def _refuse_again(self, key: Key, cost: float, now: float) -> Limited:
         """The error for a request that finds what the last one found."""
