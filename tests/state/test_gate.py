@@ -615,9 +615,10 @@ def test_forced_closed_lets_everything_through_and_does_not_trip() -> None:
         fleet.advance(0.05)
 
 
-def test_auto_gives_control_back_half_open() -> None:
+@pytest.mark.parametrize("to", ["open", "closed"])
+def test_auto_gives_control_back_half_open(to: str) -> None:
     fleet = a_fleet(slots=2)
-    fleet.force("open")
+    fleet.force(to)
     fleet.deliver()
     fleet.force("auto")
     fleet.deliver()

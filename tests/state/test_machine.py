@@ -375,7 +375,7 @@ class Machine(RuleBasedStateMachine):
         if to == "auto":
             assert row.forced == ""
             assert (row.epoch > before.epoch) == bool(before.forced)
-            assert row.state is (State.HALF_OPEN if before.forced == "open" else before.state)
+            assert row.state is (State.HALF_OPEN if before.forced else before.state)
         else:
             assert row.forced == to
             assert row.epoch > before.epoch

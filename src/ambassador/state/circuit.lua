@@ -58,8 +58,7 @@ local function change(state)
   changed, published = true, true
 end
 
-local function let_go()
-  local state = circuit[FORCED] == 'open' and HALF_OPEN or circuit[STATE]
+local function let_go(state)
   circuit[FORCED], circuit[BY], circuit[REASON], circuit[FORCED_UNTIL] = '', '', '', 0
   change(state)
 end
@@ -89,7 +88,9 @@ local function load(which)
     empty()
     emptied = false
   end
-  if circuit[FORCED_UNTIL] > 0 and now >= circuit[FORCED_UNTIL] then let_go() end
+  if circuit[FORCED_UNTIL] > 0 and now >= circuit[FORCED_UNTIL] then
+    let_go(circuit[FORCED] == 'open' and HALF_OPEN or circuit[STATE])
+  end
 end
 
 -- Write it down and tell who listens; the row.
@@ -364,7 +365,7 @@ local function force(op)
     change(op[3] == 'open' and OPEN or CLOSED)
     circuit[OPEN_UNTIL] = op[3] == 'open' and circuit[FORCED_UNTIL] or 0
   elseif circuit[FORCED] ~= '' then
-    let_go()
+    let_go(HALF_OPEN)
   end
   return finish()
 end

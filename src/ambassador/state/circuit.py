@@ -295,7 +295,7 @@ class Circuit:
             self._change(now_us, State.OPEN if force.to == "open" else State.CLOSED)
             self._open_until_us = self._forced_until_us if force.to == "open" else 0
         elif self._forced:
-            self._let_go(now_us)
+            self._let_go(now_us, State.HALF_OPEN)
         return self.row(now_us)
 
     def restore(self, restore: Restore, now_us: int) -> Row:
@@ -345,10 +345,9 @@ class Circuit:
     def _arrive(self, now_us: int) -> None:
         """End a force whose time is over."""
         if self._forced_until_us and now_us >= self._forced_until_us:
-            self._let_go(now_us)
+            self._let_go(now_us, State.HALF_OPEN if self._forced == "open" else self._state)
 
-    def _let_go(self, now_us: int) -> None:
-        state = State.HALF_OPEN if self._forced == "open" else self._state
+    def _let_go(self, now_us: int, state: State) -> None:
         self._forced = self._forced_by = self._forced_reason = ""
         self._forced_until_us = 0
         self._change(now_us, state)

@@ -305,10 +305,10 @@ class Probed(_Message, tag="probed", frozen=True):
 class Force(_Message, tag="force", frozen=True):
     """Hold a circuit open or closed, or let go. Answered by `Row`. New epoch, published.
 
-    A forced circuit goes on counting nothing; one forced closed does not trip. "auto" ends a force, and leaves a
-    circuit that was forced open HALF_OPEN, so that it ramps. A force whose time is over is as if it were not there: one
-    that was "open" leaves the circuit HALF_OPEN at the first operation afterwards (new epoch, published, as at the end
-    of one that was "closed").
+    A forced circuit goes on counting nothing; one forced closed does not trip. "auto" ends a force, and leaves the
+    circuit HALF_OPEN, so that it ramps: nothing was counted meanwhile. A force whose time is over is as if it were not
+    there: one that was "open" leaves the circuit HALF_OPEN at the first operation afterwards (new epoch, published, as
+    at the end of one that was "closed", which leaves it CLOSED: no one is there to look at what that refuses).
 
     While forced open `state` is OPEN, with `open_until_us` as `forced_until_us`; while forced closed it is CLOSED. The
     window and the votes are emptied and probes' leases are void. "auto" without a force changes nothing.
