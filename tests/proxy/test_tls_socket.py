@@ -5,12 +5,17 @@ arrives.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import socket
 import ssl
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from ambassador.errors import CertificateRefused, TlsFailed
 from ambassador.proxy.lane import READ, WRITE, Lane, Link
@@ -548,6 +553,82 @@ def test_session_is_not_resumed_after_the_end_of_its_certificate(lane: Lane) -> 
     assert not third.near.resumed
     for pair in (first, second, third):
         pair.close()
+
+
+def chained(last: dt.datetime, more: bytes = b"") -> tuple[trustme.CA, ssl.SSLContext, bytes]:
+    """An authority; a server whose certificate comes from another one below it, which ends then, and which sends that
+    and `more`; and that one's PEM.
+    """
+    root = trustme.CA(key_type=trustme.KeyType.ECDSA)
+    below = root.create_child_ca(key_type=trustme.KeyType.ECDSA)
+    key = serialization.load_pem_private_key(root.private_key_pem.bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    made = x509.load_pem_x509_certificate(below.cert_pem.bytes())
+    builder = x509.CertificateBuilder(
+        issuer_name=made.issuer,
+        subject_name=made.subject,
+        public_key=made.public_key(),
+        serial_number=made.serial_number,
+        not_valid_before=last - dt.timedelta(days=1),
+        not_valid_after=last,
+        extensions=list(made.extensions),
+    )
+    pem = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    leaf = below.issue_cert("localhost", not_after=last + dt.timedelta(days=300))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(leaf.private_key_pem.bytes() + leaf.cert_chain_pems[0].bytes() + pem + more)
+        file.flush()
+        context.load_cert_chain(file.name)
+    return root, context, pem
+
+
+def test_session_is_not_resumed_after_the_end_of_an_authority_on_the_way(lane: Lane) -> None:
+    last = dt.datetime.now(dt.UTC).replace(microsecond=0) + dt.timedelta(hours=1)
+    root, server, _ = chained(last)
+    wall = [0.0]
+    side = ClientSide(Holder(client_context(root)), "localhost", lambda: wall[0])
+    pairs = [connect(lane, side, server)]
+    for wall[0] in (last.timestamp() - 2, last.timestamp() - 1):
+        pairs.append(connect(lane, side, server))
+        assert pairs[-1].near.resumed
+    assert {pair.near.validity for pair in pairs} == {pairs[0].near.validity}, (
+        "of the handshake before them all"
+    )
+    validity = pairs[0].near.validity
+    assert validity is not None
+    assert validity[1] == last.timestamp()
+    wall[0] = last.timestamp()
+    pairs.append(connect(lane, side, server))
+    assert not pairs[-1].near.resumed
+    for pair in pairs:
+        pair.close()
+
+
+def test_end_of_what_is_sent_and_not_needed_does_not_matter(lane: Lane) -> None:
+    last = dt.datetime.now(dt.UTC).replace(microsecond=0) + dt.timedelta(hours=1)
+    _, _, ended = chained(last - dt.timedelta(hours=2))
+    root, server, _ = chained(last, ended)
+    pair = connect(lane, ClientSide(Holder(client_context(root)), "localhost"), server)
+    assert len(pair.near._ssl.get_unverified_chain()) == 3
+    validity = pair.near.validity
+    assert validity is not None
+    assert validity[1] == last.timestamp()
+    pair.close()
+
+
+def test_end_of_a_clients_chain_is_that_of_the_first_that_ends(lane: Lane) -> None:
+    authority = trustme.CA()
+    below = authority.create_child_ca()
+    client = client_context(certificate=below.issue_cert("client"))
+    pair = Pair(lane, server=True, far=client, near=server_context(client_ca=authority))
+    pair.shake_hands()
+    chain = [each.get_info() for each in pair.near._ssl.get_verified_chain()]
+    assert len(chain) == 3
+    validity = pair.near.validity
+    assert validity is not None
+    assert validity[1] == min(ssl.cert_time_to_seconds(each["notAfter"]) for each in chain)
+    pair.close()
 
 
 def test_end_of_a_certificate_is_told_unless_the_connection_is_closed(lane: Lane) -> None:
