@@ -9,7 +9,6 @@ import json
 import os
 import socket
 import ssl
-import statistics
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field
 from loadtest import processes, wrk
 from loadtest.identity import NAME, Identity
 from loadtest.scenarios import Scenario
+from loadtest.shared.windows import percentile
 
 _TIMEOUT_S = 5.0
 _READ_BYTES = 65536
@@ -124,12 +124,11 @@ def main(arguments: Sequence[str]) -> None:
     for thread in threads:
         thread.join()
     seconds = [each for counted in counts for each in counted.seconds]
-    spread = statistics.quantiles(seconds, n=100) if len(seconds) > 1 else [0.0] * 99
     told = {
         "requests": len(seconds),
         "duration_s": time.monotonic() - began,
-        "p50_s": spread[49],
-        "p99_s": spread[98],
+        "p50_s": percentile(seconds, 0.5) if seconds else 0.0,
+        "p99_s": percentile(seconds, 0.99) if seconds else 0.0,
         "failed": sum(counted.failed for counted in counts),
         "resumed": sum(counted.resumed for counted in counts),
     }

@@ -16,6 +16,7 @@ from pathlib import Path
 from loadtest import identity, origin, processes
 from loadtest.losses import CLIENTS, RATE, Load, Request
 from loadtest.shared.findings import Findings
+from loadtest.volume import Volume
 from loadtest.waits import PATIENCE_S
 
 TIMES = 5
@@ -37,27 +38,11 @@ routes:
 """
 
 
-class Volume:
-    """A directory with links to files in another directory, which a link names: it is replaced as a whole."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        directory.mkdir()
-        for name in ("tls.crt", "tls.key"):
-            (directory / name).symlink_to(f"..data/{name}")
-        self._made = 0
-
-    def renew(self) -> bytes:
-        """Have another certificate in it, which is returned (DER). Raises StartError."""
-        self._made += 1
-        inside = self.directory / f"..{self._made}"
-        inside.mkdir()
-        made = identity.make(inside)
-        made.cert.rename(inside / "tls.crt")
-        made.key.rename(inside / "tls.key")
-        (self.directory / "..new").symlink_to(inside.name)
-        (self.directory / "..new").rename(self.directory / "..data")
-        return ssl.PEM_cert_to_DER_cert((inside / "tls.crt").read_text())
+def renew(volume: Volume, directory: Path) -> bytes:
+    """Have another certificate in the volume, which is returned (DER). It is made in `directory`. Raises StartError."""
+    made = identity.make(directory)
+    volume.put_pair(made.cert, made.key)
+    return ssl.PEM_cert_to_DER_cert(made.cert.read_text())
 
 
 class Looker:
@@ -96,7 +81,7 @@ def run(directory: Path, tell: Callable[[str], None]) -> Findings:
     """Measure. Raises StartError."""
     tell(f"{TIMES} replacements, one each {EVERY_S:g} s")
     volume = Volume(directory / "tls")
-    first = volume.renew()
+    first = renew(volume, directory)
     port, admin = processes.free_ports(2)
     with origin.serving(directory / "origin", None) as origin_port:
         config = directory / "ambassador.yaml"
@@ -113,7 +98,7 @@ def run(directory: Path, tell: Callable[[str], None]) -> Findings:
             shown, replaced = [first], [time.monotonic()]
             for _ in range(TIMES):
                 time.sleep(EVERY_S)
-                shown.append(volume.renew())
+                shown.append(renew(volume, directory))
                 replaced.append(time.monotonic())
             time.sleep(EVERY_S)
             requests, seen = load.stop(), looker.stop()

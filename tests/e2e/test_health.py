@@ -64,8 +64,7 @@ def test_health_is_known_to_every_worker_and_survives_reload_and_restart() -> No
                 "the third worker",
             )
             assert not endpoints(proxy)[dead]["healthy"]
-            metrics = proxy.admin_get("/metrics").decode()
-            assert 'ambassador_endpoints{upstream="u",state="unhealthy"} 1' in metrics
+            assert proxy.samples('ambassador_endpoints{upstream="u",state="unhealthy"} 1')
             proxy.config.write_text(proxy.config.read_text().replace("every: 60s", "every: 50s"))
             assert proxy.command("reload").returncode == 0  # another check: nothing is known yet
             wait_until(lambda: not endpoints(proxy)[dead]["healthy"], "the verdict of the other check")
@@ -90,10 +89,7 @@ def test_endpoint_that_answers_with_errors_is_ejected_by_all_workers() -> None:
             assert [httpx.get(f"{proxy.url}/bytes/1").status_code for _ in range(20)] == [200] * 20
             assert "3 failures in a row" in endpoints(proxy)[bad]["why"]
             wait_until(
-                lambda: (
-                    'ambassador_endpoints_ejected{upstream="u"} 1' in proxy.admin_get("/metrics").decode()
-                ),
-                "the workers' beats",
+                lambda: proxy.samples('ambassador_endpoints_ejected{upstream="u"} 1'), "the workers' beats"
             )
 
 

@@ -245,11 +245,8 @@ def test_breaker_opens_on_what_answers_say(proxy: Ambassador, origin: Origin) ->
     assert {each.status for each in answers} == {200, 503}
     assert {each.body for each in answers if each.status == 200} == {b'{"error": {"code": "E7"}}'}
     wait_for_fleet(proxy, "saying")
-    (line,) = [
-        line
-        for line in proxy.admin_get("/metrics").decode().splitlines()
-        if 'result="content"' in line and '"saying"' in line
-    ]
+    attempts = proxy.samples("ambassador_attempts_total{")
+    (line,) = [line for line in attempts if 'result="content"' in line and '"saying"' in line]
     assert int(line.rpartition(" ")[2]) == len([each for each in answers if each.status == 200])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import shutil
 import ssl
 import threading
 from collections.abc import Iterator
@@ -16,32 +15,10 @@ from typing import Any, Self
 import pytest
 
 from ambassador.proxy.key_files import KeyPair
+from loadtest.volume import Volume
 from tests.e2e.origins import serving
 from tests.e2e.programs import AMBASSADOR, Ambassador, ambassador, start, wait_until
 from tests.proxy.pem import Authority
-
-
-class Volume:
-    """Files as Kubernetes mounts them: links to a directory that a link names, which is replaced as a whole."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._number = 0
-        directory.mkdir()
-        self.cert, self.key = directory / "tls.crt", directory / "tls.key"
-
-    def put(self, pair: KeyPair) -> None:
-        """Have these files."""
-        self._number += 1
-        made = self._directory / f"..{self._number}"
-        made.mkdir()
-        shutil.copy(pair.cert, made / "tls.crt")
-        shutil.copy(pair.key, made / "tls.key")
-        (self._directory / "..new").symlink_to(made.name)
-        (self._directory / "..new").rename(self._directory / "..data")
-        for file in (self.cert, self.key):
-            if not file.is_symlink():
-                file.symlink_to(f"..data/{file.name}")
 
 
 class Clients:
@@ -126,7 +103,7 @@ def test_certificate_is_replaced_under_load_and_no_request_fails(
     second = authority.issue("127.0.0.1", "second.test", file="second")
     third = authority.issue("127.0.0.1", "third.test", file="third")
     volume = Volume(tmp_path / "tls")
-    volume.put(first)
+    volume.put_pair(first.cert, first.key)
     listen = f"[{{address: '127.0.0.1:0', tls: {{cert: {volume.cert}, key: {volume.key}}}}}]"
     context = trusting(authority)
     with ambassador("routes: [{name: r, respond: 200}]", workers=2, listen=listen) as proxy:
@@ -135,18 +112,18 @@ def test_certificate_is_replaced_under_load_and_no_request_fails(
         assert shown(port, context) == ("127.0.0.1", "first.test")
         with Clients(port, context) as clients, contextlib.closing(connect(port, context)) as old:
             wait_until(lambda: clients.answered > 100, "the load")
-            volume.put(second)
+            volume.put_pair(second.cert, second.key)
             wait_until(lambda: all_show(port, context, "second.test"), "the second certificate")
             # Each process reads for itself. What is told comes from the supervisor.
             wait_until(lambda: "second.test" in certificates(proxy)[0]["names"], "the supervisor")
             # Not a pair: nothing changes, and it is said once.
-            volume.put(KeyPair(cert=third.cert, key=second.key))
+            volume.put_pair(third.cert, second.key)
             wait_until(lambda: certificates(proxy)[0]["problem"], "the problem")
             wait_until(lambda: "does not belong" in proxy.running.stderr.read_text(), "the log")
             seen = clients.answered
             wait_until(lambda: clients.answered > seen + 100, "more load")
             assert all_show(port, context, "second.test")
-            volume.put(third)
+            volume.put_pair(third.cert, third.key)
             wait_until(lambda: all_show(port, context, "third.test"), "the third certificate")
             wait_until(lambda: certificates(proxy)[0]["problem"] is None, "the supervisor")
             old.request("GET", "/", headers={"Host": "a.test"})
@@ -156,11 +133,8 @@ def test_certificate_is_replaced_under_load_and_no_request_fails(
         assert log.count("does not belong to the certificate") == 1, log
         assert log.count("the files are well again") == 1, log
         assert log.count("the files are changed") == 1, log
-        metrics = proxy.admin_get("/metrics").decode()
-        assert (
-            f'ambassador_certificate_expiry_seconds{{side="client",name="127.0.0.1:0",file="{volume.cert}"}}'
-            in (metrics)
-        )
+        labels = f'side="client",name="127.0.0.1:0",file="{volume.cert}"'
+        assert proxy.samples(f"ambassador_certificate_expiry_seconds{{{labels}}}")
 
 
 def all_show(port: int, context: ssl.SSLContext, name: str) -> bool:
@@ -220,7 +194,8 @@ def test_clients_certificate_is_renewed_and_old_connections_are_not_used_again(
     authority: Authority, tmp_path: Path
 ) -> None:
     volume = Volume(tmp_path / "tls")
-    volume.put(authority.issue("first.test"))
+    pair = authority.issue("first.test")
+    volume.put_pair(pair.cert, pair.key)
     with mutual_origin(authority.issue("127.0.0.1", file="origin"), authority) as port:
         body = f"""\
         upstreams:
@@ -233,7 +208,8 @@ def test_clients_certificate_is_renewed_and_old_connections_are_not_used_again(
         with ambassador(body) as proxy:
             assert asked(proxy) == (200, "first.test")
             assert asked(proxy) == (200, "first.test")
-            volume.put(authority.issue("second.test"))
+            pair = authority.issue("second.test")
+            volume.put_pair(pair.cert, pair.key)
             wait_until(lambda: asked(proxy) == (200, "second.test"), "the second certificate")
             assert [asked(proxy) for _ in range(5)] == [(200, "second.test")] * 5
             wait_until(lambda: checks(proxy, "passed") > 0, "a check")

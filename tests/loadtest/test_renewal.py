@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from loadtest.losses import Request
-from loadtest.renewal import Volume, delays, judge, new_findings
+from loadtest.renewal import delays, judge, new_findings, renew
+from loadtest.volume import Volume
 
 
 def test_delay_is_that_of_the_last_connection_with_the_certificate_before() -> None:
@@ -22,10 +23,10 @@ def test_judge_wants_no_failure_and_the_new_certificate_soon() -> None:
     assert [check.held for check in found.checks[2:]] == [False, False]
 
 
-def test_volume_is_replaced_as_a_whole(tmp_path: Path) -> None:
+def test_renewal_puts_another_certificate_and_its_key_into_the_volume(tmp_path: Path) -> None:
     volume = Volume(tmp_path / "tls")
-    first = volume.renew()
-    before = (tmp_path / "tls" / "tls.key").read_bytes()
-    assert volume.renew() != first
-    assert (tmp_path / "tls" / "tls.key").read_bytes() != before
-    assert (tmp_path / "tls" / "tls.crt").read_bytes().startswith(b"-----BEGIN CERTIFICATE")
+    first = renew(volume, tmp_path)
+    before = volume.key.read_bytes()
+    assert renew(volume, tmp_path) != first
+    assert volume.key.read_bytes() != before
+    assert volume.cert.read_bytes().startswith(b"-----BEGIN CERTIFICATE")

@@ -16,6 +16,7 @@ from ambassador.pem_files import FileError
 from ambassador.proxy.key_files import ClientConfig, KeyPair, ServerConfig
 from ambassador.proxy.tls import ClientTls, Keyring, Material, chosen, host_of
 from ambassador.proxy.upstream.endpoint import Endpoint
+from loadtest.volume import Volume
 from tests.proxy.pem import Authority
 
 
@@ -274,19 +275,11 @@ def test_new_files_give_a_new_context_and_leave_the_old_one_as_it_is(authority: 
 
 def test_files_of_a_volume_are_followed_through_its_links(authority: Authority, tmp_path: Path) -> None:
     one, two = authority.issue("a.b"), authority.issue("c.d")
-    for name, pair in (("..1", one), ("..2", two)):
-        (tmp_path / name).mkdir()
-        shutil.copy(pair.cert, tmp_path / name / "tls.crt")
-        shutil.copy(pair.key, tmp_path / name / "tls.key")
-    (tmp_path / "..data").symlink_to("..1")
-    for name in ("tls.crt", "tls.key"):
-        (tmp_path / name).symlink_to(f"..data/{name}")
+    volume = Volume(tmp_path)
+    volume.put_pair(one.cert, one.key)
     keyring = Keyring()
-    tls = keyring.server(
-        ServerConfig(cert=str(tmp_path / "tls.crt"), key=str(tmp_path / "tls.key")), "listener test"
-    )
-    (tmp_path / "..new").symlink_to("..2")
-    (tmp_path / "..new").rename(tmp_path / "..data")
+    tls = keyring.server(ServerConfig(cert=str(volume.cert), key=str(volume.key)), "listener test")
+    volume.put_pair(two.cert, two.key)
     renew(keyring)
     assert connect(tls, client(ca=authority.ca), "c.d").names() == ["c.d"]
 
