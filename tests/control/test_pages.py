@@ -7,7 +7,7 @@ from ambassador.config.load import load_text
 from ambassador.control.incarnation import Incarnation
 from ambassador.control.pages import Pages, block_keys
 from ambassador.observe.families import Figures
-from ambassador.observe.metrics import ACCESS, CACHED, CLIENT, EGRESS, BlockKey, Page, decode_blocks
+from ambassador.observe.metrics import ACCESS, CACHED, CLIENT, EGRESS, TOKENS, BlockKey, Page, decode_blocks
 
 FIGURES = Figures(version="1", instance="i", generation=1, restarts=0, workers=1, started=0.0)
 
@@ -78,7 +78,7 @@ def test_every_upstream_with_fetched_tokens_has_a_block() -> None:
     keys = list(block_keys(load_text(text % oauth2)))
     assert [key for key in keys if key.limit != EGRESS] == [
         BlockKey("a", "u"),
-        BlockKey("-", "u", tokens=True),
+        BlockKey("-", "u", TOKENS),
     ]
 
 

@@ -18,6 +18,7 @@ from ambassador.observe.metrics import (
     CLIENT,
     CODE_CLASSES,
     REFUSALS,
+    TOKENS,
     BlockKey,
     Page,
     Registry,
@@ -119,7 +120,7 @@ def test_traffic_tells_each_route_in_short(registry: Registry, page: Page) -> No
 
 
 def test_tokens_are_told_by_upstream_and_their_expiry_by_the_living(registry: Registry, page: Page) -> None:
-    key = BlockKey("-", "api", tokens=True)
+    key = BlockKey("-", "api", TOKENS)
     offset = registry.place([key])[key]
     gone, totals = Page.create(registry.size), Totals()
     gone.tokens(offset).expires(9_000_000_000.0)

@@ -18,6 +18,7 @@ from ambassador.observe.metrics import (
     CLIENT,
     EGRESS,
     NO_NAME,
+    TOKENS,
     BlockKey,
     Page,
     Registry,
@@ -47,7 +48,7 @@ def block_keys(config: Config) -> Iterator[BlockKey]:
         for limit in upstream.limit or ():
             yield BlockKey(owner_of_upstream(name), NO_NAME, limit.label)
         if upstream.auth is not None and fetches(upstream.auth):
-            yield BlockKey(NO_NAME, name, tokens=True)
+            yield BlockKey(NO_NAME, name, TOKENS)
 
 
 class Pages:

@@ -49,6 +49,7 @@ from ambassador.observe.metrics import (
     CLIENT,
     EGRESS,
     NO_NAME,
+    TOKENS,
     AccessMetrics,
     BlockKey,
     LimitMetrics,
@@ -108,7 +109,7 @@ class PageCounters:
 
     def tokens(self, upstream: str) -> TokenMetrics:
         """The counters of the tokens that are fetched for an upstream."""
-        return self._page.tokens(self._blocks[BlockKey(NO_NAME, upstream, tokens=True)])
+        return self._page.tokens(self._blocks[BlockKey(NO_NAME, upstream, TOKENS)])
 
     def access(self, route: str) -> AccessMetrics:
         """The counters of those whom a route refuses."""

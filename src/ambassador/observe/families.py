@@ -51,6 +51,7 @@ from ambassador.observe.metrics import (
     STATE_OPS,
     TOKEN_EXPIRES,
     TOKEN_RESULTS,
+    TOKENS,
     UPSTREAM_BUCKETS,
     UPSTREAM_IDLE,
     UPSTREAM_OPENED,
@@ -207,7 +208,7 @@ class Reader:
 
     def _blocks(self) -> Iterator[tuple[Labels, list[int]]]:
         for key, offset in list(self._registry.blocks.items()):
-            if key.limit or key.tokens:
+            if key.limit:
                 continue
             yield (("route", key.route), ("upstream", key.upstream)), self._read(offset, ROUTE_SLOTS)
 
@@ -304,7 +305,7 @@ class Reader:
         )
 
     def _token_families(self) -> Iterator[Family]:
-        tokens = [(key, offset) for key, offset in self._registry.blocks.items() if key.tokens]
+        tokens = [(key, offset) for key, offset in self._registry.blocks.items() if key.limit == TOKENS]
         if not tokens:
             return
         yield Family(

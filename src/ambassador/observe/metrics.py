@@ -97,6 +97,8 @@ LIMIT_SLOTS: Final = 4
 TOKEN_RESULTS: Final = ("ok", "refused", "failed", "timeout", "connect", "malformed", "secret")
 """How a request for a token can end: `refused` by the token service, which `failed` to answer otherwise than with 5xx,
 or in time, or could not be reached, or said what cannot be understood; or the secret to ask with cannot be used."""
+TOKENS: Final = "@tokens"
+"""Stands where the name of a limit does; the route is NO_NAME."""
 TOKEN_EXPIRES: Final = len(TOKEN_RESULTS)
 TOKEN_SLOTS: Final = 10
 """Slots of such a block: a counter for each result, and a gauge that only living pages have; two are spare."""
@@ -149,31 +151,29 @@ Slots: TypeAlias = "memoryview[int]"
 class BlockKey(msgspec.Struct, frozen=True, array_like=True):
     """What a block counts: a route towards an upstream (`NO_NAME` for no route or no upstream), a limit, or tokens.
 
-    Of a limit, `route` is its owner (`@NAME` for an upstream's), and `upstream` NO_NAME; of tokens, `route` is NO_NAME.
+    Of a limit, `route` is its owner (`@NAME` for an upstream's), and `upstream` NO_NAME.
     """
 
     route: str
     upstream: str
     limit: str = ""
     """The name of a limit; empty: another block. ACCESS: those whom the route refuses; CLIENT: the client `route`;
-    EGRESS: what egress refuses of the upstream `route`."""
-    tokens: bool = False
-    """The tokens that are fetched for an upstream."""
+    EGRESS: what egress refuses of the upstream `route`; TOKENS: those that are fetched for `upstream`."""
 
     @property
     def slots(self) -> int:
         """How many the block has."""
-        if self.tokens:
-            return TOKEN_SLOTS
         return _SLOTS.get(self.limit, LIMIT_SLOTS)
 
     @property
     def is_limit(self) -> bool:
         """Whether it is a limit's."""
-        return not self.tokens and self.limit not in _SLOTS
+        return self.limit not in _SLOTS
 
 
-_SLOTS: Final = {"": ROUTE_SLOTS, ACCESS: ACCESS_SLOTS, CLIENT: CLIENT_SLOTS, EGRESS: EGRESS_SLOTS}
+_SLOTS: Final = {
+    "": ROUTE_SLOTS, ACCESS: ACCESS_SLOTS, CLIENT: CLIENT_SLOTS, EGRESS: EGRESS_SLOTS, TOKENS: TOKEN_SLOTS,
+}  # fmt: skip
 
 NO_ROUTE: Final = BlockKey(NO_NAME, NO_NAME)
 """The block of requests that no route matched. Every registry has it."""
