@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,34 @@ def test_files_of_the_store_are_looked_at_like_those_of_an_upstream(tmp_path: Pa
     assert missing.startswith("3:14: error: state.url: ")
     [apart] = state(f"cert={one.cert}&key={two.key}")
     assert apart.endswith(f"`key`: '{two.key}' does not belong to the certificate in '{one.cert}'")
+
+
+CALLS = {
+    "upstreams.u.auth.oauth2.ca": "upstreams: {{u: {{endpoints: ['https://a'], auth: {{oauth2: {{token_url: 'https://x',"
+    " client_id: a, client_secret: 'env:HOME', ca: {0}}}}}}}}}",
+    "upstreams.u.auth.exchange.ca": "upstreams: {{u: {{endpoints: ['https://a'], auth: {{exchange:"
+    " {{token_url: 'https://x', ca: {0}}}}}}}}}",
+    "upstreams.u.discover.kubernetes.ca": "upstreams: {{u: {{discover: {{kubernetes: {{service: w, namespace: n,"
+    " server: 'https://a:1', ca: {0}}}}}}}}}",
+    "clients.c.jwt.ca": "clients: {{c: {{jwt: {{issuer: i, audience: a, jwks: 'https://x', ca: {0}}}}}}}",
+}
+
+
+@pytest.mark.parametrize("setting", CALLS)
+def test_authorities_of_the_ambassadors_own_calls_are_warned_of(tmp_path: Path, setting: str) -> None:
+    def told(ca: str) -> list[str]:
+        found = problems("listen: 127.0.0.1:8080\n" + CALLS[setting].format(ca) + "\n")
+        return [each.partition(": ")[2] for each in found if setting in each]
+
+    authority = Authority(tmp_path)
+    pair = authority.issue("a.b", days=1)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "junk").write_text("junk")
+    assert told(authority.ca) == []
+    assert told("/nowhere") == [f"warning: {setting}: '/nowhere' cannot be read: No such file or directory"]
+    assert told(f"{tmp_path}/pipe") == [f"warning: {setting}: '{tmp_path}/pipe' is not a file"]
+    assert told(f"{tmp_path}/junk") == [
+        f"warning: {setting}: '{tmp_path}/junk' holds no certificate in PEM form"
+    ]
+    (ending,) = told(pair.cert)
+    assert ending.startswith(f"warning: {setting}: the authority in '{pair.cert}' expires on ")

@@ -1,7 +1,8 @@
 """The sections of TLS that a config has, and what is wrong with the files that they name, at these settings.
 
 A file that is missing, holds something else or does not belong to the other is an error: with it nothing could be
-served. What works today and not for long, or works for others too, is a warning.
+served. What works today and not for long, or works for others too, is a warning; so is a file of authorities by which
+the ambassador would verify whom it asks by itself, for tokens, keys or endpoints.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Final, Literal
 from msgspec import Struct
 
 from ambassador.certificate import Certificate
+from ambassador.config.credentials import fetches
 from ambassador.config.part import Part
 from ambassador.config.schema import Config, Upstream
 from ambassador.pem_files import (
@@ -123,6 +125,40 @@ def check_files(
         if tls is not None:
             _report(part, _findings(tls, now))
     _check_state(config, document, now)
+    for part, ca in _calls(config, upstreams, document):
+        for finding in _findings(ClientConfig(ca=ca), now):
+            node, path = part.place("ca")
+            node.report(path, finding.text, finding.hint, level="warning")
+
+
+def _calls(
+    config: Config, upstreams: Mapping[str, Part], document: Part | None
+) -> Iterator[tuple[Part, str | None]]:
+    """The sections that say whom the ambassador's own calls trust, each with its `ca`. What is wrong there stops these
+    calls, and not the service.
+    """
+    for name, part in upstreams.items():
+        upstream = config.upstreams[name]
+        if upstream.auth is not None and fetches(upstream.auth):
+            service = _within(part, "auth", upstream.auth.kind)
+            if service is not None:
+                yield service, getattr(upstream.auth, upstream.auth.kind).ca
+        if upstream.discover is not None and upstream.discover.kubernetes is not None:
+            watched = _within(part, "discover", "kubernetes")
+            if watched is not None:
+                yield watched, upstream.discover.kubernetes.ca
+    for name, client in config.clients.items():
+        tokens = _within(document, "clients", name, "jwt")
+        if client.jwt is not None and tokens is not None:
+            yield tokens, client.jwt.ca
+
+
+def _within(part: Part | None, *keys: str) -> Part | None:
+    """The section that is reached by these keys; None: there is none."""
+    for key in keys:
+        inner = None if part is None else part.values.get(key)
+        part = inner if isinstance(inner, Part) else None
+    return part
 
 
 def _check_state(config: Config, document: Part | None, now: float) -> None:
