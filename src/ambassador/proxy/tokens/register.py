@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from math import inf
 from typing import TYPE_CHECKING
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 import msgspec
 
@@ -19,11 +19,30 @@ from ambassador.secret import SecretError
 from ambassador.state.protocol import decode_tokened
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ambassador.proxy.tokens.keeper import Blame, Surroundings, TokenCounts, Wanted
     from ambassador.proxy.tokens.outage import Outage
     from ambassador.secret import Secrets
     from ambassador.state.protocol import Event
     from ambassador.state.scope import Scopes
+
+
+class _Namesakes:
+    """The keepers of one credential, as long as somebody has them. A `WeakSet` would take 1 KB for each caller's token,
+    where this takes 0.2.
+    """
+
+    __slots__ = ("__weakref__", "_keepers")
+
+    def __init__(self) -> None:
+        self._keepers: tuple[ref[Keeper], ...] = ()
+
+    def add(self, keeper: Keeper) -> None:
+        self._keepers = (*(each for each in self._keepers if each() is not None), ref(keeper))
+
+    def __iter__(self) -> Iterator[Keeper]:
+        return iter([keeper for each in self._keepers if (keeper := each()) is not None])
 
 
 class Tokens:
@@ -34,9 +53,9 @@ class Tokens:
         self._by_wanted: WeakValueDictionary[Wanted, Keeper] = WeakValueDictionary()
         self._scopes = scopes
         self._sealers: WeakValueDictionary[str, Sealer] = WeakValueDictionary()
-        self._by_credential: WeakValueDictionary[str, WeakSet[Keeper]] = WeakValueDictionary()
-        """Several upstreams may have the same, and a table its own beside that of the one before. A keeper has its set,
-        so that an entry goes with the last of them."""
+        self._by_credential: WeakValueDictionary[str, _Namesakes] = WeakValueDictionary()
+        """Several upstreams may have the same, and a table its own beside that of the one before. Keepers hold their
+        entry, so that it goes with the last of them."""
         scopes.fleet.listen("token", self._heard)
         if scopes.replica is not scopes.fleet:
             scopes.replica.listen("token", self._heard)
@@ -90,7 +109,7 @@ class Tokens:
         """Have the keeper hear of what is stored under its credential."""
         namesakes = self._by_credential.get(keeper.credential)
         if namesakes is None:
-            namesakes = self._by_credential[keeper.credential] = WeakSet()
+            namesakes = self._by_credential[keeper.credential] = _Namesakes()
         namesakes.add(keeper)
         keeper.namesakes = namesakes
 
@@ -101,5 +120,5 @@ class Tokens:
         except msgspec.MsgspecError:
             return
         _, _, rest = event.name.partition(":")
-        for keeper in list(self._by_credential.get(rest.partition(":")[0], ())):
+        for keeper in self._by_credential.get(rest.partition(":")[0], ()):
             keeper.heard(event.name, version)
