@@ -36,6 +36,7 @@ from ambassador.proxy import path_regex
         (words.path_pattern, "/**", "/**"),
         (words.path_pattern, "/v1/accounts/{id}/x/**", "/v1/accounts/{id}/x/**"),
         (words.method, "PROPFIND", "PROPFIND"),
+        (words.method, "QUERY", "QUERY"),
         (words.template, "{client} {{x}} {param.id}", "{client} {{x}} {param.id}"),
         (words.retry_condition, "502-504", "502-504"),
         (words.secret, "file:/run/t", "file:/run/t"),

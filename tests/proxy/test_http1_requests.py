@@ -21,6 +21,7 @@ from ambassador.errors import (
 from ambassador.messages import Request
 from ambassador.proxy.fields import clean_trailers
 from ambassador.proxy.http1_requests import Limits, RequestReader
+from ambassador.proxy.methods import KNOWN
 from ambassador.proxy.path import authority_host, normalise, split_target
 from tests.proxy.odd_requests import (
     ACCEPTED,
@@ -185,6 +186,12 @@ def test_what_follows_close_is_ignored(head: bytes) -> None:
     for behind in (NEXT, b"junk \0\r\n"):
         got = read_alike(head + behind)
         assert (got.error, got.targets) == (None, [b"/"])
+
+
+def test_every_method_that_is_known_is_read() -> None:
+    for method in KNOWN:
+        got = read([get(line=method.encode() + b" / HTTP/1.1")])
+        assert (got.error, [request[0] for request in got.requests]) == (None, [method])
 
 
 def test_a_method_of_nobody_is_not_implemented() -> None:

@@ -18,6 +18,7 @@ from ambassador.proxy import content, path_regex
 from ambassador.proxy.clients import mtls
 from ambassador.proxy.credentials.message_signature import DERIVED
 from ambassador.proxy.loopback import is_this_host
+from ambassador.proxy.methods import KNOWN
 from ambassador.proxy.path import normalise
 from ambassador.proxy.policies import breaker, retry
 from ambassador.proxy.statuses import status_range
@@ -25,41 +26,8 @@ from ambassador.state.redis_url import parse_address
 
 NOT_SUPPORTED = "not supported by this version"
 
-METHODS = [
-    "GET",
-    "HEAD",
-    "POST",
-    "PUT",
-    "PATCH",
-    "DELETE",
-    "OPTIONS",
-    "TRACE",
-    "CONNECT",
-    "COPY",
-    "LOCK",
-    "MKCOL",
-    "MOVE",
-    "PROPFIND",
-    "PROPPATCH",
-    "UNLOCK",
-    "SEARCH",
-    "REPORT",
-    "CHECKOUT",
-    "MERGE",
-    "PURGE",
-    "LINK",
-    "UNLINK",
-    "BIND",
-    "REBIND",
-    "UNBIND",
-    "ACL",
-    "MKACTIVITY",
-    "MKCALENDAR",
-    "NOTIFY",
-    "SUBSCRIBE",
-    "UNSUBSCRIBE",
-]
-"""The methods that the parser knows; no other ever arrives."""
+METHODS = (*KNOWN, "CONNECT")
+"""The methods that a route may name."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", re.ASCII)
 _SECRET = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/.*", re.ASCII)

@@ -36,19 +36,13 @@ from ambassador.errors import (
 )
 from ambassador.messages import Request
 from ambassador.proxy.fields import REQUEST_FIELDS, wire_lines
+from ambassador.proxy.methods import KNOWN
 
 if TYPE_CHECKING:
     from ambassador.messages import Fields
 
-_METHODS: Final = {
-    name.encode(): name
-    for name in (
-        "GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "ACL", "BIND", "CHECKOUT", "COPY", "LINK",
-        "LOCK", "M-SEARCH", "MERGE", "MKACTIVITY", "MKCALENDAR", "MKCOL", "MOVE", "NOTIFY", "PROPFIND", "PROPPATCH",
-        "PURGE", "QUERY", "REBIND", "REPORT", "SEARCH", "SUBSCRIBE", "UNBIND", "UNLINK", "UNLOCK", "UNSUBSCRIBE",
-    )
-}  # fmt: skip
-"""The methods of HTTP. llhttp speaks RTSP and ICE too (`DESCRIBE / RTSP/1.0`); nothing of theirs is passed on."""
+_METHODS: Final = {name.encode(): name for name in KNOWN}
+"""llhttp speaks RTSP and ICE too (`DESCRIBE / RTSP/1.0`); nothing of theirs is passed on."""
 
 _METHOD_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) [!-~]+ HTTP/1\.[01]\r\n")
 _LINE_TO_VERSION: Final = re.compile(rb"[A-Z-]+ [!-~]+ HTTP/")
