@@ -7,7 +7,7 @@ import pytest
 
 from ambassador.cli import main
 from ambassador.cli.run import announcement_text, loaded_of
-from ambassador.config import words
+from ambassador.config import addresses
 from ambassador.control.supervisor import Announcement
 from ambassador.extras import Extra
 
@@ -62,7 +62,7 @@ def test_a_bad_file_is_the_checks_no(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_config_that_needs_a_missing_extra_is_not_served(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(words, "REDIS", Extra("redis", ("no_such_module",)))
+    monkeypatch.setattr(addresses, "REDIS", Extra("redis", ("no_such_module",)))
     file = tmp_path / "a.yaml"
     file.write_text("listen: 127.0.0.1:0\nstate: redis://127.0.0.1\nroutes: [{name: a, respond: 200}]\n")
     for command in (["run", "-c"], ["check"]):

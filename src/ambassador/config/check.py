@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from math import ceil
 
+from ambassador.config.addresses import telling_names
 from ambassador.config.breakers import contents_by_upstream
 from ambassador.config.credentials import fetches
 from ambassador.config.discover import Discover
@@ -18,7 +19,6 @@ from ambassador.config.part import Items, Part
 from ambassador.config.schema import Client, Config, Match, Route, Upstream
 from ambassador.config.secrecy import secret_keys
 from ambassador.config.units import format_duration, format_rate
-from ambassador.config.words import telling_names
 from ambassador.files import UnfitFile, read_regular
 from ambassador.proxy import jose
 from ambassador.proxy.content import CONTENT

@@ -20,7 +20,7 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from ambassador.config import check, words
+from ambassador.config import addresses, check, words
 from ambassador.config.breakers import check_breakers
 from ambassador.config.certificates import check_files
 from ambassador.config.clients import check_clients
@@ -433,7 +433,7 @@ class _Assembly:
             address = admin.values.get("address")
             if (
                 isinstance(address, str)
-                and not words.is_for_this_host(address)
+                and not addresses.is_for_this_host(address)
                 and admin.values.get("token") is None
             ):
                 admin.nodes["address"].report(

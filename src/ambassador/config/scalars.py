@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 
 from msgspec import inspect
 
-from ambassador.config import units, words
+from ambassador.config import addresses, units, words
 from ambassador.config.node import Node, shortened
 from ambassador.config.part import BAD, reject
 from ambassador.config.units import Wrong
@@ -38,7 +38,7 @@ def _text_of(node: Node, path: str) -> str | None:
 def formed(parse: Callable[[str], Any], info: inspect.Type) -> Reader:
     """The reader of one of the forms: its parser, and the bounds of its type."""
     bounds = _bounds(info)
-    may_be_secret = parse in (words.secret, words.state_url, words.proxy_url)
+    may_be_secret = parse in (words.secret, addresses.state_url, addresses.proxy_url)
 
     def read_formed(node: Node, path: str) -> Any:
         text = _text_of(node, path)
@@ -168,28 +168,28 @@ FORMS: Final[dict[str | None, Callable[[str], Any]]] = {
     "percent": units.parse_percent,
     "name": words.name,
     "secret": words.secret,
-    "state_url": words.state_url,
-    "listen_address": words.listen_address,
-    "control": words.control,
-    "endpoint_url": words.endpoint_url,
-    "host_port": words.host_port,
-    "proxy_url": words.proxy_url,
-    "srv_name": words.srv_name,
-    "file_path": words.file_path,
-    "pem_file": words.pem_file,
+    "state_url": addresses.state_url,
+    "listen_address": addresses.listen_address,
+    "control": addresses.control,
+    "endpoint_url": addresses.endpoint_url,
+    "host_port": addresses.host_port,
+    "proxy_url": addresses.proxy_url,
+    "srv_name": addresses.srv_name,
+    "file_path": addresses.file_path,
+    "pem_file": addresses.pem_file,
     "tls_version": words.tls_version,
-    "server_name": words.server_name,
+    "server_name": addresses.server_name,
     "kubernetes_name": words.kubernetes_name,
     "kubernetes_port": words.kubernetes_port,
-    "api_server": words.api_server,
-    "token_url": words.token_url,
-    "san_pattern": words.san_pattern,
-    "jwks_source": words.jwks_source,
+    "api_server": addresses.api_server,
+    "token_url": addresses.token_url,
+    "san_pattern": addresses.san_pattern,
+    "jwks_source": addresses.jwks_source,
     "client_name": words.client_name,
-    "cidr": words.cidr,
-    "host_pattern": words.host_pattern,
-    "egress_place": words.egress_place,
-    "host": words.host,
+    "cidr": addresses.cidr,
+    "host_pattern": addresses.host_pattern,
+    "egress_place": addresses.egress_place,
+    "host": addresses.host,
     "path_pattern": words.path_pattern,
     "path": words.path,
     "regex": words.regex,

@@ -20,7 +20,7 @@ import os
 import socket
 from collections.abc import Iterable, Mapping
 
-from ambassador.config.words import split_address
+from ambassador.config.addresses import split_address
 from ambassador.control.host import stop_listening
 from ambassador.control.orders import SocketRef
 from ambassador.control.unix_socket import NamedSocket

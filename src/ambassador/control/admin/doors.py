@@ -6,8 +6,8 @@ import logging
 import os
 import socket
 
+from ambassador.config.addresses import split_address
 from ambassador.config.schema import Admin
-from ambassador.config.words import split_address
 from ambassador.control.admin import http
 from ambassador.control.admin.rules import Door, refusal
 from ambassador.control.slots import BindError, bind_error, url_of

@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 import msgspec
 import trio
 
-from ambassador.config import words
+from ambassador.config import addresses
+from ambassador.config.addresses import split_address
 from ambassador.config.discover import Discover, Found, Server, source_name
-from ambassador.config.words import split_address
 from ambassador.control.discovery.dns import Resolver, is_address
 from ambassador.control.discovery.file import FileWatch
 from ambassador.control.discovery.srv import SrvWatch
@@ -252,7 +252,7 @@ class Directory:
         if not found and known.servers:
             self._log.warning("%s has no address any more: what was known stands", source_name(source))
             return
-        known.servers = tuple(Server(words.endpoint_url(_url(address, port))) for address in found)
+        known.servers = tuple(Server(addresses.endpoint_url(_url(address, port))) for address in found)
         self._publish(source)
 
     def _publish(self, source: Discover) -> None:

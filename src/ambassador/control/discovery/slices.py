@@ -14,9 +14,9 @@ from typing import Final
 
 from msgspec import Raw, Struct
 
+from ambassador.config.addresses import endpoint_url
 from ambassador.config.discover import Server
 from ambassador.config.units import Wrong
-from ambassador.config.words import endpoint_url
 
 _FAMILIES: Final = ("IPv4", "IPv6", "FQDN")
 """Of a service that has several, the first that has an endpoint: each pod of a dual-stack service is in two."""

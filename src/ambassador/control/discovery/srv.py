@@ -9,9 +9,9 @@ from typing import Final
 
 import trio
 
+from ambassador.config.addresses import endpoint_url
 from ambassador.config.discover import Server
 from ambassador.config.units import Wrong
-from ambassador.config.words import endpoint_url
 from ambassador.control.backoff import retry_s
 from ambassador.control.discovery.dns import LookUpFailed, Service, Services, again_s
 
