@@ -82,8 +82,8 @@ Around it
 - `config/` turns files into a `schema.Config`: `compose.py` makes nodes of YAML, `read.py` reads them by the schema
   (the texts in them by `scalars.py`, as `units.py`, `words.py` and `addresses.py` say) into parts that know their
   places (`part.py`), `load.py` puts the whole together. It warns (`check.py`), explains (`explain.py`, each policy in
-  `explain_lines.py`), and compiles it to the table of step 5 (`compile.py`). A policy's own settings are a Struct in
-  the policy's file; `settings.py` has the vocabulary.
+  `explain_lines.py`), and compiles it to the table of step 5 (`compile.py`, `endpoints.py`). A policy's own settings
+  are a Struct in the policy's file; `settings.py` has the vocabulary.
 
 Import rules, which `tox -e lint` checks
 - cli > control > config > proxy > state > observe > settings, messages, errors, printable, secret, extras,

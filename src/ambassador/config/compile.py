@@ -10,21 +10,19 @@ import os
 import random
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
-from weakref import ref
 
 from msgspec import structs
 
 from ambassador.config import schema
 from ambassador.config.breakers import breakers_of, contents_by_upstream, scopes_by_upstream
-from ambassador.config.certificates import client_section
-from ambassador.config.credentials import compile_credential, needs_guard
+from ambassador.config.credentials import compile_credential
+from ambassador.config.endpoints import EndpointMaker
 from ambassador.config.identity import credential_headers
 from ambassador.config.schema import PathRegex
-from ambassador.errors import ConnectFailed
 from ambassador.proxy import limit_keys
 from ambassador.proxy.clients.who import Clients
 from ambassador.proxy.content import NOTHING, Contents
-from ambassador.proxy.egress import Egress, Refusal
+from ambassador.proxy.egress import Egress
 from ambassador.proxy.lasting import Lasting
 from ambassador.proxy.plan import RoutePlan, Timeouts
 from ambassador.proxy.policies import access, concurrency, fault, headers, limit, retry
@@ -41,11 +39,9 @@ from ambassador.proxy.policies.retry import RetryPolicy
 from ambassador.proxy.policies.rewrite import KEEP, Rewrite, location_rewriter, path_rewriter
 from ambassador.proxy.routing import MatchSpec, Router, spec
 from ambassador.proxy.service import Table
-from ambassador.proxy.tls_socket import ClientSide
 from ambassador.proxy.upstream import via
 from ambassador.proxy.upstream.balance import CHOICES
 from ambassador.proxy.upstream.endpoint import Endpoint
-from ambassador.proxy.upstream.pool import Pool, SecurePool
 from ambassador.proxy.upstream.ring import key_reader
 from ambassador.proxy.upstream.upstream import Upstream
 from ambassador.state.holding import Load
@@ -60,11 +56,9 @@ if TYPE_CHECKING:
     from ambassador.proxy.plan import AdmitHook, RouteMetrics, ShapeHook, SpoilHook
     from ambassador.proxy.policies import breaker
     from ambassador.proxy.policies.breaker import Breaker
-    from ambassador.proxy.service import Server, Taker
+    from ambassador.proxy.service import Taker
     from ambassador.proxy.shelf import Shelf, Shelves
-    from ambassador.proxy.tls import Keyring
     from ambassador.proxy.tokens.keeper import TokenCounts
-    from ambassador.proxy.upstream.connect import Address
     from ambassador.state.scope import Scopes
 
 _NEVER = float("inf")
@@ -132,7 +126,7 @@ def compile_steps(
     lasting = lasting or Lasting(lane)
     limits = _Limits(config.state, lane, scopes, counters, credential_headers(config))
     upstreams: dict[str, Upstream] = {}
-    makers: dict[str, _EndpointMaker] = {}
+    makers: dict[str, EndpointMaker] = {}
     zone = own_zone(config, os.environ)
     egress = Egress(config.egress)
     means = lasting.means
@@ -143,7 +137,7 @@ def compile_steps(
         means = structs.replace(means, places=places, token_counts=counters.tokens)
     for name, upstream in config.upstreams.items():
         proxy = _proxy(name, upstream.connections.via, means, addresses)
-        makers[name] = maker = _EndpointMaker(
+        makers[name] = maker = EndpointMaker(
             name, upstream, lane, lasting.keyring, egress=egress, refused=counters.egress(name), proxy=proxy
         )
         endpoints = [maker.make(each, addresses) for each in upstream.endpoints]
@@ -415,138 +409,15 @@ def own_zone(config: schema.Config, environment: Mapping[str, str]) -> str:
 
 
 def _takers(
-    config: schema.Config, upstreams: Mapping[str, Upstream], makers: Mapping[str, _EndpointMaker]
+    config: schema.Config, upstreams: Mapping[str, Upstream], makers: Mapping[str, EndpointMaker]
 ) -> dict[Hashable, list[Taker]]:
     """By source, what gives its upstreams the endpoints that it has found."""
     takers: dict[Hashable, list[Taker]] = {}
     for name, upstream in upstreams.items():
         source = config.upstreams[name].discover
         if source is not None:
-            takers.setdefault(source, []).append(partial(_take, upstream, makers[name]))
+            takers.setdefault(source, []).append(partial(makers[name].give, upstream))
     return takers
-
-
-def _take(
-    upstream: Upstream,
-    maker: _EndpointMaker,
-    servers: Sequence[Server],
-    addresses: Mapping[str, Sequence[str]],
-) -> None:
-    """Have these endpoints. Only new ones are made: of thousands, a few change at a time."""
-    known = {endpoint.url: endpoint for endpoint in upstream.endpoints}
-    endpoints = []
-    for server in servers:
-        url = maker.found_url(server.url)
-        endpoint = known.get(url)
-        if endpoint is None:
-            endpoint = maker.make(schema.Endpoint(url=url), addresses)
-        endpoint.weight, endpoint.zone, endpoint.priority = server.weight, server.zone, server.priority
-        endpoints.append(endpoint)
-    upstream.set_endpoints(endpoints)
-
-
-class _Endpoint(Endpoint):
-    """An endpoint whose pool does not hold it.
-
-    The two would be a cycle, and a table that a reload has replaced would stay until the collector looks that far:
-    1 MiB for each reload of 500 routes.
-    """
-
-    __slots__ = ("__weakref__",)
-
-    def known_addresses(self) -> Callable[[], Sequence[Address]]:
-        """What gives the addresses that it has now, as long as there is anybody who asks."""
-        endpoint = ref(self)
-
-        def addresses() -> Sequence[Address]:
-            held = endpoint()
-            if held is None:
-                return ()
-            if held.refusals:
-                if held.count_refusal is not None:
-                    held.count_refusal()
-                if not held.addresses:
-                    raise ConnectFailed("the egress policy refuses all addresses of the endpoint")
-            return held.addresses
-
-        return addresses
-
-
-class _EndpointMaker:
-    """Makes the endpoints of one upstream."""
-
-    def __init__(
-        self,
-        name: str,
-        config: schema.Upstream,
-        lane: Lane,
-        keyring: Keyring,
-        *,
-        egress: Egress,
-        refused: Callable[[], None],
-        proxy: via.Proxy | None,
-    ) -> None:
-        self.proxy = proxy
-        self._egress = egress
-        self._refused = refused
-        self._connections = config.connections
-        self._auth = config.auth
-        self._lane = lane
-        self.found_url = config.found_url
-        self._is_found = config.discover is not None
-        self._own_host = config.own_host
-        section = client_section(config)
-        self._tls = None if section is None else keyring.client(section, f"upstream {name}")
-
-    def make(self, config: schema.Endpoint, addresses: Mapping[str, Sequence[str]]) -> Endpoint:
-        """An endpoint with its pool. `addresses`: what names resolve to, as far as it is known."""
-        scheme, _, authority = config.url.partition("://")
-        secure = scheme == "https"
-        path, host, port = None, "", "0"
-        if config.url.startswith("unix:"):
-            path = config.url.removeprefix("unix:")
-        else:
-            host, _, port = authority.rpartition(":")
-        host = host.strip("[]")
-        proxy = self.proxy
-        way = None if proxy is None else via.Way(proxy, host, int(port), secure=secure)
-        endpoint = _Endpoint(
-            config.url,
-            host=host,
-            port=int(port),
-            path=path,
-            default_port=443 if secure else 80,
-            weight=config.weight,
-            zone=config.zone or "",
-            priority=config.priority,
-            guarded=not secure and needs_guard(self._auth, config.url),
-            refusal=None if path is not None else self._refusal_of(host),
-            count_refusal=self._refused,
-            through=None if proxy is None else (proxy.host, proxy.port),
-        )
-        if path is None:
-            known = addresses.get(endpoint.dialled[0]) or (() if proxy is None else proxy.addresses)
-            if known:
-                endpoint.resolve(known)
-        if self._own_host is not None:
-            endpoint.authority = self._own_host.encode("ascii")
-        tls = self._tls if secure else None
-        assert not secure or tls is not None
-        endpoint.pool = (Pool if tls is None else SecurePool)(
-            self._lane,
-            endpoint.known_addresses(),
-            max_open=self._connections.max,
-            max_pending=self._connections.max_pending,
-            idle_timeout_s=self._connections.idle_timeout,
-            tls=None if tls is None else ClientSide(tls, tls.server_name(endpoint)),
-            way=way,
-        )
-        return endpoint
-
-    def _refusal_of(self, host: str) -> Refusal:
-        """What judges the addresses that are dialled for an endpoint, which may be an egress proxy's."""
-        via = None if self.proxy is None else self.proxy.host
-        return self._egress.of_endpoint(host, found_by=self._own_host, written=not self._is_found, via=via)
 
 
 def _plan(
