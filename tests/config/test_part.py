@@ -49,6 +49,8 @@ def test_place_of_a_key() -> None:
         ("endpoints.1", 37, "upstreams.u.endpoints[1]"),
         ("endpoints.1.url", 43, "upstreams.u.endpoints[1].url"),
         ("endpoints.0.url", 14, "upstreams.u.endpoints[0].url"),
+        ("endpoints.2", 13, "upstreams.u.endpoints"),
+        ("endpoints.url", 13, "upstreams.u.endpoints"),
         ("nothing.inner", 1, "upstreams.u"),
     ],
 )

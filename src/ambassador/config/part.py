@@ -72,9 +72,8 @@ class Part:
             return within.keys[inner], join(within.path, inner)
         if isinstance(within, Part) and inner:
             return within.place_within(inner)
-        if isinstance(within, Items) and inner:
-            return within.place_within(inner, join(self.path, outer))
-        return self.place(outer or None)
+        found = within.place_within(inner, join(self.path, outer)) if isinstance(within, Items) else None
+        return found or self.place(outer or None)
 
 
 class Items:
@@ -87,13 +86,18 @@ class Items:
         self.nodes = nodes
         self.is_list = is_list
 
-    def place_within(self, key: str, path: str) -> tuple[Node, str]:
-        """The place of `NUMBER` or `NUMBER.INNER`, as `Part.place_within`; the list itself is at `path`."""
-        number, _, inner = key.partition(".")
-        item = self.values[int(number)]
+    def place_within(self, key: str, path: str) -> tuple[Node, str] | None:
+        """The place of `NUMBER` or `NUMBER.INNER`, as `Part.place_within`; the list itself is at `path`. None: there is
+        no such item.
+        """
+        written, _, inner = key.partition(".")
+        if not written.isdecimal() or int(written) >= len(self.nodes):
+            return None
+        number = int(written)
+        item = self.values[number]
         if inner and isinstance(item, Part):
             return item.place_within(inner)
-        return self.nodes[int(number)], f"{path}[{number}]"
+        return self.nodes[number], f"{path}[{number}]"
 
 
 def build(value: Any) -> Any:
