@@ -15,7 +15,7 @@ from ambassador.errors import CredentialUnavailable, Unauthenticated
 from ambassador.messages import Request, RequestHead
 from ambassador.proxy.credentials import exchange
 from ambassador.proxy.credentials.exchange import Config, Exchanged, credential, describe
-from ambassador.proxy.tokens.answer import CONNECT, REFUSED, Failure, Granted
+from ambassador.proxy.tokens.answer import CONNECT, FAILED, REFUSED, Failure, Granted
 from ambassador.proxy.tokens.keeper import Place
 from tests.proxy.credentials.shown import ENDPOINT, GivenSecrets, means
 from tests.proxy.tokens.world import WALL_S, Rest, World, a_request
@@ -216,3 +216,30 @@ def test_only_so_many_callers_are_remembered(
 def test_exchange_is_told_of_without_its_secret() -> None:
     config = Config(token_url="https://id.test/t?k=v")
     assert describe(config) == "exchange, a token from https://id.test/t for the caller's (RFC 8693)"
+
+
+def test_callers_token_that_the_service_stumbles_over_stops_nobody_else(world: World, tmp_path: Path) -> None:
+    exchanged = made(world, tmp_path)
+    for number in range(5):
+        mallory = of(f"mallory-{number}")
+        mallory.client_ip = f"2001:db8::{number}"
+        begin(world, exchanged, mallory)
+        world.answer(Failure(FAILED, "answered 500"))
+    begin(world, exchanged, of("alice"))
+    world.answer(Granted("for-alice", 100.0))
+    assert shown(exchanged, of("alice")) == b"Bearer for-alice"
+
+
+def test_service_that_stumbles_over_the_tokens_of_several_callers_is_left_alone(
+    world: World, tmp_path: Path
+) -> None:
+    exchanged = made(world, tmp_path)
+    for address in ("192.0.2.1", "192.0.2.2", "2001:db8::1%eth0"):
+        request = of(f"of-{address}")
+        request.client_ip = address
+        begin(world, exchanged, request)
+        world.answer(Failure(FAILED, "answered 500"))
+    alice = of("alice")
+    begin(world, exchanged, alice)
+    with pytest.raises(CredentialUnavailable):
+        exchanged.in_hand(alice)

@@ -6,8 +6,10 @@ digest of the caller's token, which itself is stored nowhere. A worker keeps tho
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from hashlib import sha256
+from ipaddress import IPv6Network
 from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, Final
@@ -119,12 +121,12 @@ class Exchanged(Credential):
             if left_s <= 0:
                 self._keepers.pop(digest, None)
                 raise unauthenticated("the caller's token has expired", "invalid_token")
-            keeper = self._keepers[digest] = self._make(token, digest, now + left_s)
+            keeper = self._keepers[digest] = self._make(token, digest, now + left_s, _caller(request))
             self._shrink()
         self._keepers.move_to_end(digest)
         return keeper
 
-    def _make(self, token: bytes, digest: str, until: float) -> Keeper:
+    def _make(self, token: bytes, digest: str, until: float, caller: str) -> Keeper:
         wanted = self._wanted
         form = (*wanted.form, ("subject_token", token.decode("ascii")))
         means = self._means
@@ -135,6 +137,7 @@ class Exchanged(Credential):
             until=until,
             blame=blame,
             outage=self._outage,
+            caller=caller,
         )
 
     def _shrink(self) -> None:
@@ -145,6 +148,15 @@ class Exchanged(Credential):
             if keeper.idle:
                 del self._keepers[digest]
                 return
+
+
+def _caller(request: Request) -> str:
+    """Who asks, by what nobody can change as often as a token: of IPv6 the network, of which each host has one."""
+    address = request.client_ip
+    if ":" in address:
+        with contextlib.suppress(ValueError):
+            address = str(IPv6Network((address.partition("%")[0], 64), strict=False))
+    return f"{request.client or ''} {address}"
 
 
 def _digest(token: bytes) -> str:

@@ -124,7 +124,7 @@ class Keeper(Timer):
     """Keeps one token. `counts` is told how its fetching goes, and when a `proactive` one expires."""
 
     __slots__ = (
-        "__weakref__", "_around", "_blame", "_counts", "_flight", "_news", "_nonce", "_outage", "_places", "_problem",
+        "__weakref__", "_around", "_blame", "_caller", "_counts", "_flight", "_news", "_nonce", "_outage", "_places", "_problem",
         "_waiters", "_wanted", "credential", "namesakes", "until", "upstream",
     )  # fmt: skip
 
@@ -139,6 +139,7 @@ class Keeper(Timer):
         until: float = inf,
         blame: Blame | None = None,
         outage: Outage | None = None,
+        caller: str = "",
     ) -> None:
         super().__init__()
         self.upstream = wanted.upstream
@@ -154,6 +155,8 @@ class Keeper(Timer):
         self._counts = counts
         self._blame = blame
         self._outage = outage
+        self._caller = caller
+        """For whom it is, as `outage` tells callers apart."""
         self.until = until
         """The token is not used beyond this time of the lane's clock."""
         self._flight = Flight(len(self._places), proactive=proactive)
@@ -349,7 +352,7 @@ class Keeper(Timer):
 
     def _fetch(self) -> None:
         around = self._around
-        refusal = None if self._outage is None else self._outage.refusal(around.clock.now)
+        refusal = None if self._outage is None else self._outage.refusal(around.clock.now, self._caller)
         if refusal is not None:
             self._flight.fetched(refusal, around.clock.now, around.chance())
             self._act()
@@ -377,9 +380,10 @@ class Keeper(Timer):
                 around.log.info("upstream %s: the token service gives tokens again", self.upstream)
         elif self._blame is None or self._blame(result) is None:  # else anybody could fill the log
             place = self._wanted.asker.url.partition("?")[0]  # in the rest there may be a secret
-            self._complain(f"no token from {place}: {result.why}")
+            if self._outage is None or self._outage.may_tell(now):
+                self._complain(f"no token from {place}: {result.why}")
         if self._outage is not None:
-            self._outage.heard(result, now, around.chance())
+            self._outage.heard(result, now, around.chance(), self._caller)
         self._flight.fetched(result, now, around.chance())
         self._act()
 

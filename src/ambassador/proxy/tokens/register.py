@@ -95,13 +95,16 @@ class Tokens:
         until: float = inf,
         blame: Blame | None = None,
         outage: Outage | None = None,
+        caller: str = "",
     ) -> Keeper:
         """Another keeper, of a token that is not used beyond `until` (the lane's clock), under this name.
 
         `blame` says which failures are not the ambassador's to tell as its own; `outage` is what all have who ask the
-        same token service.
+        same token service, for which `caller` is who this token is for.
         """
-        keeper = Keeper(self.around, wanted, credential, counts, until=until, blame=blame, outage=outage)
+        keeper = Keeper(
+            self.around, wanted, credential, counts, until=until, blame=blame, outage=outage, caller=caller
+        )
         self._join(keeper)
         return keeper
 
