@@ -150,9 +150,9 @@ class Attempt:
         transfer.sent_at = lane.now  # exactly: if it is refused, this tells which credential was
 
     def _shown(self) -> Fields:
-        """Those of the client's fields that the upstream is shown."""
-        passing, credential = self._exchange.request.passing, self._plan.credential
-        return passing if credential is None else credential.others(passing)
+        """Those of the client's fields that have the credential by which the upstream knows the caller."""
+        request, credential = self._exchange.request, self._plan.credential
+        return request.passing if credential is None else credential.told_apart(request)
 
     async def _enter(self) -> None:
         """Ask the cool-down and the breakers. Raises `BreakerOpen`: no attempt was made then."""

@@ -243,3 +243,12 @@ def test_service_that_stumbles_over_the_tokens_of_several_callers_is_left_alone(
     begin(world, exchanged, alice)
     with pytest.raises(CredentialUnavailable):
         exchanged.in_hand(alice)
+
+
+def test_upstream_tells_callers_apart_by_their_tokens(world: World, tmp_path: Path) -> None:
+    exchanged = made(world, tmp_path)
+    (alice,) = exchanged.told_apart(of("alice"))
+    assert alice == (b"authorization", b"alice")
+    assert exchanged.told_apart(a_request(Rest(), (b"authorization", b"bearer  alice"))) == [alice]
+    assert exchanged.told_apart(of("bob")) != [alice]
+    assert exchanged.told_apart(a_request(Rest())) == []

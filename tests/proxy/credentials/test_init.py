@@ -181,12 +181,13 @@ async def test_trailer_cannot_pass_for_the_credential(origin: Origin, tmp_path: 
         assert (await client.answer())[0] == 200
 
 
-async def test_all_clients_are_one_to_an_upstream_that_is_shown_ours(origin: Origin, tmp_path: Path) -> None:
+@pytest.mark.parametrize("auth", ["{{bearer: 'file:{}'}}", "{{header: {{name: x-key, value: 'file:{}'}}}}"])
+async def test_all_clients_are_one_to_an_upstream_that_is_shown_ours(
+    origin: Origin, tmp_path: Path, auth: str
+) -> None:
     """A pause that it asks for is for the credential that it was shown."""
     (tmp_path / "t").write_text("ours")
-    config = authed(origin.url, f"{{bearer: 'file:{tmp_path}/t'}}").replace(
-        "auth:", "cooldown: credential, auth:"
-    )
+    config = authed(origin.url, auth.format(tmp_path / "t")).replace("auth:", "cooldown: credential, auth:")
     async with a_stage(origin, config) as stage:
         client = await stage.client()
         await client.send(asks(b"authorization: Bearer ann"))

@@ -25,7 +25,7 @@ from ambassador.proxy.fields import folded
 from ambassador.secret import Secret, SecretError, Secrets
 
 if TYPE_CHECKING:
-    from ambassador.messages import Field, Request, RequestHead
+    from ambassador.messages import Field, Fields, Request, RequestHead
     from ambassador.proxy.tokens.keeper import Place, Standing, TokenCounts
     from ambassador.proxy.tokens.register import Tokens
     from ambassador.proxy.upstream.endpoint import Endpoint
@@ -131,6 +131,12 @@ class Credential:
     def unavailable(self, why: str = "cannot be read") -> CredentialUnavailable:
         """The error for whoever asks; `why` must not hold anything secret."""
         return CredentialUnavailable(f"the credential for upstream {self.upstream} {why}")
+
+    def told_apart(self, request: Request) -> Fields:  # noqa: ARG002 - by those of a caller
+        """By which of the request's credentials the upstream knows its callers apart: by none, since it is shown this
+        one, for all of them.
+        """
+        return []
 
     def too_large(self) -> BodyTooLarge:
         """The error for a body that is longer than what it can look at to sign it."""

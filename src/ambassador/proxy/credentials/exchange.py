@@ -24,7 +24,7 @@ from ambassador.proxy.tokens.service import Text, TokenService
 from ambassador.proxy.tokens.subject import expires_at, subject_of
 
 if TYPE_CHECKING:
-    from ambassador.messages import Request, RequestHead
+    from ambassador.messages import Fields, Request, RequestHead
     from ambassador.proxy.tokens.answer import Failure
     from ambassador.proxy.tokens.keeper import Keeper, Standing
     from ambassador.proxy.upstream.endpoint import Endpoint
@@ -97,6 +97,11 @@ class Exchanged(Credential):
         keeper = self._known(request)
         if keeper is not None:
             keeper.accepted()
+
+    def told_apart(self, request: Request) -> Fields:
+        """As `Credential.told_apart`: it is another one for each caller's token."""
+        token = subject_of(request.headers)
+        return [] if token is None else [(b"authorization", token)]
 
     def standing(self) -> Standing | None:
         """As `Credential.standing`, of the last caller's token."""

@@ -45,7 +45,8 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     scope: Literal["credential", "endpoint", "upstream"] = "credential"
     """Requests with the same credential, the endpoint that said so, or the whole upstream. A credential is what the
-    upstream sees: the first of `authorization`, `x-api-key` and `cookie`; requests without one are one."""
+    upstream sees: with `auth`, the ambassador's, one for all clients (with `auth: {exchange: …}`, one for each caller's
+    token); else the first of the client's `authorization`, `x-api-key` and `cookie`. Requests without one are one."""
 
     max: Seconds = 300.0
     """The longest pause; a longer `Retry-After` counts as this."""
