@@ -32,6 +32,7 @@ class Asked:
 
     form: dict[str, str]
     headers: dict[str, str]
+    query: str
 
 
 class NotClient(Exception):
@@ -56,6 +57,8 @@ class Identity:
     status: int = 200
     body: bytes | None = None
     """In place of what it would answer."""
+    answers: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    """What is answered in place of that, by the query with which it is asked."""
     asked: list[Asked] = field(default_factory=list)
     valid: dict[str, str] = field(default_factory=dict)
     """Tokens that hold, and whose they are."""
@@ -63,8 +66,8 @@ class Identity:
     """Tokens of callers that can be exchanged, and whose they are."""
     client_keys: list[dict[str, Any]] = field(default_factory=list)
     """The client's public keys (JWK), if it signs its questions: no secret is taken then."""
-    audience: str = ""
-    """What signed questions must be for."""
+    audiences: set[str] = field(default_factory=set)
+    """What signed questions may be for, one of these."""
     assertions: list[Assertion] = field(default_factory=list)
     """Those that were taken."""
     go_on: threading.Event = field(default_factory=threading.Event)
@@ -83,10 +86,11 @@ class Identity:
         headers = {name[5:].lower(): value for name, value in environ.items() if name.startswith("HTTP_")}
         headers["content_type"] = environ.get("CONTENT_TYPE", "")
         with self._lock:
-            self.asked.append(Asked(form, headers))
+            self.asked.append(Asked(form, headers, environ.get("QUERY_STRING", "")))
         self.go_on.wait(30)
         time.sleep(self.delay_s)
-        status, answer = self._answer(form, headers)
+        given = self.answers.get(environ.get("QUERY_STRING", ""))
+        status, answer = self._answer(form, headers) if given is None else given
         start_response(
             f"{status} Said", [("content-type", "application/json"), ("cache-control", "no-store")]
         )
@@ -149,7 +153,7 @@ class Identity:
         claims, now = token.claims, time.time()
         _expect("kid" in token.header)
         _expect(form.get("client_id", CLIENT) == claims.get("iss") == claims.get("sub") == CLIENT)
-        _expect(claims.get("aud") == self.audience)
+        _expect(claims.get("aud") in self.audiences)
         _expect(isinstance(claims.get("exp"), int) and now < claims["exp"] <= now + _LONGEST_S)
         _expect(claims.get("iat", now) <= now)
         with self._lock:
