@@ -9,10 +9,11 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import pytest
 
-from tests.e2e.programs import Ambassador, ambassador
+from tests.e2e.programs import ambassador
 from tests.e2e.raw import Client, Handler, Message, Origin, Wire, answer, upstream
 from tests.state.servers import Server, any_binary
 
@@ -89,41 +90,66 @@ class Storm:
         assert 1.1 * self.requests <= arrived <= self.most(budgets)
 
 
-@FAILURES
-def test_attempts_keep_to_the_budget_of_each_worker(failure: Handler | bytes) -> None:
-    with failing(failure) as origin, ambassador(in_front_of(origin.url), workers=2) as proxy:
-        Storm([proxy.url]).check(len(origin.seen["/x"]), budgets=2)
+class Front(NamedTuple):
+    """Ambassadors, and what they have behind them all. Where budgets are not shared each storm leaves them used up, so
+    that another may follow.
+    """
+
+    origin: Origin
+    urls: list[str]
+
+    def storm(self, urls: Sequence[str], failure: Handler | bytes, *, budgets: int = 1) -> None:
+        """All requests to these fail at the origin, which then has not got more than the budgets allow."""
+        self.origin.on("/x", failure)
+        self.origin.seen.clear()
+        Storm(urls).check(len(self.origin.seen["/x"]), budgets)
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Front]:
+    """One with two workers."""
+    with upstream() as origin, ambassador(in_front_of(origin.url), workers=2) as proxy:
+        yield Front(origin, [proxy.url])
 
 
 @FAILURES
-def test_attempts_of_a_fleet_keep_to_one_budget(failure: Handler | bytes) -> None:
+def test_attempts_keep_to_the_budget_of_each_worker(alone: Front, failure: Handler | bytes) -> None:
+    alone.storm(alone.urls, failure, budgets=2)
+
+
+@pytest.fixture
+def fleet() -> Iterator[Front]:
+    """Two that share a budget, for one storm: what they have in hand of it may be spent later."""
     with contextlib.ExitStack() as stack:
         redis = stack.enter_context(Server(any_binary()))
-        origin = stack.enter_context(failing(failure))
+        origin = stack.enter_context(upstream())
         body = in_front_of(origin.url, shared=True, state=redis.url)
-        replicas = [stack.enter_context(ambassador(body, workers=2)) for _ in range(2)]
-        Storm([replica.url for replica in replicas]).check(len(origin.seen["/x"]))
-
-
-@contextlib.contextmanager
-def a_chain(origin: Origin, depth: int, *, trusts: bool) -> Iterator[Ambassador]:
-    """So many ambassadors one behind another; the outermost."""
-    with contextlib.ExitStack() as stack:
-        url = origin.url
-        for _ in range(depth):
-            outermost = stack.enter_context(ambassador(in_front_of(url), listen=listener(trusts=trusts)))
-            url = outermost.url
-        yield outermost
+        yield Front(origin, [stack.enter_context(ambassador(body, workers=2)).url for _ in range(2)])
 
 
 @FAILURES
-@pytest.mark.parametrize("trusts", [True, False], ids=["trusted", "untrusted"])
+def test_attempts_of_a_fleet_keep_to_one_budget(fleet: Front, failure: Handler | bytes) -> None:
+    fleet.storm(fleet.urls, failure)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["trusted", "untrusted"])
+def chain(request: pytest.FixtureRequest) -> Iterator[Front]:
+    """Three, one behind another: the innermost first."""
+    with contextlib.ExitStack() as stack:
+        origin = stack.enter_context(upstream())
+        urls = [origin.url]
+        for _ in range(3):
+            body, listen = in_front_of(urls[-1]), listener(trusts=request.param)
+            urls.append(stack.enter_context(ambassador(body, listen=listen)).url)
+        yield Front(origin, urls[1:])
+
+
+@FAILURES
 @pytest.mark.parametrize("depth", [2, 3])
 def test_ambassadors_one_behind_another_do_not_multiply_attempts(
-    failure: Handler | bytes, depth: int, *, trusts: bool
+    chain: Front, failure: Handler | bytes, depth: int
 ) -> None:
-    with failing(failure) as origin, a_chain(origin, depth, trusts=trusts) as proxy:
-        Storm([proxy.url]).check(len(origin.seen["/x"]))
+    chain.storm([chain.urls[depth - 1]], failure)
 
 
 def silent(wire: Wire, request: Message) -> None:
