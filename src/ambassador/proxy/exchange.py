@@ -14,12 +14,14 @@ from math import inf
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ambassador.errors import (
+    CredentialUnavailable,
     DeadlineExceeded,
     Fault,
     NoRoute,
     NotCached,
     Overloaded,
     ProxyError,
+    Unauthenticated,
     UpstreamError,
 )
 from ambassador.messages import Reply, Request
@@ -385,6 +387,7 @@ class Exchange(Attempts):
             and transfer.replayable
             and not other.cannot_finish(transfer.deadline - self.lane.now, self.lane.now)
             and fallback.may_send(self.request, failure)
+            and self._is_known_to(other)
         ):
             self._give_up(failure, status)
             self._fallen = (failure, status, "to")
@@ -392,6 +395,8 @@ class Exchange(Attempts):
                 connection = await self._attempt_elsewhere(other)
             except FAILURES_ELSEWHERE as error:
                 if is_last:
+                    if failure is not None and isinstance(error, Unauthenticated):
+                        raise failure from None
                     raise
                 self._give_up(error, error.status)
             else:
@@ -411,6 +416,17 @@ class Exchange(Attempts):
         elif respond is not None:
             self._fallen = (failure, status, "respond")
             await self._answer(respond(self.request))
+        return True
+
+    def _is_known_to(self, other: RoutePlan) -> bool:
+        """Whether the caller has what the credential of that upstream is made of, as far as is known by now."""
+        try:
+            if other.credential is not None:
+                other.credential.in_hand(self.request)
+        except Unauthenticated:
+            return False
+        except CredentialUnavailable:
+            pass  # said, and counted, by the attempt
         return True
 
     def _last_good(self, plan: RoutePlan, fallback: Fallback) -> Kept | None:

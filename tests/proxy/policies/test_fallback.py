@@ -18,11 +18,13 @@ from ambassador.errors import (
     NoEndpoint,
     Overloaded,
     ProxyError,
+    Unauthenticated,
     UpstreamProtocol,
     UpstreamReset,
     UpstreamTimeout,
 )
 from ambassador.messages import Request
+from ambassador.proxy.credentials import Credential
 from ambassador.proxy.policies.fallback import FAILED, Fallback
 from tests.proxy.harness import GET, Origin, Plane, Talk, a_plane, config, finished, until, unused_port
 
@@ -486,3 +488,66 @@ def test_upstream_of_a_fallback_is_used() -> None:
         % "to: u, timeout: {per_try: 1s}, fallback: {to: w}"
     )
     assert load_string(text).problems == ()
+
+
+class OfCaller(Credential):
+    """Made of what the caller sends; `late`: that it is not good for it is only known after a while."""
+
+    def __init__(self, *, late: bool) -> None:
+        super().__init__("other", ["authorization"])
+        self._late = late
+
+    def in_hand(self, request: Request) -> bool:
+        if not self._late:
+            raise Unauthenticated("there is no token")
+        return False
+
+    async def fetched(self, request: Request) -> None:
+        raise Unauthenticated("the token is not accepted")
+
+
+@pytest.fixture(params=[False, True], ids=["at once", "late"])
+def of_caller(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> OfCaller:
+    credential = OfCaller(late=request.param)
+    monkeypatch.setattr("ambassador.config.compile.compile_credential", lambda *_: credential)
+    return credential
+
+
+def to_where_callers_must_be_known(first: str, other: str, more: str = "") -> str:
+    """A config whose route goes to one upstream, and falls back on one that wants the caller's token."""
+    return (
+        "version: 1\nlisten: 127.0.0.1:80\n"
+        f"upstreams: {{u: {{endpoints: ['{other}'], auth: {{bearer: 'env:HOME'}}}}}}\n"
+        f"routes: [{{name: test, to: '{first}', retry: off, fallback: {{to: u{more}}}}}]"
+    )
+
+
+@pytest.mark.parametrize("failure", [503, None], ids=["answer", "error"])
+async def test_fixed_answer_is_for_callers_that_the_other_upstream_does_not_know(
+    origin: Origin, other: Origin, of_caller: OfCaller, failure: int | None
+) -> None:
+    text = to_where_callers_must_be_known(origin.url if failure else DEAD, other.url, f", {FIXED}")
+    async with a_plane(text) as plane, asking(plane) as client:
+        talk = await origin.takes(failed(failure)) if failure else None
+        assert (await told(client, 5))[:2] == (200, b"sorry")
+        if talk is not None:
+            talk.close()
+
+
+async def test_failure_stays_one_for_callers_that_the_other_upstream_does_not_know(
+    other: Origin, of_caller: OfCaller
+) -> None:
+    async with a_plane(to_where_callers_must_be_known(DEAD, other.url)) as plane, asking(plane) as client:
+        status, body = await client.answer()
+        assert (status, b'"connect_failed"' in body) == (503, True)
+
+
+async def test_failed_answer_is_passed_on_to_callers_without_a_token_for_the_other_upstream(
+    origin: Origin, other: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ambassador.config.compile.compile_credential", lambda *_: OfCaller(late=False))
+    text = to_where_callers_must_be_known(origin.url, other.url)
+    async with a_plane(text) as plane, asking(plane) as client:
+        talk = await origin.takes(failed(503))
+        assert (await told(client, 2))[:2] == (503, b"no")
+        talk.close()

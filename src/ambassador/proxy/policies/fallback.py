@@ -20,6 +20,7 @@ from ambassador.errors import (
     Limited,
     NoEndpoint,
     Overloaded,
+    Unauthenticated,
     UpstreamError,
 )
 from ambassador.proxy import freshness
@@ -36,8 +37,8 @@ FAILED: Final = frozenset({500, 502, 503, 504})
 
 FAILURES: Final = (UpstreamError, BreakerOpen, Overloaded, CredentialUnavailable)
 """How attempts fail that a fallback is for. Not `Limited`: a quota of the upstream is meant to be felt."""
-FAILURES_ELSEWHERE: Final = (*FAILURES, Limited)
-"""How the attempt at the other upstream fails."""
+FAILURES_ELSEWHERE: Final = (*FAILURES, Limited, Unauthenticated)
+"""How the attempt at the other upstream fails: the caller owes only the first one a token."""
 
 _UNSEEN: Final = (ConnectFailed, NoEndpoint, BreakerOpen, Overloaded, CredentialUnavailable)
 
