@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ambassador.observe.access_log import AccessLog, AccessRecord, LineMaker, LineTemplate, mask_query
+from ambassador.observe.access_log import (
+    AccessLog,
+    AccessRecord,
+    LineMaker,
+    LineTemplate,
+    mask_query,
+    mask_target,
+)
 
 FIELDS = [
     "ts",
@@ -209,6 +216,29 @@ def test_duration_that_is_no_number_is_null(value: float) -> None:
 def test_query_loses_its_credentials_and_nothing_else(query: bytes, masked: bytes) -> None:
     assert mask_query(query) == masked
     assert masked.decode() in parsed(record(query=query))["path"]
+
+
+@pytest.mark.parametrize(
+    ("target", "masked"),
+    [
+        (b"/../a?token=S", b"/../a?token=***"),
+        (b"/%zz?api_key=S&b=c", b"/%zz?api_key=***&b=c"),
+        (b"http://user:S@x/any", b"http://***@x/any"),
+        (b"http://u:S@S@x", b"http://***@x"),
+        (b"ftp://user@x/a@b?key=S", b"ftp://***@x/a@b?key=***"),
+        (b"http://x:99999/a?token=S", b"http://x:99999/a?token=***"),
+        (b"user:S@x:443", b"***@x:443"),
+        (b"*?token=S", b"*?token=***"),
+        (b"/a?token=S#f", b"/a?token=***#f"),
+        (b"/a?b=c#access_token=S", b"/a?b=c#access_token=***"),
+        (b"/a#access_token=S?x=1", b"/a#access_token=***"),
+        (b"/a?u=http://x@y", b"/a?u=http://x@y"),
+        (b"/a/b@c", b"/a/b@c"),
+        (b"", b""),
+    ],
+)
+def test_target_loses_its_user_and_credentials_and_nothing_else(target: bytes, masked: bytes) -> None:
+    assert mask_target(target) == masked
 
 
 def test_query_with_too_many_parameters_is_masked_from_the_64th_on() -> None:

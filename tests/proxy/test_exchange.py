@@ -9,11 +9,13 @@ import contextlib
 import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import cast
 
 import pytest
 import trio
 import trio.testing
 
+from ambassador.observe.access_log import AccessLog
 from ambassador.proxy.http1 import ClientConnection
 from ambassador.proxy.http1_requests import Limits
 from ambassador.proxy.listener import ListenerLimits
@@ -29,6 +31,7 @@ from tests.proxy.harness import (
     until,
     unused_port,
 )
+from tests.proxy.two_ways import Log
 
 POST = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n"
 BIG = 8 << 20  # more than the kernel's buffers on both ways hold
@@ -529,3 +532,25 @@ async def test_the_upstreams_reason_phrase_is_kept(origin: Origin, given: bytes,
         client.close()
         assert talk is not None
         talk.close()
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "shown"),
+    [
+        (b"/../a?token=SECRET", b"a", "/../a?token=***"),
+        (b"http://user:SECRET@a/", b"a", "http://***@a/"),
+        (b"/a?key=SECRET", b"a b", "/a?key=***"),
+    ],
+)
+async def test_target_that_is_refused_stands_in_the_log_once_and_without_secrets(
+    target: bytes, host: bytes, shown: str
+) -> None:
+    async with a_plane(config("http://127.0.0.1:1")) as plane:
+        log = Log()
+        plane.service.access_log = cast("AccessLog", log)
+        client = await plane.connect()
+        await client.send(b"GET %b HTTP/1.1\r\nhost: %b\r\n\r\n" % (target, host))
+        assert (await client.answer())[0] == 400
+        await finished(plane)
+        client.close()
+    assert [line["path"] for line in log.written] == [shown]

@@ -242,6 +242,8 @@ def _escape(match: re.Match[str]) -> str:
 
 _MOST_PARAMETERS: Final = 64  # what an 8 KiB query of `&` may cost is bounded; the rest of it is masked
 _SEPARATORS = re.compile(rb"([&;])")
+_QUERY_MARK = re.compile(rb"([?#])")
+_FRAGMENT_MARK = re.compile(rb"(#)")
 _NAME_MARKS = re.compile(rb"[^a-z0-9]")
 
 _SECRET_ENDS = (
@@ -272,6 +274,24 @@ def mask_query(query: bytes) -> bytes:
     if len(parts) > 2 * _MOST_PARAMETERS:
         parts[-1] = MASK
     return b"".join(_masked(part) if b"=" in part else part for part in parts)
+
+
+def mask_target(target: bytes) -> bytes:
+    """A request target as received, of a request that was refused for it or its host, without what may be secret.
+
+    The user and password of an absolute-form target become `***`, and its query is masked as `mask_query` does it, a
+    fragment likewise, which no request should have.
+    """
+    before, mark, after = _QUERY_MARK.split(target, 1) if _QUERY_MARK.search(target) else (target, b"", b"")
+    scheme, slashes, rest = before.partition(b"://")
+    if not slashes or b"/" in scheme:
+        scheme, slashes, rest = b"", b"", before
+    authority, slash, path = rest.partition(b"/")
+    if b"@" in authority:
+        authority = MASK + b"@" + authority.rpartition(b"@")[2]
+    return b"".join((
+        scheme, slashes, authority, slash, path, mark, *map(mask_query, _FRAGMENT_MARK.split(after)),
+    ))  # fmt: skip
 
 
 def _masked(part: bytes) -> bytes:

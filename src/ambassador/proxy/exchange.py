@@ -25,7 +25,7 @@ from ambassador.errors import (
     UpstreamError,
 )
 from ambassador.messages import Reply, Request
-from ambassador.observe.access_log import AccessRecord
+from ambassador.observe.access_log import AccessRecord, mask_target
 from ambassador.proxy.admit import admit
 from ambassador.proxy.attempt import STATUS_TEXT, Attempt, reason_of
 from ambassador.proxy.attempts import Attempts, Charge
@@ -710,8 +710,9 @@ class Exchange(Attempts):
             client_ip=request.client_ip,
             method=request.method,
             host=request.host,
-            path=request.path or request.target,
-            query=request.query,
+            # Without a path the request was refused before it had one.
+            path=request.path or mask_target(request.target),
+            query=request.query if request.path else None,
             protocol="HTTP/1.1" if request.minor else "HTTP/1.0",
             status=self._status,
             code=self._code,
