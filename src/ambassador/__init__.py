@@ -78,7 +78,7 @@ Around it
 - Which endpoints are well: the supervisor checks them (`control/health.py`, rules in `proxy/upstream/health.py`), the
   workers leave out those that are worse than the others (`proxy/upstream/outlier.py`).
 - Secrets are read by reference (`secret.py`), again when they change; processes that hold some keep to themselves
-  (`control/host.py`, where `config/secrecy.py` says so).
+  (`control/host.py`, where `config/secrecy.py` says so), their children from the start (`control/entry.py`).
 - `config/` turns files into a `schema.Config`: `compose.py` makes nodes of YAML, `read.py` reads them by the schema
   (the texts in them by `scalars.py`, as `units.py`, `words.py` and `addresses.py` say) into parts that know their
   places (`part.py`), `load.py` puts the whole together. It warns (`check.py`), explains (`explain.py`, each policy in

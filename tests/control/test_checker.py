@@ -128,7 +128,7 @@ os.write(pipe, b"\\x81\\xa6config\\x01")
 async def test_what_it_cannot_do_is_told(
     nursery: trio.Nursery, file: Path, monkeypatch: pytest.MonkeyPatch, code: str, reason: str
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(file.parent))
+    monkeypatch.setenv("PYTHONPATH", str(file.parent), prepend=os.pathsep)
     file.with_name("odd_checking.py").write_text(code)
     checker = Checker("odd_checking")
     await nursery.start(checker.run)
@@ -154,7 +154,7 @@ obey(int(sys.argv[1]), int(sys.argv[2]), check)
 async def test_a_check_survives_a_renewal(
     nursery: trio.Nursery, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(file.parent))
+    monkeypatch.setenv("PYTHONPATH", str(file.parent), prepend=os.pathsep)
     file.with_name("odd_checking.py").write_text(HANGS_AT_FIRST)
     checker = Checker("odd_checking")
     await nursery.start(checker.run)

@@ -55,13 +55,15 @@ def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
 def test_private_process_leaves_no_core_and_lets_nobody_look() -> None:
     script = (
         "import ctypes, os, resource\n"
-        "from ambassador.control.host import keep_private\n"
+        "from ambassador.control.host import is_private, keep_private\n"
+        "print(is_private())\n"
         "keep_private()\n"
+        "print(is_private())\n"
         "print(resource.getrlimit(resource.RLIMIT_CORE)[0], ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))\n"
         "print(len(os.listdir('/proc/self/fd')) > 0)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["0", "0", "True"]
+    assert done.stdout.split() == ["False", "True", "0", "0", "True"]
 
 
 def test_memory_of_a_process_that_is_gone_is_unknown() -> None:

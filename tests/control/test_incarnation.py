@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.control.service import is_alive
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A worker that says one thing, and then does as its name says."""
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     (tmp_path / "odd_worker.py").write_text(
         "import socket, struct, sys, time\nimport msgspec\nfrom ambassador.control.orders import Failed, Ready\n"
         "sock = socket.socket(fileno=int(sys.argv[1]))\n"

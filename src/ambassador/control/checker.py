@@ -31,7 +31,7 @@ class _Process:
     """The process, until it has ended."""
 
     def __init__(self, module: str) -> None:
-        self._process, self._sock = start_child(module, socket.SOCK_SEQPACKET)
+        self._process, self._sock = start_child(module, socket.SOCK_SEQPACKET, private=True)
         self._sock.setblocking(False)
         self.pid = self._process.pid
         self._pidfd = os.pidfd_open(self.pid)  # now: `kill` buries one that has ended

@@ -23,6 +23,7 @@ SUPERVISOR_SIGNALS: Final = (
 """Signals that mean the supervisor although they may reach its whole process group: workers ignore them."""
 
 _PR_SET_PDEATHSIG = 1
+_PR_GET_DUMPABLE = 3
 _PR_SET_DUMPABLE = 4
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -89,6 +90,11 @@ def keep_private() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def is_private() -> bool:
+    """Whether this process keeps to itself, as `keep_private` has it."""
+    return bool(ctypes.CDLL(None).prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0) != 1)
 
 
 def resident_bytes(pid: int) -> int | None:
