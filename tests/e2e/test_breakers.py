@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -117,41 +118,45 @@ def ask(proxy: Ambassador, path: str = "/") -> tuple[int, http.client.HTTPMessag
         connection.close()
 
 
-@pytest.mark.parametrize("scope", ["upstream", "route", "endpoint"])
-def test_breaker_opens_for_all_workers_and_closes_after_probes(scope: str) -> None:
+SCOPES = ("upstream", "route", "endpoint")
+
+
+def test_breaker_of_each_scope_opens_for_all_workers_and_closes_after_probes() -> None:
     moody = Moody()
     with wsgi(moody) as origin:
-        routes = f"""\
-            routes:
-              - name: r
-                to: {origin}
-                breaker: {{min_requests: 6, window: 5s, open_for: 500ms, probes: 2, scope: {scope}}}
-            """
-        with ambassador(routes, workers=2) as proxy:
-            assert [ask(proxy)[0] for _ in range(10)] == [200] * 10
+        setting = "min_requests: 6, window: 5s, open_for: 500ms, probes: 2"
+        routes = "".join(
+            f"{{name: {scope}, match: {{path: /{scope}}}, to: '{origin}', breaker: {{{setting}, scope: {scope}}}}},"
+            for scope in SCOPES
+        )
+        with ambassador(f"routes: [{routes}]", workers=2) as proxy:
+            assert {ask(proxy, f"/{scope}")[0] for scope in SCOPES for _ in range(10)} == {200}
             moody.failing = True
 
-            def refused() -> bool:
-                status, headers, body = ask(proxy)
+            def refused(scope: str) -> bool:
+                status, headers, body = ask(proxy, f"/{scope}")
                 if status != 503:
                     return False
                 assert json.loads(body)["code"] == "breaker_open"
                 assert int(headers["retry-after"]) >= 1
                 return True
 
-            wait_until(refused, "the breaker's opening")
+            for scope in SCOPES:
+                wait_until(partial(refused, scope), f"the opening of the breaker of the {scope}")
 
             def opened_for_all() -> bool:
-                ask(proxy)  # one worker may have seen enough before the other
-                return next(iter(breakers(proxy).values()))["state"] in ("open", "half_open")
+                for scope in SCOPES:
+                    ask(proxy, f"/{scope}")  # one worker may have seen enough before the other
+                return {each["state"] for each in breakers(proxy).values()} <= {"open", "half_open"}
 
-            wait_until(opened_for_all, "its opening for both workers")
+            wait_until(opened_for_all, "their opening for both workers")
             moody.failing = False
             wait_until(
-                lambda: all(ask(proxy)[0] == 200 for _ in range(20)), "probes, and the end of the ramp"
+                lambda: all(ask(proxy, f"/{scope}")[0] == 200 for _ in range(20) for scope in SCOPES),
+                "probes, and the end of the ramps",
             )
-            assert [each["state"] for each in breakers(proxy).values()] == ["closed"]
-            assert "closed to open" in proxy.running.stderr.read_text()
+            assert [each["state"] for each in breakers(proxy).values()] == ["closed"] * len(SCOPES)
+            assert proxy.running.stderr.read_text().count("closed to open") >= len(SCOPES)
 
 
 def test_breaker_held_open_sends_nothing() -> None:

@@ -225,6 +225,9 @@ def test_client_that_leaves_while_it_waits_for_a_connection_is_let_go_at_once(
         line = line_of(proxy, f"{name}-{how}")
         assert (line["status"], line["flags"]) == (499, ["client_gone"])
         assert in_flight(proxy)[name] == before
+        if path == "/one":
+            first.reset()  # a close would leave the connection taken
+            origin.wait_for_end("/one")
 
 
 def test_half_close_goes_on_waiting_for_a_connection(proxy: Ambassador, origin: Origin) -> None:

@@ -24,8 +24,12 @@ def pair(tmp_path: Path, redis: Server) -> Iterator[tuple[Replica, Replica]]:
         yield pair
 
 
-def test_replicas_see_each_other_come_and_go(pair: tuple[Replica, Replica]) -> None:
+def test_replicas_see_each_other_come_and_go_and_keep_to_one_limit(pair: tuple[Replica, Replica]) -> None:
     one, other = pair
+    with Callers(pair) as callers:
+        until(lambda: callers.answers > 1_000 and callers.refused > 100)
+    assert callers.other == []
+    assert callers.admitted <= 50 + 100 * callers.seconds
     until(lambda: [each["workers"] for each in one.replicas().values()] == [2, 2])
     assert set(one.replicas()) == set(other.replicas())
     assert all(each["state_up"] for each in one.replicas().values())
@@ -52,13 +56,6 @@ def test_redis_that_hangs_or_dies_is_noticed_and_its_return_too(
     until(lambda: len(one.replicas()) == 2)
     one.signal(15)
     assert one.end()[0] == 0
-
-
-def test_replicas_keep_to_one_limit(pair: tuple[Replica, Replica]) -> None:
-    with Callers(pair) as callers:
-        until(lambda: callers.answers > 1_000 and callers.refused > 100)
-    assert callers.other == []
-    assert callers.admitted <= 50 + 100 * callers.seconds
 
 
 def test_lower_limit_holds_in_all_replicas_until_their_configs_agree(
