@@ -161,3 +161,9 @@ def test_a_route_for_fewer_clients_is_shadowed_by_one_for_more() -> None:
     assert len(warnings(text % ("[a, b]", "a"))) == 1
     assert warnings(text % ("a", "b")) == []
     assert warnings(text % ("a", "'*'")) == []
+
+
+def test_a_set_without_keys_is_told(tmp_path: Path) -> None:
+    (tmp_path / "jwks").write_text('{"keys": []}')
+    (told,) = warnings(HEAD + f"clients: {{a: {{jwt: {{issuer: i, audience: b, jwks: '{tmp_path}/jwks'}}}}}}")
+    assert "has no key that verifies signatures: no token is taken" in told

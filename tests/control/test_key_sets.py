@@ -13,7 +13,7 @@ import trio.testing
 
 from ambassador.control.http_client import CallFailed
 from ambassador.control.key_sets import feed, fetch_url
-from ambassador.proxy.clients.key_sets import COOL_DOWN_S, EARLY, FRESH_S, KeySets
+from ambassador.proxy.clients.key_sets import COOL_DOWN_S, EARLY, FRESH_S, KEPT_S, KeySets
 from ambassador.proxy.egress import Config as EgressConfig
 from ambassador.proxy.egress import Egress
 from ambassador.proxy.upstream.via import Config as Via
@@ -120,7 +120,9 @@ async def test_keys_at_hand_are_used_while_the_source_is_away(
         assert key_set.problem == ""
 
 
-@pytest.mark.parametrize("document", [b"", b"<html>", b'{"keys":[]}', b'{"keys":[{"kty":"oct","k":"AA"}]}'])
+@pytest.mark.parametrize(
+    "document", [b"", b"<html>", b'{"keys":{}}', b'{"keys":[{"kty":"RSA"}]}', b'{"keys":[1]}']
+)
 async def test_what_is_no_set_changes_nothing(
     document: bytes, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -132,6 +134,40 @@ async def test_what_is_no_set_changes_nothing(
         await trio.sleep(FRESH_S)
         assert [key.key_id for key in key_set.keys] == ["ec-1"]
         assert key_set.problem
+
+
+@pytest.mark.parametrize("document", [b'{"keys":[]}', b'{"keys":[{"kty":"oct","k":"AA"}]}'])
+async def test_set_without_keys_withdraws_those_at_hand(
+    document: bytes, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server()
+    async with fed(server) as key_sets:
+        key_set = key_sets.get(URL)
+        await trio.sleep(1)
+        server.document = document
+        await trio.sleep(3 * FRESH_S)
+        assert (key_set.keys, key_set.is_empty, key_set.version) == ((), True, 2)
+        assert key_set.failing_since == pytest.approx(FRESH_S * EARLY, abs=1.0)
+        assert caplog.messages == [f"jwks {URL}: has no key that verifies signatures, tokens are refused"]
+        server.document = jwks("rsa")
+        await trio.sleep(FRESH_S)
+        assert [key.key_id for key in key_set.keys] == ["rsa-1"]
+        assert (key_set.problem, key_set.failing_since) == ("", None)
+
+
+async def test_keys_that_were_too_old_are_taken_again_when_the_source_is_back_with_them(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    server = Server()
+    async with fed(server) as key_sets:
+        key_set = key_sets.get(URL)
+        await trio.sleep(1)
+        server.error = "away"
+        await trio.sleep(KEPT_S + FRESH_S)
+        assert not key_set.keys
+        server.error = None
+        await trio.sleep(FRESH_S)
+        assert [key.key_id for key in key_set.keys] == ["ec-1"]
 
 
 async def test_a_file_is_read_again_when_it_changes(
@@ -234,7 +270,7 @@ async def test_a_key_of_an_odd_type_ends_nothing(autojump_clock: trio.testing.Mo
         await trio.sleep(1)
         server.document = b'{"keys": [{"kty": %b, "kid": "q"}]}' % kind.encode()
         await trio.sleep(FRESH_S * EARLY)
-        assert key_set.problem == "has no key that verifies signatures"
+        assert key_set.problem == "holds no key that can be understood"
         assert [key.key_id for key in key_set.keys] == ["ec-1"]
         server.document = jwks("rsa")
         await trio.sleep(FRESH_S)

@@ -228,7 +228,9 @@ def test_read_token_takes_what_is_as_deep_as_may_be() -> None:
 
 def test_read_keys_leaves_out_what_verifies_no_signature() -> None:
     rsa_key = jwk("RS256")
-    assert key_set(
+    left = jwk("ES256")
+    (key,) = key_set(
+        left,
         {"kty": "oct", "k": "c2VjcmV0", "kid": "secret"},
         {**rsa_key, "use": "enc"},
         {**rsa_key, "key_ops": ["sign"]},
@@ -245,7 +247,10 @@ def test_read_keys_leaves_out_what_verifies_no_signature() -> None:
         {"kty": "OKP", "crv": "X25519", "x": "AA"},
         {"kty": "OKP", "crv": ["Ed25519"], "x": "AA"},
         {"kty": "AKP"}, {}, "RSA", None,
-    ) == ()  # fmt: skip
+    )  # fmt: skip
+    assert key.algorithms == {"ES256"}
+    assert key_set({"kty": "oct", "k": "c2VjcmV0"}, {**rsa_key, "use": "enc"}, {**rsa_key, "n": "AQAB"}) == ()
+    assert key_set() == ()
 
 
 def test_read_keys_narrows_a_key_to_the_algorithm_that_it_is_published_for() -> None:
@@ -267,6 +272,7 @@ def test_read_keys_takes_only_the_public_part_of_a_key() -> None:
     "document",
     [
         b"", b"[]", b"{}", b'{"keys":{}}', b"x" * (jose.MOST_SET_BYTES + 1), b'{"keys":[],"keys":[]}',
+        b'{"keys":[1]}', b'{"keys":[{}]}', b'{"keys":[{"kty":7}]}', b'{"keys":[{"kty":"RSA","n":"AQAB"}]}',
         json.dumps({"keys": [{}] * (jose.MOST_KEYS + 1)}).encode(),
     ],
 )  # fmt: skip

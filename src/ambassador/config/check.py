@@ -393,10 +393,10 @@ def _problem_of_keys(file: str) -> str | None:
     if not os.access(file, os.R_OK):
         return "cannot be read here"
     try:
-        jose.read_keys(read_regular(file, jose.MOST_SET_BYTES))
+        keys = jose.read_keys(read_regular(file, jose.MOST_SET_BYTES))
     except (UnfitFile, jose.BadKey) as error:
         return str(error)
-    return None
+    return None if keys else f"{jose.NO_KEYS}: no token is taken"
 
 
 def _warn_of_headers(config: Config, route: Route, part: Part) -> None:

@@ -2,8 +2,8 @@
 
 A task for each source, in every worker: a URL is fetched when it is new, before it counts as old, and when a request
 wants a key that is not at hand; a file is read each second. What is fetched is bounded in size and time, redirects are
-not followed, and what is no set changes nothing: the keys at hand stay. Parsing is done in a thread, since the library
-for it takes its time to import.
+not followed, and what is no set changes nothing: the keys at hand stay. A set without keys is one, and ends them.
+Parsing is done in a thread, since the library for it takes its time to import.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ambassador.files import UnfitFile, read_regular
 from ambassador.pem_files import FileError, trusting
 from ambassador.proxy.clients.key_sets import EARLY, FRESH_S, KeySet, KeySets
 from ambassador.proxy.egress import Egress
-from ambassador.proxy.jose import MOST_SET_BYTES, BadKey, PublicKey, read_keys
+from ambassador.proxy.jose import MOST_SET_BYTES, NO_KEYS, BadKey, PublicKey, read_keys
 from ambassador.proxy.upstream.passage import Passage
 from ambassador.proxy.upstream.via import Config as Via
 from ambassador.secret import SecretError, read_secret
@@ -82,7 +82,7 @@ class _Feeder:
             if document == self._document:
                 key_set.confirm()
             else:
-                key_set.feed(await trio.to_thread.run_sync(_keys_of, document))
+                self._take(await trio.to_thread.run_sync(read_keys, document))
                 self._document = document
         except (CallFailed, BadKey, UnfitFile) as error:
             self._failed(error)
@@ -95,21 +95,23 @@ class _Feeder:
             return await trio.to_thread.run_sync(read_regular, source.removeprefix("file:"), MOST_SET_BYTES)
         return await self._fetch(source, self._key_set.ca, self._key_set.via)
 
+    def _take(self, keys: tuple[PublicKey, ...]) -> None:
+        if not keys:
+            self._complain(NO_KEYS, ", tokens are refused")
+        self._key_set.feed(keys)
+
     def _failed(self, error: Exception) -> None:
         self._failures += 1
-        problem = str(error)
+        self._complain(str(error), ", the keys at hand are used" if self._key_set.keys else "")
+        self._key_set.fail(str(error))
+        if not self._key_set.keys:
+            self._document = None  # to be taken again, also as it was
+
+    def _complain(self, problem: str, effect: str) -> None:
+        """Say it once, until it is another one."""
         if problem != self._key_set.problem:
-            kept = ", the keys at hand are used" if self._key_set.keys else ""
             place = self._key_set.source.partition("?")[0]  # in the rest there may be a secret
-            self._log.warning("jwks %s: %s%s", place, problem, kept)
-        self._key_set.fail(problem)
-
-
-def _keys_of(document: bytes) -> tuple[PublicKey, ...]:
-    keys = read_keys(document)
-    if not keys:
-        raise BadKey("has no key that verifies signatures")
-    return keys
+            self._log.warning("jwks %s: %s%s", place, problem, effect)
 
 
 async def fetch_url(url: str, ca: str | None, egress: Egress | None = None, via: Via | None = None) -> bytes:

@@ -512,7 +512,7 @@ def _key_set_families(key_sets: Sequence[KeySetFigures]) -> list[Family]:
         Family(
             "ambassador_jwks_up",
             "gauge",
-            "0 while a worker cannot read the set of keys that a client's tokens are verified with, else 1.",
+            "0 while a worker cannot read the set of keys that a client's tokens are verified with, or it has none, else 1.",
             [((("client", each.client), ("source", each.source)), int(each.up)) for each in key_sets],
         )
     ]

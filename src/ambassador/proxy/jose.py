@@ -32,6 +32,8 @@ MOST_DEPTH: Final = 16
 MOST_KEYS: Final = 100
 """Of one set."""
 MOST_SET_BYTES: Final = 256 * 1024
+NO_KEYS: Final = "has no key that verifies signatures"
+"""What is wrong with such a set, for people."""
 _LONGEST_NAME: Final = 256
 _RSA_BITS: Final = range(2048, 8193)
 """Shorter keys are broken or will be (RFC 7518 3.3); longer ones take milliseconds for each token."""
@@ -265,8 +267,9 @@ class PublicKey:
 def read_keys(document: bytes) -> tuple[PublicKey, ...]:
     """The public keys of a JWK set (RFC 7517 5) that signatures can be verified with.
 
-    Left out: keys of other types, secrets (`oct`), keys for encryption, RSA keys that are too short or too long.
-    Raises `BadKey` if it is no set, or too large.
+    Left out: keys of other types, secrets (`oct`), keys for encryption, RSA keys that are too short or too long. None
+    may be left: somebody has withdrawn them all. Raises `BadKey` if it is no set, or too large, or if no key is left
+    and some of them are none.
     """
     if len(document) > MOST_SET_BYTES:
         raise BadKey(f"is larger than {MOST_SET_BYTES // 1024}KiB")
@@ -283,7 +286,18 @@ def read_keys(document: bytes) -> tuple[PublicKey, ...]:
         found = [_public_key(each) for each in keys if isinstance(each, dict)]
     except Exception:  # noqa: BLE001 - somebody else's document: nothing in it may end the worker that reads it
         raise BadKey("holds what cannot be understood") from None
-    return tuple(key for key in found if key is not None)
+    usable = tuple(key for key in found if key is not None)
+    if not usable and not all(map(_is_key, keys)):
+        raise BadKey("holds no key that can be understood")
+    return usable
+
+
+def _is_key(jwk: object) -> bool:
+    """Whether it is a key of any type, as far as RFC 7517 4.1 and 7518 6 say of the known ones."""
+    kind = jwk.get("kty") if isinstance(jwk, dict) else None
+    if not isinstance(jwk, dict) or not isinstance(kind, str):
+        return False
+    return all(isinstance(jwk.get(name), str) for name in _PUBLIC_MEMBERS.get(kind, ()))
 
 
 def _public_key(jwk: Members) -> PublicKey | None:

@@ -73,6 +73,18 @@ def test_set_knows_since_when_it_cannot_be_read() -> None:
     assert [key_set.failing_since, key_set.problem] == [None, ""]
 
 
+def test_set_without_keys_is_known_to_have_none() -> None:
+    key_set = fed(clock := Clock())
+    assert not key_set.is_empty
+    clock.now = 200.0
+    key_set.feed(())
+    clock.now = 300.0
+    key_set.confirm()
+    assert (key_set.is_empty, key_set.failing_since) == (True, 200.0)
+    key_set.fail("away")
+    assert not key_set.is_empty
+
+
 def test_set_reads_the_clock_itself_since_nothing_else_may_be_awake() -> None:
     class Late(Clock):
         def tick(self) -> None:

@@ -6,12 +6,15 @@ can have the service fetch at will by inventing key ids, an answered wish is the
 wait for one fetch.
 
 Keys in hand are used for as long as the source is away, up to KEPT_S: a token service that is restarted must not stop
-calls, but a key that was withdrawn must not live for ever either.
+calls, but a key that was withdrawn must not live for ever either. A set without keys is one: all were withdrawn, and
+nothing verifies any more.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
+
+from ambassador.proxy.jose import NO_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -63,9 +66,9 @@ class KeySet:
         self.fed_at: float | None = None
         """When the keys were as the source has them; None: never."""
         self.problem = ""
-        """Why the last feeding failed; empty: it did not."""
+        """Why the last feeding failed, or gave no key; empty: it did not."""
         self.failing_since: float | None = None
-        """When the first failed of those that have since the last that did not; None: the last one did not."""
+        """When the first had a problem of those that had since the last without; None: the last one had none."""
         self.wanted = True
         """Somebody wants the source to be asked, or it is being asked. At first, everybody does."""
         self.retired = False
@@ -101,7 +104,7 @@ class KeySet:
         self._asked_at = self._clock.now
 
     def feed(self, keys: tuple[PublicKey, ...]) -> None:
-        """These are the keys now."""
+        """These are the keys now; there may be none."""
         self.keys = keys
         self.version += 1
         self.confirm()
@@ -110,19 +113,30 @@ class KeySet:
         """The keys are still those in hand."""
         self._clock.tick()
         self.fed_at = self._clock.now
-        self.problem, self.failing_since = "", None
+        if self.keys:
+            self.problem, self.failing_since = "", None
+        else:
+            self._have_problem(NO_KEYS)
         self._done()
 
     def fail(self, problem: str) -> None:
         """The source could not be asked, or its answer is no set."""
         self._clock.tick()
-        if self.failing_since is None:
-            self.failing_since = self._clock.now
-        self.problem = problem
+        self._have_problem(problem)
         if self.keys and self.fed_at is not None and self._clock.now >= self.fed_at + KEPT_S:
             self.keys = ()
             self.version += 1
         self._done()
+
+    @property
+    def is_empty(self) -> bool:
+        """The source has a set, without a key that verifies signatures."""
+        return self.problem == NO_KEYS and not self.keys
+
+    def _have_problem(self, problem: str) -> None:
+        if self.failing_since is None:
+            self.failing_since = self._clock.now
+        self.problem = problem
 
     def retire(self) -> None:
         """Nobody uses it any more."""

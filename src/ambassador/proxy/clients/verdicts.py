@@ -121,7 +121,7 @@ def _unsigned(token: jose.Token, key_set: KeySet) -> str | None:
     keys = jose.candidates(key_set.keys, token)
     if any(key.has_signed(token) for key in keys):
         return None
-    return "signature" if keys else "key" if key_set.keys else "keys_away"
+    return "signature" if keys else "key" if key_set.keys or key_set.is_empty else "keys_away"
 
 
 def _is_anonymous(token: jose.Token, key_set: KeySet) -> bool:
