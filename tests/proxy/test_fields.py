@@ -78,3 +78,8 @@ def test_tokens_are_lower_case_and_stripped() -> None:
 ])  # fmt: skip
 def test_trailers_with_a_say_are_dropped(name: bytes) -> None:
     assert clean_trailers([(name, b"x"), (b"Grpc-Status", b"0")]) == [(b"Grpc-Status", b"0")]
+
+
+def test_trailers_with_barred_names_are_dropped_in_any_spelling() -> None:
+    trailers = [(b"X-Client", b"a"), (b"x_client", b"a"), (b"X-Sum", b"1")]
+    assert clean_trailers(trailers, {b"x-client"}) == [(b"X-Sum", b"1")]

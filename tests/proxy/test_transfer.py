@@ -97,6 +97,28 @@ async def test_body_of_unknown_length_goes_up_in_chunks_with_its_clean_trailers(
         upstream.close()
 
 
+async def test_trailers_do_not_bring_back_what_a_route_or_clients_took_out(origin: Origin) -> None:
+    changes = "{request: {set: {x-role: reader, x-client: '{client}'}, remove: [x-debug]}, response: {remove: [x-in]}}"
+    text = config(origin.url, headers=changes) + (
+        "\nclients: {a: {api_key: {header: x-token, keys: [env:NOBODY]}, forward: true},"
+        " b: {jwt: {issuer: i, audience: j, jwks: 'https://id.test/', header: x-jwt}}}"
+    )
+    async with a_plane(text) as plane:
+        client = await plane.connect()
+        barred = b"X-Role: admin\r\nX_Client: a\r\nx-debug: 1\r\nX-Token: t\r\nx_jwt: t\r\n"
+        await client.send(CHUNKED + b"1\r\na\r\n0\r\nX-Sum: 1\r\n" + barred + b"\r\n")
+        upstream = await origin.accept()
+        await upstream.head()
+        await gets(upstream, b"1\r\na\r\n0\r\nX-Sum: 1\r\n\r\n")
+        await upstream.send(
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\nX-In: a\r\nX-Role: b\r\n\r\n"
+        )
+        await client.head()
+        await gets(client, b"0\r\nX-Role: b\r\n\r\n")
+        client.close()
+        upstream.close()
+
+
 async def test_small_body_is_sent_again_on_a_fresh_connection(origin: Origin) -> None:
     async with a_plane(config(origin.url, retry="{attempts: 0}")) as plane:
         client = await plane.connect()

@@ -20,7 +20,7 @@ from ambassador.config.endpoints import EndpointMaker
 from ambassador.config.identity import credential_headers
 from ambassador.config.schema import PathRegex
 from ambassador.proxy import limit_keys
-from ambassador.proxy.clients.who import Clients
+from ambassador.proxy.clients.who import Clients, proving
 from ambassador.proxy.content import NOTHING, Contents
 from ambassador.proxy.egress import Egress
 from ambassador.proxy.lasting import Lasting
@@ -166,7 +166,7 @@ def compile_steps(
         if route.cache is not None
     }
     spoil = lasting.changes.spoiler(tuple(caches.values()))
-    named = contents_by_upstream(config)
+    named, proofs = contents_by_upstream(config), proving(config.clients)
     plans: list[tuple[MatchSpec, RoutePlan]] = []
     walls: list[tuple[Bulkhead, concurrency.Config, concurrency.Counts]] = []
     for route in config.routes:
@@ -188,6 +188,7 @@ def compile_steps(
             spoil=spoil,
             kept=kept,
             named=named,
+            proving=proofs,
         )
         plans.append((spec(route.match), plan))
         yield
@@ -435,6 +436,7 @@ def _plan(
     spoil: SpoilHook | None,
     kept: _KeptAnswers,
     named: Mapping[str, frozenset[str]],
+    proving: frozenset[bytes],
 ) -> RoutePlan:
     admit: list[AdmitHook] = []
     limited = limits.of_route(route)
@@ -503,6 +505,8 @@ def _plan(
             spoil=spoil,
             elsewhere=elsewhere,
             access=allowed,
+            barred_up=proving if changes is None else proving | headers.settled(changes.request),
+            barred_down=headers.settled(changes.response) if changes is not None else frozenset(),
             content=_content(
                 None if retry is None else route.retry,
                 own_gate if own_gate in guards else None,

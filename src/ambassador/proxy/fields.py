@@ -12,6 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from ambassador.messages import Field, Fields
 
 _PLAIN: Final = 0
@@ -158,6 +160,7 @@ _TRAILERS_REFUSED: Final = (
     | {
         b"expect", b"trailer", b"max-forwards", b"range", b"content-range", b"pragma", b"www-authenticate",
         b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range",
+        b"x-real-ip",
     }
 )  # fmt: skip
 
@@ -172,9 +175,13 @@ def wire_lines(fields: Fields) -> bytes:
     return b"".join([b"%b: %b\r\n" % field for field in fields])
 
 
-def clean_trailers(trailers: Fields) -> Fields:
-    """Trailers without framing, routing, credential and hop-by-hop fields (RFC 9110 6.5.1)."""
-    return [field for field in trailers if _is_clean_trailer(field)] if trailers else trailers
+def clean_trailers(trailers: Fields, barred: Collection[bytes] = ()) -> Fields:
+    """Trailers without framing, routing, credential and hop-by-hop fields (RFC 9110 6.5.1), nor those whose names,
+    `folded`, are `barred`: who reads trailers as headers must not find there what was taken out of the head.
+    """
+    if not trailers:
+        return trailers
+    return [field for field in trailers if folded(field[0]) not in barred and _is_clean_trailer(field)]
 
 
 def _is_clean_trailer(field: Field) -> bool:

@@ -82,10 +82,12 @@ class Timeouts:
 
 
 class RoutePlan:
-    """One route. `upstream` is None where `admit` always answers (redirect, respond)."""
+    """One route. `upstream` is None where `admit` always answers (redirect, respond). `barred_up` and `barred_down` are
+    the names, `folded`, that no trailer has that goes on.
+    """
 
     __slots__ = (
-        "access", "admit", "answer_within_s", "cache", "content", "credential", "elsewhere", "ending", "ending_at", "failing", "fallback", "gates", "hedge", "host",
+        "access", "admit", "answer_within_s", "barred_down", "barred_up", "cache", "content", "credential", "elsewhere", "ending", "ending_at", "failing", "fallback", "gates", "hedge", "host",
         "keep_host", "keeps", "limit", "map_location", "metrics", "name", "of_caller", "retry", "rewrite", "shape_request", "shape_response", "soonest", "spoil", "timeouts", "upstream",
     )  # fmt: skip
 
@@ -113,6 +115,8 @@ class RoutePlan:
         hedge: Hedge | None = None,
         content: Contents | None = None,
         access: Access | None = None,
+        barred_up: frozenset[bytes] = frozenset(),
+        barred_down: frozenset[bytes] = frozenset(),
     ) -> None:
         self.name = name
         self.upstream = upstream
@@ -156,8 +160,8 @@ class RoutePlan:
         """The Host to send; None: the endpoint's own."""
         self.keep_host = keep_host
         """Send the client's Host."""
-        self.shape_request = shape_request
-        self.shape_response = shape_response
+        self.shape_request, self.shape_response = shape_request, shape_response
+        self.barred_up, self.barred_down = barred_up, barred_down
         self.map_location = map_location
         """Called for answers with a `Location`, before the other response hooks."""
         self.gates = gates

@@ -280,8 +280,9 @@ class Transfer:
     # Up
 
     def _trailers(self) -> Fields:
-        """Those of the request that go up: none that would pass for the credential."""
-        trailers, credential = clean_trailers(self._request.trailers), self._plan.credential
+        """Those of the request that go up: none that would pass for the credential, or for what the head lost."""
+        plan = self._plan
+        trailers, credential = clean_trailers(self._request.trailers, plan.barred_up), plan.credential
         return trailers if credential is None or not trailers else credential.others(trailers)
 
     def _take_body(self) -> bytes:
@@ -414,7 +415,7 @@ class Transfer:
         self._response_done = True
         trailers = connection.reader.trailers
         self.end_record(whole=not trailers)
-        self._client.end_body(clean_trailers(trailers))
+        self._client.end_body(clean_trailers(trailers, self._plan.barred_down))
 
     def record(self, data: bytes | memoryview) -> None:
         """Show a piece of the answer's body to the recorder."""

@@ -31,7 +31,7 @@ from ambassador.proxy.clients.api_key import Digests
 from ambassador.proxy.clients.mtls import Sans
 from ambassador.proxy.clients.network import Networks
 from ambassador.proxy.clients.verdicts import Doubtful, Tokens
-from ambassador.proxy.fields import wire_lines
+from ambassador.proxy.fields import folded, wire_lines
 from ambassador.settings import Cidr, Section
 
 if TYPE_CHECKING:
@@ -128,6 +128,14 @@ class Found:
 
 
 NOBODY: Final = Found(None)
+
+
+def proving(config: Mapping[str, Client]) -> frozenset[bytes]:
+    """The names, `folded`, of the fields that may prove who asks."""
+    names = {_AUTHORIZATION.decode() for client in config.values() if client.basic is not None}
+    for client in config.values():
+        names.update(way.header for way in (client.api_key, client.jwt) if way is not None)
+    return frozenset(folded(name.encode()) for name in names)
 
 
 class Clients:

@@ -77,6 +77,13 @@ def shaper(changes: Changes | None) -> Shape | None:
     return _shape(replaced, _twins(in_place), additions)
 
 
+def settled(changes: Changes | None) -> frozenset[bytes]:
+    """The names, `folded`, of which `changes` alone say what a message has: those that are set or removed."""
+    if changes is None:
+        return frozenset()
+    return frozenset(folded(name.encode()) for name in (*changes.set, *changes.remove))
+
+
 def _refuse_framing(changes: Changes) -> None:
     for _, problem in changes.conflicts():
         raise ValueError(problem)
