@@ -51,13 +51,23 @@ def test_a_known_client_that_may_not_call() -> None:
 
 
 def test_nobody_known() -> None:
-    made = config("{a: {api_key: ['env:ID_A', 'env:ID_GONE'], network: [10.0.0.0/8]}}")
+    made = config("{a: {api_key: 'env:ID_A', network: [10.0.0.0/8]}}")
     explanation, lines = explained(made, ("x-api-key", "guess"))
-    assert lines["client"] == (
-        "nobody known (unknown); by certificate or address it may be a; 1 secret of clients cannot be read here"
-    )
+    assert lines["client"] == "nobody known (unknown); by certificate or address it may be a"
     assert explanation.code == "unauthenticated"
     assert "guess" not in render(explanation)
+
+
+def test_a_secret_that_cannot_be_read_leaves_open_who_asks() -> None:
+    made = config("{a: {api_key: ['env:ID_A', 'env:ID_GONE']}}")
+    explanation, lines = explained(made, ("x-api-key", "guess"))
+    assert lines["client"] == (
+        "not known here: 1 secret of clients cannot be read; where they can, ask with -c FILE"
+    )
+    assert lines["access"] == "for a; whether that is who asks is not known here"
+    assert (explanation.route, explanation.code, explanation.status) == ("r", None, None)
+    assert explained(made, ("x-api-key", "canary-a"))[1]["client"].startswith("a, by x-api-key")
+    assert explained(made)[0].code == "unauthenticated", "who shows nothing is nobody"
 
 
 def test_a_token_whose_keys_are_at_hand(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from ambassador.config import credentials
 from ambassador.config.breakers import upstream_breakers
 from ambassador.config.certificates import client_section
 from ambassador.config.discover import source_name
+from ambassador.config.identity import UNREAD
 from ambassador.config.schema import ON_THE_WAY, Config, Endpoint, Fallback, Route, Timeout, Upstream
 from ambassador.config.tls_words import Names, certificate_text, verification_text
 from ambassador.config.units import (
@@ -257,12 +258,20 @@ def route_lines(config: Config, route: Route, request: Request) -> Iterable[Line
 
 
 def refusal(allowed: Sequence[str] | None, request: Request) -> ProxyError | None:
-    """What a route's `access` answers to who asks; None: it lets the request pass."""
-    return None if allowed is None else Access(allowed, (), _Uncounted()).check(request)
+    """What a route's `access` answers to who asks; None: it lets the request pass, or that is not known here."""
+    return (
+        None
+        if allowed is None or request.doubt == UNREAD
+        else Access(allowed, (), _Uncounted()).check(request)
+    )
 
 
 def _access_line(allowed: Sequence[str], request: Request) -> Line:
     who = "every known client" if EVERYBODY in allowed else ", ".join(allowed)
+    if request.doubt == UNREAD:
+        return Line(
+            what="access", text=f"for {who}; whether that is who asks is not known here", key="access"
+        )
     refused = refusal(allowed, request)
     if refused is None:
         return Line(what="access", text=f"{request.client} may call, of {who}", key="access")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from ambassador.config.schema import Config
 from ambassador.files import UnfitFile, read_regular
@@ -18,7 +19,10 @@ from ambassador.proxy.clients.mtls import Names
 from ambassador.proxy.clients.who import Clients, Found, let_know
 from ambassador.secret import SecretError, Secrets, quiet
 
-__all__ = ["credential_headers", "identifier", "secret_values"]
+__all__ = ["UNREAD", "credential_headers", "identifier", "secret_values"]
+
+UNREAD: Final = "unread"
+"""Why it is not known who asks: what was shown may be a secret that cannot be read here. The service can."""
 
 
 class _Still:
@@ -73,12 +77,19 @@ def identifier(config: Config, wall_s: Callable[[], float] = time.time) -> Calla
                 let_know(request, found)
                 return f"{claimed}, if the token's signature holds: its keys are not at hand here"
         let_know(request, found)
-        return _said(config, found, unread=sum(1 for _ in _unreadable(config, secrets)))
+        unread = sum(1 for _ in _unreadable(config, secrets))
+        if unread and found.doubt == "unknown":
+            request.doubt = UNREAD
+            return (
+                f"not known here: {unread} secret{'s' if unread > 1 else ''} of clients cannot be read; where they can, "
+                "ask with -c FILE"
+            )
+        return _said(config, found)
 
     return identify
 
 
-def _said(config: Config, found: Found, *, unread: int) -> str:
+def _said(config: Config, found: Found) -> str:
     if found.name is not None:
         by = " and ".join(name.decode() for name in found.proof)
         kept = "goes on to the upstream" if not found.spent else "does not go on to the upstream"
@@ -87,8 +98,6 @@ def _said(config: Config, found: Found, *, unread: int) -> str:
     others = [name for name, client in config.clients.items() if client.mtls or client.network]
     if others:
         text += f"; by certificate or address it may be {' or '.join(others)}"
-    if unread:
-        text += f"; {unread} secret{'s' if unread > 1 else ''} of clients cannot be read here"
     return text
 
 
