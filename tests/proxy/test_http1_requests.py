@@ -279,6 +279,13 @@ def test_expectations_are_noted_where_there_is_a_body() -> None:
     assert read([get(b"Expect: x\r\n")]).error is ExpectationFailed
 
 
+def test_blanks_around_a_value_are_no_part_of_it() -> None:
+    """RFC 9110 5.5: else each number of them would be another key of a limit."""
+    reader = RequestReader(Limits())
+    reader.feed(get(b"X-Key: \t a b \t \r\nX-Empty:  \r\n"))
+    assert reader.requests[0].headers[-2:] == [(b"X-Key", b"a b"), (b"X-Empty", b"")]
+
+
 def test_a_raw_body_leaves_the_reader_at_the_next_request() -> None:
     reader = RequestReader(Limits())
     reader.feed(post(b"Content-Length: 10\r\n", b"hello"))

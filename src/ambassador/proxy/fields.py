@@ -73,7 +73,8 @@ CREDENTIALS: Final = (b"authorization", b"x-api-key", b"cookie", b"proxy-authori
 FORWARDED: Final = b"x-forwarded-"
 """What begins like this says where a request came from: only of trusted peers it is believed."""
 _REMEMBERED: Final = 2048
-_OWS: Final = b" \t"
+OWS: Final = b" \t"
+"""Blanks around a value, which are no part of it (RFC 9110 5.5)."""
 
 
 class Sorter:
@@ -103,7 +104,7 @@ class Sorter:
             if kind == _PLAIN:
                 passing.append(field)
             elif kind != _DROPPED:
-                value = field[1].strip(_OWS)
+                value = field[1].strip(OWS)
                 special[name] = special[name] + b", " + value if name in special else value
                 if kind == _KEPT:
                     passing.append(field)
@@ -145,13 +146,13 @@ def _without_nominated(passing: Fields, connection: bytes) -> Fields:
     lower = connection.lower()
     if lower in (b"keep-alive", b"close"):
         return passing
-    named = {token.strip(_OWS) for token in lower.split(b",")} - _PROTECTED
+    named = {token.strip(OWS) for token in lower.split(b",")} - _PROTECTED
     return [field for field in passing if field[0].lower() not in named]
 
 
 def tokens(value: bytes) -> set[bytes]:
     """The members of a comma-separated list of tokens, lower case."""
-    return {token.strip(_OWS) for token in value.lower().split(b",")}
+    return {token.strip(OWS) for token in value.lower().split(b",")}
 
 
 _TRAILERS_REFUSED: Final = (

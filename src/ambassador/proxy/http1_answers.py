@@ -19,7 +19,7 @@ import httptools
 
 from ambassador.errors import ProxyError, UpstreamProtocol, UpstreamReset
 from ambassador.messages import ResponseHead
-from ambassador.proxy.fields import RESPONSE_FIELDS, wire_lines
+from ambassador.proxy.fields import OWS, RESPONSE_FIELDS, wire_lines
 from ambassador.proxy.http1_requests import MAX_CHUNK_OVERHEAD, SEEN_BLOCKS, SEEN_BYTES
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ class ResponseReader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field of the head, or a trailer."""
-        self._headers.append((name, value))
+        self._headers.append((name, value.rstrip(OWS)))  # httptools leaves what is behind it
 
     def on_headers_complete(self) -> None:
         """The end of a head, interim or final."""

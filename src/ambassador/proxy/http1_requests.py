@@ -35,7 +35,7 @@ from ambassador.errors import (
     VersionNotSupported,
 )
 from ambassador.messages import Request
-from ambassador.proxy.fields import REQUEST_FIELDS, wire_lines
+from ambassador.proxy.fields import OWS, REQUEST_FIELDS, wire_lines
 from ambassador.proxy.methods import KNOWN
 
 if TYPE_CHECKING:
@@ -287,7 +287,7 @@ class RequestReader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field of the head, or a trailer."""
-        self._headers.append((name, value))
+        self._headers.append((name, value.rstrip(OWS)))  # httptools leaves what is behind it
 
     def on_headers_complete(self) -> None:
         """The end of a head: everything httptools does not check is checked here."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ambassador.state.holding import Terms
 
 NO_VALUE: Final = "-"
-"""The key of requests without the header that a limit goes by."""
+"""The key of requests without the header that a limit goes by, or with several values of it."""
 MOST_KEYS: Final = 16_384
 """Accounts of each limit and worker: 1 KiB each."""
 _DROPPED_AT_ONCE: Final = 2
@@ -351,8 +351,13 @@ def _value_of(per: str) -> Callable[[Request], str | bytes]:
         name = per.removeprefix("header:").lower().encode()
 
         def of_header(request: Request) -> str | bytes:
-            value = _header(request, name)
-            return NO_VALUE if value is None else value
+            found = None
+            for key, value in request.headers:
+                if len(key) == len(name) and key.lower() == name:
+                    if found is not None and found != value:
+                        return NO_VALUE  # else with each further one a client had another key
+                    found = value
+            return NO_VALUE if found is None else found
 
         return of_header
     return _VALUES[per]

@@ -66,7 +66,8 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     per: LimitPer | None = None
     """Whose requests are counted together: `route`, `client` (its name; nobody known: the key `-`), `client_ip`,
-    `header:NAME` (without it: the key `-`), `upstream`. Unset: `route`; for the limit of an upstream, `upstream`."""
+    `header:NAME` (without it, or with several values: the key `-`), `upstream`. Unset: `route`; for the limit of an
+    upstream, `upstream`."""
 
     cost: LimitCost = "1"
     """What a request takes: a number, or `header:NAME`, a header that holds one (missing: 1; no whole number:
