@@ -46,3 +46,19 @@ def test_reason_is_needed(service: FakeService) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["breaker", "u", "open"])
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("text", ["abc", "0s", "0.4ms", "-5m", "2y"])
+def test_time_that_is_none_is_a_wrong_command_line(service: FakeService, text: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["breaker", "u", "open", "--for", text, "--reason", "x"])
+    assert stop.value.code == 2
+    assert not service.asked
+
+
+def test_control_is_not_given_back_for_a_time(
+    service: FakeService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["breaker", "u", "auto", "--for", "5m", "--reason", "x"]) == 2
+    assert "--for has no meaning" in capsys.readouterr().err
+    assert not service.asked

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
-from ambassador.cli import NO, OK
+from ambassador.cli import NO, OK, USAGE
 from ambassador.cli.arguments import Subparsers, add_live
 
 
@@ -21,7 +22,11 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("name", metavar="NAME", help="the breaker, as `ambassador breakers` lists it")
     parser.add_argument("state", choices=("open", "close", "auto"), help="what to do")
     parser.add_argument(
-        "--for", dest="duration", metavar="TIME", help="for how long, as 10m; unset: until further notice"
+        "--for",
+        dest="duration",
+        metavar="TIME",
+        type=_duration,
+        help="for how long, as 10m; unset: until further notice",
     )
     parser.add_argument(
         "--reason", metavar="TEXT", required=True, help="why; it is shown, and kept in the log"
@@ -29,8 +34,23 @@ def add_parser(subparsers: Subparsers) -> None:
     add_live(parser)
 
 
+def _duration(text: str) -> str:
+    """What the admin API takes for one, so that what it does not take is a wrong command line."""
+    from ambassador.config.units import Wrong, parse_duration
+
+    try:
+        if parse_duration(text) >= 0.001:
+            return text
+    except Wrong as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    raise argparse.ArgumentTypeError(f"{text!r} holds nothing; leave it out to hold until further notice")
+
+
 def run(args: argparse.Namespace) -> int:
     """Give the order."""
+    if args.state == "auto" and args.duration is not None:
+        print("ambassador breaker: --for has no meaning where control is given back", file=sys.stderr)
+        return USAGE
     from getpass import getuser
     from urllib.parse import quote
 

@@ -325,6 +325,8 @@ async def test_breaker_is_held_by_a_user_who_is_known(service: FakeService) -> N
         b'{"state": "open", "reason": "a\\u0000"}',
         b'{"state": "open", "reason": "\\u001b[31m"}',
         b'{"state": "open", "reason": "x", "by": "a\\rb"}',
+        b'{"state": "auto", "reason": "x", "for": "5m"}',
+        b'{"state": "open", "reason": "%b"}' % (b"x" * 501),
     ],
 )
 async def test_order_that_makes_no_sense_is_refused(service: FakeService, body: bytes) -> None:

@@ -21,6 +21,8 @@ from ambassador.control.turns import Turns
 from ambassador.observe.families import Traffic
 from ambassador.printable import printable
 
+_LONGEST_REASON = 500
+"""Characters of it, and of who gave an order: they are kept with the circuit, and told by each replica's log."""
 _MOST_WORKERS = 1024
 
 _BREAKERS = "/api/breakers"
@@ -191,12 +193,16 @@ class Api:
             # For the store 0 is without end.
             detail = "'for' must be longer than 0s; leave it out to hold the breaker until further notice"
             return problem(400, "Bad request", detail)
+        if for_ms and asked.to == "auto":
+            return problem(400, "Bad request", "'for' has no meaning where control is given back")
         if not asked.reason.strip():
             return problem(400, "Bad request", "a 'reason' is needed: it is what others will read")
         for key, text in (("reason", asked.reason), ("by", asked.by)):
             if not text.isprintable():
                 detail = f"'{key}' must be one line without control characters: {printable(text)}"
                 return problem(400, "Bad request", detail)
+            if len(text) > _LONGEST_REASON:
+                return problem(400, "Bad request", f"'{key}' is longer than {_LONGEST_REASON} characters")
         order = Override(
             name=request.path.removeprefix(f"{_BREAKERS}/"),
             to=asked.to,
