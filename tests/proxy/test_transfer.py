@@ -180,10 +180,39 @@ async def test_answer_may_come_before_the_request_has_ended(origin: Origin, smal
         upstream.close()
 
 
-async def test_client_that_sends_no_more_of_its_body_is_told(
-    mock_clock: trio.testing.MockClock, origin: Origin
+@pytest.mark.parametrize("rule", ["{per_try: 1s, total: 3s}", "{first_byte: 1s, total: 3s}"])
+async def test_clocks_of_an_attempt_run_from_the_last_byte_of_the_request(
+    mock_clock: trio.testing.MockClock, origin: Origin, rule: str
 ) -> None:
-    async with a_plane(config(origin.url), ListenerLimits(body_timeout=5.0)) as plane:
+    async with a_plane(config(origin.url, timeout=rule)) as plane:
+        client = await plane.connect()
+        await client.send(POST % 3 + b"a")
+        upstream = await origin.accept()
+        await upstream.head()
+        await pass_time(mock_clock, 5.0)
+        await client.send(b"bc")
+        await upstream.exactly(3)
+        await pass_time(mock_clock, 0.9)
+        await upstream.send(OK)
+        assert await client.answer() == (200, b"ok")
+        await client.send(POST % 3 + b"a")
+        await upstream.head()
+        await pass_time(mock_clock, 5.0)
+        await client.send(b"bc")
+        await upstream.exactly(3)
+        await pass_time(mock_clock, 1.1)
+        assert (await client.answer())[0] == 504
+        assert plane.counts.attempts == ["200", "timeout"]
+        client.close()
+        upstream.close()
+
+
+@pytest.mark.parametrize("rule", ["", "{idle: 5s}", "{total_body: 5s}"])
+async def test_client_that_sends_no_more_of_its_body_is_told(
+    mock_clock: trio.testing.MockClock, origin: Origin, rule: str
+) -> None:
+    limits = ListenerLimits(body_timeout=30.0 if rule else 5.0)
+    async with a_plane(config(origin.url, timeout=rule or "15s"), limits) as plane:
         client = await plane.connect()
         await client.send(POST % 10 + b"ab")
         upstream = await origin.accept()
@@ -378,8 +407,12 @@ async def test_answer_that_stops_is_cut(mock_clock: trio.testing.MockClock, orig
         upstream.close()
 
 
-async def test_client_that_takes_nothing_is_cut(mock_clock: trio.testing.MockClock, origin: Origin) -> None:
-    async with a_plane(config(origin.url), ListenerLimits(body_timeout=5.0)) as plane:
+@pytest.mark.parametrize("rule", ["", "{idle: 5s}", "{total_body: 5s}"])
+async def test_client_that_takes_nothing_is_cut(
+    mock_clock: trio.testing.MockClock, origin: Origin, rule: str
+) -> None:
+    limits = ListenerLimits(body_timeout=60.0 if rule else 5.0)
+    async with a_plane(config(origin.url, timeout=rule or "15s"), limits) as plane:
         client = await plane.connect()
         await client.send(GET)
         upstream = await origin.accept()

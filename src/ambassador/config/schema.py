@@ -445,7 +445,7 @@ class Timeout(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """From the request's last byte to the answer's first, in one attempt."""
 
     per_try: Seconds | None = None
-    """One attempt, from its start to the answer's head."""
+    """One attempt, from its start (of a body that is on its way, from its last byte) to the answer's head."""
 
     total: Seconds = 15.0
     """From the request's last byte to the answer's head, over all attempts."""

@@ -146,7 +146,7 @@ class Attempt:
                 await credential.fetched(self._exchange.request)
         except TimedOut:
             raise transfer.missed() from None
-        transfer.put_off(lane.now - began, inf)  # the upstream's own time begins now
+        transfer.put_off(lane.now - began)  # the upstream's own time begins now
         transfer.sent_at = lane.now  # exactly: if it is refused, this tells which credential was
 
     def _shown(self) -> Fields:
@@ -177,7 +177,7 @@ class Attempt:
                 raise entry.error()
             ticket = entry
         self.ticket = ticket
-        exchange.transfer.try_at = min(exchange.transfer.try_at, ticket.until)
+        exchange.transfer.probe_until = ticket.until
 
     async def _pay_beside(self, connection: Http1Connection) -> bool:
         """`Attempts.pay` directly before the first byte, with the connection at hand, which is for others if the

@@ -395,7 +395,7 @@ class Attempts:
             raise Limited(
                 f"the quota of upstream {upstream} is spent for longer than the request may take"
             ) from None
-        transfer.put_off(self.lane.now - began, until)
+        transfer.put_off(self.lane.now - began)
 
     async def _sleep(self, delay: float) -> None:
         """Wait before a retry, unless the client leaves."""

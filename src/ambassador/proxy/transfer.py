@@ -6,7 +6,9 @@ come, and end, before the request's body has.
 
 The rules that hold here
 - What a deadline means depends on who is waited for: a client that neither sends nor takes anything for `body_timeout`
-  is at fault, and so is one that falls below `min_rate`; else it is the upstream.
+  or `idle`, or for which most of `total_body` was spent, is at fault, and so is one that falls below `min_rate`; else
+  it is the upstream. (What that says about the upstream is the business of `attempt.py`.)
+- The clocks of an attempt run from the request's last byte: what its client takes to send it is not the upstream's.
 - Before the head of the answer was passed on, a wait that failed has an answer of its own; after it the client's
   connection is cut.
 - A body of known length that nobody reads goes past the parsers, and through a pipe if much is left of it.
@@ -59,6 +61,8 @@ class Transfer:
     total_at = inf
     """The end of `timeouts.total`, once it is known: it begins when the request has arrived."""
     try_at = inf
+    probe_until = inf
+    """When the present attempt must have its answer's head as a breaker's probe."""
     patience_s = inf
     """How long an attempt is waited for before `Impatient` says that it takes long, once."""
     sent_at = 0.0
@@ -67,6 +71,8 @@ class Transfer:
     """The whole request was handed to the present connection."""
     replayable = True
     """The request can be sent again: what was taken of its body was kept."""
+    client_s = 0.0
+    """How much of the time since `sent_at` the client was waited for, to send or to take."""
     client_slow = False
     """The client was cut because of its pace."""
     bytes_in = 0
@@ -95,13 +101,18 @@ class Transfer:
 
     def begin_attempt(self) -> None:
         """An attempt begins now: connecting counts towards its timeouts."""
+        self.probe_until = inf
+        self._begin_clocks()
+
+    def _begin_clocks(self) -> None:
         now = self.sent_at = self._lane.now
         self.try_at = now + self._plan.timeouts.per_try
+        self.client_s = 0.0
 
-    def put_off(self, waited_s: float, until: float) -> None:
-        """The attempt began so much later; it must have ended at `until`."""
+    def put_off(self, waited_s: float) -> None:
+        """The attempt began so much later."""
         self.sent_at += waited_s
-        self.try_at = min(self.try_at + waited_s, until)
+        self.try_at += waited_s
 
     def resume_attempt(self, began_at: float) -> None:
         """The request was written whole by somebody else, who was the first to do so, in an attempt from `began_at`."""
@@ -114,7 +125,7 @@ class Transfer:
 
     def follow(self, sent_at: float, until: float) -> None:
         """The attempt that was sent at `sent_at`, whose head must be there at `until`, is the present one now."""
-        self.sent_at, self.try_at = sent_at, until
+        self.sent_at, self.try_at, self.probe_until = sent_at, until, inf
 
     @property
     def deadline(self) -> float:
@@ -124,7 +135,7 @@ class Transfer:
     @property
     def attempt_deadline(self) -> float:
         """For the present attempt, until it is sent."""
-        return min(self.total_at, self.caller_at, self.try_at)
+        return min(self.total_at, self.caller_at, self.try_at, self.probe_until)
 
     def missed(self) -> ProxyError:
         """Which deadline it was that has passed."""
@@ -159,7 +170,9 @@ class Transfer:
             with client.resting_until(until):
                 await client.read_body(request, take)
         except TimedOut:
-            raise self.missed() from None
+            if self._lane.now >= self.caller_at:
+                raise self.missed() from None
+            raise _unfinished() from None
         finally:
             request.body[:0] = taken
         self.begin_attempt()
@@ -226,7 +239,8 @@ class Transfer:
     @property
     def head_at(self) -> float:
         """When the head of an answer to the present attempt must be there, once the request is sent."""
-        return min(self.total_at, self.caller_at, self.try_at, self.sent_at + self._plan.timeouts.first_byte)
+        first_byte_at = self.sent_at + self._plan.timeouts.first_byte
+        return min(self.total_at, self.caller_at, self.try_at, self.probe_until, first_byte_at)
 
     def _late(self) -> Exception:
         if self._lane.now < self.head_at:
@@ -353,7 +367,7 @@ class Transfer:
 
     def _upload_is_done(self) -> None:
         self.upload_done = True
-        self.sent_at = self._lane.now
+        self._begin_clocks()
         if self.total_at == inf:
             self._begin_total()
 
@@ -498,6 +512,8 @@ class Transfer:
             raise self._missed_waiting(client_due=client_due, since=now) from None
         finally:
             client_link.interest = link.interest = 0
+            if client_due:
+                self.client_s += self._lane.now - now
         if client_due:
             self._check_pace(self._lane.now - now)
 
@@ -509,14 +525,17 @@ class Transfer:
         if client_due:
             deadline = min(deadline, now + self._client.limits.body_timeout)
         if for_head and self.upload_done:
-            deadline = min(deadline, self.total_at, self.try_at, self.sent_at + timeouts.first_byte)
+            deadline = min(deadline, self.head_at)
         return deadline
 
     def _missed_waiting(self, *, client_due: bool, since: float) -> Exception:
-        now = self._lane.now
+        now, timeouts = self._lane.now, self._plan.timeouts
         if now >= self.caller_at and not self._client.answered:
             return self.missed()
-        if client_due and now >= since + self._client.limits.body_timeout:
+        if client_due and now >= since + min(self._client.limits.body_timeout, timeouts.idle):
+            return self._too_slow()
+        client_s = self.client_s + (now - since if client_due else 0.0)
+        if now >= self._started + timeouts.total_body and client_s > (now - self.sent_at) / 2:
             return self._too_slow()
         if self._client.answered:
             return UpstreamTimeout("nothing moved in the answer's body for too long")
@@ -526,7 +545,7 @@ class Transfer:
         self.client_slow = True
         if self._client.answered or self.upload_done:
             return ClientGone()
-        return RequestTimeout("the request's body did not come in time")
+        return _unfinished()
 
     def _check_pace(self, waited_s: float) -> None:
         floor, client = self._client.limits.min_rate, self._client
@@ -544,3 +563,7 @@ class Transfer:
             return False
         self._moves, self._turn_from = 0, moved
         return True
+
+
+def _unfinished() -> RequestTimeout:
+    return RequestTimeout("the request's body did not come in time")
