@@ -147,6 +147,31 @@ def test_what_would_prove_a_client_does_not_go_on_in_other_shapes() -> None:
     assert request.passing == [(b"x_api_key", b"another's"), rest]
 
 
+@pytest.mark.parametrize("header", ["x_token", "x-token", "x_long-token_name", "a_b_c_d_e_f_g"])
+def test_key_does_not_go_on_in_another_spelling_of_its_header(header: str) -> None:
+    world = World(f"  a: {{api_key: {{header: {header}, keys: 'env:WHO_A'}}}}\n")
+    rest = (b"a", b"b")
+    own = header.encode()
+    for twin in {own.replace(b"_", b"-"), own.replace(b"-", b"_")} - {own}:
+        for fields, name in (
+            ([(own, b"key-A")], "a"),
+            ([(own, b"key-A"), (twin, b"other")], "a"),
+            ([(twin.upper(), b"key-A")], None),
+        ):
+            request = world.request(*fields, rest)
+            world.clients.identify(request, Conn(), world.wall_s)
+            assert (request.client, request.passing) == (name, [rest])
+
+
+def test_each_of_two_clients_has_its_spelling_of_a_header() -> None:
+    world = World(
+        "  a: {api_key: {header: x_token, keys: 'env:WHO_A'}}\n  b: {api_key: {header: x-token, keys: 'env:WHO_B'}}\n"
+    )
+    assert world.find((b"x_token", b"key-A")).name == "a"
+    assert world.find((b"x-token", b"key-B")).name == "b"
+    assert world.find((b"x-token", b"key-A")).name is None
+
+
 def test_two_clients_at_once_are_none() -> None:
     found = World(KEYS).find((b"x-api-key", b"key-A"), (b"x-other", b"key-B"))
     assert (found.name, found.doubt) == (None, "ambiguous")

@@ -52,6 +52,7 @@ has not; `keys_away`: the set could never be had."""
 _OWS: Final = b" \t"
 _LOOKED_AT: Final = 8
 """Credentials of one request: to verify a hundred tokens would take 10 ms."""
+_MOST_PARTS: Final = 6
 _AUTHORIZATION: Final = b"authorization"
 _BEARER: Final = b"bearer"
 _BASIC: Final = b"basic"
@@ -182,7 +183,10 @@ class Clients:
         self._fields = frozenset(
             [*self._tokens, *self._keys, *(() if self._pairs is None else (_AUTHORIZATION,))]
         )
-        self._twins = {name.replace(b"-", b"_"): name for name in self._fields if b"-" in name}
+        self._twins = {
+            other: name for name in self._fields for other in _spellings(name) if other not in self._fields
+        }
+        """To many a server `x_api_key` is the same as `x-api-key`, whichever of them the config has."""
         self._fields |= self._twins.keys()
         self._found: dict[tuple[int | None, str | None, tuple[bytes, ...], tuple[bytes, ...]], Found] = {}
         self._doubts = {doubt: Found(None, doubt) for doubt in DOUBTS}
@@ -305,7 +309,11 @@ class Clients:
         if client is None:
             found = Found(None, doubt, proof, stray)
         else:
-            spent = stray if self._forwards[client] else (*proof, *stray)
+            spent = (
+                stray
+                if self._forwards[client]
+                else tuple(dict.fromkeys((*proof, *map(folded, proof), *stray)))
+            )
             found = Found(self.names[client], None, proof, spent, self._counts[client])
         self._found[client, doubt, proof, stray] = found
         return found
@@ -359,8 +367,19 @@ def _shown(sans: Sans, peer: Peer, wall_s: WallClock) -> tuple[int | None, str |
     return client, None
 
 
+def _spellings(name: bytes) -> set[bytes]:
+    """The same name with underscores or hyphens; of one with many, with either only."""
+    parts = folded(name).split(b"-")
+    if len(parts) > _MOST_PARTS:
+        return {b"-".join(parts), b"_".join(parts)}
+    spelled = {parts[0]}
+    for part in parts[1:]:
+        spelled = {begun + mark + part for begun in spelled for mark in (b"-", b"_")}
+    return spelled
+
+
 def _is_spent(name: bytes, spent: tuple[bytes, ...]) -> bool:
-    """Whether a field does not go on. To many a server `x_api_key` is the same as `x-api-key`."""
+    """Whether a field does not go on: it is one of `spent`, which has the form with hyphens, in any spelling."""
     return name in spent or (b"_" in name and name.replace(b"_", b"-") in spent)
 
 
