@@ -7,8 +7,9 @@ import json
 import os
 import signal
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
@@ -118,97 +119,123 @@ def ask(proxy: Ambassador, path: str = "/") -> tuple[int, http.client.HTTPMessag
         connection.close()
 
 
-SCOPES = ("upstream", "route", "endpoint")
+class Busy:
+    """An upstream that asks for a pause of a minute."""
 
+    def __init__(self) -> None:
+        self.calls = 0
 
-def test_breaker_of_each_scope_opens_for_all_workers_and_closes_after_probes() -> None:
-    moody = Moody()
-    with wsgi(moody) as origin:
-        setting = "min_requests: 6, window: 5s, open_for: 500ms, probes: 2"
-        routes = "".join(
-            f"{{name: {scope}, match: {{path: /{scope}}}, to: '{origin}', breaker: {{{setting}, scope: {scope}}}}},"
-            for scope in SCOPES
-        )
-        with ambassador(f"routes: [{routes}]", workers=2) as proxy:
-            assert {ask(proxy, f"/{scope}")[0] for scope in SCOPES for _ in range(10)} == {200}
-            moody.failing = True
-
-            def refused(scope: str) -> bool:
-                status, headers, body = ask(proxy, f"/{scope}")
-                if status != 503:
-                    return False
-                assert json.loads(body)["code"] == "breaker_open"
-                assert int(headers["retry-after"]) >= 1
-                return True
-
-            for scope in SCOPES:
-                wait_until(partial(refused, scope), f"the opening of the breaker of the {scope}")
-
-            def opened_for_all() -> bool:
-                for scope in SCOPES:
-                    ask(proxy, f"/{scope}")  # one worker may have seen enough before the other
-                return {each["state"] for each in breakers(proxy).values()} <= {"open", "half_open"}
-
-            wait_until(opened_for_all, "their opening for both workers")
-            moody.failing = False
-            wait_until(
-                lambda: all(ask(proxy, f"/{scope}")[0] == 200 for _ in range(20) for scope in SCOPES),
-                "probes, and the end of the ramps",
-            )
-            assert [each["state"] for each in breakers(proxy).values()] == ["closed"] * len(SCOPES)
-            assert proxy.running.stderr.read_text().count("closed to open") >= len(SCOPES)
-
-
-def test_breaker_held_open_sends_nothing() -> None:
-    moody = Moody()
-    with (
-        wsgi(moody) as target,
-        ambassador(f"routes: [{{name: r, to: '{target}', breaker: 50%}}]", workers=2) as proxy,
-    ):
-        assert proxy.command("breaker", "r", "open", "--reason", "x").returncode == 0
-        wait_until(lambda: opened_in_all_workers(proxy, "r"), "the beats of the workers")
-        assert {ask(proxy)[0] for _ in range(20)} == {503}
-        assert moody.calls == 0
-        assert proxy.command("breaker", "r", "close", "--reason", "x").returncode == 0
-        wait_until(lambda: all(ask(proxy)[0] == 200 for _ in range(20)), "its closing everywhere")
-
-
-def test_endpoint_that_fails_is_passed_over() -> None:
-    good, bad = Moody(), Moody()
-    bad.failing = True
-    with wsgi(good) as one, wsgi(bad) as other:
-        config = f"""\
-            upstreams:
-              u:
-                endpoints: ['{one}', '{other}']
-                balance: round_robin  # p2c would pass over it before the breaker has seen enough
-                breaker: {{min_requests: 5, open_for: 60s, scope: endpoint}}
-            routes: [{{name: r, to: u}}]
-            """
-        with ambassador(config, workers=2) as proxy:
-            wait_until(lambda: all(ask(proxy)[0] == 200 for _ in range(20)), "the breaker's opening")
-            states = {name: each["state"] for name, each in breakers(proxy).items()}
-            assert states == {f"u/{urlsplit(one).netloc}": "closed", f"u/{urlsplit(other).netloc}": "open"}
-
-
-def test_pause_that_an_upstream_asks_for_is_obeyed_by_all_workers() -> None:
-    calls: list[int] = []
-
-    def busy(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        calls.append(1)
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        self.calls += 1
         start_response("429 Too Many", [("Content-Length", "2"), ("Retry-After", "60")])
         return [b"no"]
 
-    with wsgi(busy) as origin:
-        config = f"""\
-            upstreams: {{u: {{endpoints: ['{origin}'], cooldown: upstream}}}}
-            routes: [{{name: r, to: u, retry: off}}]
+
+class World(NamedTuple):
+    """Two workers in front of upstreams that do what a test says, each for one test."""
+
+    proxy: Ambassador
+    moody: Moody
+    held: Moody
+    good: str
+    bad: str
+    busy: Busy
+
+
+SCOPES = ("upstream", "route", "endpoint")
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    moody, held, good, bad, busy = Moody(), Moody(), Moody(), Moody(), Busy()
+    bad.failing = True
+    with ExitStack() as stack:
+        urls = {
+            name: stack.enter_context(wsgi(each))
+            for name, each in (("moody", moody), ("held", held), ("good", good), ("bad", bad), ("busy", busy))
+        }
+        setting = "min_requests: 6, window: 5s, open_for: 500ms, probes: 2"
+        body = f"""\
+            upstreams:
+              passed:
+                endpoints: ['{urls["good"]}', '{urls["bad"]}']
+                balance: round_robin  # p2c would pass over it before the breaker has seen enough
+                breaker: {{min_requests: 5, open_for: 60s, scope: endpoint}}
+              paused: {{endpoints: ['{urls["busy"]}'], cooldown: upstream}}
+            routes:
+              - {{name: held, match: {{path: /held}}, to: '{urls["held"]}', breaker: 50%}}
+              - {{name: passed, match: {{path: /passed}}, to: passed}}
+              - {{name: paused, match: {{path: /paused}}, to: paused, retry: off}}
+              - {{name: upstream, match: {{path: /upstream}}, to: '{urls["moody"]}', breaker: {{{setting}}}}}
+              - {{name: route, match: {{path: /route}}, to: '{urls["moody"]}', breaker: {{{setting}, scope: route}}}}
+              - {{name: endpoint, match: {{path: /endpoint}}, to: '{urls["moody"]}', breaker: {{{setting}, scope: endpoint}}}}
             """
-        with ambassador(config, workers=2) as proxy:
-            assert ask(proxy)[0] == 429
-            wait_until(lambda: all(ask(proxy)[0] == 503 for _ in range(20)), "the pause in both workers")
-            seen = len(calls)
-            _, headers, body = ask(proxy)
-            assert json.loads(body)["code"] == "breaker_open"
-            assert 1 <= int(headers["retry-after"]) <= 60
-            assert len(calls) == seen
+        proxy = stack.enter_context(ambassador(body, workers=2))
+        yield World(proxy, moody, held, urls["good"], urls["bad"], busy)
+
+
+def states(proxy: Ambassador, *beginnings: str) -> dict[str, str]:
+    """The states of breakers whose names begin so."""
+    return {name: each["state"] for name, each in breakers(proxy).items() if name.startswith(beginnings)}
+
+
+def test_breaker_of_each_scope_opens_for_all_workers_and_closes_after_probes(world: World) -> None:
+    proxy = world.proxy
+    assert {ask(proxy, f"/{scope}")[0] for scope in SCOPES for _ in range(10)} == {200}
+    world.moody.failing = True
+
+    def refused(scope: str) -> bool:
+        status, headers, body = ask(proxy, f"/{scope}")
+        if status != 503:
+            return False
+        assert json.loads(body)["code"] == "breaker_open"
+        assert int(headers["retry-after"]) >= 1
+        return True
+
+    for scope in SCOPES:
+        wait_until(partial(refused, scope), f"the opening of the breaker of the {scope}")
+    named = ("upstream", "route:route", "endpoint/")
+
+    def opened_for_all() -> bool:
+        for scope in SCOPES:
+            ask(proxy, f"/{scope}")  # one worker may have seen enough before the other
+        return set(states(proxy, *named).values()) <= {"open", "half_open"}
+
+    wait_until(opened_for_all, "their opening for both workers")
+    world.moody.failing = False
+    wait_until(
+        lambda: all(ask(proxy, f"/{scope}")[0] == 200 for _ in range(20) for scope in SCOPES),
+        "probes, and the end of the ramps",
+    )
+    assert list(states(proxy, *named).values()) == ["closed"] * len(SCOPES)
+    assert proxy.running.stderr.read_text().count("closed to open") >= len(SCOPES)
+
+
+def test_breaker_held_open_sends_nothing(world: World) -> None:
+    proxy = world.proxy
+    assert proxy.command("breaker", "held", "open", "--reason", "x").returncode == 0
+    wait_until(lambda: opened_in_all_workers(proxy, "held"), "the beats of the workers")
+    assert {ask(proxy, "/held")[0] for _ in range(20)} == {503}
+    assert world.held.calls == 0
+    assert proxy.command("breaker", "held", "close", "--reason", "x").returncode == 0
+    wait_until(lambda: all(ask(proxy, "/held")[0] == 200 for _ in range(20)), "its closing everywhere")
+
+
+def test_endpoint_that_fails_is_passed_over(world: World) -> None:
+    proxy = world.proxy
+    wait_until(lambda: all(ask(proxy, "/passed")[0] == 200 for _ in range(20)), "the breaker's opening")
+    assert states(proxy, "passed/") == {
+        f"passed/{urlsplit(world.good).netloc}": "closed",
+        f"passed/{urlsplit(world.bad).netloc}": "open",
+    }
+
+
+def test_pause_that_an_upstream_asks_for_is_obeyed_by_all_workers(world: World) -> None:
+    proxy = world.proxy
+    assert ask(proxy, "/paused")[0] == 429
+    wait_until(lambda: all(ask(proxy, "/paused")[0] == 503 for _ in range(20)), "the pause in both workers")
+    seen = world.busy.calls
+    _, headers, body = ask(proxy, "/paused")
+    assert json.loads(body)["code"] == "breaker_open"
+    assert 1 <= int(headers["retry-after"]) <= 60
+    assert world.busy.calls == seen

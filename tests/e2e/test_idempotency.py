@@ -54,7 +54,7 @@ class Answer(NamedTuple):
 class Replica(Service):
     """Two workers that take orders."""
 
-    def __init__(self, folder: Path, state: str, shop: str, on_loss: str) -> None:
+    def __init__(self, folder: Path, state: str, shop: str) -> None:
         folder.mkdir()
         file = folder / "amb.yaml"
         file.write_text(
@@ -66,16 +66,20 @@ workers: 2
 state: {state}
 drain: {{delay: 0s, timeout: 3s}}
 telemetry: {{access_log: off}}
-routes: [{{name: r, to: "{shop}", idempotency: {{on_loss: {on_loss}}}, timeout: 40s, retry: off}}]
+defaults: {{timeout: 40s, retry: off}}
+upstreams: {{shop: {{endpoints: ["{shop}"]}}}}
+routes:
+  - {{name: refusing, match: {{path: /refusing}}, to: shop, idempotency: {{on_loss: refuse}}}}
+  - {{name: local, match: {{path: /local}}, to: shop, idempotency: {{on_loss: local}}}}
 """
         )
         super().__init__(["ambassador", "run", "-c", str(file)], folder / "c.sock")
 
-    def order(self, key: str, body: bytes = b"book") -> Answer:
-        """An order, over a connection of its own: to either worker."""
+    def order(self, key: str, body: bytes = b"book", on_loss: str = "refusing") -> Answer:
+        """An order, over a connection of its own: to either worker. `on_loss`: what holds for it without the store."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=30)
         try:
-            connection.request("POST", "/orders", body, {"idempotency-key": key})
+            connection.request("POST", f"/{on_loss}", body, {"idempotency-key": key})
             answer = connection.getresponse()
             return Answer(answer.status, answer.read(), answer.getheader("idempotent-replayed") == "true")
         finally:
@@ -87,18 +91,38 @@ routes: [{{name: r, to: "{shop}", idempotency: {{on_loss: {on_loss}}}, timeout: 
         return up
 
 
-@pytest.fixture
-def shop() -> Iterator[tuple[Shop, str]]:
-    shop = Shop()
-    with wsgi(shop) as url:
-        yield shop, url
-        shop.go_on.set()
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def redis() -> Iterator[Server]:
     with Server(any_binary()) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def replicas(
+    redis: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Shop, tuple[Replica, Replica]]]:
+    """For all tests: each has keys of its own."""
+    shop, folder = Shop(), tmp_path_factory.mktemp("pair")
+    with (
+        wsgi(shop) as url,
+        two_replicas(lambda name: Replica(folder / name, redis.url, url)) as pair,
+    ):
+        yield shop, pair
+
+
+@pytest.fixture
+def shop(replicas: tuple[Shop, tuple[Replica, Replica]]) -> Iterator[Shop]:
+    shop, _ = replicas
+    shop.orders.clear()
+    yield shop
+    shop.go_on.set()
+
+
+@pytest.fixture
+def pair(replicas: tuple[Shop, tuple[Replica, Replica]]) -> tuple[Replica, Replica]:
+    _, pair = replicas
+    until(lambda: all(replica.state_up for replica in pair))
+    return pair
 
 
 @pytest.fixture
@@ -110,92 +134,79 @@ def aside() -> Iterator[Callable[[Callable[[], Answer]], Future[Answer]]]:
 Aside = Callable[[Callable[[], Answer]], "Future[Answer]"]
 
 
-@pytest.fixture
-def pair(
-    tmp_path: Path, redis: Server, shop: tuple[Shop, str], request: pytest.FixtureRequest
-) -> Iterator[tuple[Replica, Replica]]:
-    on_loss = getattr(request, "param", "refuse")
-    with two_replicas(lambda name: Replica(tmp_path / name, redis.url, shop[1], on_loss)) as pair:
-        until(lambda: all(replica.state_up for replica in pair))
-        yield pair
-
-
 def test_order_is_carried_out_once_over_replicas(
-    pair: tuple[Replica, Replica], shop: tuple[Shop, str], aside: Aside
+    pair: tuple[Replica, Replica], shop: Shop, aside: Aside
 ) -> None:
     one, other = pair
-    first = one.order("a")
+    first = one.order("once-a")
     assert first == (201, b"order 1", False)
-    until(lambda: other.order("a").status == 201)  # the record may be a moment behind the answer
+    until(lambda: other.order("once-a").status == 201)  # the record may be a moment behind the answer
     for replica in (one, other) * 3:
-        assert replica.order("a") == (201, b"order 1", True)
-    assert other.order("a", b"pen").status == 422
-    shop[0].go_on.clear()
-    pending = aside(lambda: one.order("b"))
-    until(lambda: len(shop[0].orders) == 2)
-    assert {replica.order("b").status for replica in (one, other) * 2} == {409}
-    shop[0].go_on.set()
+        assert replica.order("once-a") == (201, b"order 1", True)
+    assert other.order("once-a", b"pen").status == 422
+    shop.go_on.clear()
+    pending = aside(lambda: one.order("once-b"))
+    until(lambda: len(shop.orders) == 2)
+    assert {replica.order("once-b").status for replica in (one, other) * 2} == {409}
+    shop.go_on.set()
     assert pending.result() == (201, b"order 2", False)
-    until(lambda: other.order("b") == (201, b"order 2", True))
-    assert len(shop[0].orders) == 2
+    until(lambda: other.order("once-b") == (201, b"order 2", True))
+    assert len(shop.orders) == 2
 
 
-def test_many_at_once_carry_out_one(
-    pair: tuple[Replica, Replica], shop: tuple[Shop, str], aside: Aside
-) -> None:
+def test_many_at_once_carry_out_one(pair: tuple[Replica, Replica], shop: Shop, aside: Aside) -> None:
     for key in range(10):
         asked = [aside(lambda at=at, key=key: pair[at % 2].order(f"m{key}")) for at in range(8)]  # type: ignore[misc]
         statuses = sorted(each.result().status for each in asked)
         assert set(statuses) <= {201, 409}
         assert 201 in statuses
-    assert len(shop[0].orders) == 10
+    assert len(shop.orders) == 10
 
 
 def test_lost_redis_refuses_orders_and_nothing_is_done_twice(
-    pair: tuple[Replica, Replica], shop: tuple[Shop, str], redis: Server, aside: Aside
+    pair: tuple[Replica, Replica], shop: Shop, redis: Server, aside: Aside
 ) -> None:
     one, other = pair
-    shop[0].go_on.clear()
-    pending = aside(lambda: one.order("a"))
-    until(lambda: len(shop[0].orders) == 1)
+    shop.go_on.clear()
+    pending = aside(lambda: one.order("lost-a"))
+    until(lambda: len(shop.orders) == 1)
     redis.stop_running()
-    assert other.order("b").status == 503
+    assert other.order("lost-b").status == 503
     until(lambda: not one.state_up and not other.state_up)
-    shop[0].go_on.set()
+    shop.go_on.set()
     assert pending.result() == (201, b"order 1", False)  # it was under way
-    assert [replica.order("a").status for replica in pair] == [503, 503]
+    assert [replica.order("lost-a").status for replica in pair] == [503, 503]
     redis.go_on()
-    until(lambda: other.order("a") == (201, b"order 1", True))
-    assert shop[0].orders == [b"book"]
+    until(lambda: other.order("lost-a") == (201, b"order 1", True))
+    assert shop.orders == [b"book"]
     redis.kill()
-    until(lambda: one.order("c").status == 503)
+    until(lambda: one.order("lost-c").status == 503)
     redis.start()
-    until(lambda: one.order("c").status == 201)
-    assert len(shop[0].orders) == 2
+    until(lambda: one.order("lost-c").status == 201)
+    assert len(shop.orders) == 2
 
 
-@pytest.mark.parametrize("pair", ["local"], indirect=True)
 def test_lost_redis_leaves_each_replica_to_itself(
-    pair: tuple[Replica, Replica], shop: tuple[Shop, str], redis: Server
+    pair: tuple[Replica, Replica], shop: Shop, redis: Server
 ) -> None:
     one, _ = pair
     redis.kill()
-    assert one.order("a").status == 201
-    assert [one.order("a").body for _ in range(6)] == [b"order 1"] * 6
-    assert shop[0].orders == [b"book"]
+    assert one.order("alone", on_loss="local").status == 201
+    assert [one.order("alone", on_loss="local").body for _ in range(6)] == [b"order 1"] * 6
+    assert shop.orders == [b"book"]
+    until(lambda: not any(replica.state_up for replica in pair))
+    redis.start()
 
 
-def test_key_of_a_dead_worker_is_free_again(
-    pair: tuple[Replica, Replica], shop: tuple[Shop, str], aside: Aside
-) -> None:
+def test_key_of_a_dead_worker_is_free_again(pair: tuple[Replica, Replica], shop: Shop, aside: Aside) -> None:
     one, other = pair
-    shop[0].go_on.clear()
-    pending = aside(lambda: one.order("a"))
-    until(lambda: len(shop[0].orders) == 1)
+    shop.go_on.clear()
+    pending = aside(lambda: one.order("dead-a"))
+    until(lambda: len(shop.orders) == 1)
     for pid in one.pids().values():
         os.kill(pid, signal.SIGKILL)
     with pytest.raises((http.client.HTTPException, ConnectionError)):
         pending.result()
-    shop[0].go_on.set()
-    assert other.order("a").status == 409
-    until(lambda: other.order("a") == (201, b"order 2", False), timeout_s=30)
+    shop.go_on.set()
+    assert other.order("dead-a").status == 409
+    until(lambda: other.order("dead-a") == (201, b"order 2", False), timeout_s=30)
