@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from ambassador.proxy.policies.breaker import Breaker, Config
+from ambassador.proxy.policies.breaker import Breaker, Config, Ticket, enter
 from ambassador.state.passes import Refused
 from ambassador.state.protocol import Event, State
 from ambassador.state.scope import MISSED
@@ -79,6 +79,29 @@ def test_reload_with_other_settings_keeps_the_state() -> None:
     worker.shared.deliver()
     assert new.is_open
     assert isinstance(new.gate.enter(worker.now, 0.5, 1.0), Refused)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_probes_under_way_count_through_reloads(*, gone: bool) -> None:
+    """Also where the breaker was gone in between: the one that comes then knows nothing of the others' leases."""
+    (worker,) = workers(1)
+    breaker = worker.breaker()
+    trip(worker, breaker, "connect")
+    worker.shared.advance(5.6)
+    hanging = 0
+    for number in range(5):
+        for _ in range(6):
+            entry = enter((breaker,), worker.now, 8.0)
+            hanging += isinstance(entry, Ticket)
+            worker.shared.deliver()
+            worker.shared.advance(0.06)
+        if gone:
+            worker.breakers.remove("up")
+        breaker = worker.breakers.get("up", Config(min_requests=30 + number), worker.shared.scopes_of(0))
+        worker.breakers.install([breaker])
+        worker.shared.deliver()
+    assert hanging == breaker.gate.rules.probes == 3
+    assert state(breaker) is State.HALF_OPEN
 
 
 def test_breaker_can_come_and_go_while_a_table_is_served() -> None:

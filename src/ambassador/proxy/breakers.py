@@ -10,6 +10,7 @@ gate wants: operations to ask, news to log, a time to be called at.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 from collections.abc import Callable, Iterable, Mapping
@@ -59,7 +60,7 @@ class Breakers(Timer):
     """
 
     __slots__ = (
-        "_breakers", "_flushing", "_key", "_lane", "_log", "_replica", "_slot", "_times",
+        "_breakers", "_flushing", "_gates", "_key", "_lane", "_log", "_replica", "_slot", "_times",
         "max_wait_s", "random",
     )  # fmt: skip
 
@@ -78,6 +79,7 @@ class Breakers(Timer):
         self._replica = replica
         self._slot = slot
         self._key = key
+        self._gates = itertools.count()
         self.random = random
         self._log = log or logging.getLogger(__name__)
         self.max_wait_s = MAX_WAIT_S
@@ -112,7 +114,8 @@ class Breakers(Timer):
             time=self._time_of(store),
             replica=self._replica,
             slot=self._slot,
-            key=self._key,
+            # Of a name there may be several, one after another: what one of them was granted is not another's.
+            key=f"{self._key}.{next(self._gates)}",
         )
         return Breaker(name, config, gate, store, self)
 

@@ -569,6 +569,7 @@ class Gate:
         """Go on from where another gate of the same name is: the config has changed, the circuit has not."""
         self._known.inherit(other._known)
         self._own.inherit(other._own)
+        self._leases.inherit(other._leases)
         self._ramp_from = other._ramp_from
         self._new_stamp(other.stamp.epoch, now)
 

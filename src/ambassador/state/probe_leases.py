@@ -84,6 +84,10 @@ class ProbeLeases:
         """The probe of this lease says nothing."""
         return Probe(self._breaker, name, Verb.LOST, self._rules)
 
+    def inherit(self, other: ProbeLeases) -> None:
+        """Know of the probes that another one has under way, until they end there."""
+        self._used = other._used
+
     def clear(self) -> list[Probe]:
         """The circuit has changed: those that are held are void. What is to be asked, so that the store counts them no
         more among those that are on their way to the upstream.
