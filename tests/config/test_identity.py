@@ -173,6 +173,30 @@ def test_a_route_for_fewer_clients_is_shadowed_by_one_for_more() -> None:
     assert warnings(text % ("a", "'*'")) == []
 
 
+def test_a_key_of_two_clients_is_told_once() -> None:
+    same = load_string(HEAD + "clients: {a: {api_key: 'env:ID_A'}, b: {api_key: 'env:ID_A'}}")
+    (problem,) = [*same.errors, *same.warnings]
+    assert "the same key in 'x-api-key' is client 'a's already" in str(problem)
+
+
+@pytest.mark.parametrize(
+    "header", ["host", "Connection", "content-type", "X-Forwarded-For", "x_real_ip", "via"]
+)
+@pytest.mark.parametrize(
+    "way", ["api_key: {keys: 'env:ID_A', header: %s}", "jwt: {issuer: i, jwks: /j, header: %s}"]
+)
+def test_a_header_that_says_something_else_is_no_place_for_a_credential(header: str, way: str) -> None:
+    (problem,) = load_string(HEAD + f"clients: {{a: {{{way % header}}}}}").errors
+    assert "is no place for" in str(problem)
+
+
+@pytest.mark.parametrize("header", ["authorization", "x-api-key", "x_token", "cookie", "proxy-authorization"])
+def test_a_header_of_any_other_name_may_hold_a_key(header: str) -> None:
+    assert not load_string(
+        HEAD + f"clients: {{a: {{api_key: {{keys: 'env:ID_A', header: {header}}}}}}}"
+    ).errors
+
+
 def test_a_set_without_keys_is_told(tmp_path: Path) -> None:
     (tmp_path / "jwks").write_text('{"keys": []}')
     (told,) = warnings(HEAD + f"clients: {{a: {{jwt: {{issuer: i, audience: b, jwks: '{tmp_path}/jwks'}}}}}}")

@@ -350,11 +350,11 @@ def _warn_of_clients(config: Config, routes: Sequence[Part], document: Part | No
         part = clients.values.get(name)
         if isinstance(part, Part):
             _warn_of_client(config, client, part)
-    seen: dict[tuple[str, str], str] = {}
+    seen: dict[tuple[str, str], tuple[str, str]] = {}
     for name, header, reference, value in secret_values(config):
-        first = seen.setdefault((header, value), name)
+        first, first_reference = seen.setdefault((header, value), (name, reference))
         part = clients.values.get(name)
-        if first != name and isinstance(part, Part):
+        if first != name and reference != first_reference and isinstance(part, Part):  # else it is an error
             _tell(part, "api_key", f"{reference} holds the same key as client '{first}' has, who it is then")
     if any(route.access is not None for route in config.routes):
         for route, part in zip(config.routes, routes, strict=True):

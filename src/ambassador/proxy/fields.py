@@ -150,6 +150,30 @@ def _without_nominated(passing: Fields, connection: bytes) -> Fields:
     return [field for field in passing if field[0].lower() not in named]
 
 
+_MESSAGE: Final = frozenset({
+    "accept", "accept-encoding", "cache-control", "content-encoding", "content-type", "date", "range", "trailer",
+    "user-agent",
+})  # fmt: skip
+
+
+def proves_nothing(name: str) -> bool:
+    """Whether a request's field of this name, lower case, has a meaning of its own: it is no place for a credential,
+    since clients, and proxies before this one, write it as they need it.
+    """
+    lower = folded(name.encode())
+    return (
+        _REQUEST.get(lower, _DROPPED) != _DROPPED
+        or lower.decode() in _MESSAGE
+        or lower.startswith((b"x-ambassador-", FORWARDED))
+    )
+
+
+def never_goes_on(name: str) -> bool:
+    """Whether no request has a field of this name, lower case, when it is signed for the upstream."""
+    lower = name.encode()
+    return lower in _HOP_BY_HOP or lower == b"expect" or _REQUEST.get(lower) == _DROPPED
+
+
 def tokens(value: bytes) -> set[bytes]:
     """The members of a comma-separated list of tokens, lower case."""
     return {token.strip(OWS) for token in value.lower().split(b",")}

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ambassador.config.load import load_string
 from ambassador.errors import BodyTooLarge, CredentialUnavailable
 from ambassador.messages import Request, RequestHead
 from ambassador.proxy.credentials.message_signature import (
@@ -247,3 +248,15 @@ async def test_what_is_signed_is_what_arrives(origin: Origin, monkeypatch: pytes
                 assert len(covered) == (9 if body else 8)
                 await upstream.send(said)
             assert (await client.answer())[0] == 200
+
+
+@pytest.mark.parametrize("header", ["connection", "Transfer-Encoding", "te", "expect", "signature"])
+def test_what_never_goes_on_cannot_be_covered(header: str) -> None:
+    text = (
+        "version: 1\nlisten: 127.0.0.1:80\nroutes: [{name: r, to: u}]\n"
+        "upstreams: {u: {endpoints: ['http://127.0.0.1:1'], "
+        f"auth: {{hmac: {{key: 'env:HOME', headers: ['@path', {header}]}}}}}}}}\n"
+    )
+    (problem,) = load_string(text).errors
+    assert "hmac.headers[1]: " in str(problem)
+    assert "does not go on to the upstream" in str(problem)

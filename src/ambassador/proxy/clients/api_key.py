@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from msgspec import Meta
 
+from ambassador.proxy.fields import proves_nothing
 from ambassador.secret import SecretError
 from ambassador.settings import MatchHeader, Secret, Section
 
@@ -32,7 +33,13 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the keys are kept: `env:NAME`, `file:/path`, or a list of them; files are read again when they change."""
 
     header: MatchHeader = "x-api-key"
-    """The header that holds the key. In `authorization` it may follow the word `Bearer`."""
+    """The header that holds the key; none that has a meaning of its own, as `host`. In `authorization` it may follow the
+    word `Bearer`."""
+
+    @classmethod
+    def refusal(cls, field: str, value: Any) -> str | None:
+        """A header that says something else."""
+        return f"'{value}' is no place for keys" if field == "header" and proves_nothing(value) else None
 
 
 class Digests:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
+from ambassador.proxy.fields import proves_nothing
 from ambassador.proxy.jose import ALGORITHMS, Algorithm, Token
 from ambassador.proxy.upstream import via
 from ambassador.settings import FilePath, JwksSource, MatchHeader, SecondsOrNone, Section
@@ -67,6 +68,11 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     header: MatchHeader = "authorization"
     """The header with the token: in `authorization` after the word `Bearer`, in others alone."""
+
+    @classmethod
+    def refusal(cls, field: str, value: Any) -> str | None:
+        """A header that says something else."""
+        return f"'{value}' is no place for tokens" if field == "header" and proves_nothing(value) else None
 
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
         """Authorities for what is no URL, and a proxy in front of what is on this host."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from msgspec import Meta
 
 from ambassador.proxy.credentials import Credential, Means
+from ambassador.proxy.fields import never_goes_on
 from ambassador.secret import SecretError
 from ambassador.settings import Bytes, Component, HeaderValue, Name, Seconds, Section
 from ambassador.settings import Secret as SecretReference
@@ -70,7 +71,8 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         "@method", "@authority", "@path", "@query", "content-type", DIGEST,
     )  # fmt: skip
     """What is covered, in this order: `@method`, `@target-uri`, `@authority`, `@scheme`, `@path`, `@query`,
-    `@request-target`, and headers, where the request has them. `content-digest` is made here if there is a body."""
+    `@request-target`, and headers, where the request has them; none that never goes on, as `connection`. `content-digest` is made here if there is a
+    body."""
 
     label: Name = "sig1"
     """The signature's name in `signature` and `signature-input`."""
@@ -95,10 +97,12 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return None
 
     def conflicts(self) -> Iterator[tuple[str | None, str]]:
-        """A component twice, which makes a signature invalid."""
+        """A component twice, which makes a signature invalid, and one that is never there to be covered."""
         for at, component in enumerate(self.headers):
             if component in self.headers[:at]:
                 yield f"headers.{at}", f"is there already: '{component}'"
+            elif component in _NAMES or never_goes_on(component):
+                yield f"headers.{at}", f"'{component}' does not go on to the upstream, or is not there yet"
 
 
 def describe(config: Config) -> str:
