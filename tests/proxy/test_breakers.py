@@ -201,6 +201,33 @@ def test_force_here_acts_on_this_worker_and_reaches_the_store_when_it_is_back() 
     assert [breaker.is_open for breaker in breakers] == [True, True]
 
 
+def test_order_that_is_over_when_the_store_is_back_is_no_order_to_the_others() -> None:
+    first, second = workers(2)
+    mine, others = first.breaker(), second.breaker()
+    for scope in first.shared.scopes:
+        scope.go_down()
+    first.breakers.force_here("up", "open", now_us=first.shared.clock.now_us, for_ms=2000, by="", reason="x")
+    first.shared.advance(1.0)
+    assert [attempt(worker, each) for worker, each in ((first, mine), (second, others))] == [False, True]
+    first.shared.advance(1.5)
+    for scope in first.shared.scopes:
+        scope.come_up()
+    first.shared.deliver()
+    assert [state(each) for each in (mine, others)] == [State.CLOSED] * 2
+    assert attempt(second, others)
+    assert attempt(first, mine)
+
+
+def test_control_given_back_without_a_store_leaves_what_nobody_holds() -> None:
+    (worker,) = workers(1)
+    breaker = worker.breaker()
+    trip(worker, breaker, "connect")
+    worker.shared.scopes[0].go_down()
+    before = breaker.gate.row
+    worker.breakers.force_here("up", "auto", now_us=worker.shared.clock.now_us, for_ms=0, by="", reason="y")
+    assert breaker.gate.row == before
+
+
 def test_auto_without_a_store_outlives_its_return() -> None:
     (worker,) = workers(1)
     breaker = worker.breaker()

@@ -283,11 +283,10 @@ class Breakers(Timer):
         answers, it learns of it.
         """
         gate = self._breakers[name].gate
+        if to == "auto" and (gate.row is None or not gate.row.forced):
+            return
         epoch = max(now_us, gate.stamp.epoch + 1)
-        state = {"open": State.OPEN, "closed": State.CLOSED}.get(to)
-        if state is None:
-            forced_open = gate.row is not None and gate.row.forced == "open"
-            state = State.HALF_OPEN if forced_open else State.CLOSED
+        state = {"open": State.OPEN, "closed": State.CLOSED}.get(to, State.HALF_OPEN)
         until_us = now_us + for_ms * 1000 if for_ms else 0
         row = Row(
             now_us, state, epoch, now_us, until_us if to == "open" else 0, 0,

@@ -107,7 +107,9 @@ class KnownCircuit:
         if asked_at <= self._known_at:
             return Word.OF_BEFORE
         standing = self.forced(now) or (mine.state is not State.CLOSED and not mine.forced)
-        return Word.LOST if standing or mine.epoch == self._overridden else Word.GIVEN_UP
+        # An order that the store was not told of, and whose time is over, has nothing to say to the others.
+        let_go = mine.epoch == self._overridden and not mine.forced
+        return Word.LOST if standing or let_go else Word.GIVEN_UP
 
     def take(self, row: Row, now: float) -> None:
         """Go by this row from now on."""
