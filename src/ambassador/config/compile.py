@@ -195,7 +195,7 @@ def compile_steps(
     for name, cooled in upstreams.items():
         cooling = config.upstreams[name].cooldown
         if cooling is not None:
-            cooled.cooldown = lasting.cooldowns.get(cooling, cooled, scopes.fleet)
+            cooled.cooldown = lasting.cooldowns.get(cooling, cooled, scopes)
             cooled.follow(cooled.cooldown.follow)
     detectors = [
         lasting.outliers.get(each.outlier, upstreams[name], scopes.replica)

@@ -15,7 +15,7 @@ from ambassador.proxy.upstream.pool import Pool
 from ambassador.proxy.upstream.upstream import Upstream
 from ambassador.state.memory import MemoryStore
 from ambassador.state.protocol import Event
-from ambassador.state.scope import MISSED
+from ambassador.state.scope import MISSED, Scopes
 from tests.proxy.stores import SharedStore
 
 NOBODY: Fields = [(b"accept", b"*/*")]
@@ -24,16 +24,20 @@ BOB: Fields = [(b"authorization", b"Bearer bob")]
 
 
 class Worker:
-    def __init__(self, shared: SharedStore, number: int, config: Config) -> None:
+    def __init__(
+        self, shared: SharedStore, number: int, config: Config, replica: SharedStore | None = None
+    ) -> None:
         self.shared = shared
+        self.replica = replica or shared
         self.endpoints = [Endpoint(f"http://e{each}:80", host=f"e{each}", port=80) for each in range(2)]
         self.upstream = Upstream("up", self.endpoints, lambda: 0.5, shared.time)
         self.cooldowns = Cooldowns(shared.time, lambda: shared.clock.now_us / 1e6)
         self.store = shared.scopes[number]
+        self.scopes = Scopes(self.store, self.replica.scopes[number])
         self.cooldown = self.make(config)
 
     def make(self, config: Config) -> Cooldown:
-        self.upstream.cooldown = cooldown = self.cooldowns.get(config, self.upstream, self.store)
+        self.upstream.cooldown = cooldown = self.cooldowns.get(config, self.upstream, self.scopes)
         self.cooldowns.install([cooldown])
         self.shared.deliver()
         return cooldown
@@ -43,10 +47,12 @@ class Worker:
     ) -> None:
         self.cooldown.heard(fields, self.endpoints[endpoint], status, after)
         self.shared.deliver()
+        self.replica.deliver()
 
     def left(self, fields: Fields = NOBODY, endpoint: int = 0) -> float:
         left = self.cooldown.left(fields, self.endpoints[endpoint])
         self.shared.deliver()
+        self.replica.deliver()
         return left
 
 
@@ -125,6 +131,18 @@ def test_credentials_are_paused_each_by_itself() -> None:
         worker.left(ANN)  # a credential seen for the first time is read behind the request
         assert worker.left(ANN) == pytest.approx(30.0)
         assert worker.left(BOB) == worker.left(NOBODY) == 0.0
+
+
+def test_pauses_are_the_replicas_while_the_fleets_store_is_away() -> None:
+    shared, replica = SharedStore(2), SharedStore(2)
+    first, second = (Worker(shared, number, Config(scope="credential"), replica) for number in range(2))
+    for scope in shared.scopes:
+        scope.go_down()
+    first.heard(b"30", fields=ANN)
+    second.left(ANN)
+    assert second.left(ANN) == pytest.approx(30.0)
+    first.heard(b"20")
+    assert second.left() == pytest.approx(20.0)  # by the event: nobody's is known before any request
 
 
 def test_credentials_are_not_put_into_the_store() -> None:

@@ -5,7 +5,8 @@ Phase ATTEMPT, beside the breaker: before an attempt `left` says for how long no
 
 A pause is a named value of the fleet's store that lasts as long as the pause, and the longest one holds (`Put` with
 `longest`). A worker learns of the others' by events, and reads those that it does not know of: at the start, when the
-store is back, and at the first request with a credential that it has not seen lately. Nothing waits for that.
+store is back, and at the first request with a credential that it has not seen lately. Nothing waits for that. The
+replica's own store has the pauses that its workers heard of too: by it they go on together while the fleet's is away.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ambassador.state.scope import MISSED
 if TYPE_CHECKING:
     from ambassador.messages import Fields
     from ambassador.state.protocol import Answer, Event
-    from ambassador.state.scope import Clock, Scope
+    from ambassador.state.scope import Clock, Scope, Scopes
 
 _REMEMBERED: Final = 4096
 """Credentials in each worker; the one that came first is forgotten, and read again when it comes."""
@@ -99,20 +100,20 @@ class Cooldowns:
         self._cooldowns: dict[str, Cooldown] = {}
         self._stores: set[Scope] = set()
 
-    def get(self, config: Config, upstream: Upstream, store: Scope) -> Cooldown:
+    def get(self, config: Config, upstream: Upstream, scopes: Scopes) -> Cooldown:
         """The cool-down of an upstream, for a table that is being made."""
-        return Cooldown(config, upstream, store, self._clock, self._wall_s)
+        return Cooldown(config, upstream, scopes, self._clock, self._wall_s)
 
     def install(self, cooldowns: Iterable[Cooldown]) -> None:
         """These are the cool-downs of the table that is served from now on."""
         before, self._cooldowns = self._cooldowns, {each.name: each for each in cooldowns}
         for cooldown in self._cooldowns.values():
-            store = cooldown.store
-            if store not in self._stores:
-                self._stores.add(store)
-                store.listen("value", partial(self._told, store))
-                store.on_up(partial(self._again, store))
-                store.listen(MISSED, partial(self._look, store))
+            for store in cooldown.stores:
+                if store not in self._stores:
+                    self._stores.add(store)
+                    store.listen("value", partial(self._told, store))
+                    store.on_up(partial(self._again, store))
+                    store.listen(MISSED, partial(self._look, store))
             old = before.get(cooldown.name)
             if old is not None:
                 cooldown.inherit(old)
@@ -122,7 +123,7 @@ class Cooldowns:
         kind, _, rest = event.name.partition(":")
         name, _, key = rest.partition(":")
         cooldown = self._cooldowns.get(name) if kind == _KIND else None
-        if cooldown is not None and cooldown.store is store:
+        if cooldown is not None and store in cooldown.stores:
             cooldown.learn(key, decode_named(event.body))
 
     def _look(self, store: Scope, _: Event) -> None:
@@ -137,19 +138,20 @@ class Cooldowns:
             cooldown.read_known()
 
     def _of(self, store: Scope) -> list[Cooldown]:
-        return [cooldown for cooldown in self._cooldowns.values() if cooldown.store is store]
+        return [cooldown for cooldown in self._cooldowns.values() if store in cooldown.stores]
 
 
 class Cooldown:
     """One upstream's pauses, as a worker knows them."""
 
-    __slots__ = ("_clock", "_config", "_until", "_upstream", "_wall_s", "name", "store")
+    __slots__ = ("_clock", "_config", "_until", "_upstream", "_wall_s", "name", "stores")
 
     def __init__(
-        self, config: Config, upstream: Upstream, store: Scope, clock: Clock, wall_s: Callable[[], float]
+        self, config: Config, upstream: Upstream, scopes: Scopes, clock: Clock, wall_s: Callable[[], float]
     ) -> None:
         self.name = upstream.name
-        self.store = store
+        self.stores = (scopes.fleet,) if scopes.replica is scopes.fleet else (scopes.fleet, scopes.replica)
+        """The fleet's, and the replica's own if that is another."""
         self._config = config
         # Its owner: a cycle would keep a table that a reload has replaced.
         self._upstream = ref(upstream)
@@ -246,10 +248,12 @@ class Cooldown:
 
     def _tell(self, key: str, pause: float) -> None:
         name = f"{_KIND}:{self.name}:{key}"
-        self.store.ask(Put(name, b"", max(1, round(pause * 1000)), longest=True, publish=True))
+        for store in self.stores:
+            store.ask(Put(name, b"", max(1, round(pause * 1000)), longest=True, publish=True))
 
     def _read(self, key: str) -> None:
-        self.store.ask(Get(f"{_KIND}:{self.name}:{key}"), partial(self._answered, key))
+        store = next((store for store in self.stores if store.up), self.stores[0])
+        store.ask(Get(f"{_KIND}:{self.name}:{key}"), partial(self._answered, key))
 
     def _answered(self, key: str, answer: Answer | None) -> None:
         if isinstance(answer, Named):
