@@ -33,8 +33,8 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the keys are kept: `env:NAME`, `file:/path`, or a list of them; files are read again when they change."""
 
     header: MatchHeader = "x-api-key"
-    """The header that holds the key; none that has a meaning of its own, as `host`. In `authorization` it may follow the
-    word `Bearer`."""
+    """The header that holds the key; none that has a meaning of its own, as `host`. In `authorization` it may follow
+    the word `Bearer`."""
 
     @classmethod
     def refusal(cls, field: str, value: Any) -> str | None:

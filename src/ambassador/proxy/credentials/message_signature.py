@@ -71,8 +71,8 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         "@method", "@authority", "@path", "@query", "content-type", DIGEST,
     )  # fmt: skip
     """What is covered, in this order: `@method`, `@target-uri`, `@authority`, `@scheme`, `@path`, `@query`,
-    `@request-target`, and headers, where the request has them; none that never goes on, as `connection`. `content-digest` is made here if there is a
-    body."""
+    `@request-target`, and headers, where the request has them; none that never goes on, as `connection`.
+    `content-digest` is made here if there is a body."""
 
     label: Name = "sig1"
     """The signature's name in `signature` and `signature-input`."""
