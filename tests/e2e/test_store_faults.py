@@ -115,16 +115,24 @@ def fail(replica: Replica) -> bool:
     return set(replica.statuses("/failing", 20)) == {503}
 
 
-def test_server_that_cannot_serve_costs_no_request(tmp_path: Path) -> None:
-    with Server(any_binary()) as server, a_pair(tmp_path, server.url) as pair:
-        until(lambda: count_alike(pair))
-        with Callers(pair) as callers:
-            for fault in FAULTS:
-                with fault(server):
-                    until(lambda: both_down(pair))
-                    callers.wait_for_more(100)
-                until(lambda: count_alike(pair))
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, tuple[Replica, Replica]]]:
+    """One server, and two replicas that share it: who uses them leaves both well."""
+    folder = tmp_path_factory.mktemp("pair")
+    with Server(any_binary()) as server, a_pair(folder, server.url) as pair:
+        yield server, pair
+
+
+def test_server_that_cannot_serve_costs_no_request(single: tuple[Server, tuple[Replica, Replica]]) -> None:
+    server, pair = single
+    until(lambda: count_alike(pair))
+    with Callers(pair) as callers:
+        for fault in FAULTS:
+            with fault(server):
+                until(lambda: both_down(pair))
                 callers.wait_for_more(100)
+            until(lambda: count_alike(pair))
+            callers.wait_for_more(100)
     assert callers.other == []
     # Each replica has its half meanwhile, and at each loss and return both may hold a burst.
     assert callers.admitted <= (1 + 2 * len(FAULTS)) * BURST + 1.1 * RATE * callers.seconds
@@ -166,29 +174,31 @@ def test_failover_costs_no_request_and_circuits_survive(tmp_path: Path, dies: bo
         until(lambda: not breakers(one)["held"]["forced"])
 
 
-def test_circuits_survive_a_wiped_store(tmp_path: Path) -> None:
-    with Server(any_binary()) as server, a_pair(tmp_path, server.url) as pair:
-        one, other = pair
-        until(lambda: count_alike(pair))
-        override = {"state": "open", "for": "10m", "reason": "by hand"}
-        assert one.admin("POST", "/api/breakers/held", override)[0] == 200
-        until(lambda: held(other, "held", "open"))
-        until(lambda: fail(one) and fail(other) and breakers(one)["failing"]["epoch"])
-        tripped = breakers(one)["failing"]["epoch"]
-        with Callers(pair) as callers:
-            server.client().flushall()
-            callers.wait_for_more(200)
-            for replica in pair:
-                replica.statuses("/failing", 4)
-            # Back in the store, for whoever comes.
-            until(lambda: len(server.client().keys("*:cb:*")) == 2)
-        assert callers.other == []
+def test_circuits_survive_a_wiped_store(
+    single: tuple[Server, tuple[Replica, Replica]], tmp_path: Path
+) -> None:
+    server, pair = single
+    one, other = pair
+    until(lambda: count_alike(pair))
+    override = {"state": "open", "for": "10m", "reason": "by hand"}
+    assert one.admin("POST", "/api/breakers/held", override)[0] == 200
+    until(lambda: held(other, "held", "open"))
+    until(lambda: fail(one) and fail(other) and breakers(one)["failing"]["epoch"])
+    tripped = breakers(one)["failing"]["epoch"]
+    with Callers(pair) as callers:
+        server.client().flushall()
+        callers.wait_for_more(200)
         for replica in pair:
-            assert held(replica, "held", "open")
-            assert breakers(replica)["failing"]["epoch"] >= tripped
-        with Replica(tmp_path / "c", server.url) as third:
-            third.wait_until_up()
-            until(lambda: held(third, "held", "open") and breakers(third)["failing"]["epoch"] >= tripped)
+            replica.statuses("/failing", 4)
+        # Back in the store, for whoever comes.
+        until(lambda: len(server.client().keys("*:cb:*")) == 2)
+    assert callers.other == []
+    for replica in pair:
+        assert held(replica, "held", "open")
+        assert breakers(replica)["failing"]["epoch"] >= tripped
+    with Replica(tmp_path / "c", server.url) as third:
+        third.wait_until_up()
+        until(lambda: held(third, "held", "open") and breakers(third)["failing"]["epoch"] >= tripped)
 
 
 def test_slots_that_move_cost_no_request(tmp_path: Path) -> None:
