@@ -128,3 +128,23 @@ def test_value_that_cannot_be_used_is_told_of_once_for_each(kept: Kept) -> None:
 def test_quiet_log_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Secrets(quiet()).get(f"file:{tmp_path / 'none'}").unusable("is no key")
     assert caplog.messages == []
+
+
+def test_what_another_process_read_stands_in_for_what_cannot_be_read(kept: Kept) -> None:
+    reference = f"file:{kept.file}"
+    kept.secrets.hand_over({reference: "one"})
+    secret = kept.secrets.get(reference)
+    assert (secret.value, secret.version) == ("one", 1)
+    assert kept.messages() == [f"{reference}: cannot be read, what was read before is used"]
+    kept.secrets.refresh()
+    assert (secret.value, secret.version) == ("one", 1)
+    assert kept.messages() == []
+    kept.file.write_text("two")
+    kept.secrets.refresh()
+    assert (secret.value, secret.version) == ("two", 2)
+
+
+def test_what_can_be_read_comes_before_what_another_process_read(kept: Kept) -> None:
+    kept.file.write_text("two")
+    kept.secrets.hand_over({f"file:{kept.file}": "one"})
+    assert kept.secrets.get(f"file:{kept.file}").value == "two"

@@ -75,6 +75,8 @@ Around it
 - Certificates and keys: `pem_files.py` reads the files, all of them, `certificate.py` what stands in a certificate;
   `control/certificates.py` looks each second, in every process, whether they have changed. What is wrong with them is
   told at their places by `config/certificates.py`. Which sets of keys cannot be read: `control/key_set_status.py`.
+  What files, secrets and sets of keys held when they were good, for workers that start while they are not:
+  `control/last_good.py`.
 - Which endpoints are well: the supervisor checks them (`control/health.py`, rules in `proxy/upstream/health.py`), the
   workers leave out those that are worse than the others (`proxy/upstream/outlier.py`).
 - Secrets are read by reference (`secret.py`), again when they change; processes that hold some keep to themselves

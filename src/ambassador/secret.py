@@ -7,14 +7,15 @@ replaced is used within a second and without a reload.
 The rules that hold here
 - A value is in no `repr`, no log and no error: these have the reference.
 - What was read once stays in force while the file cannot be read or is empty: a mount that is being replaced must not
-  fail requests.
+  fail requests. A process that starts meanwhile goes on with what another one had read (`hand_over`).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -66,6 +67,11 @@ class Secret:
             raise SecretError(self._problem)
         return self._value
 
+    def stand_in(self, value: str) -> None:
+        """Take what another process read, in place of what cannot be read here."""
+        self._value = value
+        self.version += 1
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.reference}>"
 
@@ -105,6 +111,11 @@ class Secrets:
     def __init__(self, log: logging.Logger | None = None) -> None:
         self._log = log or logging.getLogger(__name__)
         self._known: WeakValueDictionary[str, Secret] = WeakValueDictionary()
+        self._handed: Mapping[str, str] = MappingProxyType({})
+
+    def hand_over(self, values: Mapping[str, str]) -> None:
+        """What another process has read, by reference: used for those that are new here and cannot be read."""
+        self._handed = values
 
     def get(self, reference: str) -> Secret:
         """The secret that `env:NAME` or `file:/path` names, read if it is new here; the same object each time."""
@@ -128,5 +139,8 @@ class Secrets:
     def _read(self, secret: Secret) -> None:
         known = secret.version > 0
         problem = secret.read_again()
+        if problem is not None and not known and secret.reference in self._handed:
+            secret.stand_in(self._handed[secret.reference])
+            known = True
         if problem is not None:
             self._log.warning("%s%s", problem, ", what was read before is used" if known else "")

@@ -4,7 +4,7 @@ import pytest
 
 from ambassador.config.load import load_text
 from ambassador.config.schema import Auth, Config, Endpoint, Listener, Upstream
-from ambassador.config.secrecy import holds_secrets, without_secrets
+from ambassador.config.secrecy import holds_secrets, secret_files, without_secrets
 from ambassador.proxy.credentials import basic
 from ambassador.proxy.key_files import ClientConfig, KeyPair, ServerConfig
 
@@ -54,3 +54,13 @@ def test_private_key_for_upstreams_is_one() -> None:
     assert not holds_secrets(Config(listeners=(), upstreams={"u": upstream}))
     upstream = Upstream(endpoints=(Endpoint(url="https://a:443"),), tls=ClientConfig(cert="/a", key="/b"))
     assert holds_secrets(Config(listeners=(), upstreams={"u": upstream}))
+
+
+def test_secrets_in_files_are_listed_wherever_they_stand() -> None:
+    config = load_text(
+        PLAIN.replace("}}", ", auth: {basic: {user: a, password: file:/a}}}}")
+        + "state: {url: 'redis://127.0.0.1', password: env:B, secret_key: file:/c}\n"
+        + "clients: {c: {api_key: [env:D, file:/e], basic: {user: b, password: file:/a}}}"
+    )
+    assert secret_files(config) == {"file:/a", "file:/c", "file:/e"}
+    assert secret_files(load_text(PLAIN)) == frozenset()

@@ -21,7 +21,7 @@ import trio
 from ambassador.config.discover import Found
 from ambassador.config.schema import Config
 from ambassador.control.duties import obey
-from ambassador.control.orders import Brief, KeySetTrouble, Start
+from ambassador.control.orders import Brief, KeySetTrouble, KeysRead, Start
 from ambassador.control.roll import encode_roll
 
 
@@ -98,6 +98,9 @@ class StubPlane:
     @property
     def key_set_troubles(self) -> dict[str, KeySetTrouble]:
         return {}
+
+    def keys_read(self) -> list[KeysRead]:
+        return []
 
     @property
     def generation(self) -> int:

@@ -34,7 +34,9 @@ from ambassador.control.orders import (
     Drain,
     Failed,
     Health,
+    KeySetName,
     KeySetTrouble,
+    KeysRead,
     Leaving,
     Order,
     Prepare,
@@ -71,6 +73,7 @@ class FakePlane:
     open_breakers: dict[str, tuple[int, int]] = field(default_factory=dict)
     ejections: dict[str, tuple[int, int]] = field(default_factory=dict)
     key_set_troubles: dict[str, KeySetTrouble] = field(default_factory=dict)
+    read: list[KeysRead] = field(default_factory=list)
     error: Exception | None = None
     generation: int = 1
 
@@ -118,6 +121,10 @@ class FakePlane:
 
     def act(self, data: bytes, done: Callable[[bytes], None]) -> None:
         self.acts.append((data, done))
+
+    def keys_read(self) -> list[KeysRead]:
+        read, self.read = self.read, []
+        return read
 
     def counts(self, *, whole: bool) -> Iterator[bytes]:
         yield b"all" if whole else b"few"
@@ -282,6 +289,15 @@ async def test_counts_are_told_when_they_have_changed_and_at_the_end(
     await boss.order(Drain(delay_s=0.0, timeout_s=1.0, last=False))
     assert await boss.counts() == Counted(generation=2, lines=b"all")
     await boss.ended.wait()
+
+
+async def test_sets_of_keys_that_were_read_are_reported_with_the_next_beat(
+    boss: Boss, autojump_clock: MockClock
+) -> None:
+    read = KeysRead(name=KeySetName("file:/jwks", None, None), document=b"{}")
+    boss.plane.read.append(read)
+    assert await boss.report() == read
+    assert boss.plane.read == []
 
 
 async def test_beats_come_twice_a_second(boss: Boss, autojump_clock: MockClock) -> None:

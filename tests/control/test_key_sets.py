@@ -13,7 +13,7 @@ import trio.testing
 
 from ambassador.control.http_client import CallFailed
 from ambassador.control.key_sets import feed, fetch_url
-from ambassador.proxy.clients.key_sets import COOL_DOWN_S, EARLY, FRESH_S, KEPT_S, KeySets
+from ambassador.proxy.clients.key_sets import COOL_DOWN_S, EARLY, FRESH_S, KEPT_S, KeySet, KeySets
 from ambassador.proxy.egress import Config as EgressConfig
 from ambassador.proxy.egress import Egress
 from ambassador.proxy.upstream.via import Config as Via
@@ -52,10 +52,19 @@ class Server:
 
 
 @asynccontextmanager
-async def fed(server: Server) -> AsyncIterator[KeySets]:
+async def fed(
+    server: Server, known: tuple[bytes, float] | None = None, told: list[tuple[str, bytes]] | None = None
+) -> AsyncIterator[KeySets]:
     key_sets = KeySets(TrioClock())
+
+    def tell(key_set: KeySet, document: bytes) -> None:
+        if told is not None:
+            told.append((key_set.source, document))
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(feed, key_sets, log=LOG, fetch=server.fetch))
+        nursery.start_soon(
+            partial(feed, key_sets, log=LOG, fetch=server.fetch, known=lambda _: known, tell=tell)
+        )
         yield key_sets
         nursery.cancel_scope.cancel()
 
@@ -202,6 +211,61 @@ async def test_a_pipe_in_place_of_a_file_is_not_waited_for(
         await trio.sleep(1.1)
         assert key_set.problem == "is not a file"
         assert [key.key_id for key in key_set.keys] == ["ec-1"]
+
+
+async def test_keys_that_others_had_are_used_while_the_source_is_away(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server()
+    server.error = "away"
+    async with fed(server, (jwks("rsa"), trio.current_time() - KEPT_S / 2)) as key_sets:
+        key_set = key_sets.get(URL)
+        await trio.sleep(1)
+        assert [key.key_id for key in key_set.keys] == ["rsa-1"]
+        assert caplog.messages == [f"jwks {URL}: away, the keys at hand are used"]
+        await trio.sleep(KEPT_S / 2 - 100)
+        assert key_set.keys
+        await trio.sleep(200)
+        assert not key_set.keys, "a day has passed since others had read them"
+
+
+@pytest.mark.parametrize("known", [(b"{", 0.0), (jwks("rsa"), -KEPT_S)])
+async def test_keys_that_are_none_or_too_old_are_not_taken_from_others(
+    known: tuple[bytes, float], autojump_clock: trio.testing.MockClock
+) -> None:
+    server = Server()
+    server.error = "away"
+    async with fed(server, known) as key_sets:
+        key_set = key_sets.get(URL)
+        await trio.sleep(1)
+        assert key_set.keys == ()
+
+
+async def test_what_the_source_has_comes_before_what_others_had(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with fed(Server(), (jwks("rsa"), trio.current_time())) as key_sets:
+        key_set = key_sets.get(URL)
+        await trio.sleep(1)
+        assert [key.key_id for key in key_set.keys] == ["ec-1"]
+
+
+async def test_what_is_read_is_told_when_it_changes_and_once_a_minute(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    file = tmp_path / "jwks.json"
+    file.write_bytes(jwks("ec"))
+    told: list[tuple[str, bytes]] = []
+    async with fed(Server(), told=told) as key_sets:
+        key_sets.get(f"file:{file}")
+        await trio.sleep(30.5)
+        file.write_bytes(b"{")
+        await trio.sleep(2)
+        file.write_bytes(jwks("rsa"))
+        await trio.sleep(2)
+        assert told == [(f"file:{file}", jwks("ec")), (f"file:{file}", jwks("rsa"))]
+        await trio.sleep(60)
+        assert told[2:] == [(f"file:{file}", jwks("rsa"))]
 
 
 async def test_a_set_that_is_retired_is_fed_no_more(autojump_clock: trio.testing.MockClock) -> None:

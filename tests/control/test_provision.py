@@ -3,13 +3,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import trio
 
 from ambassador.control.limits import counted
-from ambassador.control.orders import Counted, Message, Start
+from ambassador.control.orders import Counted, KeySetName, KeysRead, Message, Start
 from ambassador.control.output import Output
 from ambassador.control.provision import Equipment
 from ambassador.control.store import StoreServer
@@ -17,6 +17,8 @@ from ambassador.proxy.limit_keys import LimitStatus
 from ambassador.state.frames import HELLO, Answers, Questions, Unpacker, decode_reply, pack
 from ambassador.state.protocol import Lease, Leased
 from tests.control.test_deployment import deployment
+
+LEARNED: list[KeysRead] = []
 
 
 class FakeWorker:
@@ -29,6 +31,7 @@ class FakeWorker:
         self.generation = 0
         self.ended = False
         self.counted: Counted | None = None
+        self.on_keys_read: Callable[[KeysRead], None] = print
         self.left: list[object] = []
         self.on_leaving = self.left.append
 
@@ -66,7 +69,8 @@ def equipment() -> Iterator[Equipment]:
     made = deployment("127.0.0.1:0")
     made.bind([0])
     output = Output(os.open(os.devnull, os.O_WRONLY))
-    yield Equipment(made, output, StoreServer(logging.getLogger("test")))
+    LEARNED.clear()
+    yield Equipment(made, output, StoreServer(logging.getLogger("test")), LEARNED.append)
     made.close()
     output.close(1.0)
 
@@ -85,6 +89,16 @@ async def test_workers_get_one_store(equipment: Equipment, nursery: trio.Nursery
     for worker in workers:
         await worker.store.aclose()
         assert worker.left == []
+
+
+async def test_sets_of_keys_that_a_worker_has_read_are_learned(
+    equipment: Equipment, nursery: trio.Nursery
+) -> None:
+    worker = equip(equipment, nursery)
+    read = KeysRead(name=KeySetName("file:/jwks", None, None), document=b"{}")
+    worker.on_keys_read(read)
+    assert [read] == LEARNED
+    await worker.store.aclose()
 
 
 async def test_every_worker_tells_when_the_replica_started(

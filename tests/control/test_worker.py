@@ -18,13 +18,17 @@ from ambassador.config.load import load_text
 from ambassador.config.schema import Config
 from ambassador.control.deployment import encode_config
 from ambassador.control.duties import CannotServe
-from ambassador.control.orders import Brief, Start
+from ambassador.control.orders import Brief, Kept, KeptFiles, KeptKeys, KeySetName, Start
 from ambassador.control.pages import block_keys
 from ambassador.control.sums import UpstreamStatus, UpstreamSums
 from ambassador.control.worker import WorkerPlane, open_plane
 from ambassador.observe.metrics import NO_NAME, BlockKey, Page, Registry, encode_blocks
+from ambassador.proxy.key_files import ServerConfig, named_files
+from tests.proxy.clients.tokens import jwks
+from tests.proxy.pem import Authority
 
 ADDRESS = "127.0.0.1:1"
+NOTHING = Kept()
 
 
 def config(mark: str, log: str = "off") -> Config:
@@ -62,6 +66,7 @@ def brief(
     generation: int,
     config: Config,
     unhealthy: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    kept: Kept = NOTHING,
 ) -> Brief:
     blocks = registry.place(block_keys(config))
     return Brief(
@@ -71,6 +76,7 @@ def brief(
         page_size=registry.size,
         addresses={},
         unhealthy=unhealthy,
+        kept=kept,
     )
 
 
@@ -79,9 +85,10 @@ async def running(
     first: Config,
     log_fd: int | None = None,
     unhealthy: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    kept: Kept = NOTHING,
 ) -> AsyncIterator[Running]:
     registry = Registry()
-    given = brief(registry, 1, first, unhealthy)
+    given = brief(registry, 1, first, unhealthy, kept)
     start = Start(slot=0, instance="me", replica="me-1", started=0.0, brief=given, sockets=())
     page = Page.create(registry.size)
     log = os.open(os.devnull, os.O_WRONLY) if log_fd is None else log_fd
@@ -240,6 +247,59 @@ async def test_beat_tells_of_sets_of_keys_that_cannot_be_read_and_no_more_once_t
         for key_set in worker.plane.key_sets:
             key_set.feed(())
         assert not worker.plane.key_set_troubles
+
+
+def proving(directory: Path) -> Config:
+    """A listener with TLS, an upstream with a secret and clients with keys: each in a file that may not be there."""
+    pair = f"{{cert: {directory}/a.b.crt, key: {directory}/a.b.key}}"
+    return load_text(f"""\
+version: 1
+listeners: [{{address: "{ADDRESS}", tls: {pair}}}]
+telemetry: {{access_log: off}}
+clients: {{c: {{jwt: {{issuer: i, audience: a, jwks: 'file:{directory}/jwks'}}}}}}
+upstreams: {{u: {{endpoints: ["http://127.0.0.1:1"], auth: {{bearer: 'file:{directory}/token'}}}}}}
+routes: [{{name: r, to: u, access: [c]}}]
+""")
+
+
+async def test_worker_that_starts_while_files_are_away_has_what_others_had(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = Authority(tmp_path).issue("a.b")
+    files = tuple(named_files(ServerConfig(cert=pair.cert, key=pair.key)))
+    name = KeySetName(f"file:{tmp_path}/jwks", None, None)
+    kept = Kept(
+        secrets={f"file:{tmp_path}/token": "s3kr3t"},
+        blobs=tuple(tmp_path.joinpath(f"a.b.{kind}").read_bytes() for kind in ("crt", "key")),
+        tls=(KeptFiles(files, (0, 1)),),
+        key_sets=(KeptKeys(name, jwks("ec"), 60.0),),
+    )
+    config = proving(tmp_path)
+    tmp_path.joinpath("a.b.crt").unlink()
+    with pytest.raises(ExceptionGroup) as caught:
+        async with running(config):
+            pass
+    assert caught.group_contains(CannotServe), "the first worker has nothing to go on with"
+    caplog.clear()
+    async with running(config, kept=kept) as worker:
+        assert f"cert '{pair.cert}' cannot be read" in caplog.text
+        assert upstream_of(worker).credential is None
+        with trio.fail_after(20):
+            while not worker.plane.key_set_troubles:  # noqa: ASYNC110 - a thread reads the file
+                await trio.sleep(0.01)
+        assert worker.plane.key_set_troubles["c"].has_keys
+        assert worker.plane.keys_read() == [], "what could not be read is not told"
+
+
+async def test_sets_of_keys_that_are_read_are_told_once(tmp_path: Path) -> None:
+    Authority(tmp_path).issue("a.b")
+    (tmp_path / "jwks").write_bytes(jwks("ec"))
+    async with running(proving(tmp_path)) as worker:
+        with trio.fail_after(20):
+            while not (read := worker.plane.keys_read()):  # noqa: ASYNC110 - a thread reads the file
+                await trio.sleep(0.01)
+        assert [(each.name.source, each.document) for each in read] == [(f"file:{tmp_path}/jwks", jwks("ec"))]
+        assert worker.plane.keys_read() == []
 
 
 async def test_beat_tells_of_ejections_once_there_were_any() -> None:

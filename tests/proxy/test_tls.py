@@ -461,3 +461,67 @@ def test_context_that_was_replaced_goes_without_the_collector(authority: Authori
         assert before() is None
     finally:
         gc.enable()
+
+
+def started_beside(keyring: Keyring, config: ServerConfig) -> tuple[Keyring, Material]:
+    """Another process' TLS, which has been handed what the first one uses."""
+    other = Keyring()
+    other.hand_over(keyring.last_good())
+    return other, other.server(config, "listener test")
+
+
+def names_shown(tls: Material, authority: Authority) -> list[str]:
+    return connect(tls, client(ca=authority.ca), "a.b").names()
+
+
+@pytest.mark.parametrize("broken", ["mismatched", "gone", "empty", "expired"])
+def test_process_that_starts_while_files_are_broken_takes_what_another_has(
+    authority: Authority, broken: str
+) -> None:
+    pair = authority.issue("a.b")
+    config = ServerConfig(cert=pair.cert, key=pair.key)
+    keyring = Keyring()
+    keyring.server(config, "listener test")
+    if broken == "mismatched":
+        shutil.copy(authority.issue("c.d").key, pair.key)
+    elif broken == "gone":
+        Path(pair.cert).unlink()
+    elif broken == "empty":
+        Path(pair.key).write_bytes(b"")
+    else:
+        put(pair, authority.issue("a.b", file="old", days=-1))
+    other, tls = started_beside(keyring, config)
+    assert names_shown(tls, authority) == ["a.b"]
+    assert tls.problem is not None
+    assert other.stood_in() == [("listener test", tls.problem)]
+    assert other.stood_in() == []
+    before = tls.context
+    for _ in range(3):
+        renew(other)
+    assert tls.context is before
+    assert other.last_good() == keyring.last_good()
+    put(pair, authority.issue("a.b", file="new"))
+    renew(other)
+    assert tls.context is not before
+    assert tls.problem is None
+
+
+def test_process_that_starts_takes_good_files_before_what_another_has(authority: Authority) -> None:
+    pair = authority.issue("a.b")
+    config = ServerConfig(cert=pair.cert, key=pair.key)
+    keyring = Keyring()
+    keyring.server(config, "listener test")
+    put(pair, authority.issue("a.b", "c.d", file="new"))
+    other, tls = started_beside(keyring, config)
+    assert names_shown(tls, authority) == ["a.b", "c.d"]
+    assert tls.problem is None
+    assert other.stood_in() == []
+
+
+def test_what_another_has_for_other_files_does_not_stand_in(authority: Authority) -> None:
+    pair, second = authority.issue("a.b"), authority.issue("c.d")
+    keyring = Keyring()
+    keyring.server(ServerConfig(cert=pair.cert, key=pair.key), "listener test")
+    Path(second.key).unlink()
+    with pytest.raises(FileError):
+        started_beside(keyring, ServerConfig(cert=second.cert, key=second.key))

@@ -1,10 +1,11 @@
-"""The secrets that a config names: whether there are any, at which keys, and the config without where they are.
+"""The secrets that a config names: whether there are any, which, at which keys, and the config without where they are.
 
 Pure, and by the types of the settings: what is declared as a `Secret` is one, wherever it stands.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, Final, TypeVar
 
@@ -21,6 +22,28 @@ _KEY: Final = ("key", "pem_file")
 def holds_secrets(config: Config) -> bool:
     """Whether whoever runs it reads a secret or a private key."""
     return _holds(config)
+
+
+def secret_files(config: Config) -> frozenset[str]:
+    """The references of all secrets that are kept in files: `file:/path`."""
+    return frozenset(each for each in _references(config) if each.startswith("file:"))
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, Struct):
+        secrets = _secret_names(type(value))
+        for name in value.__struct_fields__:
+            inner = getattr(value, name)
+            if name not in secrets:
+                yield from _references(inner)
+            elif inner is not None:
+                yield from inner if isinstance(inner, tuple) else (inner,)
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _references(inner)
+    elif isinstance(value, tuple):
+        for inner in value:
+            yield from _references(inner)
 
 
 def without_secrets(value: _T) -> _T:

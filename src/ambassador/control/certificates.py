@@ -7,6 +7,7 @@ certificates end, and for the log: it says for all what has changed and what cou
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -17,7 +18,7 @@ from ambassador.config.schema import Config
 from ambassador.observe.families import CertificateFigures
 from ambassador.pem_files import FileError
 from ambassador.proxy.key_files import ClientConfig, ServerConfig
-from ambassador.proxy.tls import Keyring, Material
+from ambassador.proxy.tls import Keyring, LastGood, Material
 
 EVERY_S: Final = 1.0
 """Seconds between two looks at the files."""
@@ -53,8 +54,11 @@ class Certificates:
         self._config: Config | None = None
         self._now = trio.Event()
 
-    def load(self, config: Config) -> Iterator[None]:
-        """Read what a config names and is not in use yet, in steps, each of which may block. Raises `CannotLoad`."""
+    def load(self, config: Config, kept: LastGood = MappingProxyType({})) -> Iterator[None]:
+        """Read what a config names and is not in use yet, in steps, each of which may block. `kept`: what another
+        process has in use, for files that are not good now. Raises `CannotLoad`.
+        """
+        self.keyring.hand_over({**kept, **self.keyring.last_good()})
         for each in tls_sections(config):
             try:
                 if isinstance(each.section, ServerConfig):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
 import msgspec
@@ -16,7 +16,7 @@ from ambassador.config.schema import Config
 from ambassador.control.discovery.directory import Directory
 from ambassador.control.limits import PastCounts
 from ambassador.control.listeners import keyed
-from ambassador.control.orders import Brief, SocketRef
+from ambassador.control.orders import Brief, Kept, SocketRef
 from ambassador.control.pages import Pages
 from ambassador.control.places import blaming
 from ambassador.control.slots import BindError, Binding
@@ -35,7 +35,7 @@ class Deployment:
     `started` is in unix seconds.
 
     `unhealthy`: see `orders.Health`; as it is when a worker is told. `places`: where the config's settings stand, see
-    `config.load.Loaded`.
+    `config.load.Loaded`. `kept` is asked what a worker takes in place of files that are not good.
     """
 
     def __init__(
@@ -47,9 +47,11 @@ class Deployment:
         unhealthy: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
         *,
         places: Mapping[str, str] = MappingProxyType({}),
+        kept: Callable[[], Kept] = Kept,
     ) -> None:
         self.config = config
         self._places = places
+        self._kept = kept
         self.instance = instance
         # Replicas may well have the same config, and the same `name`; among those that share a store each is another.
         self.replica = instance if config.name is None else f"{instance}-{os.urandom(6).hex()}"
@@ -88,6 +90,7 @@ class Deployment:
             addresses=self.directory.addresses,
             found=self.directory.found(),
             unhealthy=self._unhealthy,
+            kept=self._kept(),
         )
 
     def sockets(self) -> tuple[tuple[SocketRef, ...], list[int]]:

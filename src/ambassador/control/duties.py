@@ -44,6 +44,7 @@ from ambassador.control.orders import (
     Failed,
     Health,
     KeySetTrouble,
+    KeysRead,
     Leaving,
     Order,
     Prepare,
@@ -132,6 +133,9 @@ class Plane(Protocol):
     @property
     def key_set_troubles(self) -> Mapping[str, KeySetTrouble]:
         """As `orders.Beat` has them."""
+
+    def keys_read(self) -> Iterable[KeysRead]:
+        """The sets of public keys that have been read since it was asked last."""
 
     @property
     def generation(self) -> int:
@@ -301,6 +305,8 @@ class Duties:
                 key_sets=self._plane.key_set_troubles,
             )
             self._channel.post(beat)
+            for read in self._plane.keys_read():
+                self._channel.post(read)
             await trio.sleep(_BEAT_EVERY_S)
 
     async def _count(self) -> None:

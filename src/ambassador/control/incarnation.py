@@ -21,6 +21,7 @@ from ambassador.control.orders import (
     Committed,
     Counted,
     Failed,
+    KeysRead,
     Leaving,
     Message,
     Prepare,
@@ -73,6 +74,8 @@ class Incarnation:
         """Set when it accepts no more, or has ended."""
         self.on_leaving: Callable[[Incarnation], None] = lambda _: None
         """Called when the worker must be replaced: a signal told it to end, or it has lost its store."""
+        self.on_keys_read: Callable[[KeysRead], None] = lambda _: None
+        """Called with each set of public keys that it has read."""
         self._awaited: dict[tuple[str, int], Callable[[Report | None], None]] = {}
         self._asked = 0
 
@@ -116,6 +119,8 @@ class Incarnation:
         match report:
             case Beat():
                 self.beat = report
+            case KeysRead():
+                self.on_keys_read(report)
             case Counted():
                 self.counted = report
             case Ready():

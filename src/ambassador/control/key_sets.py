@@ -2,13 +2,15 @@
 
 A task for each source, in every worker: a URL is fetched when it is new, before it counts as old, and when a request
 wants a key that is not at hand; a file is read each second. What is fetched is bounded in size and time, redirects are
-not followed, and what is no set changes nothing: the keys at hand stay. A set without keys is one, and ends them.
-Parsing is done in a thread, since the library for it takes its time to import.
+not followed, and what is no set changes nothing: the keys at hand stay. A set without keys is one, and ends them. The
+supervisor is told what is read, so that a worker that starts begins with what others had (`last_good.py`), whether or
+not the source answers then. Parsing is done in a thread, since the library for it takes its time to import.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
@@ -28,17 +30,30 @@ from ambassador.secret import SecretError, read_secret
 
 Fetch: TypeAlias = Callable[[str, str | None, Via | None], Awaitable[bytes]]
 """(URL, file with authorities, egress proxy) -> the document. Raises `CallFailed`."""
+Known: TypeAlias = Callable[[KeySet], tuple[bytes, float] | None]
+"""What the source of a set is known to have had, and when, by the set's clock; None: nothing."""
 
 _FILE_EVERY_S: Final = 1.0
+_TOLD_EVERY_S: Final = 60.0
+"""What has not changed is told again after this: the age of keys that are handed over is wrong by so much at most."""
 _TIMEOUT_S: Final = 5.0
 
 
-async def feed(key_sets: KeySets, *, log: logging.Logger, fetch: Fetch) -> None:
-    """Feed all sets there are, and those that come, for ever. `log` is told once of a source that fails."""
+async def feed(
+    key_sets: KeySets,
+    *,
+    log: logging.Logger,
+    fetch: Fetch,
+    known: Known = lambda _: None,
+    tell: Callable[[KeySet, bytes], None] = lambda *_: None,
+) -> None:
+    """Feed all sets there are, and those that come, for ever. `log` is told once of a source that fails, `tell` is
+    given what was read.
+    """
     async with trio.open_nursery() as nursery:
 
         def begin(key_set: KeySet) -> None:
-            nursery.start_soon(_Feeder(key_set, fetch, log).run)
+            nursery.start_soon(_Feeder(key_set, fetch, log, known(key_set), tell).run)
 
         key_sets.feed_by(begin)
         await trio.sleep_forever()
@@ -47,10 +62,20 @@ async def feed(key_sets: KeySets, *, log: logging.Logger, fetch: Fetch) -> None:
 class _Feeder:
     """Feeds one set until it is retired."""
 
-    def __init__(self, key_set: KeySet, fetch: Fetch, log: logging.Logger) -> None:
+    def __init__(
+        self,
+        key_set: KeySet,
+        fetch: Fetch,
+        log: logging.Logger,
+        known: tuple[bytes, float] | None,
+        tell: Callable[[KeySet, bytes], None],
+    ) -> None:
         self._key_set = key_set
         self._fetch = fetch
         self._log = log
+        self._known = known
+        self._tell = tell
+        self._told_at = -math.inf
         self._document: bytes | None = None
         self._failures = 0
         self._rung = trio.Event()
@@ -61,6 +86,8 @@ class _Feeder:
 
     async def run(self) -> None:
         key_set = self._key_set
+        if self._known is not None:
+            await self._resume(*self._known)
         while not key_set.retired:
             self._rung = trio.Event()
             await self._feed()
@@ -74,6 +101,14 @@ class _Feeder:
             return retry_s(self._failures, random.random())  # noqa: S311 - spreads retries
         return FRESH_S * EARLY
 
+    async def _resume(self, document: bytes, read_at: float) -> None:
+        try:
+            keys = await trio.to_thread.run_sync(read_keys, document)
+        except BadKey:
+            return  # another version of this took it for good
+        self._document = document
+        self._key_set.resume(keys, read_at)
+
     async def _feed(self) -> None:
         key_set = self._key_set
         key_set.begin()
@@ -83,11 +118,18 @@ class _Feeder:
                 key_set.confirm()
             else:
                 self._take(await trio.to_thread.run_sync(read_keys, document))
-                self._document = document
+                self._document, self._told_at = document, -math.inf
+            self._tell_of(document)
         except (CallFailed, BadKey, UnfitFile) as error:
             self._failed(error)
         else:
             self._failures = 0
+
+    def _tell_of(self, document: bytes) -> None:
+        now = trio.current_time()
+        if now >= self._told_at + _TOLD_EVERY_S:
+            self._told_at = now
+            self._tell(self._key_set, document)
 
     async def _read(self) -> bytes:
         source = self._key_set.source

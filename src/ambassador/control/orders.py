@@ -12,6 +12,7 @@ from typing import TypeAlias
 import msgspec
 
 from ambassador.config.discover import Found
+from ambassador.proxy.upstream.via import Config as Via
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -28,12 +29,55 @@ class SocketRef(msgspec.Struct, frozen=True, array_like=True):
     slot: int | None
 
 
+class KeptFiles(msgspec.Struct, frozen=True, array_like=True):
+    """The files of a TLS section, (setting, path), and which of `Kept.blobs` each held."""
+
+    files: tuple[tuple[str, str], ...]
+    blobs: tuple[int, ...]
+
+
+class KeySetName(msgspec.Struct, frozen=True, array_like=True):
+    """Which set of public keys: as of `KeySets.get`."""
+
+    source: str
+    ca: str | None
+    via: Via | None
+
+    def __repr__(self) -> str:
+        return f"KeySetName({self.source.partition('?')[0]})"  # in the rest there may be a secret
+
+
+class KeptKeys(msgspec.Struct, frozen=True, array_like=True):
+    """A set of public keys as its source had it `age_s` seconds ago."""
+
+    name: KeySetName
+    document: bytes
+    age_s: float
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """What the files and sources that a config names held when they were read last and were good: a worker takes it in
+    the place of what is not good now, so that all workers of a replica have the same.
+
+    `secrets` are values by reference, `blobs` the contents of files of TLS, each once.
+    """
+
+    secrets: Mapping[str, str] = {}
+    blobs: tuple[bytes, ...] = ()
+    tls: tuple[KeptFiles, ...] = ()
+    key_sets: tuple[KeptKeys, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Kept({len(self.secrets)} secrets, {len(self.tls)} of TLS, {len(self.key_sets)} sets of keys)"
+
+
 class Brief(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker needs in order to serve one generation of the config.
 
     `config` is the msgpack of a `Config`; `blocks` tells where in the worker's page each block of counters lies, as
     the registry made it; `page_size` is the page's size in bytes; `addresses` are those that upstreams' names have,
-    `found` what their sources have said; `unhealthy` are endpoints, see `Health`.
+    `found` what their sources have said; `unhealthy` are endpoints, see `Health`. `kept` is for these two processes
+    alone.
     """
 
     generation: int
@@ -43,6 +87,7 @@ class Brief(msgspec.Struct, frozen=True, kw_only=True):
     addresses: Mapping[str, tuple[str, ...]]
     unhealthy: Mapping[str, Mapping[str, str]] = {}
     found: tuple[Found, ...] = ()
+    kept: Kept = Kept()
 
 
 class Start(Message, frozen=True):
@@ -215,6 +260,13 @@ class Beat(Message, frozen=True):
     """The sets of keys that cannot be read, each by the first client in the config that has it."""
 
 
+class KeysRead(Message, frozen=True):
+    """What the source of a set of public keys has now, as a worker has just read it."""
+
+    name: KeySetName
+    document: bytes
+
+
 class Counted(Message, frozen=True):
     """What limits have counted since the config was loaded, to be kept when the worker ends, or dies: sent every few
     seconds if it has changed, and when a drain begins and ends. `lines` as of `limits.counted`.
@@ -248,5 +300,16 @@ class Drained(Message, frozen=True):
 
 
 Report: TypeAlias = (
-    Ready | Failed | Prepared | Refused | Committed | Beat | Counted | Answer | Leaving | Stopped | Drained
+    Ready
+    | Failed
+    | Prepared
+    | Refused
+    | Committed
+    | Beat
+    | KeysRead
+    | Counted
+    | Answer
+    | Leaving
+    | Stopped
+    | Drained
 )

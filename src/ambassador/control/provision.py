@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 
 import trio
 
 from ambassador.control.deployment import Deployment, pair
 from ambassador.control.incarnation import Incarnation
-from ambassador.control.orders import Sockets, Start
+from ambassador.control.orders import KeysRead, Sockets, Start
 from ambassador.control.output import Output, copy_lines
 from ambassador.control.reload import catch_up
 from ambassador.control.store import StoreServer
 
 
 class Equipment:
-    """Sockets and config from the deployment, a page for counters, a pipe for log lines, a socket to the store."""
+    """Sockets and config from the deployment, a page for counters, a pipe for log lines, a socket to the store.
 
-    def __init__(self, deployment: Deployment, output: Output, store: StoreServer) -> None:
+    `learn` is given the sets of keys that workers read.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        output: Output,
+        store: StoreServer,
+        learn: Callable[[KeysRead], None] = lambda _: None,
+    ) -> None:
         self._deployment = deployment
         self._output = output
         self._store = store
+        self._learn = learn
 
     def open_slot(self, slot: int) -> tuple[Sockets, list[int]]:
         """Make the slot's sockets; the order and descriptors that make them known to the workers there are."""
@@ -59,6 +70,7 @@ class Equipment:
                 sockets=refs,
             )
             worker.generation = brief.generation
+            worker.on_keys_read = self._learn
             page_fd = self._deployment.pages.open(worker)
             worker.post(start, [page_fd, writes, theirs.fileno(), *descriptors])
         finally:

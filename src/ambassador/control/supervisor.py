@@ -41,6 +41,7 @@ from ambassador.control.health import Calls, HealthChecks, watched_upstreams
 from ambassador.control.host import keep_private, raise_descriptor_limit, usable_cpus
 from ambassador.control.incarnation import WORKER_MODULE
 from ambassador.control.key_set_status import KeySetStatus, key_set_statuses
+from ambassador.control.last_good import KeptByReplica
 from ambassador.control.limits import LimitView, LimitViews, PastCounts, PermitView, permits
 from ambassador.control.logs import ACCESS_LOG, why_not_writable
 from ambassador.control.names import host_names, sources
@@ -117,6 +118,7 @@ class Supervisor:
         self._pages = Pages()
         directory = Directory(partial(Resolver, log=log), self._push_addresses, self._push_found, log=log)
         self._certificates = Certificates(Keyring(log))
+        self._kept = KeptByReplica(self._certificates.keyring)
         self._refusals = Refusals(log)
         self._health = HealthChecks(
             directory.addresses,
@@ -133,10 +135,11 @@ class Supervisor:
             directory,
             self._health.unhealthy,
             places=places,
+            kept=self._kept.kept,
         )
         self._output = Output(1, waits=True)
         self._store = StoreServer(log)
-        equipment = Equipment(self._deployment, self._output, self._store)
+        equipment = Equipment(self._deployment, self._output, self._store, self._kept.learn)
         self._crew = Crew(equipment, log, module=module)
         self._state_watch = StateWatch(
             self._pages, lambda: self._deployment.config.state, log, own=self._store.findings
@@ -174,6 +177,7 @@ class Supervisor:
             if why is not None:
                 raise Unusable(told(self._places, ACCESS_LOG, why))
             self._load_certificates(config)
+            self._kept.add(config)
             self._deployment.bind(range(size))
             self._open_doors(stack)
             async with trio.open_nursery() as self._nursery:
@@ -182,6 +186,7 @@ class Supervisor:
                 self._watch_health()
                 self._nursery.start_soon(self._health.run)
                 self._nursery.start_soon(self._certificates.run)
+                self._nursery.start_soon(self._kept.run)
                 assert self._control is not None
                 self._nursery.start_soon(serve_door, self._control, self._api, self._log)
                 if self._admin is not None:
@@ -329,9 +334,12 @@ class Supervisor:
                 text = told(checked.places, error.setting, error.problem)
                 checked = Checked(config=None, errors=(text,), warnings=checked.warnings)
         try:
+            if checked.config is not None:
+                await self._kept.add_soon(checked.config)
             return await Reload(self._deployment, self._crew, self._log).apply(checked)
         finally:
             self._certificates.use(self._deployment.config)
+            self._kept.only(self._deployment.config)
 
     def _admin_for(self, checked: Checked) -> _Admin | None:
         """The door that the config wants: one that there is, or a new one that is not served yet."""

@@ -35,9 +35,10 @@ from ambassador.control.certificates import CannotLoad, Certificates
 from ambassador.control.duties import CannotServe, obey
 from ambassador.control.host import keep_private
 from ambassador.control.key_sets import feed, fetch_url
+from ambassador.control.last_good import unpacked
 from ambassador.control.listeners import keyed
 from ambassador.control.logs import ACCESS_LOG, cannot_open, log_to_stderr
-from ambassador.control.orders import Brief, KeySetTrouble, Start
+from ambassador.control.orders import Brief, KeySetName, KeySetTrouble, KeysRead, Start
 from ambassador.control.roll import encode_roll
 from ambassador.control.scopes import WorkerScopes
 from ambassador.control.sums import ConnectionCounts, EndpointStatus, TokenStatus, UpstreamStatus, answer
@@ -174,7 +175,11 @@ class WorkerPlane:
             means=means,
         )
         self.certificates = Certificates(self._lasting.keyring)
-        for _ in self._load_certificates(config):
+        self._slot = start.slot
+        self._kept_keys: dict[KeySetName, tuple[bytes, float]] = {}
+        self._keys_read: dict[KeySetName, bytes] = {}
+        self._take_over(start.brief)
+        for _ in self._load_certificates(config, start.brief):
             pass
         self.certificates.use(config)
         table = compile_table(
@@ -213,7 +218,8 @@ class WorkerPlane:
             keep_private()
         self._page.remap(brief.page_size)
         self._scopes.prepare(config.state)
-        yield from self._load_certificates(config)
+        self._take_over(brief)
+        yield from self._load_certificates(config, brief)
         counters, scopes = self._counters(brief), self._scopes.scopes
         table = yield from compile_steps(
             config,
@@ -261,12 +267,22 @@ class WorkerPlane:
             prepared.table.retire()
             _close_log(prepared.log)
 
-    def _load_certificates(self, config: schema.Config) -> Iterator[None]:
-        """Raises `CannotServe` when a file cannot be used."""
+    def _take_over(self, brief: Brief) -> None:
+        """What is not good when it is read first has been, for the replica."""
+        kept, now = brief.kept, self._lane.now
+        self._lasting.means.secrets.hand_over(kept.secrets)
+        self._kept_keys = {each.name: (each.document, now - each.age_s) for each in kept.key_sets}
+
+    def _load_certificates(self, config: schema.Config, brief: Brief) -> Iterator[None]:
+        """Raises `CannotServe` when a file cannot be used, and could not be before."""
         try:
-            yield from self.certificates.load(config)
+            yield from self.certificates.load(config, unpacked(brief.kept))
         except CannotLoad as error:
             raise CannotServe(str(error)) from None
+        for users, problem in self._lasting.keyring.stood_in():
+            logging.getLogger("ambassador").error(
+                "slot %d: tls of %s: %s; what was in use before is used", self._slot, users, problem
+            )
 
     def _watch_overload(self, config: schema.Config) -> None:
         """Measure whether this worker is overloaded, as the config says, or not at all."""
@@ -349,6 +365,19 @@ class WorkerPlane:
     def key_sets(self) -> KeySets:
         """What clients' tokens are verified with."""
         return self._lasting.key_sets
+
+    def known_keys(self, key_set: KeySet) -> tuple[bytes, float] | None:
+        """What others had of a set when this worker was given its config, and when by the lane's clock."""
+        return self._kept_keys.get(KeySetName(key_set.source, key_set.ca, key_set.via))
+
+    def note_keys(self, key_set: KeySet, document: bytes) -> None:
+        """A set has been read."""
+        self._keys_read[KeySetName(key_set.source, key_set.ca, key_set.via)] = document
+
+    def keys_read(self) -> list[KeysRead]:
+        """The sets of public keys that have been read since it was asked last."""
+        read, self._keys_read = self._keys_read, {}
+        return [KeysRead(name=name, document=document) for name, document in read.items()]
 
     def drain(self, *, last: bool) -> None:
         """From now on answers say `Connection: close`. `last`: no other worker takes this one's place."""
@@ -662,6 +691,8 @@ async def open_plane(
                 plane.key_sets,
                 log=quiet() if start.slot else logging.getLogger("ambassador"),
                 fetch=lambda url, ca, via: fetch_url(url, ca, plane.egress, via),
+                known=plane.known_keys,
+                tell=plane.note_keys,
             )
         )
         await scopes.wait_up(_STATE_WITHIN_S)

@@ -2,7 +2,8 @@
 
 A context that is in use is never changed: a new one takes its place, for new connections. What cannot be used, a
 certificate whose key has not been written yet, say, leaves the old one in its place; if that lasts, it is said once,
-and once more when it is well again.
+and once more when it is well again. A process that starts meanwhile takes what another had (`Keyring.hand_over`), so
+that it makes no difference which one serves a client.
 
 One `Keyring` is there for a process's life, and `Material` in it for all listeners and upstreams with the same files,
 since a context with the system's authorities takes half a megabyte and 20 ms. Reading and making may block, so
@@ -32,7 +33,7 @@ from ambassador.proxy.key_files import ClientConfig, Pem, ServerConfig, named_fi
 if TYPE_CHECKING:
     from ambassador.proxy.upstream.endpoint import Endpoint
 
-__all__ = ["ClientTls", "Keyring", "Material", "Reread"]
+__all__ = ["ClientTls", "Keyring", "LastGood", "Material", "Reread"]
 
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES:DHE+AES:!aNULL:!eNULL:!aDSS:!SHA1:!AESCCM"
 """Of TLS 1.2. The same as Python's default, which a build of Python may have changed."""
@@ -42,22 +43,35 @@ _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3
 _IGNORE_CUT: Final = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
 
 Config: TypeAlias = ServerConfig | ClientConfig
+Files: TypeAlias = tuple[tuple[str, str], ...]
+"""(setting, path) of a section's files, as `named_files` has them."""
+LastGood: TypeAlias = Mapping[Files, tuple[bytes, ...]]
+"""What sections' files held when they were read last and were good, in their order."""
 
 
 class _Made(Struct, frozen=True, kw_only=True):
-    """A context, the digest of the files that it was made of, and the certificates in these."""
+    """A context, the files that it was made of with their digest, and the certificates in these."""
 
     digest: bytes
+    data: tuple[bytes, ...]
     context: ssl.SSLContext
     pems: tuple[Pem, ...]
 
+    def __repr__(self) -> str:
+        return f"_Made({self.pems})"
+
 
 class Material:
-    """What comes of one TLS section's files. Raises `FileError` when they cannot be used, and blocks while reading."""
+    """What comes of one TLS section's files. Raises `FileError` when they cannot be used, and blocks while reading.
+
+    `kept`: what they held when they were good, if that is known: it is used where they are not now.
+    """
 
     __slots__ = ("_failed", "_made", "_wall_s", "config", "context", "problem", "told", "users")
 
-    def __init__(self, config: Config, wall_s: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, config: Config, wall_s: Callable[[], float] = time.time, kept: tuple[bytes, ...] | None = None
+    ) -> None:
         self._wall_s = wall_s
         self.config = config
         self.users: set[str] = set()
@@ -67,15 +81,43 @@ class Material:
         self.told: str | None = None
         """The problem that was told of last: one that is still there at the second look, since files are often written
         one after the other. None since it was well."""
-        self._made = _make(config, _read(config, {}))
         self._failed = b""
+        self._made = self._first(None if kept is None else _remade(config, kept))
         self.context = self._made.context
         """What new connections are made with. Another one each time the files have changed."""
+
+    def _first(self, before: _Made | None) -> _Made:
+        try:
+            contents = _read(self.config, {})
+            digest = _digest(contents)
+            if before is not None and digest == before.digest:
+                return before
+            self._failed = digest
+            made = _make(self.config, contents)
+            if before is not None:
+                _refuse_expired(made, before, self._wall_s())
+        except FileError as error:
+            if before is None:
+                raise
+            self.problem = str(error)
+            return before
+        self._failed = b""
+        return made
 
     @property
     def pems(self) -> tuple[Pem, ...]:
         """The files of certificates that are in use."""
         return self._made.pems
+
+    @property
+    def files(self) -> Files:
+        """All files of the section."""
+        return tuple(named_files(self.config))
+
+    @property
+    def data(self) -> tuple[bytes, ...]:
+        """What `files` held when what is in use was made of them."""
+        return self._made.data
 
     def reread(self, known: dict[str, Content | FileError]) -> Reread | None:
         """What has changed since the last time; None: nothing. It blocks. `known`: the files that were read already,
@@ -156,6 +198,8 @@ class Keyring:
     def __init__(self, log: logging.Logger | None = None) -> None:
         self._log = log
         self._materials: dict[Config, Material] = {}
+        self._handed: LastGood = {}
+        self._stood_in: list[Material] = []
 
     @property
     def is_empty(self) -> bool:
@@ -174,11 +218,27 @@ class Keyring:
         """What comes of this section's files. Raises KeyError where they are not in use."""
         return self._materials[_shared(config)]
 
+    def hand_over(self, kept: LastGood) -> None:
+        """What another process has in use: it takes the place of files that are not good when they are read first."""
+        self._handed = kept
+
+    def last_good(self) -> LastGood:
+        """What the files in use held when they were good, for `hand_over` elsewhere."""
+        return {material.files: material.data for material in self._materials.values() if material.data}
+
+    def stood_in(self) -> list[tuple[str, str]]:
+        """(users, problem) of the files in whose place what was handed over is used, of each once."""
+        found, self._stood_in = self._stood_in, []
+        return [(", ".join(sorted(each.users)), each.problem) for each in found if each.problem is not None]
+
     def _get(self, config: Config, user: str) -> Material:
         config = _shared(config)
         material = self._materials.get(config)
         if material is None:
-            material = self._materials[config] = Material(config)
+            kept = self._handed.get(tuple(named_files(config)))
+            material = self._materials[config] = Material(config, kept=kept)
+            if material.problem is not None:
+                self._stood_in.append(material)
         material.users.add(user)
         return material
 
@@ -261,6 +321,21 @@ def _read(config: Config, known: dict[str, Content | FileError]) -> list[Content
     return contents
 
 
+def _remade(config: Config, kept: tuple[bytes, ...]) -> _Made | None:
+    """What comes of files that were good; None: another version of OpenSSL, or of this, does not find them so."""
+    named = named_files(config)
+    try:
+        return _make(
+            config,
+            [
+                Content(label=label, path=path, data=data)
+                for (label, path), data in zip(named, kept, strict=True)
+            ],
+        )
+    except FileError:
+        return None
+
+
 def _digest(contents: Iterable[Content]) -> bytes:
     digest = hashlib.sha256()
     for content in contents:
@@ -275,7 +350,12 @@ def _make(config: Config, contents: list[Content]) -> _Made:
         context, pems = server_context(config, contents)
     else:
         context, pems = client_context(config, contents)
-    return _Made(digest=_digest(contents), context=context, pems=tuple(pems))
+    return _Made(
+        digest=_digest(contents),
+        data=tuple(content.data for content in contents),
+        context=context,
+        pems=tuple(pems),
+    )
 
 
 def server_context(config: ServerConfig, contents: list[Content]) -> tuple[ssl.SSLContext, list[Pem]]:

@@ -109,6 +109,15 @@ class KeySet:
         self.version += 1
         self.confirm()
 
+    def resume(self, keys: tuple[PublicKey, ...], fed_at: float) -> None:
+        """These were the keys at `fed_at`, as another worker had them: used until the source has been asked, and for as
+        long as it is away.
+        """
+        if not self.keys and self._clock.now < fed_at + KEPT_S:
+            self.keys = keys
+            self.version += 1
+            self.fed_at = fed_at
+
     def confirm(self) -> None:
         """The keys are still those in hand."""
         self._clock.tick()
