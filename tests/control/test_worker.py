@@ -23,6 +23,7 @@ from ambassador.control.pages import block_keys
 from ambassador.control.sums import UpstreamStatus, UpstreamSums
 from ambassador.control.worker import WorkerPlane, open_plane
 from ambassador.observe.metrics import NO_NAME, BlockKey, Page, Registry, encode_blocks
+from ambassador.proxy.jose import read_keys
 from ambassador.proxy.key_files import ServerConfig, named_files
 from tests.proxy.clients.tokens import jwks
 from tests.proxy.pem import Authority
@@ -245,7 +246,7 @@ async def test_beat_tells_of_sets_of_keys_that_cannot_be_read_and_no_more_once_t
         assert (trouble.problem, trouble.has_keys) == ("cannot be read: No such file or directory", False)
         assert abs(trouble.since - time.time()) < 60
         for key_set in worker.plane.key_sets:
-            key_set.feed(())
+            key_set.feed(read_keys(jwks("ec")))
         assert not worker.plane.key_set_troubles
 
 
