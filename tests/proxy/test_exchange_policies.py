@@ -21,7 +21,7 @@ from ambassador.proxy.lane import Strand
 from ambassador.proxy.upstream.h1 import Http1Connection
 from ambassador.proxy.upstream.pool import Pool
 from ambassador.state.protocol import Force, Probe, Report, Verb
-from tests.proxy.harness import GET, OK, Origin, Plane, Talk, a_plane, until, unused_port
+from tests.proxy.harness import GET, OK, Origin, Plane, Talk, a_plane, finished, until, unused_port
 from tests.state.harness import OneStore
 
 FAILED = b"HTTP/1.1 500 No\r\ncontent-length: 2\r\n\r\nno"
@@ -537,6 +537,30 @@ async def test_retries_end_when_the_breaker_opens(shared: Shared) -> None:
         assert plane.counts.attempts == ["connect"] * 3
         client.close()
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("mock_clock")
+async def test_endpoint_in_its_ramp_sends_what_it_refuses_to_others(origin: Origin, shared: Shared) -> None:
+    other = Origin()
+    text = config(origin.url, other.url, upstream="breaker: {scope: endpoint}")
+    async with a_plane(text, scopes=shared.scopes_of(0)) as plane, trio.open_nursery() as nursery:
+        nursery.start_soon(shared.answers)
+        nursery.start_soon(answers_with, other, OK)
+        plane.breakers.random = lambda: 0.99  # what a ramp refuses
+        breakers = [endpoint.gate for endpoint in plane.endpoints if endpoint.gate is not None]
+        await until(lambda: all(breaker.gate.row is not None for breaker in breakers))
+        breakers[0].gate._own_closed(plane.lane.now, alone=False)
+        plane.breakers.attend(breakers[0])
+        assert [int(each[9:12]) for each in await seen_by_client(plane, 12, GET)] == [200] * 12
+        assert plane.endpoints[0].pool.open == 0
+        breakers[1].gate._own_closed(plane.lane.now, alone=False)
+        plane.breakers.attend(breakers[1])
+        (answer,) = await seen_by_client(plane, 1, GET)
+        assert b'"breaker_open"' in answer
+        assert plane.counts.attempts == ["200"] * 12
+        await finished(plane)
+        nursery.cancel_scope.cancel()
+    other.close()
 
 
 # ----- what counts ----------------------------------------------------------------------------------------------------

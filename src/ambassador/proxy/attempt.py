@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ambassador.proxy.plan import RoutePlan
     from ambassador.proxy.upstream.endpoint import Endpoint
     from ambassador.proxy.upstream.h1 import Http1Connection
+    from ambassador.proxy.upstream.upstream import Upstream
 
 _FAILED: Final = frozenset({"connect", "reset", "timeout"})
 """Ends of an attempt that speak of its endpoint. Others say that the client left, or that it was not made at all."""
@@ -93,13 +94,13 @@ class Attempt:
         """
         exchange, plan, connection = self._exchange, self._plan, self.connection
         if connection is None:
-            upstream, endpoint = plan.upstream, self.endpoint
+            upstream = plan.upstream
             assert upstream is not None
             if plan.credential is not None:
                 await self._have(plan.credential)
-            if upstream.cooldown is not None or plan.gates or endpoint.gate is not None:
+            if upstream.cooldown is not None or plan.gates or self.endpoint.gate is not None:
                 await self._enter()
-            connection = endpoint.pool.take()
+            connection = self.endpoint.pool.take()
             if connection is not None and upstream.charge is not None:
                 await self._pay_beside(connection)
             if connection is None or connection.link.closed:
@@ -155,29 +156,54 @@ class Attempt:
         return request.passing if credential is None else credential.told_apart(request)
 
     async def _enter(self) -> None:
-        """Ask the cool-down and the breakers. Raises `BreakerOpen`: no attempt was made then."""
-        exchange, plan, endpoint = self._exchange, self._plan, self.endpoint
+        """Ask the cool-down and the breakers, at other endpoints too where one's own breaker refuses. Raises
+        `BreakerOpen`: no attempt was made then.
+        """
+        exchange, plan, request = self._exchange, self._plan, self._exchange.request
         upstream = plan.upstream
         assert upstream is not None
-        if upstream.cooldown is not None:
-            left_s = upstream.cooldown.left(self._shown(), endpoint)
-            if left_s > 0:
-                exchange.attempts -= 1
-                raise upstream.cooldown.error(left_s)
-        guards = guards_of(plan.gates, endpoint)
-        ticket = closed(guards)
-        if ticket is None:
-            request, began = exchange.request, exchange.lane.now
-            entry = enter(guards, began, plan.answer_within_s, exchange.client, held_s=request.held_s)
-            if not isinstance(entry, Ticket | Refusal):
-                entry = await entry
-                request.held_s += exchange.lane.now - began
-            if isinstance(entry, Refusal):
-                exchange.attempts -= 1
-                raise entry.error()
-            ticket = entry
-        self.ticket = ticket
-        exchange.transfer.probe_until = ticket.until
+        refused = [self.endpoint]
+        while True:
+            endpoint = self.endpoint
+            if upstream.cooldown is not None:
+                left_s = upstream.cooldown.left(self._shown(), endpoint)
+                if left_s > 0:
+                    exchange.attempts -= 1
+                    raise upstream.cooldown.error(left_s)
+            guards = guards_of(plan.gates, endpoint)
+            entry = closed(guards)
+            if entry is None:
+                began = exchange.lane.now
+                asked = enter(guards, began, plan.answer_within_s, exchange.client, held_s=request.held_s)
+                if not isinstance(asked, Ticket | Refusal):
+                    asked = await asked
+                    request.held_s += exchange.lane.now - began
+                if isinstance(asked, Refusal):
+                    if self._goes_elsewhere(upstream, asked, refused):
+                        continue
+                    exchange.attempts -= 1
+                    raise asked.error()
+                entry = asked
+            self.ticket = entry
+            exchange.transfer.probe_until = entry.until
+            return
+
+    def _goes_elsewhere(self, upstream: Upstream, refusal: Refusal, refused: list[Endpoint]) -> bool:
+        """Whether there is an endpoint beside those that have `refused`; the attempt is at that one from now on.
+
+        A pick does not see what a ramp refuses, nor that a lease for a probe has gone meanwhile.
+        """
+        gate = self.endpoint.gate
+        if gate is None or refusal.breaker != gate.name:
+            return False  # it refuses them all
+        other = self._exchange.pick_instead(upstream)
+        if other in refused:
+            return False
+        refused.append(other)
+        self.endpoint.inflight -= 1
+        self.endpoint = other
+        other.inflight += 1
+        return True
 
     async def _pay_beside(self, connection: Http1Connection) -> bool:
         """`Attempts.pay` directly before the first byte, with the connection at hand, which is for others if the

@@ -221,6 +221,15 @@ class Attempts:
         key = None if upstream.key is None else upstream.key(self.request, self.request.client_ip)
         return upstream.only or upstream.pick(self._tried, key)
 
+    def pick_instead(self, upstream: Upstream) -> Endpoint:
+        """One for the present attempt in place of the endpoint that was picked and refused it; the same where there is
+        no other.
+        """
+        other = self.pick(upstream)
+        if upstream.only is None:
+            self._tried = (*self._tried, other)
+        return other
+
     def check_time(self, plan: RoutePlan) -> None:
         """Raises what there is to say if an attempt that began now could not finish in time."""
         now = self.lane.now
