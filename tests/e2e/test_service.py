@@ -88,13 +88,16 @@ def service(tmp_path: Path, upstream: str) -> Iterator[Running]:
         yield running
 
 
+CLIENTS = 8
+
+
 @contextmanager
-def load(service: Service, *, keep_alive: bool) -> Iterator[list[Exception]]:
-    """Four clients that ask again and again; what went wrong for them."""
+def load(service: Service) -> Iterator[list[Exception]]:
+    """Clients that ask again and again, half of them over new connections each time; what went wrong for them."""
     errors: list[Exception] = []
     done = threading.Event()
 
-    def client() -> None:
+    def client(*, keep_alive: bool) -> None:
         connection = http.client.HTTPConnection(service.host, service.port, timeout=10)
         while not done.is_set():
             try:
@@ -109,7 +112,9 @@ def load(service: Service, *, keep_alive: bool) -> Iterator[list[Exception]]:
                 connection.close()
         connection.close()
 
-    threads = [threading.Thread(target=client) for _ in range(4)]
+    threads = [
+        threading.Thread(target=client, kwargs={"keep_alive": number % 2 == 0}) for number in range(CLIENTS)
+    ]
     for thread in threads:
         thread.start()
     try:
@@ -120,22 +125,17 @@ def load(service: Service, *, keep_alive: bool) -> Iterator[list[Exception]]:
             thread.join()
 
 
-KINDS = pytest.mark.parametrize("keep_alive", [False, True], ids=["new connections", "kept connections"])
-
-
-@KINDS
-def test_a_killed_worker_costs_only_what_it_had_in_hand(service: Running, keep_alive: bool) -> None:
+def test_a_killed_worker_costs_only_what_it_had_in_hand(service: Running) -> None:
     (first, _) = service.pids().values()
-    with load(service, keep_alive=keep_alive) as errors:
+    with load(service) as errors:
         time.sleep(0.2)
         os.kill(first, signal.SIGKILL)
         until(lambda: len(service.pids()) == 2 and first not in service.pids().values())
-    assert len(errors) <= 4, errors
+    assert len(errors) <= CLIENTS, errors
 
 
-@KINDS
-def test_twenty_reloads_lose_nothing(service: Running, upstream: str, keep_alive: bool) -> None:
-    with load(service, keep_alive=keep_alive) as errors:
+def test_twenty_reloads_lose_nothing(service: Running, upstream: str) -> None:
+    with load(service) as errors:
         for number in range(20):
             service.configure(upstream, f"m{number}")
             status, answer = service.admin("POST", "/api/reload")
@@ -144,19 +144,17 @@ def test_twenty_reloads_lose_nothing(service: Running, upstream: str, keep_alive
     assert not errors
 
 
-@KINDS
-def test_replacing_every_worker_loses_nothing(service: Running, keep_alive: bool) -> None:
+def test_replacing_every_worker_loses_nothing(service: Running) -> None:
     before = set(service.pids().values())
-    with load(service, keep_alive=keep_alive) as errors:
+    with load(service) as errors:
         service.signal(signal.SIGUSR2)
         until(lambda: len(service.pids()) == 2 and not before & set(service.pids().values()))
         until(lambda: not any(map(is_alive, before)))
     assert not errors
 
 
-@KINDS
-def test_scaling_up_and_down_loses_nothing(service: Running, keep_alive: bool) -> None:
-    with load(service, keep_alive=keep_alive) as errors:
+def test_scaling_up_and_down_loses_nothing(service: Running) -> None:
+    with load(service) as errors:
         for number, count in ((signal.SIGTTIN, 3), (signal.SIGTTOU, 2), (signal.SIGTTOU, 1)):
             service.signal(number)
             service.wait_for_workers(count)
