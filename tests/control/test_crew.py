@@ -190,6 +190,35 @@ async def test_a_crash_loop_backs_off(crew: Crew, nursery: trio.Nursery, autojum
     assert served(crew) == {0: (0,), 1: (1,)}
 
 
+async def test_a_start_that_fails_is_told_with_its_reason_and_when_the_next_one_is(
+    crew: Crew, nursery: trio.Nursery, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    await nursery.start(crew.run, 2)
+    await trio.sleep(1)
+    FakeWorker.starts_in_s = None
+    crew.current[0].kill()
+    await trio.sleep(0.35)
+    assert caplog.messages[1:] == [
+        "slot 0: cannot start; tried again in 0.2 s",
+        "slot 0: cannot start; tried again in 0.4 s",
+    ]
+    caplog.clear()
+    crew.current[0].kill()
+    await trio.sleep(0.15)
+    assert caplog.messages[1:] == [
+        "slot 1: cannot start; tried again in 0.2 s; no worker is there, and connections wait for one"
+    ]
+
+
+async def test_a_replacement_that_cannot_start_is_not_tried_again(
+    crew: Crew, nursery: trio.Nursery, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    await nursery.start(crew.run, 1)
+    FakeWorker.starts_in_s = None
+    assert not await crew.replace(0)
+    assert caplog.messages == ["slot 0: cannot start"]
+
+
 async def test_a_replaced_worker_goes_after_its_successor_has_come(
     crew: Crew, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
+import signal
 import ssl
 import threading
 from collections.abc import Iterator
@@ -135,6 +137,20 @@ def test_certificate_is_replaced_under_load_and_no_request_fails(
         assert log.count("the files are changed") == 1, log
         labels = f'side="client",name="127.0.0.1:0",file="{volume.cert}"'
         assert proxy.samples(f"ambassador_certificate_expiry_seconds{{{labels}}}")
+        # Workers that start while the files are no pair have what those had that died.
+        volume.put_pair(third.cert, second.key)
+        wait_until(lambda: certificates(proxy)[0]["problem"], "the problem")
+        before = worker_pids(proxy)
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: len(worker_pids(proxy) - before) == len(before), "other workers")
+        assert all_show(port, context, "third.test")
+
+
+def worker_pids(proxy: Ambassador) -> set[int]:
+    """Of the workers that serve."""
+    workers = json.loads(proxy.admin_get("/api/status"))["workers"]
+    return {each["pid"] for each in workers if each["ready"]}
 
 
 def all_show(port: int, context: ssl.SSLContext, name: str) -> bool:

@@ -215,9 +215,16 @@ class Crew:
         slot.error = (
             worker.error or f"worker {worker.pid} ended with status {worker.exit_status} before it was ready"
         )
-        self._log.error("slot %d: %s", slot.index, slot.error)
+        self._log.error("slot %d: %s%s", slot.index, slot.error, self._what_now(slot))
         self._ring(slot)
         return False
+
+    def _what_now(self, slot: _Slot) -> str:
+        """What follows when the slot's worker could not start. Without one, the kernel still takes connections."""
+        if not self._lacks_worker(slot) or not any(each.begun for each in self._slots):
+            return ""
+        again = f"; tried again in {restart_delay_s(slot.failures):g} s"
+        return again if self.available else f"{again}; no worker is there, and connections wait for one"
 
     async def _get_ready(self, worker: Incarnation) -> bool:
         """Wait until it can serve what is served now. True: it lives, and nothing was awaited since that was sure."""
