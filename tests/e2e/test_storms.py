@@ -174,5 +174,5 @@ def test_attempts_given_up_for_time_are_not_multiplied_by_those_behind() -> None
                 """
             outermost = stack.enter_context(ambassador(body, listen=listener(trusts=False)))
             url = outermost.url
-        storm = Storm([outermost.url], requests=240, clients=48)
+        storm = Storm([outermost.url], requests=240, clients=24)
         assert storm.requests <= len(origin.seen["/x"]) <= storm.most(budgets=3)
