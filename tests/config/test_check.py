@@ -276,7 +276,7 @@ def test_secret_of_an_upstream_that_is_not_here_is_warned_of(monkeypatch: pytest
 def test_header_that_a_credential_replaces_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMBASSADOR_TEST_TOKEN", "x")
     text = (
-        "version: 1\nlisten: 127.0.0.1:80\nroutes: [{name: r, to: u, headers: {request: {set: {NAME: x}}}}]\n"
+        "version: 1\nlisten: 127.0.0.1:80\nroutes: [{name: r, to: u, headers: {request: {set: {NAME: '{request_id}'}}}}]\n"
         "upstreams: {u: {endpoints: [http://127.0.0.1:1], auth: AUTH}}"
     )
     bearer, header = (
@@ -420,3 +420,14 @@ def test_host_that_an_egress_proxy_replaces_is_warned_of() -> None:
     ]:
         told = warnings(text.replace("URL", url).replace("VIA", via))
         assert ["no effect on http endpoints" in each for each in told] == [True] * warned
+
+
+def test_secret_that_a_route_writes_into_a_header_is_warned_of_and_not_shown() -> None:
+    text = "routes: [{{name: r, to: http://127.0.0.1:9, headers: {{request: {{set: {{{0}}}}}, response: {{set: {{set-cookie: s=1}}}}}}}}]\n"
+    result = load_string(HEAD + text.format("x-vault-token: HUNTER2"))
+    (warning,) = result.warnings
+    assert warning.path == "routes[0].headers.request.set.x-vault-token"
+    assert warning.message == "looks like a secret, and everybody who reads the config reads it"
+    assert "HUNTER2" not in warning.text()
+    for harmless in ("idempotency-key: a", "x-api-key: '{client}'", "x-key-id: b"):
+        assert warnings(text.format(harmless)) == []

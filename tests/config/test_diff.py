@@ -11,6 +11,7 @@ from ambassador.config import diff as diff_module
 from ambassador.config.diff import Change, KeyChange, diff, render
 from ambassador.config.load import load_text
 from ambassador.config.schema import ON_THE_WAY, POLICIES, Config
+from ambassador.config.secrecy import without_secrets
 
 HEAD = "version: 1\nlisten: [127.0.0.1:8080]\n"
 
@@ -163,3 +164,35 @@ def test_every_policy_of_a_route_is_compared() -> None:
         )
         assert {each.key.partition(".")[0] for each in only(before, after).keys} == {key}
         assert key in ON_THE_WAY or only(after, before).kind == "changed"
+
+
+LITERAL = """\
+upstreams: {u: {endpoints: [http://127.0.0.1:1], auth: {oauth2: {token_url: 'http://127.0.0.1:2/t?p=1&api_key=SECRET', client_id: a,
+  client_secret: env:X}}}}
+routes:
+- {name: a, match: {headers: {x-api-key: SECRET, x-b: {regex: b+}}, query: {token: {regex: SECRET+}}}, to: u, headers: {request: {set:
+    {X-Vault-Token: SECRET, x-b: c}, add: {cookie: s=SECRET}}, response: {set: {set-cookie: s=SECRET}}}}
+"""
+
+
+def test_what_has_the_name_of_a_secret_is_compared_and_not_shown() -> None:
+    before, after = config(LITERAL), config(LITERAL.replace("SECRET", "OTHER"))
+    changes = diff(before, after)
+    assert {key.key: key.after for change in changes for key in change.keys} == {
+        "auth.oauth2.token_url": "http://127.0.0.1:2/t?p=1&api_key=***",
+        "match.headers.x-api-key.exact": ["***"],
+        "match.query.token.exact": ["***"],
+        "headers.request.set.X-Vault-Token": "***",
+        "headers.request.add.cookie": "***",
+        "headers.response.set.set-cookie": "***",
+    }
+    assert "SECRET" not in render(changes) + repr(changes)
+    assert "OTHER" not in render(changes) + repr(changes)
+
+
+def test_config_does_not_differ_from_what_a_service_tells_of_it() -> None:
+    for part in (LITERAL, LITERAL.replace("x-api-key: SECRET, ", ""), LITERAL.replace("&api_key=SECRET", "")):
+        mine = config(part)
+        told = msgspec.convert(msgspec.to_builtins(without_secrets(mine)), Config)
+        assert "SECRET" not in repr(told)
+        assert diff(told, mine) == []

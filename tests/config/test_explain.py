@@ -21,6 +21,7 @@ from ambassador.config.schema import (
     Upstream,
     ValueMatch,
 )
+from ambassador.config.secrecy import without_secrets
 from ambassador.proxy.policies import headers, retry
 
 
@@ -347,3 +348,28 @@ def test_labels_never_touch_their_texts() -> None:
     rendered = render(explain(load_text(text), "GET", "/"))
     assert "  concurrency  2 requests at once on each replica" in rendered
     assert "  route        r  " in rendered
+
+
+KEYED = """\
+version: 1
+listen: 127.0.0.1:80
+routes:
+- {name: a, match: {path: /a, headers: {x-api-key: SECRET}}, to: http://b, headers: {request: {set: {x-vault-token: SECRET}}}}
+- {name: b, respond: 200}
+"""
+
+
+def test_what_has_the_name_of_a_secret_is_not_shown() -> None:
+    text = render(explain(load_text(KEYED), "GET", "http://h/a", [("x-api-key", "SECRET")]))
+    assert "matched host *, path /a, header x-api-key = ***" in text
+    assert "set x-vault-token: ***" in text
+    assert "SECRET" not in text
+
+
+def test_what_depends_on_a_value_that_is_not_told_is_unsure() -> None:
+    told = without_secrets(load_text(KEYED))
+    unsure = [lines(explain(told, "GET", f"http://h{path}")).get("unsure") for path in ("/a", "/b")]
+    assert unsure == [
+        "whether a takes it is not known here: the service does not tell the value of x-api-key",
+        None,
+    ]

@@ -31,6 +31,16 @@ def test_secrets_are_masked() -> None:
     assert headers == {"authorization": "***", "x-a": "b"}
 
 
+def test_what_has_the_name_of_a_secret_is_masked() -> None:
+    told = "match: {headers: {x-api-key: SECRET, x-c: d}, query: {token: [SECRET, b], sort: a}}"
+    route = f"  - {{name: other, {told}, respond: {{status: 200, headers: {{x-auth-token: SECRET}}}}}}\n"
+    config = load_text(CONFIG + route)
+    assert "SECRET" not in b"".join(pieces(masked(config))).decode()
+    match = route_status(config.routes[2]).match
+    assert match["headers"] == {"x-api-key": "***", "x-c": "d"}
+    assert match["query"] == {"token": "***", "sort": "a"}
+
+
 def test_token_of_an_api_server_is_masked() -> None:
     where = "{service: web, namespace: shop, server: 'https://api:6443', token: 'file:/run/secret'}"
     text = f"upstreams: {{web: {{discover: {{kubernetes: {where}}}}}, other: {{endpoints: [http://a]}}}}\n"

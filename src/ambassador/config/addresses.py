@@ -12,14 +12,11 @@ import re
 from ambassador.config.units import Wrong
 from ambassador.config.words import NOT_SUPPORTED, did_you_mean, need
 from ambassador.extras import REDIS
+from ambassador.observe.secret_names import names_a_secret
 from ambassador.proxy.clients import mtls
 from ambassador.proxy.loopback import is_this_host
 from ambassador.state.redis_url import parse_address
 
-_TELLING = re.compile(
-    r"(?:secret|password|passwd|pwd|(?:access)?token|assertion|signature|sig|credentials?|(?:api|access)?key|auth|code)",
-    re.IGNORECASE,
-)
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)*"
 )
@@ -255,7 +252,7 @@ def _place(url: str) -> str:
 def telling_names(url: str) -> list[str]:
     """The names in a URL's query that look as if a secret had been put there."""
     names = (pair.partition("=")[0] for pair in url.partition("?")[2].split("&"))
-    return [name for name in names if _TELLING.fullmatch(re.split(r"[_.-]", name)[-1])]
+    return [name for name in names if names_a_secret(name.encode())]
 
 
 def token_url(text: str) -> str:

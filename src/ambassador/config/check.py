@@ -17,10 +17,10 @@ from ambassador.config.discover import Discover
 from ambassador.config.identity import secret_values
 from ambassador.config.part import Items, Part
 from ambassador.config.schema import Client, Config, Match, Route, Upstream
-from ambassador.config.secrecy import secret_keys
+from ambassador.config.secrecy import may_be_secret, secret_keys
 from ambassador.config.units import format_duration, format_rate
 from ambassador.files import UnfitFile, read_regular
-from ambassador.proxy import jose
+from ambassador.proxy import jose, template
 from ambassador.proxy.content import CONTENT
 from ambassador.proxy.egress import Egress
 from ambassador.proxy.loopback import is_this_host
@@ -32,6 +32,9 @@ _FULL_USE_S = 0.05
 """A smaller burst is gone before a worker is asked again (`state.holding`: the pace when tokens are scarce)."""
 
 _LONG_WAIT_S = 60.0
+
+_NO_SECRETS = frozenset({"idempotency-key", "surrogate-key", "cache-key", "sec-websocket-key"})
+"""Headers that have the name of a secret and hold none."""
 
 
 def warn(
@@ -400,19 +403,37 @@ def _problem_of_keys(file: str) -> str | None:
 
 
 def _warn_of_headers(config: Config, route: Route, part: Part) -> None:
-    """What a route sets and the upstream's credential replaces."""
+    """What a route sets and the upstream's credential replaces, or should be in its place."""
+    changes = None if route.headers is None else route.headers.request
+    if changes is None:
+        return
     upstream = None if route.to is None else config.upstreams.get(route.to)  # left out if it has errors
     auth = None if upstream is None else upstream.auth
-    changes = None if route.headers is None else route.headers.request
-    if auth is None or changes is None:
-        return
-    name = "authorization" if auth.header is None else auth.header.name.lower()
-    if name in {each.lower() for each in (*changes.set, *changes.add)}:
-        _tell(
-            part,
-            "headers",
-            f"'{name}' of the request is replaced by the credential of upstream '{route.to}' ('auth')",
-        )
+    replaced = None
+    if auth is not None:
+        replaced = "authorization" if auth.header is None else auth.header.name.lower()
+    for verb, values in (("set", changes.set), ("add", changes.add)):
+        for name, value in values.items():
+            if name.lower() == replaced:
+                _tell(
+                    part,
+                    "headers",
+                    f"'{name}' of the request is replaced by the credential of upstream '{route.to}' ('auth')",
+                )
+            elif may_be_secret(name, value) and name.lower() not in _NO_SECRETS and _is_literal(value):
+                node, path = part.place_within(f"headers.request.{verb}.{name}")
+                node.source.mask(node.line, value)
+                node.report(
+                    path,
+                    "looks like a secret, and everybody who reads the config reads it",
+                    "let 'auth' of the upstream put it on, from 'env:NAME' or 'file:/path'",
+                    level="warning",
+                )
+
+
+def _is_literal(value: str) -> bool:
+    """Whether a header's value is the same for all requests, and there is one."""
+    return bool(value) and isinstance(template.compile(value), bytes)
 
 
 def _warn_of_shadows(matches: Sequence[tuple[Part, Match]]) -> None:

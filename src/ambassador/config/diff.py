@@ -59,7 +59,7 @@ def _displayed(before: Config, after: Config) -> tuple[dict[str, Any], dict[str,
         return f"{MASK}#{numbers.setdefault(reference, len(numbers))}"
 
     old, new = to_display(before, number), to_display(after, number)
-    if MASK in numbers:  # of a running service it is not told which they are
+    if any(MASK in reference for reference in numbers):  # of a running service it is not told which they are
         return to_display(before), to_display(after)
     return old, new
 
@@ -69,7 +69,7 @@ def _unnumbered(value: Any) -> Any:
         return {key: _unnumbered(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_unnumbered(inner) for inner in value]
-    return MASK if isinstance(value, str) and _NUMBERED.fullmatch(value) else value
+    return _NUMBERED.sub(MASK, value) if isinstance(value, str) else value
 
 
 _NUMBERED = re.compile(rf"{re.escape(MASK)}#[0-9]+")

@@ -9,6 +9,7 @@ from msgspec import Struct, inspect
 
 from ambassador.config import units
 from ambassador.config.schema import Config
+from ambassador.config.secrecy import URLS, hidden, may_be_secret, without_query
 from ambassador.config.veil import MASK
 from ambassador.proxy import content
 
@@ -30,10 +31,11 @@ def _masked(_reference: str) -> str:
 
 
 def to_display(config: Config, mask: Callable[[str], str] = _masked) -> dict[str, Any]:
-    """The config as plain data for JSON: quantities with their units, None as null, secrets as `***`.
+    """The config as plain data for JSON: quantities with their units, None as null, secrets, and what has the name of
+    one, as `***`.
 
     `line` and `file` of the routes stay, so that it can be said where each comes from. `mask` gives what stands for the
-    secret of a reference.
+    secret of a reference, or for such a text.
     """
     shown = show(config, inspect.type_info(Config), mask=mask)
     assert isinstance(shown, dict)
@@ -52,6 +54,9 @@ def show(
         return show(value, _member(value, info), form, mask)
     if form == "secret":
         return mask(value)
+    if form in URLS:
+        told = without_query(value)
+        return told if told == value or told is None else told.replace(MASK, mask(value))
     if form in _FORMATS:
         return _FORMATS[form](value)
     if isinstance(info, inspect.StructType):
@@ -60,7 +65,10 @@ def show(
             for field in info.fields
         }
     if isinstance(info, inspect.DictType):
-        return {key: show(inner, info.value_type, mask=mask) for key, inner in value.items()}
+        return {
+            key: show(hidden(inner, mask) if may_be_secret(key, inner) else inner, info.value_type, mask=mask)
+            for key, inner in value.items()
+        }
     if isinstance(info, inspect.VarTupleType):
         return [show(inner, info.item_type, mask=mask) for inner in value]
     return list(value) if isinstance(value, tuple) else value

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 from urllib.parse import quote
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from ambassador.config.explain_lines import (
     DEADLINES,
@@ -27,12 +27,12 @@ from ambassador.config.explain_lines import (
 )
 from ambassador.config.identity import credential_headers
 from ambassador.config.schema import Config, Match, PathRegex, Route, Timeout, ValueMatch
+from ambassador.config.secrecy import may_be_secret, without_secrets
 from ambassador.config.tls_words import Names
 from ambassador.config.veil import MASK
 from ambassador.errors import BadRequest, DeadlineExceeded, NoRoute
 from ambassador.messages import Fields, Request
 from ambassador.printable import printable
-from ambassador.proxy.fields import CREDENTIALS
 from ambassador.proxy.forwarding import caller_deadline_s
 from ambassador.proxy.path import authority_host, normalise, split_target
 from ambassador.proxy.routing import Router, spec, why_not
@@ -129,9 +129,9 @@ def _too_late(explained: Explanation) -> Explanation:
 
 def _masked(config: Config, headers: Sequence[tuple[str, str]]) -> Iterable[tuple[str, str]]:
     """The headers without the credentials in them."""
-    secret = {name.decode() for name in CREDENTIALS} | credential_headers(config)
+    secret = credential_headers(config)
     for name, value in headers:
-        yield name, MASK if name.lower() in secret else value
+        yield name, MASK if name.lower() in secret or may_be_secret(name, value) else value
 
 
 def with_endpoints(explanation: Explanation, config: Config, endpoints: Sequence[EndpointNow]) -> Explanation:
@@ -212,6 +212,7 @@ def _explain(config: Config, request: Request, asked: Explanation, names: Names)
         for route, match in zip(config.routes[:taken], specs, strict=False)
         if (reason := why_not(match, request.host, path, request.method, request)) is not None
     )
+    asked = _but(asked, lines=(*asked.lines, *_hidden_lines(config.routes[:taken], request)))
     if found is None and request.target == b"*":
         return _but(asked, considered=considered, status=204, problem="with Allow; no route takes it")
     if found is None:
@@ -246,6 +247,25 @@ def _explain(config: Config, request: Request, asked: Explanation, names: Names)
     )
 
 
+def _hidden_lines(routes: Sequence[Route], request: Request) -> Iterable[Line]:
+    """Of routes that pass the request by for a value which a running service does not tell: that this is not known."""
+    path = request.path.decode("ascii")
+    for route in routes:
+        match = route.match
+        told = structs.replace(
+            match, headers=dict(_told(match.headers.items())), query=dict(_told(match.query.items()))
+        )
+        if told != match and why_not(spec(told), request.host, path, request.method, request) is None:
+            names = dict.fromkeys(name for each in (match.headers, match.query) for name in each)
+            hidden = [name for name in names if name not in told.headers and name not in told.query]
+            text = f"whether {route.name} takes it is not known here: the service does not tell the value of {', '.join(hidden)}"
+            yield Line(what="unsure", text=text, key="match")
+
+
+def _told(values: Iterable[tuple[str, ValueMatch]]) -> Iterable[tuple[str, ValueMatch]]:
+    return [(name, value) for name, value in values if value.exact != (MASK,)]
+
+
 def _place(route: Route) -> str:
     return f"{route.file}:{route.line}" if route.line else "command line"
 
@@ -256,8 +276,9 @@ def _match_text(match: Match, host: str) -> str:
         parts.append(f"path {match.path.regex if isinstance(match.path, PathRegex) else match.path}")
     if match.methods:
         parts.append("methods " + ", ".join(match.methods))
-    parts += [f"header {name} {_value_text(value)}" for name, value in match.headers.items()]
-    parts += [f"query {name} {_value_text(value)}" for name, value in match.query.items()]
+    shown = without_secrets(match)
+    parts += [f"header {name} {_value_text(value)}" for name, value in shown.headers.items()]
+    parts += [f"query {name} {_value_text(value)}" for name, value in shown.query.items()]
     if match.client:
         parts.append("client " + " or ".join(match.client))
     return ", ".join(parts)

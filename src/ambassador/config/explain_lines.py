@@ -17,6 +17,7 @@ from ambassador.config.certificates import client_section
 from ambassador.config.discover import source_name
 from ambassador.config.identity import UNREAD
 from ambassador.config.schema import ON_THE_WAY, Config, Endpoint, Fallback, Route, Timeout, Upstream
+from ambassador.config.secrecy import may_be_secret
 from ambassador.config.tls_words import Names, certificate_text, verification_text
 from ambassador.config.units import (
     format_duration,
@@ -26,6 +27,7 @@ from ambassador.config.units import (
     format_rate,
     format_size,
 )
+from ambassador.config.veil import MASK
 from ambassador.errors import ProxyError
 from ambassador.messages import Request
 from ambassador.proxy import egress, overload
@@ -335,8 +337,11 @@ def _header_lines(config: headers_policy.Config | None, *, forwarded: bool) -> I
     for side, changes in (("request", config.request if forwarded else None), ("response", config.response)):
         if changes is not None:
             done = [f"remove {name}" for name in changes.remove]
-            done += [f"set {name}: {value}" for name, value in changes.set.items()]
-            done += [f"add {name}: {value}" for name, value in changes.add.items()]
+            for verb, values in (("set", changes.set), ("add", changes.add)):
+                done += [
+                    f"{verb} {name}: {MASK if may_be_secret(name, value) else value}"
+                    for name, value in values.items()
+                ]
             yield Line(what="headers", text=f"{side}: " + ", ".join(done), key=f"headers.{side}")
 
 

@@ -8,16 +8,12 @@ import msgspec
 
 from ambassador.config.schema import Config, Match, PathRegex, Route, ValueMatch, policies_of
 from ambassador.config.secrecy import without_secrets
-from ambassador.config.veil import MASK
 from ambassador.control.certificates import CertificateStatus
 from ambassador.control.discovery.directory import SourceStatus
 from ambassador.control.host import resident_bytes
 from ambassador.control.incarnation import Incarnation
 from ambassador.control.key_set_status import KeySetStatus
 from ambassador.control.reload import LastReload
-from ambassador.proxy.fields import CREDENTIALS
-
-_SECRET_HEADERS = frozenset({"set-cookie", *(name.decode() for name in CREDENTIALS)})
 
 
 class StateStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,27 +104,8 @@ def masked(config: Config) -> dict[str, object]:
         name: value if name == "routes" else without_secrets(value)
         for name, value in msgspec.structs.asdict(config).items()
     }
-    told["routes"] = map(_masked_route, config.routes)
+    told["routes"] = map(without_secrets, config.routes)
     return told
-
-
-def _masked_route(route: Route) -> dict[str, Any]:
-    tree: dict[str, Any] = msgspec.to_builtins(route)
-    _mask_headers(tree)
-    return tree
-
-
-def _mask_headers(node: Any) -> None:
-    """Mask credentials that somebody wrote into a header's value."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if isinstance(value, str) and str(key).lower() in _SECRET_HEADERS:
-                node[key] = MASK
-            else:
-                _mask_headers(value)
-    elif isinstance(node, list):
-        for value in node:
-            _mask_headers(value)
 
 
 class RouteStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,7 +134,8 @@ def _match(match: Match) -> dict[str, Any]:
     path = {"regex": match.path.regex} if isinstance(match.path, PathRegex) else match.path
     host: Any = match.host[0] if len(match.host) == 1 else list(match.host)
     tree = {"host": host, "path": path, "methods": list(match.methods)}
-    tree |= {"headers": _values(match.headers), "query": _values(match.query)}
+    shown = without_secrets(match)
+    tree |= {"headers": _values(shown.headers), "query": _values(shown.query)}
     return {key: value for key, value in tree.items() if value}
 
 

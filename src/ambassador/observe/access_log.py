@@ -21,7 +21,6 @@ msgspec it is.
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import random
@@ -32,9 +31,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
-from urllib.parse import unquote_to_bytes
 
 import msgspec
+
+from ambassador.observe.secret_names import names_a_secret
 
 _FLUSH_EVERY_S = 0.05
 _FLUSH_BYTES = 64 * 1024
@@ -244,28 +244,16 @@ _MOST_PARAMETERS: Final = 64  # what an 8 KiB query of `&` may cost is bounded; 
 _SEPARATORS = re.compile(rb"([&;])")
 _QUERY_MARK = re.compile(rb"([?#])")
 _FRAGMENT_MARK = re.compile(rb"(#)")
-_NAME_MARKS = re.compile(rb"[^a-z0-9]")
-
-_SECRET_ENDS = (
-    b"token", b"key", b"secret", b"password", b"passwd", b"passphrase", b"pwd", b"signature", b"credential",
-    b"credentials", b"assertion", b"authorization", b"jwt",
-)  # fmt: skip
-_SECRET_NAMES = frozenset({
-    b"sig", b"pass", b"auth", b"code", b"sid", b"session", b"sessionid", b"jsessionid", b"phpsessid", b"accesskeyid",
-    b"awsaccesskeyid", b"samlresponse", b"samlrequest", b"hmac",
-})  # fmt: skip
-"""`code` is OAuth's authorization code."""
 
 
 def mask_query(query: bytes) -> bytes:
     """The query with `***` for the value of every parameter whose name looks like that of a credential.
 
-    Names are compared without case, escapes and punctuation: `access_token`, `X-Amz-Signature`, `apiKey`, `%74oken`.
     What follows the first 64 parameters is masked as one.
     """
     if b";" not in query:
         for part in query.split(b"&", _MOST_PARAMETERS):
-            if _is_secret(part.partition(b"=")[0]):
+            if names_a_secret(part.partition(b"=")[0]):
                 break
         else:
             if query.count(b"&") < _MOST_PARAMETERS:
@@ -296,17 +284,7 @@ def mask_target(target: bytes) -> bytes:
 
 def _masked(part: bytes) -> bytes:
     key = part.partition(b"=")[0]
-    return key + b"=" + MASK if _is_secret(key) else part
-
-
-@functools.lru_cache(maxsize=256)
-def _is_secret(key: bytes) -> bool:
-    """Remembered, since a service's parameters have few names: 0.06 µs instead of 2."""
-    # `user[password]` and `a.key` end where their punctuation does; a name escaped twice is somebody's trick.
-    for _ in range(2):
-        key = unquote_to_bytes(key)
-    name = _NAME_MARKS.sub(b"", key.lower())
-    return name in _SECRET_NAMES or name.endswith(_SECRET_ENDS)
+    return key + b"=" + MASK if names_a_secret(key) else part
 
 
 # ----- writing --------------------------------------------------------------------------------------------------------
