@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from ambassador.messages import Request
+from ambassador.proxy.limit_queue import Entry
 from ambassador.proxy.policies import limit
 from ambassador.proxy.policies.limit import Config
 from tests.proxy.policies.limit_world import (
     Line,
+    Rest,
     Store,
     Worker,
     World,
@@ -68,6 +70,30 @@ def test_what_cannot_come_in_time_is_refused_at_once() -> None:
     world.run(0.03)
     assert 0 < worker.policy.waiting <= 6
     assert len(worker.refused) >= 30 - 4 - 7
+
+
+@pytest.mark.parametrize(("scarce", "late"), [(False, True), (True, False)])
+def test_lease_that_follows_one_for_others_is_waited_for_only_where_tokens_are_scarce(
+    *, scarce: bool, late: bool
+) -> None:
+    """A worker that stood still looks when the time of a request is over, and the lease of those before it is here."""
+    world, _, worker = one_worker(Config(rate=(500, 1), burst=100))
+    (made,) = worker.policy.limits
+    key = made.account(a_request())
+    entry = Entry(
+        1,
+        [(key, 1.0)],
+        Rest(world, lambda _: None),
+        now=world.now,
+        lease_until=world.now + 0.02,
+        tokens_until=world.now + 0.02,
+        last=world.now + 0.02,
+    )
+    world.run(0.025)
+    key.sent_at = world.now
+    if scarce:
+        key.held_until = world.now
+    assert entry.is_late(key, world.now) == late
 
 
 def test_waiters_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

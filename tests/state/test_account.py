@@ -198,6 +198,23 @@ def test_pressing_client_gets_nothing_while_no_store_answers() -> None:
     assert not bench.ready(late=True)
 
 
+def test_worker_with_most_of_the_traffic_gets_its_part_of_a_full_bucket_while_no_store_answers() -> None:
+    bench = Bench(terms(500, 100))
+    for _ in range(100):
+        bench.pump()
+        bench.fleet.deliver()
+        bench.spend()
+        bench.account.sharers = 4
+        bench.go_on(0.01)
+    bench.pump()
+    bench.go_on(WAIT_S)
+    bench.pump()
+    assert not bench.account.is_quiet
+    assert bench.ready(late=True)
+    bench.account.spend(1.0, bench.clock.now)
+    assert bench.account.debt == 1
+
+
 def test_unheard_of_key_begins_with_what_came_since_the_loss() -> None:
     bench = Bench()
     bench.fleet.go_down()

@@ -64,10 +64,13 @@ class Entry:
         self.queued: set[Key] = set()
 
     def is_late(self, key: Key, now: float) -> bool:
-        """The answer to the account's lease can be waited for no longer. Leases sent afterwards are for tokens, unless
-        what the answer brought had expired on its way.
+        """The answer to the account's lease can be waited for no longer. Where tokens are scarce, leases sent
+        afterwards are for those, unless what the answer brought had expired on its way. Where they are not, the answer
+        was for those before it, and the store has its own.
         """
-        return now >= self.lease_until and (self.lease_until >= key.sent_at or key.in_vain)
+        if now < self.lease_until:
+            return False
+        return self.lease_until >= key.sent_at or key.in_vain or not key.is_scarce(now)
 
     def is_soon_late(self, now: float) -> bool:
         """Half of the time is left at most that it may wait for an answer: as much as a share may need for its own."""

@@ -12,8 +12,8 @@ Tokens are spent in this order:
    so with 100 ms to the store tokens that live 200 often end before the next ones are here: 10 % of the requests
    waited in simulation, and 2 % do now. The share goes on for half a second after the store is back, which may have
    lost its data: then its buckets are empty at first.
-4. While the store is only late, for a client far under its limit: this worker's part of what the bucket is known to
-   hold; of a key that was never heard of, one token.
+4. While the store is only late, for a client far under its limit, or while most of the bucket is known to be left:
+   this worker's part of what it is known to hold; of a key that was never heard of, one token.
    Of a calendar window that was heard to be used up, nothing is admitted before its end.
 5. While even the replica's store does not answer: a bucket of the worker's own, R / workers, which begins empty; with
    one token where the fleet's bucket was known to hold one for each worker. The share is told it as a debt.
@@ -320,10 +320,10 @@ class Account(Holding):
 
     def _knows_enough(self, cost: float, now: float) -> bool:
         """The store is only late, and as far as is known the bucket has enough for each worker to take this: a client
-        far under its limit is not refused because the store is far away. It becomes a debt at once. Of a key that was
-        never heard of it is one token.
+        far under its limit is not refused because the store is far away, nor is one whose requests nearly all come to
+        this worker. It becomes a debt at once. Of a key that was never heard of it is one token.
         """
-        if not self.source.fleet.up or not self.is_quiet:
+        if not self.source.fleet.up or not (self.is_quiet or self._is_ample(now)):
             return False
         share = self._share
         if self.seen_at == -inf and share is not None and share.left < 0.0:
@@ -423,7 +423,7 @@ class Account(Holding):
             and self.rtt_s > source.max_wait_s
             and source.fleet.up
             and now >= self.sent_at + source.max_wait_s
-            and not self._is_scarce(now)
+            and not self.is_scarce(now)
         )
 
     def _ends_soon(self, now: float) -> bool:

@@ -364,13 +364,14 @@ class Holding:
 
     # Leasing
 
-    def _is_scarce(self, now: float) -> bool:
+    def is_scarce(self, now: float) -> bool:
+        """The bucket gave too little, not long ago."""
         return now < self.held_until + SCARCE_S
 
     def _is_ample(self, now: float) -> bool:
         """Most of the bucket was left, and nothing was short lately: what expires unspent is missing nowhere."""
         terms = self.terms
-        if terms.window_s or self.seen_at == -inf or self._is_scarce(now):
+        if terms.window_s or self.seen_at == -inf or self.is_scarce(now):
             return False
         return self._there(now) > terms.depth / AMPLE_PART
 
@@ -386,7 +387,7 @@ class Holding:
         terms = self.terms
         if not terms.ahead:
             return False
-        worth = WORTH_AMPLE if self._plan.lasting else WORTH_SCARCE if self._is_scarce(now) else WORTH_TOKENS
+        worth = WORTH_AMPLE if self._plan.lasting else WORTH_SCARCE if self.is_scarce(now) else WORTH_TOKENS
         worth *= self.unit
         if self.demand * (min(terms.life_s, 1.0) - self.rtt_s) < worth:
             return False
@@ -426,7 +427,7 @@ class Holding:
         """A second lease may be sent while one is out: where the store is so far away that the tokens of one would have
         expired, or be spent, before those of the next are here.
         """
-        return len(self._out) < MOST_OUT and self._is_far and not self._is_scarce(now)
+        return len(self._out) < MOST_OUT and self._is_far and not self.is_scarce(now)
 
     @property
     def is_quiet(self) -> bool:
@@ -505,7 +506,7 @@ class Holding:
         soon = self._expires - now < max(2 * self.rtt_s, self._plan.early_s) and not self._later
         low = self._low()
         due = waiting > held + coming or held + coming < low or (soon and not self._out)
-        far = self._is_far and not self._is_scarce(now)
+        far = self._is_far and not self.is_scarce(now)
         if not due and not far:
             return 0.0
         if self._plan.lasting:
@@ -523,7 +524,7 @@ class Holding:
         else:
             lot = self.demand * self._lot_s(load.keys)
         unit = math.ceil(self.unit)
-        lot = unit * (math.floor(lot / unit) if self._is_scarce(now) else math.ceil(lot / unit))
+        lot = unit * (math.floor(lot / unit) if self.is_scarce(now) else math.ceil(lot / unit))
         return max(unit, min(lot, self._largest()))
 
     def _far_level(self, demand: float, full: float) -> float:

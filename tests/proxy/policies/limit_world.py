@@ -311,14 +311,17 @@ class Worker:
         rest.start(waiting)
         return rest
 
-    def load(self, rate: float, seconds: float, random: Callable[[], float], key: str = "a") -> None:
-        """Have requests come for so long, `rate` a second on average."""
+    def load(
+        self, rate: float, seconds: float, random: Callable[[], float], key: str = "a", *, clump: int = 1
+    ) -> None:
+        """Have requests come for so long, `rate` a second on average, `clump` of them at once each time."""
 
         def come() -> None:
-            self.request(key)
+            for _ in range(clump):
+                self.request(key)
 
         at = 0.0
-        while (at := at + 2 * random() / rate) < seconds:
+        while (at := at + 2 * clump * random() / rate) < seconds:
             self.world.after(at, come)
 
 

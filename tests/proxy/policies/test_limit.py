@@ -414,6 +414,28 @@ def test_distant_store_refuses_nobody_far_under_the_limit(seed: int) -> None:
     assert max(max(worker.waited, default=0.0) for worker in workers) <= 0.0201
 
 
+@pytest.mark.parametrize("rtt_s", [0.012, 0.015, 0.018, 0.03])
+def test_store_that_takes_as_long_as_a_request_may_wait_refuses_no_clump_far_under_the_limit(
+    rtt_s: float,
+) -> None:
+    """Requests of one instant wait equally long, and their lease comes about when they give up."""
+    draw = random.Random(6).random
+    world = World()
+    store = Store(world)
+    workers = four_workers(
+        store,
+        Config(rate=(500, 1), burst=100),
+        draw,
+        far=lambda fleet: BatchLine(fleet, delay=lambda: rtt_s / 2 + 0.001 * draw(), replicas=2, workers=4),
+    )
+    for worker in workers:
+        worker.load(10, 3.0, draw)
+        worker.load(30, 3.0, draw, clump=4)
+    world.run(4.0)
+    assert sum(len(worker.refused) for worker in workers) == 0
+    assert excess(times_of(workers), 500) <= 100
+
+
 def test_distant_store_that_was_heard_of_refuses_no_second_request() -> None:
     world = World()
     store, replica = Store(world), Store(world)

@@ -320,6 +320,8 @@ class LimitPolicy:
         try:
             while not self._admit(entry, clock.now):
                 now = clock.now
+                if now >= entry.last and self._admit_in_turn(entry, now):
+                    break
                 if now >= entry.last or is_refused(entry, now):
                     raise self._refuse(lacking(entry.blocking(now), now), now)
                 await entry.waiter.rest(self._next_look(entry, now))
@@ -380,6 +382,15 @@ class LimitPolicy:
         for key, _ in entry.needs:
             pump(key, now, None)
         return True
+
+    def _admit_in_turn(self, entry: Entry, now: float) -> bool:
+        """Its time is over, and others are before it: they came at the same instant, and wake after it. What the
+        fallback has is theirs first, and then its own.
+        """
+        for key in list(entry.queued):
+            while (first := key.queue[0]) < entry and self._admit(first, now):
+                first.waiter.wake()
+        return self._admit(entry, now)
 
     def _changed(self, key: Account) -> None:
         """Tokens may have come: serve who waits, in order; who cannot be served any more is told."""
