@@ -9,6 +9,7 @@ import os
 import signal
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +21,17 @@ from ambassador.proxy.key_files import KeyPair
 from loadtest.volume import Volume
 from tests.e2e.origins import serving
 from tests.e2e.programs import AMBASSADOR, Ambassador, ambassador, start, wait_until
+from tests.proxy.clients.tokens import AUDIENCE, ISSUER, jwks, sign
 from tests.proxy.pem import Authority
+
+CALLERS = f"""\
+clients:
+  key: {{{{api_key: 'file:{{key}}'}}}}
+  token: {{{{jwt: {{{{issuer: '{ISSUER}', audience: {AUDIENCE}, jwks: 'file:{{jwks}}'}}}}}}}}
+routes:
+  - {{{{name: callers, match: {{{{path: /callers}}}}, respond: 200, access: [key, token]}}}}
+  - {{{{name: r, respond: 200}}}}
+"""
 
 
 class Clients:
@@ -108,7 +119,10 @@ def test_certificate_is_replaced_under_load_and_no_request_fails(
     volume.put_pair(first.cert, first.key)
     listen = f"[{{address: '127.0.0.1:0', tls: {{cert: {volume.cert}, key: {volume.key}}}}}]"
     context = trusting(authority)
-    with ambassador("routes: [{name: r, respond: 200}]", workers=2, listen=listen) as proxy:
+    files = {"key": tmp_path / "key", "jwks": tmp_path / "jwks"}
+    files["key"].write_text("s3kr3t")
+    files["jwks"].write_bytes(jwks("ec"))
+    with ambassador(CALLERS.format(**files), workers=2, listen=listen) as proxy:
         assert proxy.url.startswith("https://")
         port = port_of(proxy.url)
         assert shown(port, context) == ("127.0.0.1", "first.test")
@@ -140,11 +154,24 @@ def test_certificate_is_replaced_under_load_and_no_request_fails(
         # Workers that start while the files are no pair have what those had that died.
         volume.put_pair(third.cert, second.key)
         wait_until(lambda: certificates(proxy)[0]["problem"], "the problem")
+        files["key"].unlink()
+        files["jwks"].write_text("{")
+        wait_until(lambda: "is no JSON object" in proxy.running.stderr.read_text(), "the log")
         before = worker_pids(proxy)
         for pid in before:
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda: len(worker_pids(proxy) - before) == len(before), "other workers")
         assert all_show(port, context, "third.test")
+        token = sign(time.time(), key="ec", algorithm="ES256").decode()
+        for fields in ({"x-api-key": "s3kr3t"}, {"authorization": f"Bearer {token}"}):
+            assert {asked_as(port, context, fields) for _ in range(8)} == {200}
+
+
+def asked_as(port: int, context: ssl.SSLContext, fields: dict[str, str]) -> int:
+    """The status that a caller with these fields gets on a new connection."""
+    with contextlib.closing(connect(port, context)) as connection:
+        connection.request("GET", "/callers", headers=fields)
+        return connection.getresponse().status
 
 
 def worker_pids(proxy: Ambassador) -> set[int]:
