@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.proxy.harness import GET, OK, Origin, a_plane, bounded, config, finished, until
+from tests.proxy.harness import GET, OK, Origin, Plane, a_plane, bounded, config, finished, until
 
 
 async def test_connection_closed_while_idle_is_replaced_without_a_retry(origin: Origin) -> None:
@@ -233,3 +233,89 @@ async def test_outlier_detection_hears_of_outcomes_that_speak_of_the_endpoint(
         assert watch.heard[5:] == []
         for end in (*talks, client):
             end.close()
+
+
+def watched(plane: Plane) -> Watch:
+    """What the endpoints of the plane tell outlier detection."""
+    watch = Watch()
+    for upstream in plane.service.table.upstreams.values():
+        for endpoint in upstream.endpoints:
+            endpoint.outlier = watch
+        upstream.measured = True
+    return watch
+
+
+@pytest.mark.parametrize(("waited_s", "heard"), [(0.1, [True]), (0.7, [])])
+async def test_attempt_that_a_wait_here_left_too_little_time_says_nothing_of_its_endpoint(
+    mock_clock: trio.testing.MockClock, origin: Origin, waited_s: float, heard: list[bool]
+) -> None:
+    text = several(
+        origin.url, origin.url, f", retry: off, timeout: 1s, fault: {{delay: {{for: {waited_s}s}}}}"
+    )
+    async with a_plane(text) as plane:
+        watch = watched(plane)
+        client = await plane.connect()
+        await client.send(GET)
+        await until(lambda: plane.service.inflight)
+        mock_clock.jump(waited_s + 0.01)
+        talk = await origin.accept()
+        await talk.head()
+        mock_clock.jump(1.01 - waited_s)
+        status, body = await client.answer()
+        assert (status, b'"upstream_timeout"' in body) == (504, True)
+        await finished(plane)
+        assert (plane.counts.attempts, watch.heard) == (["timeout"], heard)
+        talk.close()
+        client.close()
+
+
+async def test_queue_for_a_connection_says_nothing_of_the_endpoint(
+    mock_clock: trio.testing.MockClock, origin: Origin
+) -> None:
+    async with a_plane(bounded(origin.url, timeout="{per_try: 2s, total: 60s}")) as plane:
+        watch = watched(plane)
+        first, second, third = [await plane.connect() for _ in range(3)]
+        await first.send(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n")
+        talk = await origin.accept()
+        await talk.head()
+        await second.send(GET)
+        await until(lambda: plane.leftovers()["queued"])
+        mock_clock.jump(2.1)
+        assert (await second.answer())[0] == 504
+        await third.send(GET)
+        await until(lambda: plane.leftovers()["queued"])
+        mock_clock.jump(1.5)
+        await first.send(b"123456789")
+        await talk.exactly(9)
+        await talk.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        await first.answer()
+        await talk.head()  # of the third, which has half a second left
+        mock_clock.jump(0.6)
+        assert (await third.answer())[0] == 504
+        await finished(plane)
+        assert plane.counts.attempts == ["timeout", "200", "timeout"]
+        assert watch.heard == [False]
+        for end in (first, second, third, talk):
+            end.close()
+
+
+@pytest.mark.parametrize(("paused_s", "heard"), [(5.0, []), (0.0, [True])])
+async def test_reset_that_a_slow_client_brought_about_says_nothing_of_the_endpoint(
+    mock_clock: trio.testing.MockClock, origin: Origin, paused_s: float, heard: list[bool]
+) -> None:
+    async with a_plane(several(origin.url, origin.url, ", retry: off")) as plane:
+        watch = watched(plane)
+        client = await plane.connect()
+        await client.send(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n")
+        talk = await origin.accept()
+        await talk.head()
+        await trio.testing.wait_all_tasks_blocked(0.005)
+        mock_clock.jump(paused_s)
+        if not paused_s:
+            await client.send(b"123456789")
+            await talk.exactly(9)
+        talk.reset()
+        assert (await client.answer())[0] == 502
+        await finished(plane)
+        assert (plane.counts.attempts, watch.heard) == (["reset"], heard)
+        client.close()

@@ -7,6 +7,22 @@ connection and the breakers are told once.
 
 A request that met a connection which had been closed while idle is sent again on a fresh one, once; that is still the
 same attempt (contract 7.3).
+
+Whose fault an end is, for breakers, outlier detection and balancing (`_upstreams_part` decides it, for all of them):
+
+| the attempt ended                                                                 | who             | told as      |
+|-----------------------------------------------------------------------------------|-----------------|--------------|
+| with an answer; cut inside it; no connection; a reset                             | the upstream    | what it was  |
+| no head, though it had its time: `per_try`, `first_byte`, or FAIR of `total`      | the upstream    | `timeout`    |
+| nothing moved in the answer for `idle`, and the client took all there was         | the upstream    | `timeout`    |
+| no head by the end of `total`, of which waits here or other attempts took the rest | nobody          | `cancelled`  |
+| before its first byte: in the queue for a connection, waiting for a credential    | nobody          | `cancelled`  |
+| a reset, after a time of which more than half was a wait for the client           | the client      | `cancelled`  |
+| the client left, paused for `idle` or `body_timeout`, spent `total_body`, crawled | the client      | `cancelled`  |
+| its own deadline passed                                                           | the client      | `cancelled`  |
+
+`cancelled` says nothing; metrics and retries have the end's own name. What a client was waited for is not part of how
+slow an answer was either.
 """
 
 from __future__ import annotations
@@ -31,7 +47,15 @@ from ambassador.proxy.fields import tokens
 from ambassador.proxy.forwarding import deadline_fields
 from ambassador.proxy.lane import BROKEN, HANGUP, READ, WRITE, TimedOut
 from ambassador.proxy.methods import IDEMPOTENT
-from ambassador.proxy.policies.breaker import Refusal, Ticket, closed, enter, guards_of, settle
+from ambassador.proxy.policies.breaker import (
+    LONGEST_PROBE_S,
+    Refusal,
+    Ticket,
+    closed,
+    enter,
+    guards_of,
+    settle,
+)
 from ambassador.proxy.tls_socket import TlsSocket
 from ambassador.proxy.transfer import ClientGone
 from ambassador.proxy.upstream.pool import QueueTimeout
@@ -39,6 +63,7 @@ from ambassador.proxy.upstream.pool import QueueTimeout
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from ambassador.errors import ProxyError
     from ambassador.messages import Fields, Request, ResponseHead
     from ambassador.proxy.attempts import Attempts
     from ambassador.proxy.credentials import Credential
@@ -48,8 +73,14 @@ if TYPE_CHECKING:
     from ambassador.proxy.upstream.h1 import Http1Connection
     from ambassador.proxy.upstream.upstream import Upstream
 
+FAIR: Final = 0.75
+"""An attempt that had this part of the time which the route gives to one, and no head came, has shown something. One
+that had less may have been on its way to a good answer; the rest is for pauses between attempts, so that an upstream
+which hangs is seen to do so after them as well."""
 _FAILED: Final = frozenset({"connect", "reset", "timeout"})
 """Ends of an attempt that speak of its endpoint. Others say that the client left, or that it was not made at all."""
+_DOUBTFUL: Final = frozenset({"reset", "timeout"})
+"""Those of which others can be the cause."""
 STATUS_TEXT: Final = {status: str(status) for status in range(1000)}
 
 
@@ -57,7 +88,7 @@ class Attempt:
     """One attempt of those of `exchange` at `endpoint`, which counts it as in flight until `leave`."""
 
     __slots__ = (
-        "_exchange", "_failure", "_head_s", "_opening", "_plan", "_untold", "connection", "endpoint", "found",
+        "_exchange", "_failure", "_head_s", "_hindered", "_is_probe", "_opening", "_plan", "_untold", "connection", "endpoint", "found",
         "sent_at", "ticket", "until",
     )  # fmt: skip
 
@@ -66,6 +97,9 @@ class Attempt:
         self._plan = plan
         self._failure: UpstreamError | None = None
         self._head_s: float | None = None
+        self._hindered = False
+        """Its time ran out before its first byte, on something else than the upstream."""
+        self._is_probe = False
         self._untold = plan.upstream is not None and plan.upstream.measured
         """The endpoint has not been told what came of it, and wants to know."""
         self.endpoint = endpoint
@@ -146,7 +180,7 @@ class Attempt:
             with client.resting_until(transfer.attempt_deadline):
                 await credential.fetched(self._exchange.request)
         except TimedOut:
-            raise transfer.missed() from None
+            raise self._missed_here() from None
         transfer.put_off(lane.now - began)  # the upstream's own time begins now
         transfer.sent_at = lane.now  # exactly: if it is refused, this tells which credential was
 
@@ -185,6 +219,7 @@ class Attempt:
                     raise asked.error()
                 entry = asked
             self.ticket = entry
+            self._is_probe = entry.until < inf
             exchange.transfer.probe_until = entry.until
             return
 
@@ -225,7 +260,12 @@ class Attempt:
 
     def _check_ticket(self) -> None:
         if self.ticket is not None and self._exchange.lane.now >= self.ticket.until:
-            raise self._exchange.transfer.missed()
+            raise self._missed_here()
+
+    def _missed_here(self) -> ProxyError:
+        """The time is over, and the upstream has nothing to do with it."""
+        self._hindered = True
+        return self._exchange.transfer.missed()
 
     async def _on_new(self) -> Http1Connection:
         """The same attempt on a new connection (or one that comes free meanwhile), until the head of its answer."""
@@ -238,6 +278,7 @@ class Attempt:
             self.connection = None
         while True:
             client.link.interest = client.leaving(exchange.request)
+            began = exchange.lane.now
             try:
                 connection = await endpoint.pool.acquire(
                     client.strand,
@@ -247,7 +288,7 @@ class Attempt:
                     check=exchange.check_presence,
                 )
             except QueueTimeout:
-                raise transfer.missed() from None
+                raise self._missed_here() from None
             except ConnectFailed as error:
                 self._count_failure(error)
                 if exchange.lane.now >= deadline:
@@ -255,6 +296,9 @@ class Attempt:
                 raise
             finally:
                 client.link.interest = 0
+            transfer.queued_s += (
+                exchange.lane.now - began - (0.0 if connection.used else connection.opening_s)
+            )
             if await self._pay_beside(connection) and not connection.is_quiet():
                 connection.close()  # its end came meanwhile
                 continue
@@ -483,6 +527,24 @@ class Attempt:
         self._tell(outcome)
         self.settle(outcome)
 
+    def _upstreams_part(self, outcome: str) -> str:
+        """`outcome` as far as it speaks of the upstream: as it is, or `cancelled` (see the table above)."""
+        if outcome not in _DOUBTFUL:
+            return outcome
+        transfer = self._exchange.transfer
+        took_s, client_s = self._exchange.lane.now - self._began, transfer.client_s
+        if outcome == "timeout":
+            if self._head_s is not None:
+                return outcome
+            had_s = took_s - client_s - transfer.queued_s
+            due_s = self._plan.answer_within_s
+            if self._is_probe:
+                due_s = min(due_s, LONGEST_PROBE_S)
+            doubtful = self._hindered or had_s < FAIR * due_s
+        else:
+            doubtful = client_s > took_s / 2
+        return "cancelled" if doubtful else outcome
+
     def _tell(self, outcome: str) -> None:
         """Tell the endpoint, once, how long its head took and whether it failed.
 
@@ -493,6 +555,7 @@ class Attempt:
         if not self._untold:
             return
         self._untold = False
+        outcome = self._upstreams_part(outcome)
         now = self._exchange.lane.now
         seconds = now - self._began if self._head_s is None else self._head_s
         if outcome == "cancelled":
@@ -507,7 +570,8 @@ class Attempt:
         ticket, self.ticket = self.ticket, None
         if ticket is not None:
             now = self._exchange.lane.now
-            settle(ticket, outcome, now - self._began, now, self.found)
+            seconds = now - self._began - self._exchange.transfer.client_s
+            settle(ticket, self._upstreams_part(outcome), seconds, now, self.found)
 
     @property
     def _began(self) -> float:

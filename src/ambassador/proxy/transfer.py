@@ -73,6 +73,8 @@ class Transfer:
     """The request can be sent again: what was taken of its body was kept."""
     client_s = 0.0
     """How much of the time since `sent_at` the client was waited for, to send or to take."""
+    queued_s = 0.0
+    """How much of the time since `sent_at` the attempt was in the queue for a connection."""
     client_slow = False
     """The client was cut because of its pace."""
     bytes_in = 0
@@ -107,7 +109,7 @@ class Transfer:
     def _begin_clocks(self) -> None:
         now = self.sent_at = self._lane.now
         self.try_at = now + self._plan.timeouts.per_try
-        self.client_s = 0.0
+        self.client_s = self.queued_s = 0.0
 
     def put_off(self, waited_s: float) -> None:
         """The attempt began so much later."""

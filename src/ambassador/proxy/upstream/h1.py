@@ -34,6 +34,7 @@ class Http1Connection(Wire):
         "idle_until",
         "made_with",
         "on_idle_event",
+        "opening_s",
         "pool",
         "reader",
         "used",
@@ -49,6 +50,8 @@ class Http1Connection(Wire):
         self.made_with: ssl.SSLContext | None = None
         """Of a connection with TLS, what it was made with."""
         self.written_before = 0
+        self.opening_s = 0.0
+        """How long it took to open."""
         self._chunked = False
         self.idle_until = 0.0
         self.on_idle_event = self._on_idle_event

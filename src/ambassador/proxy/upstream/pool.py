@@ -132,7 +132,8 @@ class Pool(Timer):
                 return queued
         else:
             self.open += 1
-        until = min(self._lane.now + connect_timeout_s, deadline)
+        began = self._lane.now
+        until = min(began + connect_timeout_s, deadline)
         try:
             link = await connect(self._lane, strand, self._addresses(), until, check=check)
             if self.way is not None and self.way.tunnels:
@@ -142,7 +143,9 @@ class Pool(Timer):
         except BaseException:
             self.forget()
             raise
-        return self._made(link)
+        connection = self._made(link)
+        connection.opening_s = self._lane.now - began
+        return connection
 
     def _made(self, link: Link) -> Http1Connection:
         asked_for_urls = self.way is not None and not self.way.tunnels
