@@ -27,6 +27,7 @@ from ambassador.config.clients import check_clients
 from ambassador.config.compose import compose
 from ambassador.config.defaults import inherit
 from ambassador.config.node import Node, Source
+from ambassador.config.own_addresses import check_own
 from ambassador.config.part import BAD, Items, Part, build
 from ambassador.config.placeholders import check_placeholders
 from ambassador.config.problem import ConfigError, Problem, in_order
@@ -316,6 +317,13 @@ class _Assembly:
         upstreams = _without_bad({name: build(part) for name, part in self.upstreams.items()})
         settings = _without_bad({name: build(value) for name, value in self.document.values.items()})
         check_breakers(routes, upstreams, self.upstreams)
+        check_own(
+            settings.get("admin"),
+            settings.get("control"),
+            settings.get("listeners", ()),
+            upstreams,
+            self.upstreams,
+        )
         self.routes = [part for _, part in routes]
         self.upstreams = {name: part for name, part in self.upstreams.items() if name in upstreams}
         known = {name: value for name, value in settings.items() if name in Config.__struct_fields__}
