@@ -458,12 +458,12 @@ def _plan(
             of_caller=any(_is_of_caller(upstreams, name) for name in (route.to, _fallback_to(route))),
         )
         admit.append(once.hook)
-    if route.redirect is not None:
-        admit.append(redirector(route.redirect))
-    if route.respond is not None:
-        admit.append(responder(route.respond))
-    pattern = None if isinstance(route.match.path, PathRegex) else route.match.path
     changes = route.headers
+    if route.redirect is not None:
+        admit.append(headers.on_replies(redirector(route.redirect), changes.response if changes else None))
+    if route.respond is not None:
+        admit.append(headers.on_replies(responder(route.respond), changes.response if changes else None))
+    pattern = None if isinstance(route.match.path, PathRegex) else route.match.path
     rewrite = route.rewrite
     rewrite_host = rewrite.host if rewrite is not None else None
     own_gate = gates.get(route_name(route.name))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ambassador.messages import Fields, Request
+from ambassador.messages import Fields, Reply, Request
 from ambassador.proxy.framing import FRAMING
-from ambassador.proxy.policies.headers import Changes, shaper
+from ambassador.proxy.policies.headers import Changes, on_replies, shaper
 
 
 def shaped(changes: Changes, fields: Fields, **params: str) -> Fields:
@@ -83,3 +83,22 @@ def test_framing_headers_are_refused(name: str) -> None:
         assert len(list(changes.conflicts())) == 1
         with pytest.raises(ValueError, match="own"):
             shaper(changes)
+
+
+def test_replies_are_changed_each_on_its_own() -> None:
+    kept = [(b"location", b"/u")]
+    made = on_replies(lambda _: Reply(302, kept, b"x"), Changes(set={"x-who": "{client}"}, remove=("x-b",)))
+    for client in ("a", "b"):
+        asks = Request("GET", b"/", [], 1)
+        asks.client = client
+        reply = made(asks)
+        assert (reply.status, reply.body) == (302, b"x")
+        assert reply.headers == [(b"location", b"/u"), (b"x-who", client.encode())]
+    assert kept == [(b"location", b"/u")]
+
+
+def test_replies_without_changes_are_made_as_before() -> None:
+    def make(_: Request) -> Reply:
+        return Reply(200, [])
+
+    assert on_replies(make, None) is make

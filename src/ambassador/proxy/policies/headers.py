@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec import field
 
+from ambassador.messages import Reply
 from ambassador.proxy import template
 from ambassador.proxy.fields import folded
 from ambassador.proxy.framing import refusals
@@ -46,7 +47,8 @@ class Changes(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Headers of the request that goes upstream and of the answer that goes to the client.
+    """Headers of the request that goes upstream and of the answer that goes to the client, also where the route has
+    `redirect` or `respond`; not of errors, nor of what a `fallback` says in place of an answer.
 
     Values may hold `{client}`, `{request_id}`, `{route}` and `{param.NAME}` (a parameter of the path pattern);
     `{{` and `}}` are braces.
@@ -75,6 +77,21 @@ def shaper(changes: Changes | None) -> Shape | None:
             replaced, [(name, value) for name, value in additions if isinstance(value, bytes)]
         )
     return _shape(replaced, _twins(in_place), additions)
+
+
+def on_replies(make: Callable[[Request], Reply], changes: Changes | None) -> Callable[[Request], Reply]:
+    """The same with `changes` made to each of the replies."""
+    shape = shaper(changes)
+    if shape is None:
+        return make
+
+    def made(request: Request) -> Reply:
+        reply = make(request)
+        fields = [*reply.headers]
+        shape(request, fields)
+        return Reply(reply.status, fields, reply.body)
+
+    return made
 
 
 def settled(changes: Changes | None) -> frozenset[bytes]:
