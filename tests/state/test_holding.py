@@ -372,9 +372,29 @@ def test_cost_is_asked_for_as_a_whole() -> None:
     bench.now += 0.6
     lease = bench.ask(12, first=12)
     assert lease is not None
-    assert lease.lacks == 0  # it was told
+    assert lease.lacks == 12  # it still waits
     bench.answer(lease, 12, 1.0)
     assert bench.holding.take(12, bench.now)
+
+
+def test_only_the_first_that_waits_and_who_was_refused_lack_something() -> None:
+    bench = Bench(10, 20)
+    bench.holding.arrive(1)
+    bench.holding.arrive(12)
+    lease = bench.ask(13, first=1)
+    assert lease is not None
+    assert lease.lacks == 1
+    bench.answer(lease, 0, 0.5)
+    bench.now += 0.6
+    bench.holding.starve(9)
+    lease = bench.ask(13, first=1)
+    assert lease is not None
+    assert lease.lacks == 9
+    bench.answer(lease, 0, 0.5)
+    bench.now += 0.6
+    lease = bench.ask(13, first=1)
+    assert lease is not None
+    assert lease.lacks == 1  # it was told
 
 
 def test_what_is_in_hand_is_not_asked_for_again() -> None:

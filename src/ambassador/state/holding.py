@@ -272,7 +272,7 @@ class Holding:
         """Spent without a lease and not yet acknowledged."""
         self.unit, self.lacking = 1.0, 0.0
         """What a request takes: the greatest cost of late, seen where the short decision did not do. And the greatest
-        that found too little since the last lease."""
+        that was refused for want of it since the last lease."""
         self._epoch = -1
         self.leased = self.expired = 0.0
         """Tokens that nobody spent in time."""
@@ -307,8 +307,14 @@ class Holding:
     def arrive(self, cost: float) -> None:
         """Count a request that found too little: demand is what is asked for, not what is given."""
         self._arrived += cost
-        self.lacking = max(self.lacking, cost)
         self._see(cost)
+
+    def starve(self, cost: float) -> None:
+        """So much was not there for a request: if small ones take all that comes, the store may hold that back for the
+        next one that needs it (`Lease.lacks`). Not to be called for one behind others that wait for tokens: what was
+        held back for it would be missing to those.
+        """
+        self.lacking = max(self.lacking, cost)
 
     def _see(self, cost: float) -> None:
         self.unit = max(cost, self.unit + (cost - self.unit) / UNIT_MEMORY)
@@ -475,6 +481,7 @@ class Holding:
             self._aim(now)
             return None
         need = first - held - coming if waiting else 0.0
+        self.lacking = max(self.lacking, need)
         return self._send(
             now,
             load,

@@ -138,8 +138,8 @@ class Lease(_Message, tag="lease", frozen=True):
     """What the first of those that wait needs, or one request where nobody waits: less is of no use, so less is not
     granted. 0 and 1: any amount is of use. No more than `want` counts."""
     lacks: int = 0
-    """The most that a request needed which found too little since this worker's last lease, whether it waits or was
-    refused."""
+    """The most that a request needed which found too little since this worker's last lease, and was refused or is the
+    first of those that wait: nothing is held back for one that has others before it."""
     birth: float = 0.0
     """What the bucket of a store that lost its data begins with, at most `depth`; see `bucket.first`. Without meaning
     with `window_s`."""

@@ -490,6 +490,23 @@ def test_request_that_waits_for_tokens_is_not_decided_by_the_fallback() -> None:
     assert made.account(a_request()).otherwise == 0
 
 
+def test_large_cost_that_waits_holds_up_nobody_before_it() -> None:
+    world, _, worker = one_worker(Config(rate=(10, 1), burst=20, cost="header:x-cost", wait=3.0))
+    for number, cost in enumerate([16, *[1] * 10, 16, *[1] * 10]):
+
+        def come(number: int = number, cost: int = cost) -> None:
+            worker.request(str(number), [(b"x-cost", b"%d" % cost)])
+
+        world.after(number * 0.015, come)
+    world.run(1.4)
+    assert [int(key) for _, key in worker.admitted] == list(range(11))
+    world.run(3.0)
+    order = [int(key) for _, key in worker.admitted]
+    assert order == sorted(order)
+    assert 11 in order
+    assert len(order) >= 15
+
+
 @pytest.mark.parametrize("wait", [0.0, 5.0])
 def test_request_that_has_waited_elsewhere_is_not_refused_for_that(wait: float) -> None:
     world = World()

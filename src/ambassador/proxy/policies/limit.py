@@ -231,6 +231,8 @@ class LimitPolicy:
         """The error for a request that finds what the last one found."""
         limit = self.limits[0]
         key.arrive(cost)
+        if not (self._wait_s and key.queue):
+            key.starve(cost)
         key.limited += 1
         limit.counts.limited()
         return limit.refusal(limit.reached, retry_after_s=key.dry_from - now)
@@ -265,6 +267,8 @@ class LimitPolicy:
         late: Needs = []
         for key, cost in short:
             key.arrive(cost)
+            if not (self._wait_s and key.queue):
+                key.starve(cost)
             there = comes(key, key.ahead + cost, now)
             earliest = max(earliest, there)
             if there > now + wait_s:
