@@ -86,9 +86,14 @@ class Entry:
 
 
 def comes(key: Key, cost: float, now: float) -> float:
-    """When so many tokens can be there at the earliest, even if all that comes is for this worker."""
+    """When so many tokens can be there at the earliest, even if all that comes is for this worker. Of a calendar window
+    that has too little left: when it ends. But once a second it is asked whether somebody gave some back.
+    """
     earliest = key.none_before(now)
-    if key.terms.window_s or now - key.seen_at > LONGEST_HOLD_S:
+    if key.terms.window_s:
+        known = now < max(key.held_until, key.seen_at + LONGEST_HOLD_S) or key.is_degraded(now)
+        return key.window_ends if known and key.is_used_up(cost - key.tokens(now), now) else earliest
+    if now - key.seen_at > LONGEST_HOLD_S:
         return earliest
     return max(earliest, now + key.retry_after_s(cost - key.tokens(now), now))
 

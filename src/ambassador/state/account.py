@@ -244,7 +244,7 @@ class Account(Holding):
         on_loss = self.source.on_loss
         if on_loss != "share":
             return on_loss == "open"
-        if self._is_used_up(cost, now):
+        if self.is_used_up(cost, now):
             return False
         share = self._share
         if share is not None and share.tokens(now) >= cost:
@@ -291,8 +291,8 @@ class Account(Holding):
             return -inf  # the share knows nothing of this key: its first answer is worth waiting for
         if self.source.on_loss == "closed":
             return now + _REFUSED_S
-        if self.source.on_loss == "share" and self._is_used_up(1.0, now):
-            return min(self.window_ends, now + _REFUSED_S)
+        if self.source.on_loss == "share" and self.is_used_up(1.0, now):
+            return self.window_ends
         share = self._share
         return -inf if share is None or share.asking or self._is_alone(now, late=False) else share.held_until
 
@@ -309,7 +309,7 @@ class Account(Holding):
             return False
         return self.seen_at == -inf or self.left + self._gain(now - self.seen_at) >= 0.0
 
-    def _is_used_up(self, cost: float, now: float) -> bool:
+    def is_used_up(self, cost: float, now: float) -> bool:
         """The calendar window had less when the store was last heard, and nothing comes before its end: no fallback."""
         return (
             bool(self.terms.window_s) and self.left < cost and self.seen_at > -inf and now < self.window_ends

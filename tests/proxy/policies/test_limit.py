@@ -19,6 +19,7 @@ from ambassador.messages import Request
 from ambassador.proxy.limit_keys import NoCounts
 from ambassador.proxy.policies.limit import Config
 from ambassador.state.holding import terms
+from ambassador.state.protocol import Lease
 from tests.proxy.policies.limit_world import (
     BatchLine,
     Line,
@@ -223,6 +224,50 @@ def test_quota_is_of_the_calendar_window() -> None:
     worker.request()
     world.run(0.1)
     assert counts(worker) == (21, 10)
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_used_up_quota_keeps_nobody_waiting_for_what_comes_too_late(*, away: bool) -> None:
+    world, store, worker = one_worker(Config(quota=(5, 3600), wait=2.0))
+    world.run(3600 - (1_700_000_000 + world.now) % 3600 + 1)
+    for _ in range(6):
+        worker.request()
+        world.run(0.1)
+    assert counts(worker) == (5, 1)
+    store.away = away
+    for _ in range(50):
+        worker.request()
+        world.run(0.13)
+    assert counts(worker) == (5, 51)
+    assert max(worker.waited) < 0.05
+    world.run(3600 - (1_700_000_000 + world.now) % 3600 - 1)
+    store.away = False
+    worker.request()
+    world.run(2.0)
+    assert counts(worker) == (6, 51)
+
+
+@pytest.mark.parametrize("wait", [0.0, 2.0])
+def test_used_up_quota_serves_what_others_give_back(wait: float) -> None:
+    world = World()
+    store = Store(world)
+    one, other = (Worker(world, [Config(quota=(5, 3600), wait=wait)], fleet=Line(store)) for _ in range(2))
+    world.run(3600 - (1_700_000_000 + world.now) % 3600 + 1)
+    for _ in range(5):
+        one.request()
+        world.run(0.01)
+    (made,) = one.policy.limits
+    other.request()
+    world.run(0.1)
+    assert counts(other) == (0, 1)
+    key = made.account(a_request())
+    store.perform(
+        Lease(key.key, rate=key.terms.rate, depth=5, want=0, window_s=3600, back=1, back_window=key.window)
+    )
+    world.run(1.5)
+    other.request()
+    world.run(0.1)
+    assert counts(other) == (1, 1)
 
 
 @pytest.mark.parametrize("away_s", [0.0, 1.0])

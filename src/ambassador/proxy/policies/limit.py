@@ -29,7 +29,7 @@ from ambassador.proxy.limit_keys import NO_VALUE, Counts, Key, Limit, LimitStatu
 from ambassador.proxy.limit_queue import Entry, asks, comes, is_refused, lacking, pump
 from ambassador.settings import Count, CountOrNone, LimitCost, LimitPer, Name, Rate, SecondsOrNone, Section
 from ambassador.state.account import Account, OnLoss, Source
-from ambassador.state.holding import PHI, Load, Terms, terms, window_terms
+from ambassador.state.holding import LONGEST_HOLD_S, PHI, Load, Terms, terms, window_terms
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -276,6 +276,9 @@ class LimitPolicy:
         if late:
             if len(needs) == 1:
                 key, cost = needs[0]
+                if key.terms.window_s:
+                    # However long it is used up: it is asked again before.
+                    earliest = min(earliest, key.none_before(now), now + LONGEST_HOLD_S)
                 key.dry_until = earliest - wait_s
                 key.dry_from = now + key.retry_after_s(cost, now)
             raise self._refuse(late, now)
