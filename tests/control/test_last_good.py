@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio.testing
 
 from ambassador.config.load import load_text
 from ambassador.config.schema import Config
 from ambassador.control.certificates import Certificates
+from ambassador.control.deployment import encode_config
 from ambassador.control.last_good import EVERY_S, KeptByReplica, key_set_names, unpacked
 from ambassador.control.orders import KeptKeys, KeySetName, KeysRead
 from ambassador.proxy.clients.key_sets import KEPT_S
@@ -110,6 +112,14 @@ def test_sets_are_known_by_source_authorities_and_proxy() -> None:
         "d: {basic: {user: u, password: env:P}}",
     )
     assert key_set_names(config) == {KeySetName(URL, None, None), KeySetName("file:/jwks", None, None)}
+
+
+def test_set_behind_a_proxy_is_known_by_the_same_name_in_another_process() -> None:
+    via = "{url: 'http://proxy.test:3128', user: u, password: env:P}"
+    config = config_of(f"a: {{jwt: {{issuer: i, audience: a, jwks: '{URL}', via: {via}}}}}")
+    sent = msgspec.msgpack.encode(KeysRead(name=next(iter(key_set_names(config))), document=b"{}"))
+    there = msgspec.msgpack.decode(encode_config(config), type=Config)
+    assert {msgspec.msgpack.decode(sent, type=KeysRead).name} == key_set_names(there)
 
 
 def test_files_of_tls_are_packed_with_each_content_once(tmp_path: Path) -> None:

@@ -518,6 +518,18 @@ def test_process_that_starts_takes_good_files_before_what_another_has(authority:
     assert other.stood_in() == []
 
 
+def test_what_another_has_is_forgotten_once_it_is_settled_what_is_used(authority: Authority) -> None:
+    pair = authority.issue("a.b")
+    config = ServerConfig(cert=pair.cert, key=pair.key)
+    keyring, other = Keyring(), Keyring()
+    keyring.server(config, "listener test")
+    other.hand_over(keyring.last_good())
+    other.keep({})
+    Path(pair.key).unlink()
+    with pytest.raises(FileError):
+        other.server(config, "listener test")
+
+
 def test_what_another_has_for_other_files_does_not_stand_in(authority: Authority) -> None:
     pair, second = authority.issue("a.b"), authority.issue("c.d")
     keyring = Keyring()

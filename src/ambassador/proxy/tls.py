@@ -243,7 +243,8 @@ class Keyring:
         return material
 
     def keep(self, used: Mapping[Config, Iterable[str]]) -> None:
-        """Forget all but these, each with its users."""
+        """Forget all but these, each with its users, and what was handed over."""
+        self._handed, self._stood_in = {}, []
         users: dict[Config, set[str]] = {}
         for config, names in used.items():
             users.setdefault(_shared(config), set()).update(names)
