@@ -43,7 +43,7 @@ class DirectScope:
         self._perform = perform
         self.clock = clock or StoreClock()
         self.up = True
-        self.heard = True
+        self.losses = 0
         self.born_at = -inf
         self.replicas = replicas
         self.workers = workers
@@ -117,6 +117,7 @@ class DirectScope:
 
     def go_down(self) -> None:
         """The store is away: what is pending and what is asked from now on is answered None by `deliver`."""
+        self.losses += self.up
         self.up = False
 
     def come_up(self) -> None:

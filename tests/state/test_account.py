@@ -308,9 +308,9 @@ def test_new_key_is_decided_by_the_share_just_after_the_store_is_back() -> None:
     assert len(bench.fleet.asked) == 1
 
 
-def test_first_word_of_a_store_is_no_return() -> None:
+def test_store_that_was_not_lost_is_not_settled() -> None:
+    """It is there for the first time, and then its events are heard."""
     bench = Bench(terms(5 / 3600, 5))
-    bench.fleet.heard = False
     source = Source(
         bench.source.terms, fleet=bench.fleet, replica=None, clock=bench.clock, load=Load(), random=lambda: 0.5,
         max_wait_s=WAIT_S,
@@ -322,7 +322,12 @@ def test_first_word_of_a_store_is_no_return() -> None:
     bench.fleet.come_up()
     bench.account = Account("newer", source, bench.clock.now)
     bench.pump()
-    assert len(bench.fleet.asked) == 1
+    assert len(bench.fleet.asked) == 2
+    bench.fleet.go_down()
+    bench.fleet.come_up()
+    bench.account = Account("newest", source, bench.clock.now)
+    bench.pump()
+    assert len(bench.fleet.asked) == 2
 
 
 def test_tokens_that_expired_on_their_way_leave_the_decision_to_the_fallback() -> None:

@@ -95,10 +95,9 @@ def test_first_question_is_sent_at_once_and_answered_outside_ask(peer: Peer) -> 
     answers: list[Answer | None] = []
     peer.scope.ask(Get("a"), answers.append)
     assert names(peer.heard()) == [(1, ["a"])]
-    assert not peer.scope.heard
     peer.hello()
     assert answers == []
-    assert peer.scope.heard
+    assert peer.scope.losses == 0
     peer.answer(1, named("a"))
     assert answers == [named("a")]
     assert peer.greetings == 1
@@ -215,7 +214,7 @@ def test_store_that_does_not_answer_in_time_is_lost(peer: Peer) -> None:
     assert answers == []
     peer.pass_time(0.02)
     assert answers == [None, None]
-    assert not peer.scope.up
+    assert (peer.scope.up, peer.scope.losses) == (False, 1)
 
 
 def test_question_to_a_lost_store_is_answered_none_without_being_sent(peer: Peer) -> None:
@@ -309,7 +308,7 @@ def test_beats_tell_who_lives_and_that_data_were_lost(peer: Peer) -> None:
     peer.scope.ask(Beat("r", 0))
     peer.answer(2, Beaten(now_us=9, born_us=5, replicas=1, workers=1))
     assert (peer.scope.replicas, peer.scope.workers) == (3, 12)
-    assert peer.greetings == 2
+    assert (peer.greetings, peer.scope.losses) == (2, 1)
 
 
 def test_close_sends_what_was_asked(peer: Peer) -> None:

@@ -185,6 +185,18 @@ def test_store_that_was_wiped_while_away_is_told(remote: Remote) -> None:
     assert (remote.scope.replicas, remote.scope.workers) == (2, 6)
 
 
+def test_losses_are_counted_and_nothing_else_that_is_told(remote: Remote) -> None:
+    remote.start()
+    told = remote.ups
+    remote.store.subscription.lose()
+    remote.until(lambda: remote.ups > told)
+    assert remote.scope.losses == 0
+    remote.store.error = StoreLost("the connection ended")
+    remote.ask("a")
+    remote.until(lambda: not remote.scope.up)
+    assert remote.scope.losses == 1
+
+
 def test_events_are_told_by_kind_and_in_order(remote: Remote) -> None:
     remote.start()
     heard: list[str] = []

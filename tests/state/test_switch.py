@@ -29,6 +29,17 @@ def test_switch_is_its_target() -> None:
     assert (here.asked, there.asked) == ([Get("a")], [Get("b"), Get("c")])
 
 
+def test_switch_has_lost_what_another_store_does_not_know() -> None:
+    here, there = Still(), Still()
+    here.losses, there.losses = 2, 1
+    switch = Switch(here)
+    assert switch.losses == 2
+    switch.point(there)
+    assert switch.losses == 4
+    there.losses += 1
+    assert switch.losses == 5
+
+
 def test_switch_tells_events_of_its_target_only() -> None:
     here, there = Still(), Still()
     switch = Switch(here)

@@ -102,7 +102,7 @@ class Source:
         self._expected_replicas = expected_replicas
         self._down_at: float | None = None
         self._lost_at: float | None = None
-        self._was_heard = fleet.heard
+        self._losses = fleet.losses
         self.settled_at = -inf
         """Until then keys that were not used before are decided by the share: the store has just come back."""
         self._parts = 0
@@ -166,9 +166,9 @@ class Source:
         self.stores += 1
         owing, self.owing = self.owing, set()
         now = self.clock.now
-        if self._was_heard:
+        if self._losses != self.fleet.losses:
+            self._losses = self.fleet.losses
             self.settled_at = now + _SETTLING_S
-        self._was_heard = True
         for account in owing:
             account.settle(now)
         self.counting = {account for account in self.counting if now < account.window_ends}

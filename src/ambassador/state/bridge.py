@@ -117,7 +117,8 @@ class Bridge:
 
     def __init__(self, time: Callable[[], float], alarm: Callable[[float], None]) -> None:
         self.up = False
-        self.heard = False
+        self.losses = 0
+        """How often the store, or its data, was lost."""
         self.born_at = -inf
         """When the store's data began; see `scope.Scope`."""
         self.operations = 0
@@ -185,6 +186,7 @@ class Bridge:
 
     def _count(self, answer: Answer) -> None:
         if isinstance(answer, Beaten) and self.census.count(answer, self._time()):
+            self.losses += 1
             self._call_again()
 
     def _deliver_none(self, asked: Iterable[Asked]) -> None:
@@ -207,7 +209,6 @@ class Bridge:
             self.call_each(hearers, event)
 
     def _call_again(self) -> None:
-        self.heard = True
         self.call_each(self._again)
 
     def call_each(self, hearers: Hearers[Callable[P, None]], *args: P.args, **kwargs: P.kwargs) -> None:

@@ -184,6 +184,7 @@ class LocalScope(Bridge):
 
     def _fall(self) -> None:
         """Answer None to everybody. A batch under way stays so: its answer says that the store is back."""
+        self.losses += self.up
         self.up = False
         batch = self._flying
         if batch is not None and not batch.given_up:

@@ -120,6 +120,7 @@ class RemoteScope(Bridge):
         self._call_again()
 
     def _fall(self, batch: Batch) -> None:
+        self.losses += self.up
         self.up = False
         if not batch.given_up:
             batch.given_up = True

@@ -38,8 +38,10 @@ class Scope(Protocol):
         """The store answers. False from the first operation that had no answer in time until the next that has one."""
 
     @property
-    def heard(self) -> bool:
-        """The store has answered, ever: whether the next `on_up` is a return."""
+    def losses(self) -> int:
+        """How often the store, or its data, was lost. `on_up` is called for less: events were missed, or it is there
+        for the first time.
+        """
 
     @property
     def born_at(self) -> float:

@@ -19,6 +19,7 @@ class Switch:
 
     def __init__(self, target: Bridge) -> None:
         self.target = target
+        self._former_losses = 0
         self._hearers: dict[str, Hearers[Callable[[Event], None]]] = {}
         self._again: Hearers[Callable[[], None]] = Hearers()
         self._attached: list[Bridge] = []
@@ -28,6 +29,8 @@ class Switch:
         """Be another one from now on; whoever wants to know when the store is back is told."""
         if target is self.target:
             return
+        # Another store knows nothing of what the one before gave out.
+        self._former_losses += self.target.losses + 1
         self.target = target
         if target not in self._attached:
             self._attach(target)
@@ -50,9 +53,9 @@ class Switch:
         return self.target.up
 
     @property
-    def heard(self) -> bool:
-        """The store has answered, ever."""
-        return self.target.heard
+    def losses(self) -> int:
+        """How often the store, or its data, was lost, or was another one."""
+        return self._former_losses + self.target.losses
 
     @property
     def born_at(self) -> float:

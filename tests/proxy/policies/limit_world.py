@@ -92,7 +92,7 @@ class Line:
         self.store = store
         self.world = store.world
         self.up = True
-        self.heard = True
+        self.losses = 0
         self.born_at = -inf
         self.replicas = replicas
         self.workers = workers
@@ -130,6 +130,7 @@ class Line:
 
     def _lost(self) -> None:
         if self.up:
+            self.losses += 1
             self.up = False
             self.world.after(RETRY_S, self._try)
 
