@@ -179,10 +179,21 @@ def secrets_in(root: Node) -> Iterator[str]:
             ]
 
 
+def _is_mistaken(outer: str, key: str, value: Node) -> bool:
+    """Whether it is a secret in a place where there should be a section, or only the name of a user."""
+    return value.kind == "scalar" and (
+        (outer, key) == ("auth", "header") or (key == "user" and ":" in value.text)
+    )
+
+
 def _kind(outer: str, key: str, value: Node) -> str:
-    if outer == "secret":
+    if outer == "secret" or _is_mistaken(outer, key, value):
         return "secret"
     own = kind_of(key)
+    if key == "auth":
+        return "auth"  # a section as well
+    if outer == "auth":
+        outer = "section"
     if outer == "section" and (own == "secret" or key == "value" or not is_known(key)):
         return "secret"
     return "section" if outer == "section" and key == "header" and value.kind == "mapping" else own

@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from ambassador.observe.secret_names import names_a_secret
+
 MASK: Final = "***"
 """What stands for a secret; not even where it is kept is shown."""
 
@@ -41,6 +43,13 @@ _SECRET_KEY: Final = re.compile(
 _ONE: Final = r"""["']?(?:env:[\w.-]*|(?:file:)?/[^\s,'"\]{}@]*|off|null|~|\*\*\*)["']?"""
 _REFERENCE: Final = re.compile(rf"(?:{_ONE}|\[\s*(?:{_ONE}\s*,?\s*)*\])(?=\s*(?:[,\]}}]|$)|\s+#)")
 _BLOCK: Final = re.compile(r"(?:[|>][+-]?\d*|[&!]\S+)?\s*(?:#.*)?$")
+_MARK: Final = re.compile(r"[&!](\S+)")
+_PARAMETER: Final = re.compile(r"""([?&;#][^\s'"?&;#=]+=)[^\s'"&;#]+""")
+_MISTAKEN: Final = re.compile(
+    r"""auth["']?\s*:\s*\{\s*["']?header["']?\s*:\s*(?=["']?[^\s{["'&!|>])"""
+    r"""|(?<![\w./-])["']?user["']?\s*:(?:\s+|(?=["']))["']?[^\s'":,{}\[\]]+:(?=\S)"""
+)
+"""What a secret stands behind where a section should be, or only the name of a user."""
 _USER: Final = re.compile(r"""//[^\s'"]*@|(?<![^\s'"\[{(,/])[^\s'"\[\]{}(,/:@]+:(?!//)[^\s'"]*@""")
 _PIECES: Final = re.compile(r"""[\s,'"\[\]{}:@]+""")
 _SHORTEST: Final = 4
@@ -54,6 +63,13 @@ def without_users(text: str) -> str:
     if "@" not in text:
         return text
     return _USER.sub(lambda found: "//***@" if found[0].startswith("//") else "***@", text)
+
+
+def without_parameters(text: str) -> str:
+    """The text with `***` for what has the name of a secret in the query of anything like a URL."""
+    return _PARAMETER.sub(
+        lambda found: found[1] + MASK if names_a_secret(found[1][1:-1].encode()) else found[0], text
+    )
 
 
 def is_reference(text: str) -> bool:
@@ -89,19 +105,23 @@ class Veil:
                 block = (indent, opens)
             if re.match(r"header[\"']?\s*:\s*$", body):
                 header = indent
-            shown.append(without_users(covered))
+            shown.append(without_users(without_parameters(covered)))
         return shown
 
     def _line(self, line: str, *, within_header: bool) -> tuple[str, bool | None]:
         """A line without its secrets; whether those below it are secrets as a whole (True) or by key (False)."""
         at = 0
+        mistaken = _MISTAKEN.search(line)
+        if mistaken is not None:
+            self._hide(line[mistaken.end() :])
+            line = line[: mistaken.end()] + MASK
         while found := _SECRET_KEY.search(line, at):
             at = found.end()
             key, rest = found["key"].lower(), line[at:]
             if key == "value" and not (within_header or "header" in line[: found.start()]):
                 continue
             if _BLOCK.match(rest):
-                return line, key not in _OUTER
+                return self._without_mark(line, at), key not in _OUTER
             reference = _REFERENCE.match(rest)
             if reference is not None:
                 at += reference.end()
@@ -109,6 +129,14 @@ class Veil:
                 self._hide(rest)
                 return line[:at] + MASK, None
         return line, None
+
+    def _without_mark(self, line: str, at: int) -> str:
+        """The line without the name of an anchor or a tag: a secret may begin with `&` or `!`."""
+        mark = _MARK.match(line, at)
+        if mark is None:
+            return line
+        self._hide(mark[1])
+        return line[: mark.start(1)] + MASK + line[mark.end(1) :]
 
     def learn(self, texts: Iterable[str]) -> None:
         """Hide these texts as well, wherever they stand."""
@@ -133,7 +161,7 @@ class Veil:
 
     def sentence(self, text: str) -> str:
         """A message or a hint as it may be shown."""
-        text = without_users(text)
+        text = without_users(without_parameters(text))
         for hidden in sorted(self._hidden, key=len, reverse=True):
             if len(hidden) >= _SHORTEST and not (hidden.isalpha() and hidden.islower()):
                 text = text.replace(hidden, MASK)
