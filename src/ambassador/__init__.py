@@ -32,8 +32,9 @@ The life of a request
     `balance` says (`balance.py`, `ring.py`). A connection is taken from its pool (`pool.py`, `endpoint.py`), or
     opened (`connect.py`), where `proxy/egress.py` lets it be, through an egress proxy if there is one (`via.py`,
     `greeting.py`; the service's own calls go by `passage.py`). Breakers and cool-downs may refuse the attempt
-    (`proxy/policies/breaker.py`, `cooldown.py`). All replicas share a circuit (`state/circuit.py`); a worker's view
-    of it is `state/known_circuit.py`, and what it lets through, tells and decides by itself `state/gate.py`;
+    (`proxy/policies/breaker.py`, `cooldown.py`; what an upstream asks for is read by `retry_after.py`). All replicas
+    share a circuit (`state/circuit.py`); a worker's view of it is `state/known_circuit.py`, and what it lets through,
+    tells and decides by itself `state/gate.py`;
     `proxy/breakers.py` connects the two. Directly before the first byte the upstream's own quota is charged
     (`proxy/policies/limit.py` again).
  9. SHAPE: the outgoing head is made: what passes, what the proxy adds, what the route changes

@@ -25,6 +25,7 @@ from ambassador.proxy.methods import IDEMPOTENT
 from ambassador.proxy.policies.breaker import guards_of
 from ambassador.proxy.problem import forbids_retry
 from ambassador.proxy.race import race, rival_of
+from ambassador.proxy.retry_after import delay_s
 from ambassador.proxy.transfer import Impatient, Transfer
 
 if TYPE_CHECKING:
@@ -328,8 +329,7 @@ class Attempts:
         if head is not None and (reason.isdigit() or reason == CONTENT):
             if forbids_retry(head.special.get(b"proxy-status", b"")):
                 return None
-            value = head.special.get(b"retry-after", b"")
-            after = float(value) if value.isdigit() and len(value) < 9 else None
+            after = delay_s(head.special.get(b"retry-after", b""))
         delay = retry.delay_s(self.attempts, self.service.random(), after)
         now = self.lane.now
         if delay is None or plan.cannot_finish(self.transfer.deadline - now - delay, now):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from email.utils import formatdate
 from typing import Literal
 
 import pytest
 
 from ambassador.messages import Fields
 from ambassador.proxy.lane import Lane
-from ambassador.proxy.policies.cooldown import Config, Cooldown, Cooldowns, retry_after_s
+from ambassador.proxy.policies.cooldown import Config, Cooldown, Cooldowns
 from ambassador.proxy.upstream.endpoint import Endpoint
 from ambassador.proxy.upstream.pool import Pool
 from ambassador.proxy.upstream.upstream import Upstream
@@ -61,24 +60,6 @@ def two(
 ) -> list[Worker]:
     shared = SharedStore(2)
     return [Worker(shared, number, Config(scope=scope, max=most)) for number in range(2)]
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (b"5", 5.0),
-        (b" 120 ", 120.0),
-        (b"99999999999999", 1e9),
-        (formatdate(1_700_000_030, usegmt=True).encode(), 30.0),
-        (formatdate(1_699_999_990, usegmt=True).encode(), None),
-        (b"soon", None),
-        (b"-1", None),
-        (b"", None),
-        (b"\xff", None),
-    ],
-)
-def test_retry_after_is_seconds_or_a_date(value: bytes, expected: float | None) -> None:
-    assert retry_after_s(value, 1_700_000_000.0) == expected
 
 
 def test_pause_is_found_by_who_hears_no_events() -> None:

@@ -21,7 +21,7 @@ from weakref import ref
 
 from ambassador.errors import BreakerOpen
 from ambassador.proxy.fields import CREDENTIALS
-from ambassador.proxy.freshness import date_s
+from ambassador.proxy.retry_after import retry_after_s
 from ambassador.settings import Seconds, Section
 from ambassador.state.protocol import Get, Named, Put, decode_named
 from ambassador.state.scope import MISSED
@@ -50,7 +50,7 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     token); else the first of the client's `authorization`, `x-api-key` and `cookie`. Requests without one are one."""
 
     max: Seconds = 300.0
-    """The longest pause; a longer `Retry-After` counts as this."""
+    """The longest pause; a longer `Retry-After` counts as this. Of several the longest counts."""
 
 
 class Endpoint(Protocol):
@@ -75,18 +75,6 @@ class Upstream(Protocol):
         """Its servers."""
 
     shut: int
-
-
-def retry_after_s(value: bytes, wall_s: float) -> float | None:
-    """Seconds of a `Retry-After` (RFC 9110 10.2.3): a number, or an HTTP date; None if it is neither, or past.
-
-    `wall_s` is the time of day in unix seconds.
-    """
-    text = value.strip()
-    if text.isdigit():
-        return float(text) if len(text) < 10 else 1e9
-    when = date_s(text)
-    return when - wall_s if when is not None and when > wall_s else None
 
 
 class Cooldowns:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from ambassador.proxy.jose import one_meaning
+from ambassador.proxy.retry_after import delay_s
 
 MOST_BYTES: Final = 64 * 1024
 """Of an answer."""
@@ -129,4 +130,4 @@ def _seconds(after: bytes) -> float:
     """Of a `Retry-After` in seconds, a minute at most: nobody shuts the way to an upstream for longer. A date says
     nothing here.
     """
-    return float(min(int(after), MOST_PAUSE_S)) if after.isdigit() and len(after) < 9 else 0.0
+    return float(min(delay_s(after) or 0.0, MOST_PAUSE_S))
