@@ -257,6 +257,25 @@ def test_terms_that_an_earlier_config_left_behind_are_renewed() -> None:
     assert found.version  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (window_terms(500, 86400), window_terms(1000, 86400), "r/limit to 500/d by the calendar"),
+        (window_terms(2_000_000, 60), window_terms(3_000_000, 60), "r/limit to 2000000/m by the calendar"),
+        (terms(10 / 3600, 10), terms(20 / 3600, 10), "r/limit to 10/h with a burst of 10"),
+        (terms(0.5, 5), terms(1, 5), "r/limit to 30/m with a burst of 5"),
+        (terms(0.1 / 86400, 1), terms(1, 1), "r/limit to 0.1/d with a burst of 1"),
+    ],
+)
+def test_change_is_told_as_it_would_be_written(low: Terms, high: Terms, words: str) -> None:
+    fleet = Fleet()
+    one = fleet.worker("a", Limited(high, "r/limit"))
+    fleet.worker("b", Limited(low, "r/limit"))
+    for _ in range(3):
+        fleet.beat()
+    assert one.said[0].endswith(f": {words}")
+
+
 def test_change_is_told_in_words_with_the_first_of_many_limits() -> None:
     fleet = Fleet()
     one = fleet.worker("a", *(Limited(HIGH, f"r{number}/limit") for number in range(9)))

@@ -29,6 +29,7 @@ RENEW_BEATS: Final = 900
 """They are put again after so many answered beats, one a second."""
 _MOST_NAMED: Final = 3
 """Limits that the log names."""
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Governed(Protocol):
@@ -150,7 +151,7 @@ class Rollout:
             else:
                 lowest = terms(rate, burst)
             if lowest is not configured:
-                lowered.append(f"{limit.id} to {lowest.rate:g}/s with a burst of {lowest.burst:g}")
+                lowered.append(f"{limit.id} to {_words(lowest)}")
             if lowest != limit.terms:
                 limit.obey(lowest)
         if lowered != self._lowered:
@@ -160,6 +161,17 @@ class Rollout:
 
 def _key(limit: Governed) -> accord.Key:
     return limit.id, limit.configured.window_s
+
+
+def _words(terms: Terms) -> str:
+    """What holds, as somebody would write it."""
+    for unit, seconds in _UNITS.items():
+        if terms.window_s == seconds:
+            return f"{terms.burst:.15g}/{unit} by the calendar"
+        amount = terms.rate * seconds
+        if not terms.window_s and (amount >= 1 or unit == "d"):
+            return f"{amount:g}/{unit} with a burst of {terms.burst:.15g}"
+    return f"{terms.burst:.15g} in {terms.window_s} s by the calendar"
 
 
 def _text(lowered: list[str]) -> str:
