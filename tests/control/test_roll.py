@@ -38,3 +38,9 @@ def test_worker_of_another_version_is_counted() -> None:
 def test_roll_that_nobody_answered_is_empty() -> None:
     assert decode_roll(encode_roll(None)) == []
     assert decode_roll(encode_roll(Refused("full"))) == []
+
+
+def test_start_is_told_by_the_clock_of_the_store() -> None:
+    fast = encode_info(Info(since=3605.0, version="1", generation=1, state_up=True, age_s=4.0))
+    (replica,) = decode_roll(encode_roll(Rolled(now_us=30_000_000, members=[member("a", 0, 12.0, fast)])))
+    assert (replica.since, replica.last_beat, replica.now) == (8.0, 12.0, 30.0)

@@ -117,6 +117,8 @@ async def test_worker_beats_once_a_second(mock_clock: trio.testing.MockClock, wo
     assert (beat.replica, beat.slot) == ("host-1", 3)
     info = decode_info(beat.info)
     assert (info.generation, info.since) == (7, 7.5)
+    assert info.age_s is not None
+    assert info.age_s > 0.0
 
 
 async def test_supervisor_that_is_silent_is_noticed_in_time(

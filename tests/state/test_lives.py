@@ -76,4 +76,9 @@ def test_numbers_that_nobody_handed_down_are_not_missed() -> None:
 
 
 def test_numbers_travel_as_a_list() -> None:
-    assert msgspec.msgpack.decode(encode_info(INFO)) == [1.5, "1", 3, True]
+    assert msgspec.msgpack.decode(encode_info(INFO)) == [1.5, "1", 3, True, None]
+
+
+def test_versions_that_tell_less_or_more_are_understood() -> None:
+    assert decode_info(msgspec.msgpack.encode([1.5, "1", 3, True])) == INFO
+    assert decode_info(msgspec.msgpack.encode([1.5, "1", 3, True, 2.0, "more"])).age_s == 2.0

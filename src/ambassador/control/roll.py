@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import msgspec
 
-from ambassador.state.lives import decode_info
+from ambassador.state.lives import Info, decode_info
 from ambassador.state.protocol import Answer, Member, Rolled
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True):
-    """`/api/replicas`: one host's ambassador. Times are in unix seconds, `last_beat` and `now` by the store's clock.
+    """`/api/replicas`: one host's ambassador. Times are in unix seconds by the store's clock: hosts may have others.
 
     `since` is when it started, whatever has become of its workers since. `version` is that of the latest beat,
     `generation` the newest; `state_up`: all of its workers reach the store.
@@ -48,17 +50,20 @@ def decode_roll(data: bytes) -> list[Replica]:
 
 
 def _replica(name: str, members: list[Member], now: float) -> Replica:
-    infos = []
+    infos: list[Info] = []
+    since = inf
     for member in sorted(members, key=lambda each: each.last_us):
         try:
-            infos.append(decode_info(member.info))
+            info = decode_info(member.info)
         except msgspec.MsgspecError:
             continue
+        infos.append(info)
+        since = min(since, info.since if info.age_s is None else member.last_us / 1e6 - info.age_s)
     last_beat = max(member.last_us for member in members) / 1e6
     return Replica(
         id=name,
         workers=len(members),
-        since=min((info.since for info in infos), default=last_beat),
+        since=since if infos else last_beat,
         last_beat=last_beat,
         version=infos[-1].version if infos else "?",
         generation=max((info.generation for info in infos), default=0),

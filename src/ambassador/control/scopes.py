@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeAlias, TypeVar
 
@@ -222,7 +223,8 @@ class WorkerScopes:
 
         Also called from the thread of a store.
         """
-        info = Info(self._since, __version__, self.generation, arrives or self.up)
+        age_s = max(0.0, time.time() - self._since)
+        info = Info(self._since, __version__, self.generation, arrives or self.up, age_s)
         return Beat(self._replica, self._slot, encode_info(info), terms=self._rollout.name)
 
     def _say(self, text: str) -> None:

@@ -23,13 +23,16 @@ _KNOWN: Final = "fleet"
 class Info(msgspec.Struct, frozen=True, array_like=True):
     """What a worker tells of itself with each beat; `/api/replicas` is made of it (contract 7.17).
 
-    `since` is when its replica started, in unix seconds; `state_up`: it reaches the fleet's store.
+    `since` is when its replica started, in unix seconds by its own clock, and `age_s` for how long it has run when this
+    is said: whoever reads it may have another clock. None: an older version, which does not say it. `state_up`: it
+    reaches the fleet's store.
     """
 
     since: float
     version: str
     generation: int
     state_up: bool
+    age_s: float | None = None
 
 
 class _Numbers(msgspec.Struct, frozen=True, array_like=True):
