@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 import trustme
 
 from ambassador.control.tokens import MOST_AT_ONCE, TokenServices
@@ -190,6 +191,29 @@ async def test_only_so_many_are_asked_at_once() -> None:
             services.ask(Question(url, (), b"grant_type=x", None, 20.0), answers.append)
     assert answers == [Granted("t", 60.0)] * 2 * MOST_AT_ONCE
     assert most == MOST_AT_ONCE
+
+
+async def test_question_without_a_place_is_given_up_when_nobody_waits_for_it_any_more(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    async def hang(_: TokenServices, question: Question) -> Failure:
+        nonlocal asked
+        asked += 1
+        await trio.sleep(question.timeout_s)
+        return Failure(TIMEOUT, "no answer")
+
+    monkeypatch.setattr(TokenServices, "_result", hang)
+    answers: list[Granted | Failure] = []
+    async with trio.open_nursery() as nursery:
+        services = TokenServices("test", nursery)
+        for _ in range(2 * MOST_AT_ONCE):
+            services.ask(Question("https://id.test/", (), b"", None, 20.0), answers.append)
+        await trio.sleep(5.1)
+        assert [each.result for each in answers if isinstance(each, Failure)] == [FAILED] * MOST_AT_ONCE
+    assert asked == MOST_AT_ONCE
+    assert len(answers) == 2 * MOST_AT_ONCE
 
 
 async def test_question_in_plaintext_is_for_this_host_alone() -> None:

@@ -16,6 +16,7 @@ import trio
 from ambassador.pem_files import FileError, trusting
 from ambassador.proxy.egress import Egress
 from ambassador.proxy.tokens.answer import CONNECT, FAILED, MOST_BYTES, TIMEOUT, Failure, Granted, read
+from ambassador.proxy.tokens.keeper import MOST_WAIT_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 MOST_AT_ONCE: Final = 32
 """Of one worker: callers' tokens are exchanged one by one, and a cold start has many."""
 MOST_WAITING: Final = 1000
-"""More are refused: who waits longer than 5 s has gone."""
+"""More are refused, and so are those that get no place within 5 s: who waits longer has gone."""
 _TLS_S: Final = 60.0
 """Authorities are read again after this time: 20 ms of a thread."""
 
@@ -45,12 +46,18 @@ class TokenServices:
         self._nursery.start_soon(self._ask, question, done)
 
     async def _ask(self, question: Question, done: Callable[[Granted | Failure], None]) -> None:
-        if self._places.statistics().tasks_waiting >= MOST_WAITING:
-            result: Granted | Failure = Failure(FAILED, "too many requests for tokens are under way")
-        else:
-            async with self._places:
+        result: Granted | Failure = Failure(FAILED, "too many requests for tokens are under way")
+        if self._places.statistics().tasks_waiting < MOST_WAITING and await self._has_place():
+            try:
                 result = await self._result(question)
+            finally:
+                self._places.release()
         done(result)
+
+    async def _has_place(self) -> bool:
+        with trio.move_on_after(MOST_WAIT_S) as scope:
+            await self._places.acquire()
+        return not scope.cancelled_caught
 
     async def _result(self, question: Question) -> Granted | Failure:
         # 50 ms, of a thread, and only where tokens are fetched.

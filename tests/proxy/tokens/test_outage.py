@@ -118,3 +118,23 @@ def test_caller_without_others_tries_again_a_little_later() -> None:
     assert refusal is not None
     assert refusal.after_s == 4.0
     assert outage.refusal(116.0, "alice") is None
+
+
+def test_what_was_asked_before_the_pause_does_not_make_it_longer() -> None:
+    outage = broken()
+    for _ in range(20):
+        outage.heard(DOWN, 101.0, 0.5, asked_at=95.0)
+    assert outage.refusal(104.0, "alice") is None
+    outage.heard(DOWN, 104.5, 0.5, asked_at=99.0)
+    outage.heard(DOWN, 105.0, 1.0, "alice", asked_at=104.0)
+    refusal = outage.refusal(105.0, "bob")
+    assert refusal is not None
+    assert refusal.after_s == 8.0
+
+
+def test_question_that_hangs_says_nothing_if_others_got_answers_meanwhile() -> None:
+    outage = Outage()
+    outage.heard(Granted("t", 1.0), 51.0, 0.5, "alice")
+    for _ in range(TRUST):
+        outage.heard(Failure(TIMEOUT, "no answer"), 60.0, 0.5, "mallory", asked_at=50.0)
+    assert outage.refusal(60.0, "bob") is None

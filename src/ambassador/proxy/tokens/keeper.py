@@ -124,7 +124,7 @@ class Keeper(Timer):
     """Keeps one token. `counts` is told how its fetching goes, and when a `proactive` one expires."""
 
     __slots__ = (
-        "__weakref__", "_around", "_blame", "_caller", "_counts", "_flight", "_news", "_nonce", "_outage", "_places", "_problem",
+        "__weakref__", "_around", "_asked_at", "_blame", "_caller", "_counts", "_flight", "_news", "_nonce", "_outage", "_places", "_problem",
         "_waiters", "_wanted", "credential", "namesakes", "until", "upstream",
     )  # fmt: skip
 
@@ -155,6 +155,7 @@ class Keeper(Timer):
         self._counts = counts
         self._blame = blame
         self._outage = outage
+        self._asked_at = 0.0
         self._caller = caller
         """For whom it is, as `outage` tells callers apart."""
         self.until = until
@@ -357,6 +358,7 @@ class Keeper(Timer):
             self._flight.fetched(refusal, around.clock.now, around.chance())
             self._act()
             return
+        self._asked_at = around.clock.now
         try:
             question = self._wanted.asker.question(
                 self._wanted.form, wall_s=around.wall_s(), nonce=secrets.token_hex(16)
@@ -383,7 +385,7 @@ class Keeper(Timer):
             if self._outage is None or self._outage.may_tell(now):
                 self._complain(f"no token from {place}: {result.why}")
         if self._outage is not None:
-            self._outage.heard(result, now, around.chance(), self._caller)
+            self._outage.heard(result, now, around.chance(), self._caller, asked_at=self._asked_at)
         self._flight.fetched(result, now, around.chance())
         self._act()
 

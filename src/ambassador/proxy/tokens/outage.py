@@ -6,7 +6,7 @@ Whose token it is that fails must not decide for the others: anybody can make up
 - That it could not be reached says something about the service, whoever asked; so does that it did not answer in time.
 - What it answered, as 500, may be about the one token: it counts once different callers were answered so in a row.
   `caller` is who cannot be made up along with a token: the client that is known, and its address.
-- Neither counts, but for connections that fail, while others get answers (CALM_S).
+- Neither counts while others get answers: within CALM_S, or since it was asked. Connections that fail do.
 - After a pause one question tries again, of another caller than the last one if another comes soon.
 """
 
@@ -39,6 +39,7 @@ class Outage:
         "_failures",
         "_last",
         "_probed_by",
+        "_since",
         "_told_at",
         "_until",
         "_yields_until",
@@ -48,6 +49,8 @@ class Outage:
         self._failures = 0
         self._until = 0.0
         self._yields_until = 0.0
+        self._since = -inf
+        """What was asked before then says nothing new: the service was known to be down, or somebody tried again."""
         self._last: Failure | None = None
         self._callers: set[str] = set()
         """Those who were answered with failures since the last answer, TRUST at most."""
@@ -66,19 +69,24 @@ class Outage:
         if now < until:
             return Failure(last.result, last.why, last.code, after_s=until - now)
         self._probed_by = caller
+        self._since = now
         self._pause(now, pause_s(self._failures, 0.0, 1.0))
         return None
 
-    def heard(self, result: Granted | Failure, now: float, chance: float, caller: str = "") -> None:
-        """A question that was asked for this caller ended so."""
+    def heard(
+        self, result: Granted | Failure, now: float, chance: float, caller: str = "", *, asked_at: float = inf
+    ) -> None:
+        """A question that was asked for this caller, at that time, ended so."""
         word = OK if isinstance(result, Granted) else result.result
         if word in (OK, REFUSED):
             self._failures, self._last, self._probed_by = 0, None, None
             self._callers.clear()
             self._answered_at = now
-        elif isinstance(result, Failure) and self._counts(word, now, caller):
+        elif isinstance(result, Failure) and self._counts(word, now, caller, asked_at):
             self._failures += 1
             self._last = result
+            if self._failures == TRUST:
+                self._since = now
             self._pause(now, pause_s(self._failures, result.after_s, chance))
 
     def may_tell(self, now: float) -> bool:
@@ -88,11 +96,13 @@ class Outage:
         self._told_at = now
         return True
 
-    def _counts(self, word: str, now: float, caller: str) -> bool:
-        """Whether a failure says that the service is down."""
-        if word in _AT_ONCE or self._failures >= TRUST:
+    def _counts(self, word: str, now: float, caller: str, asked_at: float) -> bool:
+        """Whether a failure says that the service is down, or still is."""
+        if self._failures >= TRUST:
+            return asked_at >= self._since
+        if word in _AT_ONCE:
             return True
-        if now < self._answered_at + CALM_S:
+        if now < self._answered_at + CALM_S or asked_at <= self._answered_at:
             return False
         if word in _OF_THE_SERVICE:
             return True
