@@ -17,7 +17,7 @@ import trio.testing
 import ambassador.proxy.http1
 from ambassador.proxy.exchange import Exchange
 from ambassador.proxy.http1 import ClientConnection
-from ambassador.proxy.lane import Strand
+from ambassador.proxy.lane import READ, Strand
 from ambassador.proxy.upstream.h1 import Http1Connection
 from ambassador.proxy.upstream.pool import Pool
 from ambassador.state.protocol import Force, Probe, Report, Verb
@@ -658,12 +658,116 @@ async def test_probe_whose_lease_ends_while_the_worker_stands_still_is_not_sent(
         await client.send(GET)
         status, body = await client.answer()
         assert (status, b'"upstream_timeout"' in body) == (504, True)
-        await until(lambda: shared.probes(Verb.FAILED))
+        await until(lambda: shared.probes(Verb.LOST))
         assert plane.endpoint.pool.idle_count == 1  # one that had something sent would have been cut
         (await origin.accept()).close()
         await until(lambda: not plane.endpoint.pool.idle_count)
         client.close()
         nursery.cancel_scope.cancel()
+
+
+PROBED = "retry: {attempts: 0}, timeout: {per_try: 1s, total: 15s}"
+
+
+@asynccontextmanager
+async def half_open(shared: Shared, origin: Origin, route: str = PROBED) -> AsyncIterator[Plane]:
+    """A plane whose breaker lets one probe through."""
+    text = config(origin.url, upstream="breaker: {probes: 1}", route=route, state="max_wait: 250ms")
+    async with a_plane(text, scopes=shared.scopes_of(0)) as plane, trio.open_nursery() as nursery:
+        nursery.start_soon(shared.answers)
+        the(plane, shared, "u", "open")
+        the(plane, shared, "u", "auto")
+        yield plane
+        nursery.cancel_scope.cancel()
+
+
+async def waits_for_a_body(plane: Plane) -> None:
+    await until(lambda: any(client.link.interest & READ for client in plane.listener._clients))
+
+
+async def test_probe_whose_head_came_in_time_is_good_however_long_its_body_takes(
+    mock_clock: trio.testing.MockClock, origin: Origin, shared: Shared
+) -> None:
+    async with half_open(shared, origin) as plane:
+        client = await plane.connect()
+        await client.send(GET)
+        talk = await origin.accept()
+        await talk.head()
+        await talk.send(OK[:-2])
+        await client.head()
+        mock_clock.jump(0.9)
+        assert not shared.probes(Verb.OK)
+        mock_clock.jump(0.2)
+        await until(lambda: shared.probes(Verb.OK))
+        mock_clock.jump(5.0)
+        await talk.send(OK[-2:])
+        assert await client.exactly(2) == b"ok"
+        await until(lambda: plane.counts.attempts)
+        assert plane.counts.attempts == ["200"]
+        assert len(shared.probes(Verb.OK)) == 1
+        assert not shared.probes(Verb.FAILED)
+        client.close()
+        talk.close()
+
+
+async def test_probe_whose_head_does_not_come_in_time_has_failed(
+    mock_clock: trio.testing.MockClock, origin: Origin, shared: Shared
+) -> None:
+    async with half_open(shared, origin, "retry: {attempts: 0}") as plane:
+        client = await plane.connect()
+        await client.send(GET)
+        talk = await origin.accept()
+        await talk.head()
+        mock_clock.jump(10.1)
+        assert (await client.answer())[0] == 504
+        await until(lambda: shared.probes(Verb.FAILED))
+        client.close()
+        talk.close()
+
+
+async def test_upload_that_is_on_its_way_holds_up_no_probe(
+    mock_clock: trio.testing.MockClock, origin: Origin, shared: Shared
+) -> None:
+    async with half_open(shared, origin) as plane:
+        slow, other = await plane.connect(), await plane.connect()
+        await slow.send(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n1234")
+        await waits_for_a_body(plane)
+        mock_clock.jump(5.0)
+        assert not shared.probes(Verb.ASK)
+        await slow.send(b"56789")
+        talk = await origin.accept()
+        await talk.head()
+        await talk.exactly(9)
+        await other.send(GET)
+        assert (await other.answer())[0] == 503
+        await talk.send(OK)
+        assert await slow.answer() == (200, b"ok")
+        await until(lambda: shared.probes(Verb.OK))
+        for end in (slow, other, talk):
+            end.close()
+
+
+async def test_probe_that_its_client_holds_up_is_given_back_and_goes_on(
+    mock_clock: trio.testing.MockClock, origin: Origin, shared: Shared
+) -> None:
+    async with half_open(shared, origin) as plane:
+        client = await plane.connect()
+        await client.send(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 70000\r\n\r\n" + bytes(69999))
+        talk = await origin.accept()
+        await talk.head()
+        await talk.exactly(69999)
+        assert not shared.probes(Verb.LOST)
+        await waits_for_a_body(plane)
+        mock_clock.jump(1.1)
+        await until(lambda: shared.probes(Verb.LOST))
+        mock_clock.jump(5.0)
+        await client.send(b"x")
+        await talk.exactly(1)
+        await talk.send(OK)
+        assert await client.answer() == (200, b"ok")
+        assert not shared.probes(Verb.FAILED)
+        client.close()
+        talk.close()
 
 
 async def test_probe_that_a_quota_refuses_is_given_back(origin: Origin, shared: Shared) -> None:

@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from ambassador.state.gate import Gate
 from ambassador.state.passes import WAITING, Pass, ProbePass, Refused, Result
+from ambassador.state.probe_leases import GRACE_S
 from ambassador.state.protocol import Force, Probe, Report, Restore, State, Verb
 from tests.state.fleet import TIMEOUT_S, Fleet, Worker, rules
 from tests.state.probing import Probing
@@ -378,7 +379,7 @@ def test_killed_prober_blocks_nothing() -> None:
     assert isinstance(fleet.enter(first), ProbePass)
     fleet.kill(first)
     fleet.deliver()
-    fleet.advance(TIMEOUT_S + 0.1)
+    fleet.advance(TIMEOUT_S + GRACE_S + 0.1)
     assert not fleet.request(second, GOOD)  # the lease of the dead counts as failed
     fleet.advance(4.5)
     assert fleet.request(second, GOOD)

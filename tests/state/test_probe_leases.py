@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ambassador.state.probe_leases import ASK_S, KEEP_S, ProbeLeases
+from ambassador.state.probe_leases import ASK_S, GRACE_S, KEEP_S, ProbeLeases
 from ambassador.state.protocol import LATE_US, Probe, Verb
 from tests.state.fleet import rules
 
@@ -22,7 +22,7 @@ def granted(held: ProbeLeases, now: float, timeout_s: float = 10.0) -> Probe:
 def test_one_lease_is_asked_for_at_a_time_and_in_so_long() -> None:
     held = leases()
     asked = held.ask(10.0, 2.5)
-    assert asked == Probe("up", "r0.0.1.1", Verb.ASK, rules(), 2500)
+    assert asked == Probe("up", "r0.0.1.1", Verb.ASK, rules(), round((2.5 + GRACE_S) * 1000))
     assert held.ask(20.0, 2.5) is None
     held.answered()
     assert not held.held

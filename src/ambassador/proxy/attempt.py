@@ -21,6 +21,11 @@ Whose fault an end is, for breakers, outlier detection and balancing (`_upstream
 | the client left, paused for `idle` or `body_timeout`, spent `total_body`, crawled | the client      | `cancelled`  |
 | its own deadline passed                                                           | the client      | `cancelled`  |
 
+A breaker's probe has a bound of its own, for the head of its answer. If that is there in time, the probe is good or not
+by its status at the bound at the latest, however long the body takes; its lease is given back, and a body that is cut
+later counts as of any attempt that has outlived a change. A probe that a client or a queue held up until then says
+nothing, and goes on as an attempt without a lease.
+
 `cancelled` says nothing; metrics and retries have the end's own name. What a client was waited for is not part of how
 slow an answer was either.
 """
@@ -79,6 +84,8 @@ that had less may have been on its way to a good answer; the rest is for pauses 
 which hangs is seen to do so after them as well."""
 _FAILED: Final = frozenset({"connect", "reset", "timeout"})
 """Ends of an attempt that speak of its endpoint. Others say that the client left, or that it was not made at all."""
+GATHERED: Final = 65536
+"""So much of a body is here before its request asks for a probe's lease: clients that send slowly hold none up."""
 _DOUBTFUL: Final = frozenset({"reset", "timeout"})
 """Those of which others can be the cause."""
 STATUS_TEXT: Final = {status: str(status) for status in range(1000)}
@@ -207,6 +214,8 @@ class Attempt:
             guards = guards_of(plan.gates, endpoint)
             entry = closed(guards)
             if entry is None:
+                if not request.complete and any(each.gate.is_due(exchange.lane.now) for each in guards):
+                    await exchange.transfer.gather(GATHERED)
                 began = exchange.lane.now
                 asked = enter(guards, began, plan.answer_within_s, exchange.client, held_s=request.held_s)
                 if not isinstance(asked, Ticket | Refusal):
@@ -220,7 +229,8 @@ class Attempt:
                 entry = asked
             self.ticket = entry
             self._is_probe = entry.until < inf
-            exchange.transfer.probe_until = entry.until
+            if self._is_probe:
+                exchange.transfer.begin_probe(self, entry.until)
             return
 
     def _goes_elsewhere(self, upstream: Upstream, refusal: Refusal, refused: list[Endpoint]) -> bool:
@@ -565,9 +575,22 @@ class Attempt:
             failed = outcome >= "500" or not outcome.isdigit() or bool(self.found)
             self.endpoint.settled(seconds, now, failed=failed, limited=outcome == "429")
 
+    def outlasts_its_lease(self) -> bool:
+        """The attempt is a probe whose lease is over. Whether it goes on: a head that came in time is its verdict, and
+        of one that was held up by others there is none. Else it is to be cut, and has failed.
+        """
+        head = None if self.connection is None else self.connection.reader.head
+        outcome = self._upstreams_part("timeout") if head is None else STATUS_TEXT[head.status]
+        if outcome == "timeout":
+            return False
+        self.settle(outcome)
+        return True
+
     def settle(self, outcome: str) -> None:
         """Tell the breakers how the attempt went, if they have not been told."""
         ticket, self.ticket = self.ticket, None
+        if self._is_probe:
+            self._exchange.transfer.end_probe()
         if ticket is not None:
             now = self._exchange.lane.now
             seconds = now - self._began - self._exchange.transfer.client_s

@@ -17,7 +17,7 @@ The rules that hold here
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ambassador.errors import DeadlineExceeded, ProxyError, RequestTimeout, UpstreamReset, UpstreamTimeout
 from ambassador.proxy.fields import clean_trailers
@@ -39,6 +39,9 @@ _TURN_BYTES: Final = 131072
 """Moved before other connections have their turn: at 3 GB/s, 45 us. With 16 pieces of 256 KiB small requests beside a
 download waited 1.4 times as long as without it, with one of 128 KiB 1.3 times; what the download costs is the same."""
 _MOVES_PER_TURN: Final = 16
+_PATIENCE_S: Final = 1.0
+"""So long in sum a probe waits for its client to upload, then its lease is for others: who sends slowly on purpose
+would hold them all."""
 
 
 class ClientGone(Exception):
@@ -47,6 +50,13 @@ class ClientGone(Exception):
 
 class Impatient(Exception):
     """The first attempt has taken so long that a second is worth making beside it (`Transfer.patience_s`)."""
+
+
+class Probe(Protocol):
+    """An attempt by which breakers find out whether an upstream is well again."""
+
+    def outlasts_its_lease(self) -> bool:
+        """The time has come at which its answer's head must be there. Whether it goes on, as one that is no probe."""
 
 
 class Transfer:
@@ -63,6 +73,8 @@ class Transfer:
     try_at = inf
     probe_until = inf
     """When the present attempt must have its answer's head as a breaker's probe."""
+    probe: Probe | None = None
+    """The present attempt, if it is one."""
     patience_s = inf
     """How long an attempt is waited for before `Impatient` says that it takes long, once."""
     sent_at = 0.0
@@ -103,8 +115,16 @@ class Transfer:
 
     def begin_attempt(self) -> None:
         """An attempt begins now: connecting counts towards its timeouts."""
-        self.probe_until = inf
+        self.end_probe()
         self._begin_clocks()
+
+    def begin_probe(self, probe: Probe, until: float) -> None:
+        """The present attempt is a probe, until then."""
+        self.probe, self.probe_until = probe, until
+
+    def end_probe(self) -> None:
+        """It is none any more."""
+        self.probe, self.probe_until = None, inf
 
     def _begin_clocks(self) -> None:
         now = self.sent_at = self._lane.now
@@ -127,7 +147,8 @@ class Transfer:
 
     def follow(self, sent_at: float, until: float) -> None:
         """The attempt that was sent at `sent_at`, whose head must be there at `until`, is the present one now."""
-        self.sent_at, self.try_at, self.probe_until = sent_at, until, inf
+        self.sent_at, self.try_at = sent_at, until
+        self.end_probe()
 
     @property
     def deadline(self) -> float:
@@ -234,9 +255,22 @@ class Transfer:
             try:
                 await strand.wait(deadline)
             except TimedOut:
-                raise self._late() from None
+                if not self._outlasts_its_lease():
+                    raise self._late() from None
+                deadline = min(self.head_at, self.sent_at + self.patience_s)
             finally:
                 client_link.interest = link.interest = 0
+
+    def _outlasts_its_lease(self) -> bool:
+        """Whether it was the time of a probe that is over, and the attempt goes on without."""
+        probe = self.probe
+        if probe is None or (self._lane.now < self.probe_until and not self._is_held_up()):
+            return False
+        return probe.outlasts_its_lease()
+
+    def _is_held_up(self) -> bool:
+        """The body of a probe has been waited for so long that the lease is for others."""
+        return not self.upload_done and self.client_s >= _PATIENCE_S
 
     @property
     def head_at(self) -> float:
@@ -511,21 +545,33 @@ class Transfer:
         try:
             await client.strand.wait(deadline)
         except TimedOut:
-            raise self._missed_waiting(client_due=client_due, since=now) from None
+            late = True
+        else:
+            late = False
         finally:
             client_link.interest = link.interest = 0
             if client_due:
                 self.client_s += self._lane.now - now
+        looked_at = (
+            for_head and connection.reader.head is not None
+        )  # what is there by now is to be judged first
+        if late and (looked_at or not self._outlasts_its_lease()):
+            raise self._missed_waiting(client_due=client_due, since=now)
         if client_due:
             self._check_pace(self._lane.now - now)
 
     def _wait_deadline(self, *, for_head: bool, client_due: bool) -> float:
         now, timeouts = self._lane.now, self._plan.timeouts
         deadline = min(
-            now + timeouts.idle, self._started + timeouts.total_body, self.caller_at if for_head else inf
+            now + timeouts.idle,
+            self._started + timeouts.total_body,
+            self.caller_at if for_head else inf,
+            self.probe_until,
         )
         if client_due:
             deadline = min(deadline, now + self._client.limits.body_timeout)
+            if self.probe is not None and not self.upload_done:
+                deadline = min(deadline, now + max(0.0, _PATIENCE_S - self.client_s))
         if for_head and self.upload_done:
             deadline = min(deadline, self.head_at)
         return deadline
@@ -536,8 +582,7 @@ class Transfer:
             return self.missed()
         if client_due and now >= since + min(self._client.limits.body_timeout, timeouts.idle):
             return self._too_slow()
-        client_s = self.client_s + (now - since if client_due else 0.0)
-        if now >= self._started + timeouts.total_body and client_s > (now - self.sent_at) / 2:
+        if now >= self._started + timeouts.total_body and self.client_s > (now - self.sent_at) / 2:
             return self._too_slow()
         if self._client.answered:
             return UpstreamTimeout("nothing moved in the answer's body for too long")

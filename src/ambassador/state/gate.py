@@ -217,6 +217,16 @@ class Gate:
             self._ask(now, _PROBE_LONGEST_S)
         return self._leases.held
 
+    def is_due(self, now: float) -> bool:
+        """Whether whoever is let through now makes a probe, if it is let through."""
+        known, own = self._known, self._own
+        if not self.is_open or known.forced(now):
+            return False
+        state = known.state(now)
+        if state is State.CLOSED or own.alone:
+            return own.is_open and not own.left(now)
+        return state is not State.OPEN or known.open_left(now) <= 0
+
     @property
     def has_lease(self) -> bool:
         """A probe may be made at once."""
@@ -308,7 +318,7 @@ class Gate:
     def _settle_probe(
         self, given: ProbePass, result: Result, now: float, random: float, seconds: float | None
     ) -> None:
-        good = given.verdict(result, now, slow_is_good=self.rules.slow > 1)
+        good = given.verdict(result, slow_is_good=self.rules.slow > 1)
         self._probe_slow = ""
         if good is False and result is Result.SLOW and seconds is not None:
             self._probe_slow = f"a probe was slow ({seconds:.2f} s)"

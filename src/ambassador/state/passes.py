@@ -40,7 +40,7 @@ class Pass:
     __slots__ = ("epoch",)
 
     until: float = inf
-    """When an attempt must have ended, in monotonic seconds."""
+    """When an attempt must have its answer's head, in monotonic seconds; whoever makes it cuts it then."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
@@ -61,10 +61,8 @@ class ProbePass(Pass):
         self.lease = lease
         self.until = until
 
-    def verdict(self, result: Result, now: float, *, slow_is_good: bool) -> bool | None:
-        """Whether the upstream is well; None: it says nothing about that. Past its time it has failed."""
-        if now >= self.until:
-            return False
+    def verdict(self, result: Result, *, slow_is_good: bool) -> bool | None:
+        """Whether the upstream is well; None: it says nothing about that."""
         if result is Result.NOTHING:
             return None
         return result is Result.GOOD or (result is Result.SLOW and slow_is_good)

@@ -2,7 +2,8 @@
 
 - One is asked for by the first request that finds the circuit due, at most once in ASK_S.
 - A lease that nobody has used in KEEP_S goes back: soon it would count as a failure.
-- Its time began when it was asked for, so it ends here before it does in the store.
+- Its time began when it was asked for, so it ends here before it does in the store: by GRACE_S at least, in which a
+  worker tells what came of a probe that was under way until then.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ ASK_S: Final = 0.05
 """One request for a probe's lease in this time from each worker."""
 KEEP_S: Final = 1.0
 """How long a lease may be held for the next request."""
+GRACE_S: Final = 0.5
+"""For the coarse timer of a lane and the way to the store."""
 
 
 class ProbeLeases:
@@ -47,7 +50,7 @@ class ProbeLeases:
         self._asked += 1
         self._next_ask = now + ASK_S
         name = f"{self._key}.{self._asked}"
-        return Probe(self._breaker, name, Verb.ASK, self._rules, max(1, int(timeout_s * 1000)))
+        return Probe(self._breaker, name, Verb.ASK, self._rules, max(1, int((timeout_s + GRACE_S) * 1000)))
 
     def answered(self) -> None:
         """The question has its answer, or will have none."""
@@ -55,7 +58,7 @@ class ProbeLeases:
 
     def keep(self, asked: Probe, asked_at: float, now: float) -> None:
         """It was granted."""
-        self._held.append((asked.id, asked_at + asked.timeout_ms / 1000, now))
+        self._held.append((asked.id, asked_at + asked.timeout_ms / 1000 - GRACE_S, now))
 
     def use(self) -> tuple[str, float] | None:
         """Take one, until `ended`: its id, and when it ends."""

@@ -36,6 +36,7 @@ from ambassador.settings import (
     Section,
 )
 from ambassador.state.passes import WAITING, Pass, Refused, Result
+from ambassador.state.probe_leases import KEEP_S
 from ambassador.state.protocol import Rules
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
 KINDS: Final = ("timeout", "connect", "reset")
 """The failures without a status that `failures` can name."""
 LONGEST_PROBE_S: Final = 10.0
-"""A probe is cut and counted failed after this, if the route does not end it before (contract 7.6)."""
+"""A probe whose head has not come is cut and counted failed after this, if the route does not end it before (contract
+7.6); one whose head has come is judged by that then."""
 _NEVER: Final = 2.0
 """A share that is not reached."""
 
@@ -263,6 +265,8 @@ class Breaker:
         gate = self.gate
         if not gate.is_open:
             return gate.stamp
+        if self._slow_s < inf:  # the head has its time all the same, and the body is to be seen to be slow
+            timeout_s = max(timeout_s, self._slow_s + KEEP_S)
         entry = gate.enter(now, self._breakers.random(), min(timeout_s, LONGEST_PROBE_S))
         self._breakers.attend(self)
         if entry is WAITING:
