@@ -219,6 +219,18 @@ def test_query_loses_its_credentials_and_nothing_else(query: bytes, masked: byte
 
 
 @pytest.mark.parametrize(
+    ("path", "masked"),
+    [
+        (b"/a;jsessionid=S/b;x=1;token=S", "/a;jsessionid=***/b;x=1;token=***"),
+        (b"/a;v=1;token", "/a;v=1;token"),
+        (b"/a;=S;b", "/a;=S;b"),
+    ],
+)
+def test_parameters_of_a_path_lose_their_credentials(path: bytes, masked: str) -> None:
+    assert parsed(record(path=path))["path"] == masked
+
+
+@pytest.mark.parametrize(
     ("target", "masked"),
     [
         (b"/../a?token=S", b"/../a?token=***"),
