@@ -138,6 +138,19 @@ async def test_next_table_knows_the_latencies_of_the_one_before(lane: Lane) -> N
     assert [each.ewma_s for each in after.upstreams["u"].endpoints] == [0.0, 0.5, 0.0]
 
 
+async def test_next_table_knows_which_quotas_are_used_up(lane: Lane) -> None:
+    text = "routes: [{name: r, respond: 200, limit: {quota: 5/d}}, {name: other, respond: 200, limit: {quota: 5/d}}]"
+    scopes = no_scopes()
+    before, after = (compile_table(load_text(HEAD + text), lane, Counts(), {}, scopes) for _ in range(2))
+    old, other = (policy.limits[0].only for policy in before.limits)
+    assert old is not None
+    assert other is not None
+    old.left, old.seen_at, old.window_ends = 0.0, lane.now, lane.now + 60.0
+    after.inherit(before)
+    known = [policy.limits[0].only for policy in after.limits]
+    assert [key is not None and key.is_used_up(1.0, lane.now) for key in known] == [True, False]
+
+
 async def test_changed_addresses_change_who_is_picked(lane: Lane) -> None:
     compiled = table(lane, "routes: [{name: r, to: ['http://e:9000', 'http://f:1']}]", {"e": ["10.0.0.1"]})
     of = compiled.upstreams["r"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 
@@ -12,6 +13,7 @@ from ambassador.proxy.policies.limit import Config
 from tests.proxy.policies.limit_world import (
     Line,
     Store,
+    Worker,
     World,
     a_policy,
     a_request,
@@ -240,3 +242,68 @@ def test_status_tells_the_busiest_keys() -> None:
     assert (first.name, first.rate, first.burst, first.key) == ("r/limit", "10/s", 5, "c7")
     assert (first.admitted, first.fallback, first.limited) == (4, 0, 6)
     assert (first.held, first.left < 1, first.age_s is not None) == (0.0, True, True)
+
+
+def reloaded(
+    world: World, line: Line, before: Config, after: Config, key: str = "a"
+) -> tuple[Worker, Worker]:
+    """A worker whose config has changed after it took 5 tokens, and the same with the new config."""
+    old = Worker(world, [before], fleet=line)
+    world.run(3600 - (1_700_000_000 + world.now) % 3600 + 1)
+    for _ in range(6):
+        old.request(key)
+        world.run(0.01)
+    new = Worker(world, [after], fleet=line)
+    new.policy.limits[0].inherit(old.policy.limits[0])
+    old.policy.retire()
+    world.run(0.01)
+    return old, new
+
+
+@pytest.mark.parametrize("per", ["route", "client_ip"])
+@pytest.mark.parametrize(("quota", "further"), [(5.0, 0), (4.0, 0), (8.0, 3)])
+def test_late_store_hands_out_nothing_of_a_quota_again_after_a_reload(
+    *, per: str, quota: float, further: int
+) -> None:
+    world = World()
+    store = Store(world)
+    delays = [0.0005]
+    line = Line(store, delay=lambda: delays[0])
+    old, new = reloaded(world, line, Config(quota=(5.0, 3600), per=per), Config(quota=(quota, 3600), per=per))
+    assert counts(old) == (5, 1)
+    delays[0] = 0.05
+    for _ in range(10):
+        new.request("a")
+        world.run(0.3)
+    assert counts(new) == (further, 10 - further)
+    world.run(3600)
+    delays[0] = 0.0005
+    new.request("a")
+    world.run(0.1)
+    assert counts(new) == (further + 1, 10 - further)
+
+
+def test_store_that_forgot_is_told_what_was_taken_before_a_reload() -> None:
+    world = World()
+    store = Store(world)
+    line = Line(store)
+    _, new = reloaded(world, line, Config(quota=(8.0, 3600)), Config(quota=(10.0, 3600)))
+    store.wipe()
+    for _ in range(12):
+        new.request()
+        world.run(1.2)
+    assert counts(new) == (4, 8)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        Config(quota=(5.0, 60)),
+        Config(quota=(5.0, 3600), per="client_ip"),
+        Config(rate=(5, 1), burst=6),
+    ],
+)
+def test_another_limit_inherits_nothing(after: Config) -> None:
+    world = World()
+    _, new = reloaded(world, Line(Store(world)), Config(quota=(5.0, 3600)), after)
+    assert new.policy.limits[0].account(a_request()).seen_at == -math.inf

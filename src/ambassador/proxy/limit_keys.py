@@ -151,6 +151,8 @@ class Limit:
         """Those used last; older ones are in `_older`, which is to be dropped when this is full: `_dropping`."""
         self._older: dict[str | bytes, Key] = {}
         self._dropping: dict[str | bytes, Key] = {}
+        self._before: dict[str | bytes, Key] = {}
+        """Accounts of the config before, for those that are opened here."""
         self.only = None if constant is None else self._open(constant)
         """The account of all requests, where there is but one."""
         self._window_s = source.terms.window_s
@@ -178,6 +180,26 @@ class Limit:
             account.obey(terms)
             account.dry_until = -math.inf
 
+    def inherit(self, other: Limit) -> None:
+        """Go on with what was known of the keys of the same limit in the config before, if both are quotas of windows
+        of the same length, in the same store. To be called before the first request.
+        """
+        if (
+            not self._window_s
+            or (self._window_s, self.source.fleet) != (other._window_s, other.source.fleet)
+            or self.config.per != other.config.per
+        ):
+            return
+        if self.only is None or other.only is None:
+            self._before = dict(itertools.islice(other._known(), MOST_KEYS))
+        elif self.only.key == other.only.key:
+            self.only.inherit(other.only, self.source.clock.now)
+
+    def _known(self) -> Iterator[tuple[str | bytes, Key]]:
+        """Values and their accounts, those used last first."""
+        known = {**self._before, **self._dropping, **self._older, **self.accounts}
+        return reversed(known.items())
+
     def account(self, request: Request) -> Key:
         """The account that a request is charged to."""
         only = self.only
@@ -201,7 +223,11 @@ class Limit:
 
     def _open(self, value: str | bytes) -> Key:
         key = _key(self.id, value, hidden=self._hides_values and value != NO_VALUE)
-        account = Key(key, self.source, self.source.clock.now)
+        now = self.source.clock.now
+        account = Key(key, self.source, now)
+        before = self._before.pop(value, None)
+        if before is not None:
+            account.inherit(before, now)
         self.accounts[value] = account
         return account
 

@@ -132,7 +132,14 @@ class Table:
                 upstream.refresh()
 
     def inherit(self, other: Table) -> None:
-        """Go on with what is known of endpoints from the table before, whose upstreams have the same names."""
+        """Go on with what is known from the table before: of endpoints, whose upstreams have the same names, and of
+        calendar quotas.
+        """
+        quotas = {limit.id: limit for policy in other.limits for limit in policy.limits}
+        for policy in self.limits:
+            for limit in policy.limits:
+                if limit.id in quotas:
+                    limit.inherit(quotas[limit.id])
         for name, upstream in self.upstreams.items():
             if name in other.upstreams:
                 upstream.inherit(other.upstreams[name])

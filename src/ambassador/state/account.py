@@ -223,6 +223,23 @@ class Account(Holding):
         self.left = min(self.left, float(terms.depth))
         self._own = None  # made anew, from what is left
 
+    def inherit(self, other: Account, now: float) -> None:
+        """Go on with what the account of the same key knew of the present calendar window in the config before: that it
+        is used up, as each new config would else admit something while the store is late, and this worker's part in
+        that. To be called before anything is asked; what `other` had in hand is not taken over.
+        """
+        if other.seen_at == -inf or now >= other.window_ends:
+            return
+        self.window, self.window_ends, self._born_us = other.window, other.window_ends, other._born_us
+        # The store counts what is used, so a greater quota leaves more.
+        self.left = other.left + self.terms.depth - other.terms.depth
+        self.seen_at = other.seen_at
+        self._left_before, self._seen_before = self.left, self.seen_at
+        told = max(0.0, other.used - other.debt - other.owed - math.floor(other.tokens(now)))
+        self._mark = -told
+        if told and len(self.source.counting) < _MOST_OWING:
+            self.source.counting.add(self)
+
     # Deciding
 
     def is_degraded(self, now: float) -> bool:
