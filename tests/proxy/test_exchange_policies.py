@@ -563,6 +563,39 @@ async def test_endpoint_in_its_ramp_sends_what_it_refuses_to_others(origin: Orig
     other.close()
 
 
+@pytest.mark.parametrize("ends", ["breaker", "endpoints"])
+@pytest.mark.parametrize("answered", [True, False])
+async def test_what_an_attempt_came_to_stands_where_the_next_is_ruled_out_during_the_back_off(
+    mock_clock: trio.testing.MockClock, origin: Origin, shared: Shared, ends: str, *, answered: bool
+) -> None:
+    text = config(
+        origin.url,
+        upstream="breaker: {}",
+        route="retry: {attempts: 1, when: [500, reset], backoff: 10s..10s}, timeout: 60s",
+    )
+    async with a_plane(text, scopes=shared.scopes_of(0)) as plane, trio.open_nursery() as nursery:
+        nursery.start_soon(shared.answers)
+        client = await plane.connect()
+        await client.send(GET)
+        upstream = await origin.accept()
+        await upstream.head()
+        await (upstream.send(FAILED) if answered else upstream.send(b"HTTP/1.1 what\r\n\r\n"))
+        await shared.until(lambda: plane.counts.attempts)
+        if ends == "breaker":
+            the(plane, shared, "u", "open")
+        else:
+            plane.service.table.upstreams["u"].set_endpoints([])
+        mock_clock.jump(11)
+        status, body = await client.answer()
+        assert (status, body == b"no") == ((500, True) if answered else (502, False))
+        assert len(plane.counts.attempts) == 1
+        assert plane.counts.retries == []
+        await finished(plane)
+        client.close()
+        upstream.close()
+        nursery.cancel_scope.cancel()
+
+
 # ----- what counts ----------------------------------------------------------------------------------------------------
 
 

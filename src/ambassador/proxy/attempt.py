@@ -36,6 +36,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from ambassador.errors import (
+    BreakerOpen,
     ClientError,
     ConnectFailed,
     CredentialUnavailable,
@@ -95,13 +96,14 @@ class Attempt:
     """One attempt of those of `exchange` at `endpoint`, which counts it as in flight until `leave`."""
 
     __slots__ = (
-        "_exchange", "_failure", "_head_s", "_hindered", "_is_probe", "_opening", "_plan", "_untold", "connection", "endpoint", "found",
-        "sent_at", "ticket", "until",
+        "_counted", "_exchange", "_failure", "_head_s", "_hindered", "_is_probe", "_opening", "_plan", "_untold", "connection",
+        "endpoint", "found", "sent_at", "ticket", "until",
     )  # fmt: skip
 
     def __init__(self, exchange: Attempts, plan: RoutePlan, endpoint: Endpoint) -> None:
         self._exchange = exchange
         self._plan = plan
+        self._counted = False
         self._failure: UpstreamError | None = None
         self._head_s: float | None = None
         self._hindered = False
@@ -139,8 +141,14 @@ class Attempt:
             assert upstream is not None
             if plan.credential is not None:
                 await self._have(plan.credential)
-            if upstream.cooldown is not None or plan.gates or self.endpoint.gate is not None:
-                await self._enter()
+            if self.ticket is None:
+                try:
+                    await self.enter()
+                except BreakerOpen:
+                    exchange.attempts -= 1
+                    raise
+            if self._is_probe and self.ticket is not None:
+                exchange.transfer.begin_probe(self, self.ticket.until)
             connection = self.endpoint.pool.take()
             if connection is not None and upstream.charge is not None:
                 await self._pay_beside(connection)
@@ -196,20 +204,21 @@ class Attempt:
         request, credential = self._exchange.request, self._plan.credential
         return request.passing if credential is None else credential.told_apart(request)
 
-    async def _enter(self) -> None:
-        """Ask the cool-down and the breakers, at other endpoints too where one's own breaker refuses. Raises
-        `BreakerOpen`: no attempt was made then.
+    async def enter(self) -> None:
+        """Ask the cool-down and the breakers, at other endpoints too where one's own breaker refuses; `until_head` does
+        it where that was not done before. Raises `BreakerOpen`: no attempt was made then.
         """
         exchange, plan, request = self._exchange, self._plan, self._exchange.request
         upstream = plan.upstream
         assert upstream is not None
+        if upstream.cooldown is None and not plan.gates and self.endpoint.gate is None:
+            return
         refused = [self.endpoint]
         while True:
             endpoint = self.endpoint
             if upstream.cooldown is not None:
                 left_s = upstream.cooldown.left(self._shown(), endpoint)
                 if left_s > 0:
-                    exchange.attempts -= 1
                     raise upstream.cooldown.error(left_s)
             guards = guards_of(plan.gates, endpoint)
             entry = closed(guards)
@@ -224,13 +233,10 @@ class Attempt:
                 if isinstance(asked, Refusal):
                     if self._goes_elsewhere(upstream, asked, refused):
                         continue
-                    exchange.attempts -= 1
                     raise asked.error()
                 entry = asked
             self.ticket = entry
             self._is_probe = entry.until < inf
-            if self._is_probe:
-                exchange.transfer.begin_probe(self, entry.until)
             return
 
     def _goes_elsewhere(self, upstream: Upstream, refusal: Refusal, refused: list[Endpoint]) -> bool:
@@ -530,7 +536,12 @@ class Attempt:
             self.settle(STATUS_TEXT[head.status])
 
     def count(self, outcome: str) -> None:
-        """The attempt has come to its end: a status as text, or a word of `observe.metrics.RESULTS`."""
+        """The attempt has come to its end: a status as text, or a word of `observe.metrics.RESULTS`. What is said first
+        counts: the answer may be passed on after all.
+        """
+        if self._counted:
+            return
+        self._counted = True
         now = self._exchange.lane.now
         seconds = now - self._began
         self._plan.metrics.attempt(CONTENT if self.found and outcome.isdigit() else outcome, seconds)

@@ -11,6 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, TypeAlias
 
 from ambassador.errors import (
+    BreakerOpen,
     CredentialUnavailable,
     DeadlineExceeded,
     Limited,
@@ -149,26 +150,68 @@ class Attempts:
                     return connection, False
                 if head.status == 401 and await self._renews(plan):
                     self._count(plan, "401")
-                    plan.metrics.retry("401")
-                    self._leave(kept=transfer.upload_done)
+                    if not await self._goes_on(plan, "401"):
+                        return connection, True
                     self.attempts -= 1  # it is no retry: the upstream did not act on what it refused
                     continue
                 outcome = STATUS_TEXT[head.status]
                 reason = outcome if retry is None else retry.reason(outcome, found)
             delay = self._retry_delay(plan, reason)
-            if delay is None or not await self._is_affordable(plan):
-                if failure is not None:
-                    self._count(plan, outcome)
-                    try:
-                        raise failure
-                    finally:
-                        del failure  # its traceback holds this frame
-                assert connection is not None
-                return connection, True
-            self._count(plan, outcome)
-            plan.metrics.retry(reason)
-            self._leave(kept=transfer.upload_done)
-            await self._sleep(delay)
+            if delay is not None and await self._is_affordable(plan):
+                self._count(plan, outcome)
+                held = connection is not None and self._holds(retry, delay)
+                if not held:
+                    self._leave(kept=transfer.upload_done)
+                await self._sleep(delay)
+                if await self._goes_on(plan, reason, stands=held or failure is not None):
+                    continue
+            elif failure is not None:
+                self._count(plan, outcome)
+            if failure is not None:
+                try:
+                    raise failure
+                finally:
+                    del failure  # its traceback holds this frame
+            assert connection is not None
+            return connection, True
+
+    def _holds(self, retry: RetryPolicy | None, delay: float) -> bool:
+        """Whether the answer is kept until the next attempt begins. Its connection is of no use to others meanwhile: so
+        not while a `Retry-After` is waited for, unless its repeats are to have an answer of the upstream.
+        """
+        return self.request.keeper is not None or retry is None or delay <= retry.cap_s
+
+    async def _goes_on(self, plan: RoutePlan, reason: str, *, stands: bool = True) -> bool:
+        """Begin the next attempt as far as it may be refused: its endpoint is picked, its breakers are passed. Only then
+        the one before it is over, if it is not. False: it cannot be begun, and what came of the one before `stands`.
+
+        Where nothing does, raises what there is to say instead.
+        """
+        upstream, before = plan.upstream, self.attempt
+        assert upstream is not None
+        following: Attempt | None = None
+        try:
+            self.check_time(plan)
+            following = Attempt(self, plan, self.pick(upstream))
+            if upstream.only is None:
+                self._tried = (*self._tried, following.endpoint)
+            await following.enter()
+        except (BreakerOpen, DeadlineExceeded, UpstreamError):
+            if following is not None:
+                following.leave(kept=False)
+            self._is_final = True
+            if stands:
+                return False
+            raise
+        except BaseException:
+            if following is not None:
+                following.leave(kept=False)
+            raise
+        plan.metrics.retry(reason)
+        if before is not None:
+            self._leave(kept=self.transfer.upload_done)
+        self.attempt = following
+        return True
 
     async def _renews(self, plan: RoutePlan) -> bool:
         """Whether the upstream is asked once more, with another credential, which is in hand then. While there is none
@@ -213,7 +256,7 @@ class Attempts:
         self.transfer.begin_attempt()
         if attempt is None:
             attempt = self.attempt = Attempt(self, plan, self.pick(upstream))
-        if upstream.only is None:
+        if upstream.only is None and attempt.endpoint not in self._tried[-1:]:
             self._tried = (*self._tried, attempt.endpoint)
         return attempt
 

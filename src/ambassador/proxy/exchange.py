@@ -14,9 +14,12 @@ from math import inf
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ambassador.errors import (
+    BreakerOpen,
     CredentialUnavailable,
     DeadlineExceeded,
     Fault,
+    Limited,
+    NoEndpoint,
     NoRoute,
     NotCached,
     Overloaded,
@@ -70,7 +73,8 @@ _OF_A_BODY: Final = frozenset({
 _ALLOW: Final = (b"allow", b"GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH, TRACE")
 _ENVOY_TIMEOUT: Final = b"x-envoy-upstream-rq-timeout-ms"
 _CLIENT_GONE_STATUS: Final = 499  # nginx's number for a client that left before its answer; only in the log
-
+_NOT_MADE: Final = (BreakerOpen, CredentialUnavailable, Limited, NoEndpoint, Overloaded)
+"""What ends a request before its next attempt: no result that a repeat should be given."""
 
 Fallen: TypeAlias = "tuple[ProxyError | None, int, str]"
 """What a fallback is in place of: a failure, or an answer (None), with its status; and which fallback it is."""
@@ -668,6 +672,8 @@ class Exchange(Attempts):
             self.client.abort()
             raise ClientGone from error
         request = self.request
+        if request.keeper is not None and isinstance(error, _NOT_MADE):
+            request.keeper.free()
         if (error.fault is Fault.CLIENT and not isinstance(error, NoRoute)) or (
             isinstance(error, Overloaded) and error.closes
         ):

@@ -278,6 +278,28 @@ async def test_refusal_after_an_attempt_that_may_have_been_carried_out_is_kept(
         talk.close()
 
 
+async def test_answer_before_a_retry_that_cannot_be_made_is_the_one_for_repeats(
+    mock_clock: trio.testing.MockClock, origin: Origin
+) -> None:
+    retry = "{attempts: 1, when: [500], backoff: 1ms, retry_after: 60s}"
+    late = BROKEN.replace(b"\r\n\r\n", b"\r\nretry-after: 5\r\n\r\n")
+    async with a_world(origin, retry=retry) as world:
+        (plane,) = world.planes
+        (upstream,) = plane.service.table.upstreams.values()
+        client = await world.client()
+        await client.send(post())
+        talk = await carried_out(origin, answer=late)
+        await until(lambda: plane.counts.attempts)
+        upstream.set_endpoints([])
+        mock_clock.jump(8)
+        for _ in range(2):
+            assert await client.answer() == (500, b"no")
+            await client.send(post())
+        assert await client.answer() == (500, b"no")
+        client.close()
+        talk.close()
+
+
 async def test_what_never_went_up_uses_up_no_key() -> None:
     async with a_world(f"http://127.0.0.1:{unused_port()}") as world:
         client = await world.client()

@@ -11,7 +11,9 @@ whether it succeeds or fails" once the work has begun, and none where it has not
   503 with `Retry-After`. Who waits as he is told must find something else than the same answer;
 - what the ambassador itself says after bytes have gone up (a timeout, a reset) is one too: whether the work was done is
   not known, and a repeat must not do it again;
-- where nothing has gone up, the mark is taken away: the key is as good as new.
+- where nothing has gone up, the mark is taken away: the key is as good as new;
+- what refuses a further attempt (an open breaker, no endpoint, a quota) is never a record: the answer before it is, and
+  where there is none any more the mark lives out its time.
 
 The rules that hold here
 - A name in the store is a hash of route, credential and key: nobody is given another's answer, and no key is stored.
