@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import trio
 import trio.testing
 
 from ambassador.proxy.soonest import Soonest
@@ -90,6 +91,44 @@ async def test_retry_is_not_begun_that_takes_longer_than_is_left(
         assert plane.counts.attempts == ["503", "503"]
         client.close()
         upstream.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "cooldown", "waits"),
+    [
+        (b"503", "", False),
+        (b"503", ", cooldown: {scope: endpoint}", False),
+        (b"503", ", cooldown: {scope: upstream}", True),
+        (b"429", "", True),
+    ],
+)
+async def test_retry_after_of_one_endpoint_is_not_waited_for_at_another(
+    mock_clock: trio.testing.MockClock, origin: Origin, status: bytes, cooldown: str, *, waits: bool
+) -> None:
+    other = Origin()
+    later = b"HTTP/1.1 %b Later\r\nretry-after: 20\r\ncontent-length: 4\r\n\r\nbusy" % status
+    text = f"""\
+version: 1
+listen: 127.0.0.1:80
+upstreams: {{u: {{endpoints: ["{origin.url}", "{other.url}"], balance: least_request{cooldown}}}}}
+routes: [{{name: r, to: u, timeout: 60s, retry: {{attempts: 2, when: [503, 429], backoff: 1ms..1ms}}}}]
+"""
+    async with a_plane(text) as plane, trio.open_nursery() as nursery:
+        for each in (origin, other):
+            nursery.start_soon(each.serves, lambda _: OK if plane.counts.attempts else later)
+        client = await plane.connect()
+        await client.send(GET)
+        await until(lambda: plane.counts.attempts)
+        if waits:
+            for _ in range(100):
+                await trio.lowlevel.checkpoint()
+            assert len(plane.counts.attempts) == 1
+        mock_clock.jump(35 if waits else 1)
+        assert await client.answer() == (200, b"ok")
+        await finished(plane)
+        client.close()
+        nursery.cancel_scope.cancel()
+    other.close()
 
 
 @pytest.mark.usefixtures("slow")

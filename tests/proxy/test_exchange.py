@@ -259,7 +259,7 @@ async def backing_off(plane: Plane, origin: Origin) -> AsyncIterator[Talk]:
     client = await plane.connect()
     await client.send(GET)
     talk = await origin.takes(UNAVAILABLE)
-    await until(lambda: plane.counts.retries)
+    await until(lambda: plane.counts.attempts)
     yield client
     client.close()
     talk.close()

@@ -372,7 +372,8 @@ class Attempts:
         if head is not None and (reason.isdigit() or reason == CONTENT):
             if forbids_retry(head.special.get(b"proxy-status", b"")):
                 return None
-            after = delay_s(head.special.get(b"retry-after", b""))
+            if b"retry-after" in head.special and not self._may_ask_another(plan, head):
+                after = delay_s(head.special[b"retry-after"])
         delay = retry.delay_s(self.attempts, self.service.random(), after)
         now = self.lane.now
         if delay is None or plan.cannot_finish(self.transfer.deadline - now - delay, now):
@@ -385,6 +386,16 @@ class Attempts:
             return delay
         self._is_final = True
         return None
+
+    def _may_ask_another(self, plan: RoutePlan, head: ResponseHead) -> bool:
+        """Whether a `Retry-After` is none of the next attempt's business: it binds the endpoint that said it, and there
+        is one that was not tried. But a 429 speaks for the service, and so does each where a cool-down takes it so.
+        """
+        upstream = plan.upstream
+        assert upstream is not None
+        if head.status == 429 or (upstream.cooldown is not None and not upstream.cooldown.spares_others):
+            return False
+        return upstream.has_another(self._tried)
 
     def _note_doubt(self) -> None:
         """The present attempt ends: may it have carried out the request, for whose repeats the answer is kept?"""

@@ -147,6 +147,11 @@ class Cooldown:
         self._wall_s = wall_s
         self._until: OrderedDict[str, float] = OrderedDict()
 
+    @property
+    def spares_others(self) -> bool:
+        """A pause is of the endpoint that asks for it alone."""
+        return self._config.scope == "endpoint"
+
     def left(self, fields: Fields, endpoint: Endpoint) -> float:
         """How long no attempt may be made for a request with these fields, in seconds; 0: now."""
         if not self._until and self._config.scope != "credential":

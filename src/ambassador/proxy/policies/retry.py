@@ -79,7 +79,8 @@ class Config(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A request body up to this size is kept so that it can be sent again; a longer one streams and is not replayed."""
 
     retry_after: Seconds | None = 300.0
-    """The longest `Retry-After` of an upstream that is waited for. `off`: the header is not looked at."""
+    """The longest `Retry-After` of an upstream that is waited for; not where another endpoint is there to try, but for
+    that of a 429. `off`: the header is not looked at."""
 
     @property
     def kinds(self) -> frozenset[str]:

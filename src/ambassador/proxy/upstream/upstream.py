@@ -104,6 +104,15 @@ class Upstream:
             raise NoEndpoint("the upstream has no endpoint")
         return found
 
+    def has_another(self, tried: Sequence[Endpoint]) -> bool:
+        """Whether `pick` finds an endpoint that is none of `tried`."""
+        if self.only is not None:
+            return False
+        tiers = self._tiers_now()
+        return any(each not in tried for each in self._well) or any(
+            each not in tried for tier in tiers for each in tier.endpoints
+        )
+
     def pick_or_none(self, key: int | None = None) -> Endpoint | None:
         """An endpoint for a first attempt, None when there is none."""
         pair = self._pair
