@@ -156,6 +156,38 @@ def test_token_of_the_service_is_shown_as_it_stands(
     assert "token a token for 271 s" in said
 
 
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({}, None),
+        ({"state": "open", "retry_at": 10.0}, "open for 4 s more, then probes"),
+        (
+            {"state": "half_open", "local": [{}]},
+            "half-open: probes pass, nothing else; 1 worker(s) have opened their own",
+        ),
+        (
+            {"state": "open", "forced": {"state": "open", "until": 61.0, "by": "ann", "reason": "work"}},
+            "held open for 55 s more by ann: work",
+        ),
+        (
+            {"forced": {"state": "closed", "until": None, "by": "ann", "reason": "work"}},
+            "held closed by ann: work",
+        ),
+    ],
+)
+def test_breakers_of_the_service_are_shown_where_they_are_not_simply_closed(
+    service: dict[str, Any], capsys: pytest.CaptureFixture[str], told: dict[str, Any], said: str | None
+) -> None:
+    service["/api/config"]["upstreams"]["billing"]["breaker"] = {}
+    plain = {"state": "closed", "forced": None, "local": [], "retry_at": None, "now": 6.0}
+    names = ("billing", "billing2", "route:other")
+    service["/api/breakers"] = [{"name": name, **plain, **told} for name in names]
+    assert main(["explain", "GET", "/v1/x", "--control", "unix:/x.sock", "--json"]) == OK
+    lines = json.loads(capsys.readouterr().out)["lines"]
+    expected = [] if said is None else [f"billing now: {said}"]
+    assert [line["text"] for line in lines if line["what"] == "breaker"][1:] == expected
+
+
 def test_service_of_another_version(service: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     service["/api/config"]["version"] = 7
     assert main(["explain", "GET", "/", "--control", "unix:/x.sock"]) == NO

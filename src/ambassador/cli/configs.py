@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from ambassador.cli import NO
@@ -74,6 +75,31 @@ def live_upstream(args: argparse.Namespace, upstream: str) -> tuple[list[Endpoin
     ]
     token = told.get("token")
     return endpoints, token_in_words(token) if token else None
+
+
+def live_breakers(args: argparse.Namespace) -> dict[str, str]:
+    """How the breakers of the service stand that are not simply closed, in words, by name. Raises Failure."""
+    from ambassador.cli.client import client
+
+    found = {each["name"]: breaker_in_words(each) for each in client(args).get("/api/breakers")}
+    return {name: words for name, words in found.items() if words}
+
+
+def breaker_in_words(breaker: dict[str, Any]) -> str:
+    """How a breaker stands, of `/api/breakers`; empty where it is simply closed."""
+    forced, retry_at, now = breaker["forced"], breaker["retry_at"], breaker.get("now") or time.time()
+    parts = []
+    if forced is not None:
+        until = "" if forced["until"] is None else f" for {max(0, round(forced['until'] - now))} s more"
+        parts.append(f"held {forced['state']}{until} by {forced['by']}: {forced['reason']}")
+    elif breaker["state"] == "half_open":
+        parts.append("half-open: probes pass, nothing else")
+    elif breaker["state"] == "open":
+        left = "" if retry_at is None else f" for {max(0, round(retry_at - now))} s more, then probes"
+        parts.append(f"open{left}")
+    if breaker["local"]:
+        parts.append(f"{len(breaker['local'])} worker(s) have opened their own")
+    return "; ".join(parts)
 
 
 def token_in_words(token: dict[str, Any]) -> str:

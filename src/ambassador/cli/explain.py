@@ -60,9 +60,16 @@ def _header(text: str) -> tuple[str, str]:
 def run(args: argparse.Namespace) -> int:
     """Explain, and print."""
     from ambassador.cli.client import Failure, complain
-    from ambassador.cli.configs import file_config, live_config, live_names, live_upstream
+    from ambassador.cli.configs import file_config, live_breakers, live_config, live_names, live_upstream
     from ambassador.config.certificates import certificate_names
-    from ambassador.config.explain import BadUrl, explain, render, with_endpoints, with_token
+    from ambassador.config.explain import (
+        BadUrl,
+        explain,
+        render,
+        with_breakers,
+        with_endpoints,
+        with_token,
+    )
     from ambassador.config.identity import identifier
 
     try:
@@ -82,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
         if args.config is None and explanation.upstream is not None:
             endpoints, token = live_upstream(args, explanation.upstream)
             explanation = with_token(with_endpoints(explanation, config, endpoints), token)
+            if any(line.what == "breaker" for line in explanation.lines):
+                explanation = with_breakers(explanation, live_breakers(args))
     except Failure as failure:
         return complain(failure, as_json=args.json)
     except BadUrl as error:

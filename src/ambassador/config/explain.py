@@ -8,7 +8,7 @@ tokens are left) is told as what could be; only a hash ring gives the same endpo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeAlias
 from urllib.parse import quote
@@ -35,9 +35,12 @@ from ambassador.messages import Fields, Request
 from ambassador.printable import printable
 from ambassador.proxy.forwarding import caller_deadline_s
 from ambassador.proxy.path import authority_host, normalise, split_target
+from ambassador.proxy.policies.breaker import route_name
 from ambassador.proxy.routing import Router, spec, why_not
 
-__all__ = ["BadUrl", "Considered", "Explanation", "explain", "render", "with_endpoints", "with_token"]
+__all__ = [
+    "BadUrl", "Considered", "Explanation", "explain", "render", "with_breakers", "with_endpoints", "with_token",
+]  # fmt: skip
 
 Identify: TypeAlias = Callable[[Request], str]
 """Sets who asks in a request, and says what was found, in a few words."""
@@ -166,6 +169,24 @@ def with_token(explanation: Explanation, standing: str | None) -> Explanation:
         if line.what == "credential" and standing is not None:
             lines.append(Line(what="token", text=standing))
     return _but(explanation, lines=tuple(lines))
+
+
+def with_breakers(explanation: Explanation, standing: Mapping[str, str]) -> Explanation:
+    """The same with how those breakers stand in a running service that are not simply closed, by name: behind what says
+    when they open.
+    """
+    route, upstream = explanation.route, explanation.upstream
+    if route is None or upstream is None:
+        return explanation
+    lines = [
+        Line(what="breaker", text=f"{name} now: {words}")
+        for name, words in standing.items()
+        if name in (upstream, route_name(route)) or name.startswith(f"{upstream}/")
+    ]
+    at = max((at + 1 for at, line in enumerate(explanation.lines) if line.what == "breaker"), default=0)
+    if not at:
+        return explanation
+    return _but(explanation, lines=(*explanation.lines[:at], *lines, *explanation.lines[at:]))
 
 
 def _but(explanation: Explanation, **changes: object) -> Explanation:

@@ -122,7 +122,6 @@ class Attempts:
         """
         retry = plan.retry
         self._begin(plan)
-        transfer = self.transfer
         while True:
             connection: Http1Connection | None = None
             failure: UpstreamError | None = None
@@ -156,17 +155,8 @@ class Attempts:
                     continue
                 outcome = STATUS_TEXT[head.status]
                 reason = outcome if retry is None else retry.reason(outcome, found)
-            delay = self._retry_delay(plan, reason)
-            if delay is not None and await self._is_affordable(plan):
-                self._count(plan, outcome)
-                held = connection is not None and self._holds(retry, delay)
-                if not held:
-                    self._leave(kept=transfer.upload_done)
-                await self._sleep(delay)
-                if await self._goes_on(plan, reason, stands=held or failure is not None):
-                    continue
-            elif failure is not None:
-                self._count(plan, outcome)
+            if await self._is_retried(plan, reason, outcome, answered=connection is not None):
+                continue
             if failure is not None:
                 try:
                     raise failure
@@ -175,6 +165,22 @@ class Attempts:
             assert connection is not None
             return connection, True
 
+    async def _is_retried(self, plan: RoutePlan, reason: str, outcome: str, *, answered: bool) -> bool:
+        """Whether there is another attempt, which begins then. Where none can, what came of this one is what there is;
+        raises what `_goes_on` does if that was given up.
+        """
+        delay = self._retry_delay(plan, reason)
+        if delay is None or not await self._is_affordable(plan):
+            if not answered:
+                self._count(plan, outcome)
+            return False
+        self._count(plan, outcome)
+        held = answered and self._holds(plan.retry, delay)
+        if not held:
+            self._leave(kept=self.transfer.upload_done)
+        await self._sleep(delay)
+        return await self._goes_on(plan, reason, stands=held or not answered)
+
     def _holds(self, retry: RetryPolicy | None, delay: float) -> bool:
         """Whether the answer is kept until the next attempt begins. Its connection is of no use to others meanwhile: so
         not while a `Retry-After` is waited for, unless its repeats are to have an answer of the upstream.
@@ -182,8 +188,8 @@ class Attempts:
         return self.request.keeper is not None or retry is None or delay <= retry.cap_s
 
     async def _goes_on(self, plan: RoutePlan, reason: str, *, stands: bool = True) -> bool:
-        """Begin the next attempt as far as it may be refused: its endpoint is picked, its breakers are passed. Only then
-        the one before it is over, if it is not. False: it cannot be begun, and what came of the one before `stands`.
+        """Begin the next attempt as far as it may be refused: its endpoint is picked, its breakers are passed. Only
+        then is the one before over, if it is not. False: it cannot be begun, and what came of the one before `stands`.
 
         Where nothing does, raises what there is to say instead.
         """
