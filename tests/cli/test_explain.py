@@ -179,7 +179,7 @@ def test_breakers_of_the_service_are_shown_where_they_are_not_simply_closed(
     service: dict[str, Any], capsys: pytest.CaptureFixture[str], told: dict[str, Any], said: str | None
 ) -> None:
     service["/api/config"]["upstreams"]["billing"]["breaker"] = {}
-    plain = {"state": "closed", "forced": None, "local": [], "retry_at": None, "now": 6.0}
+    plain: dict[str, Any] = {"state": "closed", "forced": None, "local": [], "retry_at": None, "now": 6.0}
     names = ("billing", "billing2", "route:other")
     service["/api/breakers"] = [{"name": name, **plain, **told} for name in names]
     assert main(["explain", "GET", "/v1/x", "--control", "unix:/x.sock", "--json"]) == OK

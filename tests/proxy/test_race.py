@@ -113,6 +113,24 @@ async def test_failures_of_both_are_an_error(origin: Origin, mock_clock: trio.te
         assert (status, b'"upstream_reset"' in body) == (502, True)
 
 
+async def test_second_attempt_beside_a_slow_one_takes_no_retry(
+    origin: Origin, mock_clock: trio.testing.MockClock
+) -> None:
+    retry = "{attempts: 1, when: [503], backoff: 1ms..1ms}"
+    async with hedged(origin, mock_clock, retry=retry) as (plane, client, first, second):
+        await second.head()
+        await second.send(BUSY)
+        await until(lambda: len(plane.counts.attempts) == 2)
+        await first.send(BUSY)
+        await until(lambda: len(plane.counts.attempts) == 3)
+        mock_clock.jump(1)
+        assert b"x-ambassador-attempt: 3\r\n" in await first.head()
+        await first.send(BUSY)
+        assert await client.answer() == (503, b"busy")
+        assert plane.counts.attempts == ["200", "503", "503", "503"]
+        assert plane.counts.retries == ["hedge", "503"]
+
+
 async def test_deadline_ends_both(origin: Origin, mock_clock: trio.testing.MockClock) -> None:
     async with hedged(origin, mock_clock, timeout="2s") as (_, client, first, second):
         await second.head()

@@ -367,7 +367,8 @@ class Attempts:
     def _retry_delay(self, plan: RoutePlan, reason: str) -> float | None:
         """How long to wait before another attempt, or None if there must be none."""
         retry, request, special = plan.retry, self.request, self.request.special
-        if retry is None or self.attempts > retry.attempts or not self.transfer.replayable:
+        tries = self.attempts - self._hedged  # the one beside another is no retry
+        if retry is None or tries > retry.attempts or not self.transfer.replayable:
             return None
         if b"x-ambassador-attempt" in special or not retry.allows(
             reason, request.method, keyed=b"idempotency-key" in special
@@ -380,7 +381,7 @@ class Attempts:
                 return None
             if b"retry-after" in head.special and not self._may_ask_another(plan, head):
                 after = delay_s(head.special[b"retry-after"])
-        delay = retry.delay_s(self.attempts, self.service.random(), after)
+        delay = retry.delay_s(tries, self.service.random(), after)
         now = self.lane.now
         if delay is None or plan.cannot_finish(self.transfer.deadline - now - delay, now):
             return None
