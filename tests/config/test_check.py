@@ -192,6 +192,21 @@ def test_limit_of_an_upstream_is_looked_at_too() -> None:
     assert "upstreams.u.limit" in warning
 
 
+def test_endpoints_that_are_all_drained_are_told() -> None:
+    text = "upstreams: {{u: {{endpoints: [{{url: 'http://h:1', weight: 0}}, {{url: 'http://h:2', weight: {}}}]}}}}\n"
+    text += "routes: [{{name: a, to: u}}]\n"
+    assert warnings(text.format(1)) == []
+    (told,) = warnings(text.format(0))
+    assert "are all drained by weight 0" in told
+
+
+def test_hedge_that_makes_no_attempt_is_told() -> None:
+    text = "routes: [{{name: a, to: 'http://h:1', hedge: {{max: {}}}}}]\n"
+    assert warnings(text.format("1%")) == []
+    (told,) = warnings(text.format("0%"))
+    assert "routes[0].hedge" in told
+
+
 def test_zone_that_cannot_be_preferred_is_told() -> None:
     text = """\
         upstreams:

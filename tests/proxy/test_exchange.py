@@ -398,7 +398,7 @@ async def test_grpc_callers_get_no_documents(
 async def test_upstream_without_endpoints_counts_an_attempt_of_no_time(origin: Origin) -> None:
     async with a_plane(config(origin.url)) as plane:
         (upstream,) = plane.service.table.upstreams.values()
-        upstream.only, upstream.endpoints = None, ()
+        upstream.set_endpoints([])
         took: list[float] = []
         plane.counts.attempt = lambda result, seconds: took.append(seconds)  # type: ignore[method-assign]
         client = await plane.connect()

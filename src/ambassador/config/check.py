@@ -57,6 +57,7 @@ def warn(
         _warn_of_retry(route, part)
         _warn_of_content(named, route, part)
         _warn_of_timeout(route, part)
+        _warn_of_hedge(route, part)
         _warn_of_fallback(route, part)
         _warn_of_limits(config, route.limit, part)
         _warn_of_breaker(route.breaker, part)
@@ -68,6 +69,7 @@ def warn(
         _warn_of_breaker(upstream.breaker, part)
         _warn_of_checks(upstream, part)
         _warn_of_zone(config, upstream, part)
+        _warn_of_weights(upstream, part)
         _warn_of_tokens(config, upstream, part)
         _warn_of_egress(config, upstream, part)
         _warn_of_source(upstream.discover, part)
@@ -252,6 +254,18 @@ def _warn_of_checks(upstream: Upstream, part: Part) -> None:
         if not isinstance(written, Part) or "timeout" not in written.values:
             longer = f"'timeout' ({format_duration(check.timeout)} where it is not set) {longer}"
         _tell(part, "health.timeout", longer)
+
+
+def _warn_of_weights(upstream: Upstream, part: Part) -> None:
+    """Endpoints that are all drained."""
+    if upstream.endpoints and not any(endpoint.weight for endpoint in upstream.endpoints):
+        _tell(part, "endpoints", "are all drained by weight 0, so every request is answered 503")
+
+
+def _warn_of_hedge(route: Route, part: Part) -> None:
+    """A second attempt that is never made."""
+    if route.hedge is not None and not route.hedge.max:
+        _tell(part, "hedge", "makes no second attempt with a 'max' of 0%", "leave it out")
 
 
 def _warn_of_zone(config: Config, upstream: Upstream, part: Part) -> None:

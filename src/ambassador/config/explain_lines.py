@@ -190,7 +190,7 @@ def _written_endpoints(upstream: Upstream) -> list[EndpointNow]:
 def ring_lines(asked: Asked, endpoints: Sequence[EndpointNow]) -> Iterable[Line]:
     """Which endpoint the ring gives for this very request."""
     upstream, zone = asked.upstream, asked.config.zone or ""
-    if upstream.hash is None or len(endpoints) < 2:
+    if upstream.hash is None or sum(each.weight > 0 for each in endpoints) < 2:
         return
     unknown = "the client's address" if upstream.hash == "client_ip" else ""
     if upstream.zone_aware and zone.startswith("env:"):
@@ -399,7 +399,7 @@ def _upstream_line(name: str, upstream: Upstream, zone: str | None) -> Line:
 def _endpoint_text(endpoint: Endpoint, upstream: Upstream) -> str:
     notes = []
     if endpoint.weight != 1:
-        notes.append(f"weight {endpoint.weight}")
+        notes.append(f"weight {endpoint.weight}" if endpoint.weight else "drained by weight 0")
     if any(each.priority for each in upstream.endpoints):
         notes.append(f"priority {endpoint.priority}")
     if upstream.zone_aware and endpoint.zone:

@@ -236,8 +236,9 @@ class Endpoint(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`http://host:port`, `https://host:port` or `unix:/path`; a path in the URL is refused. After loading: scheme and
     host in lower case, the port always written."""
 
-    weight: Annotated[Count, Meta(le=1000)] = 1
-    """Share of the requests, in proportion to the other endpoints' weights."""
+    weight: Annotated[CountOrNone, Meta(le=1000)] = 1
+    """Share of the requests, in proportion to the other endpoints' weights. 0: drained, it takes no new requests, ends
+    those that it has, and is checked all the same."""
 
     zone: Name | None = None
     """Where it is, for `zone_aware`: an availability zone, a data centre."""

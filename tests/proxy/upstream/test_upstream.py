@@ -443,3 +443,20 @@ class Balancing(RuleBasedStateMachine):
 
 
 TestBalancing = Balancing.TestCase
+
+
+@pytest.mark.parametrize("balance", sorted(CHOICES))
+def test_endpoint_of_weight_0_is_drained_until_it_has_one_again(balance: str) -> None:
+    pool = [endpoint(number, weight=weight) for number, weight in ((1, 0), (2, 1), (3, 1))]
+    upstream = Upstream("u", pool, Random(1).random, Clock(), balance=CHOICES[balance](), slow_start_s=0.0)
+    keys = range(0, 2**64, 2**59)
+    assert {upstream.pick((), key) for key in keys} == {*pool[1:]}
+    assert upstream.pick(pool[1:]) in pool[1:]
+    assert upstream.endpoints == tuple(pool)
+    assert [upstream.why_not(each) for each in pool] == ["drained: its weight is 0", "", ""]
+    upstream.set_endpoints([endpoint(number, weight=number != 2) for number in (1, 2, 3)])
+    assert {upstream.pick((), key) for key in keys} == {pool[0], pool[2]}
+    upstream.set_endpoints([endpoint(1, weight=0)])
+    assert upstream.only is None
+    with pytest.raises(NoEndpoint):
+        upstream.pick(())

@@ -1,8 +1,8 @@
 """Fault: delays and errors that are made here on purpose, to try what clients make of them.
 
 Phase ADMIT, behind the limits: what is aborted never counts against an upstream or its breaker, and is not mended by a
-retry or a fallback. A delay comes first and is not part of the route's `timeout`; a client that leaves, or its own
-deadline, ends it. Which requests are hit is drawn for each by itself. Semantics of Envoy's fault filter.
+retry or a fallback. A delay comes first and is part of the route's `total`; a client that leaves, or its own deadline,
+ends it. Which requests are hit is drawn for each by itself. Semantics of Envoy's fault filter.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Outlier(Protocol):
 
 
 class Endpoint:
-    """`url` as configured; `host` and `port`, or `path` of a unix socket. `weight` is at least 1. `default_port`: the
+    """`url` as configured; `host` and `port`, or `path` of a unix socket. `weight` 0: drained. `default_port`: the
     one that Host leaves out.
 
     `priority` 0 is used first; `zone` is empty where it has none. `added_at` is a time of the lane's clock.

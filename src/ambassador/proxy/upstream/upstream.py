@@ -37,7 +37,7 @@ class Upstream:
     """
 
     __slots__ = (
-        "__weakref__", "_choice", "_clock", "_due", "_followers", "_pair", "_random", "_slow_start_s", "_standing",
+        "__weakref__", "_choice", "_clock", "_due", "_followers", "_pair", "_random", "_serving", "_slow_start_s", "_standing",
         "_tiers", "_unwell", "_well", "_zone", "charge", "cooldown", "credential", "endpoints", "forwards", "key", "measured",
         "name", "only", "shut",
     )  # fmt: skip
@@ -69,6 +69,8 @@ class Upstream:
         """What gives the hash of what should stay together, of a request and its client's address (`ring_hash`)."""
         self._followers: list[Callable[[Upstream], None]] = []
         self.endpoints: Sequence[Endpoint] = ()
+        self._serving: Sequence[Endpoint] = ()
+        """Those of `endpoints` that are not drained: their weight is not 0."""
         self.only: Endpoint | None = None
         """The one endpoint that there is: nothing to pick."""
         self.measured = False
@@ -165,6 +167,8 @@ class Upstream:
         if now >= self._due:
             self._work_out(now, self._standing)
         used = any(endpoint in tier.endpoints for tier in self._tiers)
+        if not endpoint.weight:
+            return "drained: its weight is 0"
         if not endpoint.addresses:
             why = "the name has no address" if not endpoint.refusals else f"refused: {endpoint.refusals[0]}"
             if endpoint.withheld:
@@ -196,10 +200,12 @@ class Upstream:
         self.refresh()
 
     def _take(self, endpoints: Sequence[Endpoint]) -> None:
-        self.endpoints = tuple(endpoints)
-        self.only = endpoints[0] if len(endpoints) == 1 else None
-        self._choice.know(self.endpoints)
-        self._standing = self.endpoints
+        self.endpoints = self._serving = tuple(endpoints)
+        if not all(endpoint.weight for endpoint in endpoints):
+            self._serving = tuple(endpoint for endpoint in endpoints if endpoint.weight)
+        self.only = self._serving[0] if len(endpoints) == len(self._serving) == 1 else None
+        self._choice.know(self._serving)
+        self._standing = self._serving
         self._unwell.intersection_update(self.endpoints)
         self.refresh()
 
@@ -241,11 +247,11 @@ class Upstream:
         if self.shut:
             assert self._clock is not None
             now = self._clock.now
-            able: Sequence[Endpoint] = standing(self.endpoints, now)
-        elif self._due == inf and self._standing is self.endpoints:
+            able: Sequence[Endpoint] = standing(self._serving, now)
+        elif self._due == inf and self._standing is self._serving:
             return self._tiers
         else:
-            now, able = self._now(), self.endpoints
+            now, able = self._now(), self._serving
         if now >= self._due or (able is not self._standing and able != self._standing):
             self._work_out(now, able)
         return self._tiers
@@ -259,7 +265,7 @@ class Upstream:
             if endpoint.ejected_until > now:
                 self._due = min(self._due, endpoint.ejected_until)
                 self._unwell.add(endpoint)
-            elif not endpoint.healthy:
+            elif not endpoint.healthy or not endpoint.weight:
                 self._unwell.add(endpoint)
             else:
                 if endpoint in self._unwell:
@@ -268,11 +274,11 @@ class Upstream:
                 if endpoint.addresses and endpoint in there:
                     well.append(endpoint)
             endpoint.share = endpoint.weight * self._warmth(endpoint, now)
-        self._tiers = spread(self.endpoints, well, able, self._zone)
+        self._tiers = spread(self._serving, well, able, self._zone)
         self._pair = None
         if len(self._tiers) == 1 and self._due == inf and isinstance(self._choice, TwoChoices):
             tier = self._tiers[0]
-            if tier.even and len(tier.endpoints) == 2 and able is self.endpoints:
+            if tier.even and len(tier.endpoints) == 2 and able is self._serving:
                 self._pair = tier.endpoints[0], tier.endpoints[1]
 
     def _warmth(self, endpoint: Endpoint, now: float) -> float:
