@@ -21,6 +21,14 @@ def test_few_answers_say_nothing() -> None:
     assert soonest.least_s(1.0, 100) == 0.3
 
 
+def test_time_for_another_attempt_goes_by_what_was_seen_and_is_neither_nothing_nor_all() -> None:
+    soonest = Soonest()
+    assert soonest.ample_s(8.0) == 1.0
+    for fastest_s, kept_s in ((3.0, 4.0), (0.5, 2.0), (0.01, 1.0)):
+        taught(soonest, fastest_s)
+        assert soonest.ample_s(8.0) == kept_s
+
+
 def test_what_was_learned_before_anybody_asked_says_nothing() -> None:
     soonest = Soonest()
     taught(soonest, 0.3)

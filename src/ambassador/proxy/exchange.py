@@ -353,18 +353,20 @@ class Exchange(Attempts):
     async def _find(self, plan: RoutePlan, visit: Visit) -> Found | None:
         """What there is at the cache, perhaps after a wait for an identical request; None: this one goes up.
 
-        The wait ends when half of the time is left, for an attempt of its own: the one in front may be stuck. Where
-        half is known to be too little for an answer, such an attempt would be in vain, and the wait goes on.
+        The wait ends in time for an attempt of its own: the one in front may be stuck. An answer on its way is lost to
+        this request then, so the wait is as long as it can be. Where what is left is known to be too little for an
+        answer, such an attempt would be in vain, and the wait goes on.
         """
         client, transfer, now = self.client, self.transfer, self.lane.now
-        half_s = (transfer.deadline - now) / 2
+        left_s = transfer.deadline - now
+        own_s = plan.soonest.ample_s(left_s)
         until: float | None = None
         while True:
             found = visit.look()
             if not isinstance(found, Flight):
                 return found
             if until is None:
-                until = inf if plan.cannot_finish(half_s, now) else now + half_s
+                until = inf if plan.cannot_finish(own_s, now) else now + left_s - own_s
             try:
                 with client.resting_until(transfer.deadline):
                     answer = await visit.wait(found, client, until)

@@ -19,6 +19,10 @@ from typing import Final
 
 _WINDOW_S: Final = 10.0
 _ENOUGH: Final = 100
+_AMPLE: Final = 4.0
+"""Most answers take no longer than so many times the fastest."""
+_KEPT: Final = (1 / 8, 1 / 2)
+"""The least and the most: the fastest may be one that says nothing (a 304, an error), and the wait wants time too."""
 
 
 class Soonest:
@@ -33,6 +37,14 @@ class Soonest:
         self._answered = 0
         self._before = 0
         self._before_s = inf
+
+    def ample_s(self, left_s: float) -> float:
+        """How much of `left_s` seconds to keep for an attempt that may yet be made: `_AMPLE` times the fastest answer
+        that was seen of late, if one was, within `_KEPT`.
+        """
+        fastest_s = min(self.fastest_s, self._before_s)
+        least, most = (left_s * part for part in _KEPT)
+        return least if fastest_s == inf else min(max(least, _AMPLE * fastest_s), most)
 
     def least_s(self, now: float, answered: int) -> float:
         """What an answer takes at least; 0 while that is not known.

@@ -17,6 +17,7 @@ import trio.testing
 from ambassador.config.load import load_string
 from ambassador.messages import Request, ResponseHead
 from ambassador.proxy.freshness import Said
+from ambassador.proxy.plan import RoutePlan
 from ambassador.proxy.policies.cache import Cache, Config, Flight, Found, Visit
 from ambassador.proxy.soonest import Soonest
 from tests.proxy.harness import Origin, Plane, Talk, a_plane, config, finished, until
@@ -832,11 +833,19 @@ async def test_nobody_waits_for_leaders_without_end(origin: Origin) -> None:
             assert await client.answer() == (200, b"ok")
 
 
+def the_plan(world: World) -> RoutePlan:
+    """That of the only route."""
+    found = world.plane.service.table.router.match("a", "/", "GET", Request("GET", b"/", [], 1))
+    assert found is not None
+    return found[0]
+
+
 async def test_wait_leaves_time_for_an_attempt_of_ones_own(
     mock_clock: trio.testing.MockClock, origin: Origin
 ) -> None:
     """The one in front may be stuck where another is answered at once."""
     async with a_world(origin, timeout="10s") as world:
+        the_plan(world).soonest.fastest_s = 2.0
         leader = await world.client(GET)
         stuck = await world.accepts()
         mock_clock.jump(2)
@@ -852,6 +861,21 @@ async def test_wait_leaves_time_for_an_attempt_of_ones_own(
         assert await leader.answer() == (200, b"late")
 
 
+async def test_wait_is_longer_than_half_of_the_time_where_answers_are_fast(
+    mock_clock: trio.testing.MockClock, origin: Origin
+) -> None:
+    async with a_world(origin, timeout="4s") as world:
+        leader = await world.client(GET)
+        talk = await world.accepts()
+        (other,) = await joined(world, 1)
+        mock_clock.jump(2.5)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert waiting(world) == 1
+        await talk.send(ok(b"ok"))
+        assert await leader.answer() == (200, b"ok")
+        assert await other.answer() == (200, b"ok")
+
+
 class SixSeconds(Soonest):
     """What a route has learned that is never answered sooner."""
 
@@ -863,8 +887,7 @@ async def test_wait_goes_on_where_an_attempt_of_ones_own_would_be_in_vain(
     mock_clock: trio.testing.MockClock, origin: Origin
 ) -> None:
     async with a_world(origin, timeout="10s") as world:
-        plan = world.plane.service.table.router.match("a", "/", "GET", Request("GET", b"/", [], 1))[0]  # type: ignore[index]
-        plan.soonest = SixSeconds()
+        the_plan(world).soonest = SixSeconds()
         leader = await world.client(GET)
         talk = await world.accepts()
         mock_clock.jump(1)
