@@ -17,7 +17,7 @@ import trio.testing
 import ambassador.proxy.http1
 from ambassador.proxy.exchange import Exchange
 from ambassador.proxy.http1 import ClientConnection
-from ambassador.proxy.lane import READ, Strand
+from ambassador.proxy.lane import READ, WRITE, Strand
 from ambassador.proxy.upstream.h1 import Http1Connection
 from ambassador.proxy.upstream.pool import Pool
 from ambassador.state.protocol import Force, Probe, Report, Verb
@@ -801,6 +801,27 @@ async def test_probe_that_its_client_holds_up_is_given_back_and_goes_on(
         assert not shared.probes(Verb.FAILED)
         client.close()
         talk.close()
+
+
+async def test_probe_whose_client_takes_no_more_is_judged_by_its_head(
+    mock_clock: trio.testing.MockClock, origin: Origin, shared: Shared
+) -> None:
+    async with half_open(shared, origin, "retry: {attempts: 0}") as plane, trio.open_nursery() as nursery:
+        client = await plane.connect()
+        await client.send(GET)
+        talk = await origin.accept()
+        await talk.head()
+        nursery.start_soon(
+            talk.send, b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (32 << 20) + bytes(8 << 20)
+        )
+        await client.head()
+        await until(lambda: any(each.link.interest & WRITE for each in plane.listener._clients))
+        mock_clock.jump(1.1)
+        await until(lambda: shared.probes(Verb.OK))
+        assert plane.service.inflight == 1
+        nursery.cancel_scope.cancel()
+    client.close()
+    talk.close()
 
 
 async def test_probe_that_a_quota_refuses_is_given_back(origin: Origin, shared: Shared) -> None:

@@ -40,8 +40,8 @@ _TURN_BYTES: Final = 131072
 download waited 1.4 times as long as without it, with one of 128 KiB 1.3 times; what the download costs is the same."""
 _MOVES_PER_TURN: Final = 16
 _PATIENCE_S: Final = 1.0
-"""So long in sum a probe waits for its client to upload, then its lease is for others: who sends slowly on purpose
-would hold them all."""
+"""So long in sum a probe waits for its client, then its lease is for others: who sends or reads slowly on purpose would
+hold them all."""
 
 
 class ClientGone(Exception):
@@ -269,8 +269,10 @@ class Transfer:
         return probe.outlasts_its_lease()
 
     def _is_held_up(self) -> bool:
-        """The body of a probe has been waited for so long that the lease is for others."""
-        return not self.upload_done and self.client_s >= _PATIENCE_S
+        """The client has been waited for so long, to send its body or to take the answer's, that a probe's lease is for
+        others.
+        """
+        return self.client_s >= _PATIENCE_S and (not self.upload_done or self._client.answered)
 
     @property
     def head_at(self) -> float:
@@ -570,7 +572,7 @@ class Transfer:
         )
         if client_due:
             deadline = min(deadline, now + self._client.limits.body_timeout)
-            if self.probe is not None and not self.upload_done:
+            if self.probe is not None and (not self.upload_done or self._client.answered):
                 deadline = min(deadline, now + max(0.0, _PATIENCE_S - self.client_s))
         if for_head and self.upload_done:
             deadline = min(deadline, self.head_at)
