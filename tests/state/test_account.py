@@ -553,6 +553,55 @@ def test_credit_is_not_given_while_the_bucket_is_overdrawn() -> None:
     assert bench.ready()
 
 
+def wiped(bench: Bench) -> None:
+    """The store loses its data, and goes on."""
+    bench.buckets[0]["k"] = bucket.Bucket(0.0, bench.fleet.clock.now_us)
+    bench.born_us = bench.fleet.clock.now_us
+
+
+def asked_after_a_wipe(bench: Bench) -> None:
+    bench.pump()
+    bench.fleet.deliver()
+
+
+def test_wiped_bucket_is_forgiven_this_workers_part_of_what_it_was_known_to_hold() -> None:
+    bench = Bench(terms(1, 20))
+    bench.pump()
+    bench.fleet.deliver()
+    bench.spend()
+    wiped(bench)
+    asked_after_a_wipe(bench)
+    spent = 0
+    while bench.ready():
+        bench.spend()
+        spent += 1
+    assert spent == 15 // 4
+    assert bench.account.debt == spent
+
+
+def test_wiped_bucket_that_has_enough_is_asked_as_ever() -> None:
+    bench = Bench(terms(1, 20))
+    bench.pump()
+    bench.fleet.deliver()
+    bench.spend()
+    wiped(bench)
+    bench.go_on(6.0)
+    asked_after_a_wipe(bench)
+    bench.spend()
+    assert not bench.ready()
+    assert bench.account.debt == 0
+
+
+def test_pressed_bucket_that_is_wiped_is_forgiven_nothing() -> None:
+    bench = Bench(terms(1, 20))
+    bench.pump(15)
+    bench.fleet.deliver()
+    bench.spend(15)
+    wiped(bench)
+    asked_after_a_wipe(bench)
+    assert not bench.ready()
+
+
 def test_store_that_is_back_has_no_more_than_was_left_and_came_since() -> None:
     bench = Bench()
     bench.pump(20)

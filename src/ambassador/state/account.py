@@ -14,6 +14,8 @@ Tokens are spent in this order:
    lost its data: then its buckets are empty at first.
 4. While the store is only late, for a client far under its limit, or while most of the bucket is known to be left:
    this worker's part of what it is known to hold; of a key that was never heard of, one token.
+   Likewise where the store says that its data began anew, and its new bucket has too little: this worker's part of what
+   the old one was known to hold then.
    Of a calendar window that was heard to be used up, nothing is admitted before its end.
 5. While even the replica's store does not answer: a bucket of the worker's own, R / workers, which begins empty; with
    one token where the fleet's bucket was known to hold one for each worker. The share is told it as a debt.
@@ -184,7 +186,7 @@ class Account(Holding):
     """What one worker has of one key. See the module's docstring."""
 
     __slots__ = (
-        "_born_us", "_charged", "_known_store", "_left_before", "_mark", "_own", "_refused_until", "_seen_before", "_settled_at", "_share", "_told_expired", "credited", "limited", "otherwise", "owed", "source",
+        "_born_us", "_charged", "_known_store", "_left_before", "_lost_part", "_mark", "_own", "_refused_until", "_seen_before", "_settled_at", "_share", "_told_expired", "credited", "limited", "otherwise", "owed", "source",
     )  # fmt: skip
 
     def __init__(self, key: str, source: Source, now: float) -> None:
@@ -210,7 +212,9 @@ class Account(Holding):
         self.held_until = max(self.held_until, self._settled_at)
         self._told_expired = 0.0
         self._born_us = 0
-        """When the data of the store began that counted the present calendar window."""
+        """When the data of the store began that was last heard of."""
+        self._lost_part = 0.0
+        """Of what the bucket was known to hold when the store lost its data: this worker's part, as far as unused."""
         self._known_store = source.stores
         self._mark = 0.0
         """`leased` and `otherwise` when the present calendar window began, and what was given back since."""
@@ -254,7 +258,7 @@ class Account(Holding):
 
     def ready(self, cost: float, now: float, *, late: bool = False) -> bool:
         """Whether `spend` would do it. `late`: the answer can be waited for no longer, so the fallback decides."""
-        if self.tokens(now) >= cost or self._has_credit(cost, now):
+        if self.tokens(now) >= cost or self._has_credit(cost, now) or self._has_lost_part(cost, now):
             return True
         if not (late and (self.asking or self.in_vain)) and not self.is_degraded(now):
             return False
@@ -278,6 +282,10 @@ class Account(Holding):
         self.arrive(cost)
         if self._has_credit(cost, now):
             self.credited += cost
+            self.debt += cost
+            return
+        if self._has_lost_part(cost, now):
+            self._lost_part -= cost
             self.debt += cost
             return
         if self.source.on_loss == "open":
@@ -325,6 +333,12 @@ class Account(Holding):
         if not credit or self.debt + cost > credit:
             return False
         return self.seen_at == -inf or self.left + self._gain(now - self.seen_at) >= 0.0
+
+    def _has_lost_part(self, cost: float, now: float) -> bool:
+        """The store has lost its data, and its new bucket lacks what the old one was known to have."""
+        if self._lost_part < cost or not self.source.fleet.up:
+            return False
+        return self.left + self._gain(now - self.seen_at) < cost
 
     def is_used_up(self, cost: float, now: float) -> bool:
         """The calendar window had less when the store was last heard, and nothing comes before its end: no fallback."""
@@ -489,6 +503,7 @@ class Account(Holding):
         if self.owed:
             self._incur(now)
         if isinstance(answer, Leased):
+            self._remember_bucket(answer, now)
             self._known_store, self.most = source.stores, None
             was_spent = self.seen_at > -inf and self.left < 1
             forgotten = self._remember_window(lease, answer)
@@ -560,6 +575,22 @@ class Account(Holding):
                 # The window was used up, by others perhaps: what the store gave out again pays for that.
                 self.debt = max(self.debt, answer.granted + lease.debt)
         return forgotten
+
+    def _remember_bucket(self, answer: Leased, now: float) -> None:
+        """If the store has lost what was in a bucket that refills, spare this worker's part of what is known of it."""
+        if self.terms.window_s:
+            return
+        source = self.source
+        born_us, self._born_us = self._born_us, answer.born_us
+        if born_us and answer.born_us and born_us != answer.born_us and source.on_loss != "closed":
+            known = self.left
+            if self._known_store == source.stores:
+                # What came in until then; while the store was away, that was the share's.
+                known += self._gain(max(0.0, now - self.seen_at - (answer.now_us - answer.born_us) / 1e6))
+            known = min(known, float(self.terms.depth))
+            self._lost_part = known / max(1, source.fleet.workers) - self.debt - self.owed
+        if self._lost_part <= answer.left:
+            self._lost_part = 0.0  # the new one has as much
 
     @property
     def used(self) -> float:

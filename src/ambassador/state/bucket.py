@@ -126,7 +126,7 @@ class Bucket(msgspec.Struct, gc=False):
         retry_ms = 0
         if missing > 0:
             retry_ms = ceil(min(missing / rate * 1000, _LONGEST_RETRY_MS)) if rate else _LONGEST_RETRY_MS
-        return Leased(now_us, granted, tokens, retry_ms, sharers)
+        return Leased(now_us, granted, tokens, retry_ms, sharers, born_us=born_us)
 
     def _enter_window(self, window_us: int, depth: float, now_us: int) -> float:
         """The tokens of the window of now. One step of the clock back over a border does not begin a window again."""

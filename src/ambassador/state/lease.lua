@@ -115,6 +115,6 @@ for i = 1, #ARGV do
   if reserved > 0 then kept = kept .. struct.pack('<dd', reserved, reserved_until) end
   redis.call('SET', key, kept, 'PX', string.format('%.0f', keep_ms))
   answers[i] = cmsgpack.pack({'leased', now, granted, tokens, retry_ms, max(tellers, tellers_before, 1), window_s > 0 and window or 0, left_ms,
-    window_s > 0 and born or 0})
+    born or 0})
 end
 return answers

@@ -165,7 +165,7 @@ class Leased(_Message, tag="leased", frozen=True):
     window_left_ms: int = 0
     """How long it lasts."""
     born_us: int = 0
-    """With `window_s`: when the store's data began; another number than before: it has forgotten what was used. 0:
+    """When the store's data began; another number than before: it has forgotten what was used, and what was there. 0:
     unknown."""
 
 

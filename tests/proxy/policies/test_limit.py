@@ -579,8 +579,8 @@ def test_quiet_client_waits_for_what_a_wiped_store_will_soon_have() -> None:
     worker.request("a")
     world.run(1.0)
     store.wipe()
-    worker.request("a")
-    worker.request("a")
+    worker.request("b")
+    worker.request("b")
     world.run(1.0)
     assert counts(worker) == (3, 0)
     assert 0.001 < max(worker.waited) <= 0.02
@@ -588,12 +588,44 @@ def test_quiet_client_waits_for_what_a_wiped_store_will_soon_have() -> None:
 
 def test_quiet_client_does_not_wait_for_what_comes_later() -> None:
     world, store, worker = one_worker(Config(rate=(10, 1), burst=10, per="client_ip"))
-    worker.request("a")
-    world.run(1.0)
     store.wipe()
     worker.request("a")
     world.run(0.002)
-    assert counts(worker) == (1, 1)
+    assert counts(worker) == (0, 1)
+
+
+@pytest.mark.parametrize(("rate", "burst"), [(10, 20), (2, 10), (1, 10)])
+def test_store_that_is_wiped_refuses_no_client_that_is_far_under_the_limit(rate: int, burst: int) -> None:
+    """It goes on answering, so nobody has been told yet."""
+    draw = random.Random(8).random
+    world = World()
+    store = Store(world)
+    config = Config(rate=(rate, 1), burst=burst, per="client_ip")
+    workers = four_workers(store, config, draw, far=lambda fleet: Line(fleet, replicas=2, workers=4))
+    for number in range(20 * 8):
+        at, key = number / 8 * 4 / rate, str(number % 4)
+        world.after(at, lambda number=number, key=key: workers[number // 4 % 4].request(key))  # type: ignore[misc]
+    world.after(10.0 * 4 / rate, store.wipe)
+    world.run(22.0 * 4 / rate)
+    assert sum(len(worker.refused) for worker in workers) == 0
+
+
+@pytest.mark.parametrize("over", [0.1, 2.0])
+def test_burst_around_a_wipe_is_no_second_one(over: float) -> None:
+    draw = random.Random(9).random
+    world = World()
+    store = Store(world)
+    workers = four_workers(
+        store, Config(rate=(100, 1)), draw, far=lambda fleet: Line(fleet, replicas=2, workers=4)
+    )
+    for worker in workers:
+        worker.load(100 * over / 4, 4.0, draw)
+    world.run(3.9)
+    for worker in workers:
+        worker.load(800 / 4, 2.0, draw)
+    world.after(0.1, store.wipe)
+    world.run(3.0)
+    assert excess(times_of(workers), 100) <= 100
 
 
 def test_worker_without_any_store_has_a_share_of_its_own() -> None:
