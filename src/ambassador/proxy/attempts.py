@@ -155,7 +155,7 @@ class Attempts:
                     continue
                 outcome = STATUS_TEXT[head.status]
                 reason = outcome if retry is None else retry.reason(outcome, found)
-            if await self._is_retried(plan, reason, outcome, answered=connection is not None):
+            if await self._is_retried(plan, reason, outcome, answered=failure is None):
                 continue
             if failure is not None:
                 try:
