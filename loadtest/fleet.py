@@ -264,6 +264,8 @@ class Simulation:
             self._ask(now, number, key, holding)
             return
         holding.arrive(cost)
+        if not queue:
+            holding.starve(cost)
         if now < holding.held_until and not holding.asking:
             return
         lacks = cost - holding.tokens(now)
