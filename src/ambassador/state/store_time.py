@@ -12,7 +12,7 @@ from __future__ import annotations
 from math import inf
 from typing import Final
 
-_DRIFT: Final = 1e-4
+DRIFT: Final = 1e-4
 """Quartz drifts by up to 50 µs a second, and there are two clocks: 6 ms in a minute."""
 _SLACK_S: Final = 0.02
 """Answers are met once a batch of the lane, so a round trip may look shorter than it was by a batch or two."""
@@ -40,7 +40,7 @@ class StoreTime:
                 return
         else:
             offset, error = now_us / 1e6 - (asked_at + now) / 2, (now - asked_at) / 2
-        believed_error = self._error_s + (now - self._at) * _DRIFT
+        believed_error = self._error_s + (now - self._at) * DRIFT
         contradicted = abs(offset - self._offset_s) > error + believed_error + _SLACK_S
         if error <= believed_error or contradicted:
             self._offset_s, self._error_s, self._at = offset, error, now
