@@ -39,7 +39,9 @@ def test_event_is_better_than_nothing_and_worse_than_any_answer() -> None:
         max_size=20,
     )
 )
-def test_error_is_at_most_half_of_a_round_trip_and_what_clocks_drift_since(trips: list[tuple[float, float]]) -> None:
+def test_error_is_at_most_half_of_a_round_trip_and_what_clocks_drift_since(
+    trips: list[tuple[float, float]],
+) -> None:
     time = StoreTime()
     now = 100.0
     for trip, share in trips:
